@@ -1,0 +1,1 @@
+"""The agents: decisions, one file each."""

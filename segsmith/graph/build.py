@@ -1,0 +1,243 @@
+"""The whole graph: every node, edge and route, readable from top to bottom.
+
+Nodes read state, make one or two calls and return what changed. Routes return reasons; one map per fork
+turns reasons into nodes, and the reasons are the labels of the diagram. Every node may run twice (a crash
+between its work and its checkpoint): ids and the ledger make that harmless.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from langgraph.config import get_stream_writer
+from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
+from langgraph.types import Send
+
+from segsmith.agents.director import ClassTally, plan_round
+from segsmith.graph.deps import opened
+from segsmith.graph.handover import evaluate_segmenter, export_dataset, train_segmenter
+from segsmith.graph.state import PromptResult, PromptState, RunContext, RunState
+
+Context = Runtime[RunContext]
+
+
+# -- the prompt agent's sub-graph: one class, fanned out with Send ---------------------------------
+
+
+def propose(state: PromptState, runtime: Context) -> dict[str, Any]:
+    """Rewrite the prompts the judge sent back, then ask for new ones."""
+    agent = opened(runtime.context.run).prompt_agent
+    rewritten = agent.refine(agent.returned(state.get("returned", [])))[: state["wanted"]]
+    fresh = agent.propose(state["class_name"], state["wanted"] - len(rewritten), state["round"])
+    return {"drafts": [*rewritten, *fresh], "refines": 0, "admitted": 0}
+
+
+def critique(state: PromptState, runtime: Context) -> dict[str, Any]:
+    """Find what is wrong with each draft; cheapest test first."""
+    return {"drafts": opened(runtime.context.run).prompt_agent.critique(state["drafts"])}
+
+
+def admit(state: PromptState, runtime: Context) -> dict[str, Any]:
+    """Remember the drafts without a problem."""
+    passed = [d for d in state["drafts"] if not d["problem"]]
+    ids = opened(runtime.context.run).prompt_agent.admit(passed)
+    rest = [d for d in state["drafts"] if d["problem"] or d["id"] not in ids]
+    return {"drafts": rest, "admitted": state["admitted"] + len(ids)}
+
+
+def refine(state: PromptState, runtime: Context) -> dict[str, Any]:
+    """Rewrite the rejected drafts, told why they were rejected and what to keep away from."""
+    agent = opened(runtime.context.run).prompt_agent
+    return {"drafts": agent.refine(state["drafts"]), "refines": state["refines"] + 1}
+
+
+def drop(state: PromptState, runtime: Context) -> dict[str, Any]:
+    """Give up on what is still rejected; counted under its reason."""
+    opened(runtime.context.run).prompt_agent.drop(state["drafts"])
+    return {"drafts": []}
+
+
+def route_drafts(state: PromptState, runtime: Context) -> Literal["all_admitted", "rejected", "hopeless"]:
+    """After `admit`: is something left, and may it be refined once more?"""
+    if not state["drafts"]:
+        return "all_admitted"
+    rounds = opened(runtime.context.run).config.prompts.max_refines
+    return "rejected" if state["refines"] < rounds else "hopeless"
+
+
+def build_prompt_graph() -> Any:
+    """propose -> critique -> admit -> (refine -> critique ... | drop)."""
+    graph = StateGraph(PromptState, context_schema=RunContext, output_schema=PromptResult)
+    for node in (propose, critique, admit, refine, drop):
+        graph.add_node(node)
+    graph.add_edge(START, "propose")
+    graph.add_edge("propose", "critique")
+    graph.add_edge("critique", "admit")
+    graph.add_conditional_edges(
+        "admit", route_drafts, {"all_admitted": END, "rejected": "refine", "hopeless": "drop"}
+    )
+    graph.add_edge("refine", "critique")
+    graph.add_edge("drop", END)
+    return graph.compile()
+
+
+# -- the main graph --------------------------------------------------------------------------------
+
+
+def direct(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Decide what to write and draw next, or that it is time to label."""
+    deps = opened(runtime.context.run)
+    waiting = deps.image_agent.waiting()
+    idle = dict(state.get("idle", {}))
+    if state.get("reason") == "need_prompts":  # and now none came: that is a round without progress, too
+        for name in state["write"]:
+            idle[name] = idle.get(name, 0) + (not waiting.get(name))
+    counts = deps.ledger.tallies()
+    tallies = {c: ClassTally.of(counts.get(c, {}), idle.get(c, 0)) for c in deps.config.classes}
+    plan = plan_round(deps.config, tallies, waiting, state.get("round", 0))
+    for name, short in plan.missing.items():
+        have = tallies[name].accepted
+        deps.ledger.log(
+            "missing", **{"class": name, "have": have, "want": have + short, "reason": plan.reason}
+        )
+    return {
+        "reason": plan.reason,
+        "draw": list(plan.draw),
+        "write": dict(plan.write),
+        "missing": dict(plan.missing),
+        "idle": idle,
+    }
+
+
+def route_plan(state: RunState) -> list[str | Send]:
+    """After `direct`: its reason, and one `write_prompts` for each class that is short of prompts.
+
+    While this round's prompts are drawn, the next round's are written.
+    """
+    writers: list[str | Send] = [
+        Send(
+            "write_prompts",
+            PromptState(
+                class_name=name,
+                wanted=wanted,
+                round=state.get("round", 0),
+                returned=state.get("returned", {}).get(name, []),
+            ),
+        )
+        for name, wanted in state["write"].items()
+    ]
+    return writers if state["reason"] == "need_prompts" else [state["reason"], *writers]
+
+
+def draw(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Draw this round's prompts."""
+    deps, tell = opened(runtime.context.run), get_stream_writer()
+    limit = deps.config.budget.max_images
+    left = None if limit is None else max(0, limit - len(deps.ledger.images()))
+    prompts = [deps.ledger.prompt(p) for p in state["draw"]]
+    deps.image_agent.draw(
+        prompts,
+        state.get("round", 0),
+        limit=left,
+        on_batch=lambda done, total: tell({"kind": "draw", "done": done, "total": total}),
+    )
+    return {}
+
+
+def judge(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Measure the new pictures, decide about all, and send failed prompts back."""
+    deps, tell = opened(runtime.context.run), get_stream_writer()
+    before = {c: t["accepted"] for c, t in deps.ledger.tallies().items()}
+    deps.judge_agent.judge()
+    after = {c: t["accepted"] for c, t in deps.ledger.tallies().items()}
+    asked = {deps.ledger.prompt(p).class_name for p in state["draw"]}
+    idle = dict(state.get("idle", {}))
+    for name in asked:
+        idle[name] = 0 if after.get(name, 0) > before.get(name, 0) else idle.get(name, 0) + 1
+    returned = deps.judge_agent.returned(state["draw"])
+    tell({"kind": "judge", "tallies": deps.ledger.tallies()})
+    return {"round": state.get("round", 0) + 1, "idle": idle, "returned": returned}
+
+
+def label(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Relabel every accepted picture by a ViT that did not train on it."""
+    deps, tell = opened(runtime.context.run), get_stream_writer()
+    tell({"kind": "stage", "name": "relabelling"})
+    changed = deps.labeler_agent.relabel()
+    deps.ledger.log("relabelled", changed=changed)
+    return {}
+
+
+def segment(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Masks from patch scores and SAM."""
+    deps, tell = opened(runtime.context.run), get_stream_writer()
+    tell({"kind": "stage", "name": "segmenting"})
+    deps.labeler_agent.segment(
+        on_batch=lambda done, total: tell({"kind": "segment", "done": done, "total": total})
+    )
+    return {}
+
+
+def export(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Write the dataset in PASCAL VOC's layout, split by prompt family."""
+    deps, tell = opened(runtime.context.run), get_stream_writer()
+    tell({"kind": "stage", "name": "exporting"})
+    export_dataset(deps)
+    return {}
+
+
+def train(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Hand the dataset to the trainer's tool."""
+    deps, tell = opened(runtime.context.run), get_stream_writer()
+    tell({"kind": "stage", "name": "training"})
+    train_segmenter(deps, on_epoch=lambda report: tell({"kind": "epoch", **report}))
+    return {}
+
+
+def evaluate(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Test the segmenter on the held-out split and, in the simulator, on the real-style world."""
+    deps, tell = opened(runtime.context.run), get_stream_writer()
+    tell({"kind": "stage", "name": "evaluating"})
+    deps.ledger.set_meta("evaluation", evaluate_segmenter(deps))
+    deps.ledger.set_meta("finished_at", time.time())
+    return {}
+
+
+def build_graph(checkpointer: Any = None) -> Any:
+    """The compiled graph; with a checkpointer it can be resumed by thread id."""
+    graph = StateGraph(RunState, context_schema=RunContext)
+    # Deferred: with writers and drawers running side by side, the director waits for the slower.
+    graph.add_node(direct, defer=True)
+    graph.add_node("write_prompts", build_prompt_graph())
+    for node in (draw, judge, label, segment, export, train, evaluate):
+        graph.add_node(node)
+
+    graph.add_edge(START, "direct")
+    graph.add_conditional_edges(
+        "direct",
+        route_plan,
+        {
+            "need_prompts": "write_prompts",
+            "draw": "draw",
+            "quota_met": "label",
+            "stalled": "label",
+            "budget_spent": "label",
+            "nothing_accepted": END,
+        },
+    )
+    graph.add_edge("write_prompts", "direct")
+    graph.add_edge("draw", "judge")
+    graph.add_edge("judge", "direct")
+    graph.add_edge("label", "segment")
+    graph.add_edge("segment", "export")
+    graph.add_edge("export", "train")
+    graph.add_edge("train", "evaluate")
+    graph.add_edge("evaluate", END)
+    return graph.compile(checkpointer=checkpointer)
+
+
+def serve_graph() -> Any:
+    """What `langgraph.json` names: LangGraph's own server brings a checkpointer, and a run folder as context."""
+    return build_graph()

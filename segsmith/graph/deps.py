@@ -1,0 +1,176 @@
+"""What nodes are given: config, ledger, and agents that open their models when first asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from segsmith.agents.image import ImageAgent
+from segsmith.agents.judge import JudgeAgent
+from segsmith.agents.labeler import LabelerAgent
+from segsmith.agents.prompt import PromptAgent
+from segsmith.config import Config, api_key, parse_config
+from segsmith.errors import SegsmithError
+from segsmith.memory.ledger import Ledger
+from segsmith.memory.store import RunFolder
+from segsmith.tools.protocols import ChatModel, ImageBackend, ImageTextEncoder
+
+Made = TypeVar("Made")
+
+
+class once(Generic[Made]):
+    """A property made on first use, by one thread: nodes of one step run side by side."""
+
+    def __init__(self, make: Callable[[Any], Made]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __get__(self, owner: Any, _: type | None = None) -> Made:
+        with owner._opening:
+            name = self._make.__name__
+            if name not in owner._made:
+                owner._made[name] = self._make(owner)
+            made: Made = owner._made[name]
+            return made
+
+
+class Deps:
+    """Everything one run needs, opened on first use and closed together.
+
+    A run that resumes behind the prompts starts no language model; one that only exports loads no CLIP.
+    """
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        self.config = config
+        self.run = run
+        self.ledger = Ledger(run.ledger)
+        self._stack = ExitStack()
+        self._stack.callback(self.ledger.close)
+        self._opening = threading.RLock()
+        self._made: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Stop the servers this run started and close its files."""
+        self._stack.close()
+
+    # -- outside models ---------------------------------------------------------------------------
+
+    @once
+    def chat(self) -> ChatModel:
+        """The language model; a local server is started here and stopped by `close`."""
+        from segsmith.tools.llm import open_chat
+
+        return self._stack.enter_context(open_chat(self.config.llm, api_key=api_key()))
+
+    @once
+    def encoder(self) -> ImageTextEncoder:
+        from segsmith.tools.clip import OpenClipEncoder
+
+        return OpenClipEncoder.load(self.config.judge.clip)
+
+    @once
+    def backend(self) -> ImageBackend:
+        from segsmith.tools.simulator import Simulator
+
+        return Simulator(self.config.images.faults, self.config.classes, self.config.images.size)
+
+    # -- agents -----------------------------------------------------------------------------------
+
+    @once
+    def prompt_agent(self) -> PromptAgent:
+        from segsmith.memory.prompts import PromptMemory
+        from segsmith.tools.simulator import synonyms
+
+        folder = Path(self.config.memory) if self.config.memory else self.run.memory
+        return PromptAgent(
+            chat=self.chat,
+            encoder=self.encoder,
+            memory=PromptMemory(folder, self.encoder),
+            ledger=self.ledger,
+            config=self.config.prompts,
+            classes=self.config.classes,
+            synonyms=synonyms,
+            able=self.config.llm.able,
+            seed=self.config.seed,
+        )
+
+    @once
+    def image_agent(self) -> ImageAgent:
+        return ImageAgent(self.backend, self.ledger, self.run, self.config.images, self.config.seed)
+
+    @once
+    def judge_agent(self) -> JudgeAgent:
+        from segsmith.tools.simulator import synonyms
+
+        return JudgeAgent(
+            self.encoder,
+            self.ledger,
+            self.run,
+            self.config.judge,
+            self.config.classes,
+            synonyms,
+            quota=self.config.per_class,
+        )
+
+    @once
+    def labeler_agent(self) -> LabelerAgent:
+        return LabelerAgent(
+            self._classifier,
+            self._segmenter,
+            self.ledger,
+            self.run,
+            self.config.labeler,
+            self.config.classes,
+            self.config.seed,
+        )
+
+    def _classifier(self) -> Any:
+        from segsmith.tools.vit import TimmPatchClassifier
+
+        return TimmPatchClassifier.from_encoder(
+            self.encoder, self.config.classes, self.config.labeler, self.config.seed
+        )
+
+    def _segmenter(self) -> Any:
+        from segsmith.tools.sam import SamSegmenter
+
+        return SamSegmenter.load(self.config.labeler.sam)
+
+
+_open: dict[str, Deps] = {}
+
+
+def register(deps: Deps) -> None:
+    """Make `deps` what nodes of its run folder get."""
+    _open[str(deps.run.root)] = deps
+
+
+def forget(deps: Deps) -> None:
+    """Undo `register`."""
+    _open.pop(str(deps.run.root), None)
+
+
+def opened(run: str) -> Deps:
+    """The `Deps` of a run folder, opened from its run.toml where nobody registered one."""
+    if run not in _open:
+        folder = RunFolder(Path(run))
+        if not folder.config.exists():
+            raise SegsmithError(
+                f"{run} is not a run folder (no run.toml).", "Start one with `segsmith build`."
+            )
+        _open[run] = Deps(read_run_config(folder), folder)
+    return _open[run]
+
+
+def read_run_config(folder: RunFolder) -> Config:
+    """The config a run was started with."""
+    import tomllib
+
+    try:
+        values = tomllib.loads(folder.config.read_text("utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SegsmithError(f"{folder.config} cannot be read: {error}.", "Name another run folder.") from None
+    return parse_config(values.get("config", values), source=str(folder.config))

@@ -1,0 +1,292 @@
+"""The run's SQLite ledger: prompts, images, verdicts, labels, masks and events.
+
+Files are written first, then their row commits, so a row never names a file that is not whole. Every
+write is an upsert under an id made of what made the thing, so doing a step twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from segsmith.errors import SegsmithError
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS prompts (
+    id TEXT PRIMARY KEY,            -- hash of class and text
+    class_name TEXT NOT NULL,       -- the class it was written for
+    text TEXT NOT NULL,
+    classes TEXT NOT NULL,          -- JSON list: every class of the list that the text names
+    attributes TEXT NOT NULL,       -- JSON object: place, light, weather, state, companion
+    parent_id TEXT,                 -- the prompt it refines
+    round INTEGER NOT NULL,
+    status TEXT NOT NULL,           -- admitted | refined | dropped
+    critique TEXT NOT NULL          -- JSON object: reason and numbers
+);
+CREATE TABLE IF NOT EXISTS images (
+    id TEXT PRIMARY KEY,            -- hash of prompt, seed and backend
+    prompt_id TEXT NOT NULL REFERENCES prompts(id),
+    seed INTEGER NOT NULL,
+    backend TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    sha256 TEXT NOT NULL            -- of the PNG file images/<id>.png
+);
+CREATE TABLE IF NOT EXISTS verdicts (
+    image_id TEXT PRIMARY KEY REFERENCES images(id),
+    accepted INTEGER NOT NULL,
+    reason TEXT NOT NULL,           -- ok | wrong_class | blurred | blank | duplicate | beyond_top_k | ...
+    scores TEXT NOT NULL            -- JSON object of numbers
+);
+CREATE TABLE IF NOT EXISTS labels (
+    image_id TEXT NOT NULL REFERENCES images(id),
+    source TEXT NOT NULL,           -- prompt | clip | relabel
+    classes TEXT NOT NULL,          -- JSON list
+    scores TEXT NOT NULL,           -- JSON object: class -> probability
+    PRIMARY KEY (image_id, source)
+);
+CREATE TABLE IF NOT EXISTS masks (
+    image_id TEXT PRIMARY KEY REFERENCES images(id),
+    pixels TEXT NOT NULL,           -- JSON object: class -> pixel count
+    ignore_share REAL NOT NULL,     -- share of pixels that are 255
+    sources TEXT NOT NULL           -- JSON object: how each component was found
+);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,               -- Unix time, seconds
+    kind TEXT NOT NULL,
+    detail TEXT NOT NULL            -- JSON object
+);
+CREATE INDEX IF NOT EXISTS images_prompt ON images(prompt_id);
+"""
+
+PromptStatus = Literal["admitted", "refined", "dropped"]
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt as it was written, and what became of it."""
+
+    id: str
+    class_name: str
+    text: str
+    classes: tuple[str, ...]
+    attributes: Mapping[str, str]
+    parent_id: str | None
+    round: int
+    status: PromptStatus
+    critique: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """A drawn picture."""
+
+    id: str
+    prompt_id: str
+    seed: int
+    backend: str
+    round: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    """The judge's decision on a picture, with its grounds."""
+
+    image_id: str
+    accepted: bool
+    reason: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """Image labels from one source: the prompt, CLIP, or the relabelling ViT."""
+
+    image_id: str
+    source: Literal["prompt", "clip", "relabel"]
+    classes: tuple[str, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MaskRow:
+    """What a mask holds; the mask itself is masks/<image_id>.png."""
+
+    image_id: str
+    pixels: Mapping[str, int]
+    ignore_share: float
+    sources: Mapping[str, Any]
+
+
+class Ledger:
+    """Typed access to the run's database; safe to share between threads of one process."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.executescript(SCHEMA)
+            self._db.execute(
+                "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
+            )
+            self._db.commit()
+            (version,) = self._db.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise SegsmithError(
+                f"{path} is not a usable segsmith ledger ({error}).", "Name another run folder with --out."
+            ) from None
+        if int(version) != SCHEMA_VERSION:
+            raise SegsmithError(
+                f"{path} has ledger schema {version}; this segsmith reads schema {SCHEMA_VERSION}.",
+                "Use the segsmith version named in run.toml, or another --out.",
+            )
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def add_prompts(self, rows: Iterable[PromptRow]) -> None:
+        self._upsert(
+            "prompts",
+            [
+                (r.id, r.class_name, r.text, _dump(r.classes), _dump(r.attributes), r.parent_id, r.round,
+                 r.status, _dump(r.critique))
+                for r in rows
+            ],
+        )  # fmt: skip
+
+    def add_images(self, rows: Iterable[ImageRow]) -> None:
+        self._upsert("images", [(r.id, r.prompt_id, r.seed, r.backend, r.round, r.sha256) for r in rows])
+
+    def add_verdicts(self, rows: Iterable[VerdictRow]) -> None:
+        self._upsert("verdicts", [(r.image_id, int(r.accepted), r.reason, _dump(r.scores)) for r in rows])
+
+    def add_labels(self, rows: Iterable[LabelRow]) -> None:
+        self._upsert("labels", [(r.image_id, r.source, _dump(r.classes), _dump(r.scores)) for r in rows])
+
+    def add_masks(self, rows: Iterable[MaskRow]) -> None:
+        self._upsert("masks", [(r.image_id, _dump(r.pixels), r.ignore_share, _dump(r.sources)) for r in rows])
+
+    def log(self, kind: str, **detail: Any) -> None:
+        """Append an event; `detail` must be JSON."""
+        with self._lock, self._db:
+            self._db.execute(
+                "INSERT INTO events (at, kind, detail) VALUES (?, ?, ?)", (time.time(), kind, _dump(detail))
+            )
+
+    def set_meta(self, key: str, value: Any) -> None:
+        with self._lock, self._db:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _dump(value)))
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def get_meta(self, key: str) -> Any:
+        """The value last set, or None."""
+        row = self._one("SELECT value FROM meta WHERE key=?", key)
+        return None if row is None else json.loads(row[0])
+
+    def prompts(self, status: PromptStatus | None = None) -> list[PromptRow]:
+        """Prompts in the order they were written, of one status or all."""
+        rows = self._all("SELECT * FROM prompts WHERE ?1 IS NULL OR status=?1 ORDER BY rowid", status)
+        return [_prompt(row) for row in rows]
+
+    def prompt(self, prompt_id: str) -> PromptRow:
+        row = self._one("SELECT * FROM prompts WHERE id=?", prompt_id)
+        if row is None:
+            raise KeyError(prompt_id)
+        return _prompt(row)
+
+    def images(self, *, judged: bool | None = None) -> list[ImageRow]:
+        """Images in the order they were drawn; `judged` keeps those with, or without, a verdict."""
+        where = {None: "1", True: "v.image_id NOT NULL", False: "v.image_id IS NULL"}[judged]
+        rows = self._all(
+            f"SELECT i.* FROM images i LEFT JOIN verdicts v ON v.image_id=i.id WHERE {where} ORDER BY i.rowid"
+        )
+        return [ImageRow(*row) for row in rows]
+
+    def accepted(self) -> list[ImageRow]:
+        """Accepted images in the order they were drawn."""
+        rows = self._all(
+            "SELECT i.* FROM images i JOIN verdicts v ON v.image_id=i.id WHERE v.accepted ORDER BY i.rowid"
+        )
+        return [ImageRow(*row) for row in rows]
+
+    def verdicts(self) -> dict[str, VerdictRow]:
+        rows = self._all("SELECT * FROM verdicts ORDER BY rowid")
+        return {r[0]: VerdictRow(r[0], bool(r[1]), r[2], json.loads(r[3])) for r in rows}
+
+    def labels(self, source: str) -> dict[str, LabelRow]:
+        """Image id -> labels of one source."""
+        rows = self._all("SELECT * FROM labels WHERE source=? ORDER BY rowid", source)
+        return {r[0]: LabelRow(r[0], r[1], tuple(json.loads(r[2])), json.loads(r[3])) for r in rows}
+
+    def masks(self) -> dict[str, MaskRow]:
+        rows = self._all("SELECT * FROM masks ORDER BY rowid")
+        return {r[0]: MaskRow(r[0], json.loads(r[1]), r[2], json.loads(r[3])) for r in rows}
+
+    def events(self, kind: str | None = None) -> list[tuple[float, str, dict[str, Any]]]:
+        """(Unix time, kind, detail), oldest first."""
+        rows = self._all("SELECT at, kind, detail FROM events WHERE ?1 IS NULL OR kind=?1 ORDER BY id", kind)
+        return [(at, name, json.loads(detail)) for at, name, detail in rows]
+
+    def tallies(self) -> dict[str, dict[str, int]]:
+        """Per class the prompts were written for: admitted, drawn, judged and accepted counts."""
+        rows = self._all(
+            """SELECT p.class_name, COUNT(DISTINCT p.id), COUNT(i.id), COUNT(v.image_id),
+                      COALESCE(SUM(v.accepted), 0)
+               FROM prompts p LEFT JOIN images i ON i.prompt_id=p.id
+               LEFT JOIN verdicts v ON v.image_id=i.id
+               WHERE p.status='admitted' GROUP BY p.class_name"""
+        )
+        keys = ("admitted", "drawn", "judged", "accepted")
+        return {row[0]: dict(zip(keys, row[1:], strict=True)) for row in rows}
+
+    # -- plumbing ---------------------------------------------------------------------------------
+
+    def _upsert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        if not rows:
+            return
+        # Not INSERT OR REPLACE: that would move a row to the end, and order is part of the result.
+        columns = [r[1] for r in self._all(f"PRAGMA table_info({table})")]
+        keys = [r[1] for r in self._all(f"PRAGMA table_info({table})") if r[5]]
+        update = ", ".join(f"{c}=excluded.{c}" for c in columns if c not in keys)
+        marks = ", ".join("?" * len(columns))
+        with self._lock, self._db:
+            self._db.executemany(
+                f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT({', '.join(keys)}) DO UPDATE SET {update}",
+                rows,
+            )
+
+    def _all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    def _one(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
+        with self._lock:
+            row: tuple[Any, ...] | None = self._db.execute(sql, values).fetchone()
+            return row
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _prompt(row: tuple[Any, ...]) -> PromptRow:
+    id_, class_name, text, classes, attributes, parent, round_, status, critique = row
+    return PromptRow(
+        id_, class_name, text, tuple(json.loads(classes)), json.loads(attributes), parent, round_, status,
+        json.loads(critique),
+    )  # fmt: skip

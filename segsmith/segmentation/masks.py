@@ -1,0 +1,114 @@
+"""From patch scores and labels to a label map: SeSAM's three steps joined, with SAM behind a protocol."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsmith.config import LabelerConfig
+from segsmith.segmentation.merge import Region, merge_masks
+from segsmith.segmentation.seeds import seed_masks, upsample_maps
+from segsmith.segmentation.sesam import components, select_mask, skeleton_points
+from segsmith.tools.protocols import Image, MaskCandidates, PointSegmenter
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """The labeler's settings that shape a mask; see `LabelerConfig`."""
+
+    points: int
+    tau1: float
+    tau2: float
+    border_px: int
+    seed_level: float
+    min_area_px: int
+
+    @classmethod
+    def of(cls, config: LabelerConfig) -> MaskSettings:
+        """The part of the labeler's config that shapes masks."""
+        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Component:
+    """One connected piece of a class's seed: what SAM is asked about."""
+
+    class_index: int
+    seed: NDArray[np.bool_]
+    points: NDArray[np.float32]
+    score: float
+    """Mean patch score inside the seed, [0, 1]."""
+
+
+@dataclass(frozen=True)
+class PlannedMask:
+    """A picture's components, ready for SAM (SeSAM, steps 1 and 2)."""
+
+    size: tuple[int, int]
+    seeds: dict[int, NDArray[np.bool_]]
+    parts: list[Component] = field(default_factory=list)
+
+
+def plan_mask(
+    maps: NDArray[np.float32],
+    present: Sequence[int],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    settings: MaskSettings,
+) -> PlannedMask:
+    """Seeds, components and skeleton points of the `present` classes from (C, h, w) patch scores."""
+    scores = upsample_maps(maps, size)
+    seeds = seed_masks(scores, present, high=settings.seed_level, min_area_px=settings.min_area_px)
+    plan = PlannedMask(size, seeds)
+    for index, seed in seeds.items():
+        for piece in components(seed, settings.min_area_px):
+            points = skeleton_points(piece, settings.points, rng)
+            plan.parts.append(Component(index, piece, points, float(scores[index][piece].mean())))
+    return plan
+
+
+def finish_mask(
+    images: Sequence[Image],
+    plans: Sequence[PlannedMask],
+    segmenter: PointSegmenter | None,
+    settings: MaskSettings,
+) -> list[tuple[NDArray[np.uint8], dict[str, int]]]:
+    """Label maps (H, W) of all pictures, each with a count of how its components were resolved.
+
+    Without a segmenter the seeds themselves become the masks. With one, a component whose candidates are
+    all refused leaves its seed as 255: SAM could not say where that object ends.
+    """
+    if segmenter is None:
+        offers: list[list[MaskCandidates]] = [[] for _ in plans]
+    else:
+        offers = segmenter.segment_many(images, [[part.points for part in plan.parts] for plan in plans])
+    return [_finish(plan, offer, settings) for plan, offer in zip(plans, offers, strict=True)]
+
+
+def _finish(
+    plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskSettings
+) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    regions: list[Region] = []
+    uncertain = np.zeros(plan.size, dtype=bool)
+    how: Counter[str] = Counter()
+    if not offer:
+        regions = [Region(part.class_index, part.seed, part.score) for part in plan.parts]
+        how["seed"] = len(regions)
+    for part, candidates in zip(plan.parts, offer, strict=bool(offer)):
+        others = np.zeros(plan.size, dtype=bool)
+        for index, seed in plan.seeds.items():
+            if index != part.class_index:
+                others |= seed
+        chosen = select_mask(candidates, part.seed, others, settings.tau1, settings.tau2)
+        how[f"sam:{chosen.reason}"] += 1
+        if chosen.index is None:
+            uncertain |= part.seed
+        else:
+            regions.append(
+                Region(part.class_index, candidates.masks[chosen.index], part.score * chosen.predicted_iou)
+            )
+    return merge_masks(regions, plan.size, uncertain, settings.border_px), dict(how)

@@ -1,0 +1,145 @@
+"""The small protocols behind which every outside model stands.
+
+Agents import this file and never a model library, so a simulator, a mini checkpoint and the big model
+are interchangeable. Arrays are numpy; images are (H, W, 3) uint8 RGB unless a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+LabelMap = NDArray[np.uint8]
+Vectors = NDArray[np.float32]
+Reply = TypeVar("Reply", bound=BaseModel)
+
+IGNORE = 255
+"""Value of a pixel in a label map whose class is unknown (PASCAL VOC's convention)."""
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One picture to draw. `seed` alone decides between pictures of the same prompt.
+
+    Seeds of one prompt are consecutive (`first, first + 1, ...`), `first` a multiple of 1000.
+    """
+
+    prompt: str
+    seed: int
+
+
+@runtime_checkable
+class ImageBackend(Protocol):
+    """Draws pictures from text."""
+
+    name: str
+    """Model id and revision, kept with every image."""
+
+    def draw(self, requests: Sequence[ImageRequest]) -> list[Image]:
+        """One image per request, in order; the same request always gives the same image."""
+        ...
+
+
+@runtime_checkable
+class ImageTextEncoder(Protocol):
+    """A CLIP-like pair of towers."""
+
+    name: str
+    logit_scale: float
+    """Multiplies cosines before a softmax."""
+
+    def embed_images(self, images: Sequence[Image]) -> Vectors:
+        """(N, D) float32, unit length."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """(N, D) float32, unit length."""
+        ...
+
+    def fits(self, text: str) -> bool:
+        """Does the text fit the encoder's token limit without being cut?"""
+        ...
+
+
+@dataclass(frozen=True)
+class MaskCandidates:
+    """What SAM offers for one set of points: (K, H, W) bool masks and (K,) predicted IoUs in [0, 1]."""
+
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+
+
+@runtime_checkable
+class PointSegmenter(Protocol):
+    """A SAM-like promptable segmenter."""
+
+    name: str
+
+    def segment(self, image: Image, point_sets: Sequence[NDArray[np.float32]]) -> list[MaskCandidates]:
+        """Candidates per point set; each set is (N, 2) foreground points as (x, y) pixels of `image`.
+
+        The image is embedded once, and all point sets are decoded in batches.
+        """
+        ...
+
+    def segment_many(
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[NDArray[np.float32]]]
+    ) -> list[list[MaskCandidates]]:
+        """`segment` for several images of one size, embedded in batches."""
+        ...
+
+
+@dataclass(frozen=True)
+class PatchScores:
+    """A multi-label patch classifier's view of N images and C classes.
+
+    `maps` is (N, C, h, w) float32 in [0, 1], one score per patch; `probabilities` is (N, C) float32.
+    """
+
+    maps: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
+@runtime_checkable
+class PatchClassifier(Protocol):
+    """A ViT whose patches are scored per class (SynthSeg-Agents Fig. 4; top-k pooling after TKP-PCL)."""
+
+    name: str
+
+    def out_of_fold(
+        self, images: Sequence[Image], labels: NDArray[np.float32], groups: Sequence[str]
+    ) -> PatchScores:
+        """Train on folds and predict each image by a model that saw no image of its group.
+
+        `labels` is (N, C) float32 in [0, 1]; images with one group (a prompt) share a fold.
+        """
+        ...
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """A language model that answers in a schema."""
+
+    name: str
+
+    def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
+        """A reply that validates against `schema`.
+
+        Raises `BadReply` when every bounded retry failed, `SegsmithError` when the server is gone.
+        """
+        ...
+
+
+class OutOfMemory(Exception):
+    """A backend's device ran out of memory; the same work in smaller batches may fit."""
+
+
+class BadReply(Exception):
+    """The model answered, but never in the schema; counted by the caller, never shown as data."""
