@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.config import LabelerConfig
-from segsmith.exports.palette import voc_palette
+from segsmith.segmentation.palette import voc_palette
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow
 from segsmith.memory.store import RunFolder, png_bytes, read_image, seed_of, write_atomic
 from segsmith.segmentation.masks import MaskSettings, PlannedMask, finish_mask, plan_mask

@@ -52,6 +52,11 @@ class Deps:
         self._opening = threading.RLock()
         self._made: dict[str, Any] = {}
 
+    def use(self, **parts: Any) -> Deps:
+        """Take these parts (``prompt_agent=...``, ``backend=...``) instead of opening what the config names."""
+        self._made.update(parts)
+        return self
+
     def close(self) -> None:
         """Stop the servers this run started and close its files."""
         self._stack.close()

@@ -84,6 +84,7 @@ class RunFolder:
         self.memory = root / "memory"
         self.checkpoints = root / "checkpoints"
         self.dataset = root / "dataset"
+        self.voc = self.dataset / "voc"
         self.evaluation = root / "evaluation"
         self.report = root / "report.html"
         self.log = root / "segsmith.log"

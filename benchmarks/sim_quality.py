@@ -1,0 +1,336 @@
+"""The quality of the whole line in the simulator, where every truth is known.
+
+    python -m benchmarks.sim_quality                # three seeds, all ablations; about an hour on two cores
+    python -m benchmarks.sim_quality --seeds 0      # one seed
+    python -m benchmarks.sim_quality --table        # print the table again from results already there
+
+Runs and results lie under ``runs/quality``; what is there is not measured twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segsmith.config import Config, load_config
+from segsmith.graph.deps import Deps
+from segsmith.graph.handover import evaluate_segmenter, export_dataset, train_segmenter
+from segsmith.graph.run import build_run
+from segsmith.memory.store import RunFolder, png_bytes, read_index_map
+from segsmith.tools.protocols import IGNORE, ImageRequest
+from segsmith.tools.simulator import Drawing, Simulator
+
+CLASSES = ("cat", "dog", "horse", "bird", "bus", "bicycle", "boat", "chair")
+PER_CLASS = 40
+ROOT = Path("runs/quality")
+PASSED = {"ok", "surplus", "beyond_top_k"}
+"""Verdicts that call a picture good; the last two only say that enough others are there."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", help="parts: full exact judge_off relabel_off sam_off diversity sam")
+    parser.add_argument("--table", action="store_true", help="print the table from results already there")
+    arguments = parser.parse_args()
+    parts: dict[str, Callable[[int], dict[str, Any]]] = {
+        "full": full,
+        "exact": exact,
+        "judge_off": judge_off,
+        "relabel_off": relabel_off,
+        "sam_off": sam_off,
+        "diversity": diversity,
+        "sam": sam,
+    }
+    if not arguments.table:
+        for seed in arguments.seeds:
+            for name in arguments.only or parts:
+                measured(seed, name, parts[name])
+    print(table(list(parts)))
+
+
+def measured(seed: int, name: str, measure: Callable[[int], dict[str, Any]]) -> None:
+    """Measure one part once, and keep its figures."""
+    path = ROOT / f"seed{seed}" / f"{name}.json"
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    figures = measure(seed)
+    figures["seconds"] = time.monotonic() - started
+    path.write_text(json.dumps(figures, indent=1))
+    print(f"seed {seed}, {name}: {json.dumps(figures)}", flush=True)
+
+
+def settings(seed: int, **changes: Any) -> Config:
+    return load_config(flags={"classes": CLASSES, "per_class": PER_CLASS, "seed": seed, **changes})
+
+
+def full(seed: int) -> dict[str, Any]:
+    """The whole line, and everything that can be said of its run."""
+    config = settings(seed)
+    deps = built(config, "full")
+    figures = {
+        **judge_figures(deps),
+        **label_figures(deps),
+        **mask_figures(deps),
+        "real_miou": deps.ledger.get_meta("evaluation")["real"]["miou"],
+        "real_iou": deps.ledger.get_meta("evaluation")["real"]["iou"],
+    }
+    deps.close()
+    return figures
+
+
+def exact(seed: int) -> dict[str, Any]:
+    """The same pictures and splits with exact masks: what perfect labelling would have given."""
+
+    def replace_masks(deps: Deps) -> None:
+        folder = deps.run.voc / "SegmentationClass"
+        for image_id, drawing in truths(deps).items():
+            path = folder / f"{image_id}.png"
+            if path.exists():
+                path.write_bytes(png_bytes(drawing.scene.class_mask(CLASSES)))
+
+    return {"real_miou": variant(seed, "exact", relabel=False, change_dataset=replace_masks)["real_miou"]}
+
+
+def judge_off(seed: int) -> dict[str, Any]:
+    """Every drawn picture is accepted."""
+    deps = built(settings(seed, judge={"enabled": False}), "judge_off")
+    figures = {
+        "precision": judge_figures(deps)["precision"],
+        "mask_miou": mask_figures(deps)["mask_miou"],
+        "real_miou": deps.ledger.get_meta("evaluation")["real"]["miou"],
+    }
+    deps.close()
+    return figures
+
+
+def relabel_off(seed: int) -> dict[str, Any]:
+    """CLIP's pseudo-labels are final."""
+    return variant(seed, "relabel_off", labeler={"relabel": False})
+
+
+def sam_off(seed: int) -> dict[str, Any]:
+    """Masks are the thresholded patch scores."""
+    return variant(seed, "sam_off", relabel=False, labeler={"use_sam": False})
+
+
+def diversity(seed: int) -> dict[str, Any]:
+    """240 prompts with the memory's help (novelty test and exploration) and as many without."""
+    figures: dict[str, Any] = {}
+    for name, remember in (("with", True), ("without", False)):
+        run = RunFolder(ROOT / f"seed{seed}" / f"prompts_{name}")
+        run.create()
+        deps = Deps(settings(seed, prompts={"remember": remember}), run)
+        write_prompts(deps, per_class=30)
+        prompts = deps.ledger.prompts("admitted")
+        vectors = deps.encoder.embed_texts([p.text for p in prompts])
+        nearest = []
+        for index, prompt in enumerate(prompts):
+            same = [i for i, p in enumerate(prompts) if p.class_name == prompt.class_name and i != index]
+            nearest.append(float(np.max(vectors[same] @ vectors[index])))
+        cells = {
+            (p.class_name, p.attributes.get("place"), p.attributes.get("light"), p.attributes.get("weather"))
+            for p in prompts
+        }
+        figures[f"nearest_cosine_{name}"] = float(np.mean(nearest))
+        figures[f"cells_{name}"] = len(cells) / len(prompts)
+        figures[f"prompts_{name}"] = len(prompts)
+        deps.close()
+    return figures
+
+
+def sam(seed: int) -> dict[str, Any]:
+    """Mini SAM from five skeleton points on sprites it never saw."""
+    from foundry.mini_sam import HELD_OUT, evaluate
+    from segsmith.tools.sam import SamSegmenter
+
+    segmenter = SamSegmenter.load("mini")
+    return {
+        style: evaluate(segmenter, 300, seed + 10_000, style, HELD_OUT)["iou"] for style in ("synthetic", "real")
+    }
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def built(config: Config, name: str) -> Deps:
+    out = ROOT / f"seed{config.seed}" / name
+    for _ in build_run(config, out):
+        pass
+    return Deps(config, RunFolder(out))
+
+
+def variant(
+    seed: int,
+    name: str,
+    *,
+    relabel: bool = True,
+    change_dataset: Callable[[Deps], None] = lambda deps: None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """The full run's pictures, labelled and trained under other settings."""
+    source, out = ROOT / f"seed{seed}" / "full", ROOT / f"seed{seed}" / name
+    if not (out / "ledger.db").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source / "images", out / "images", dirs_exist_ok=True)
+        shutil.copy(source / "patch_scores.npz", out)
+        close_copy(source / "ledger.db", out / "ledger.db")
+    run = RunFolder(out)
+    run.create()
+    deps = Deps(settings(seed, **changes), run)
+    if relabel:
+        deps.labeler_agent.relabel()
+    deps.labeler_agent.segment()
+    export_dataset(deps)
+    change_dataset(deps)
+    train_segmenter(deps, on_epoch=lambda report: None)
+    figures = {"real_miou": evaluate_segmenter(deps)["real"]["miou"], **label_figures(deps), **mask_figures(deps)}
+    deps.close()
+    return figures
+
+
+def close_copy(source: Path, target: Path) -> None:
+    """Copy a ledger without its masks."""
+    import sqlite3
+
+    with sqlite3.connect(source) as before, sqlite3.connect(target) as after:
+        before.backup(after)
+        after.execute("DELETE FROM masks")
+
+
+def write_prompts(deps: Deps, per_class: int) -> None:
+    """Only the prompt agent's part of the line, in the batches of a build."""
+    agent, batch = deps.prompt_agent, deps.config.prompts.batch
+    for round_ in range(per_class // batch):
+        for name in CLASSES:
+            drafts = agent.critique(agent.propose(name, batch, round_))
+            for _ in range(deps.config.prompts.max_refines):
+                agent.admit([d for d in drafts if not d["problem"]])
+                drafts = agent.critique(agent.refine([d for d in drafts if d["problem"]]))
+            agent.admit([d for d in drafts if not d["problem"]])
+            agent.drop([d for d in drafts if d["problem"]])
+
+
+# -- truth -----------------------------------------------------------------------------------------
+
+
+def truths(deps: Deps) -> dict[str, Drawing]:
+    """Image id -> what was really drawn."""
+    simulator = Simulator(deps.config.images.faults, CLASSES, deps.config.images.size)
+    texts = {p.id: p.text for p in deps.ledger.prompts()}
+    return {r.id: simulator.truth(ImageRequest(texts[r.prompt_id], r.seed)) for r in deps.ledger.images()}
+
+
+def judge_figures(deps: Deps) -> dict[str, Any]:
+    """A picture is good when its target is there, in focus, and not a repetition of one drawn before."""
+    prompts = {p.id: p for p in deps.ledger.prompts()}
+    verdicts, truth = deps.ledger.verdicts(), truths(deps)
+    good, seen = {}, set()
+    for row in deps.ledger.images():
+        drawing = truth[row.id]
+        fingerprint = drawing.image.tobytes()
+        there = prompts[row.prompt_id].class_name in drawing.scene.present(CLASSES)
+        good[row.id] = there and "blur" not in drawing.faults and fingerprint not in seen
+        seen.add(fingerprint)
+    passed = [i for i, v in verdicts.items() if v.reason in PASSED]
+    accepted = [i for i, v in verdicts.items() if v.accepted]
+    faults: dict[str, list[bool]] = {}
+    for image_id, drawing in truth.items():
+        for fault in drawing.faults or ("none",):
+            faults.setdefault(fault, []).append(verdicts[image_id].reason in PASSED)
+    return {
+        "precision": float(np.mean([good[i] for i in accepted])),
+        "precision_passed": float(np.mean([good[i] for i in passed])),
+        "recall": sum(good[i] for i in passed) / sum(good.values()),
+        "drawn": len(good),
+        "accepted": len(accepted),
+        "passed_by_fault": {k: float(np.mean(v)) for k, v in sorted(faults.items())},
+    }
+
+
+def label_figures(deps: Deps) -> dict[str, float]:
+    truth = {i: set(d.scene.present(CLASSES)) for i, d in truths(deps).items()}
+    figures = {}
+    for source in ("prompt", "clip", "relabel"):
+        labels = deps.ledger.labels(source)
+        rows = [(set(labels[r.id].classes), truth[r.id]) for r in deps.ledger.accepted()]
+        hits = sum(len(a & b) for a, b in rows)
+        figures[f"f1_{source}"] = 2 * hits / max(1, sum(len(a) + len(b) for a, b in rows))
+    return figures
+
+
+def mask_figures(deps: Deps) -> dict[str, Any]:
+    """mIoU over classes and background of all accepted images' masks; pixels marked 255 do not count."""
+    n = len(CLASSES) + 1
+    confusion, ignored, pixels = np.zeros((n, n)), 0, 0
+    truth = truths(deps)
+    for row in deps.ledger.accepted():
+        mask, exact_mask = read_index_map(deps.run.mask(row.id)), truth[row.id].scene.class_mask(CLASSES)
+        known = mask != IGNORE
+        ignored, pixels = ignored + int((~known).sum()), pixels + mask.size
+        confusion += np.bincount(
+            exact_mask[known].astype(int) * n + mask[known], minlength=n * n
+        ).reshape(n, n)  # fmt: skip
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    iou = confusion.diagonal() / np.maximum(union, 1)
+    return {
+        "mask_miou": float(iou.mean()),
+        "mask_ignore": ignored / max(pixels, 1),
+        "mask_iou": dict(zip(("background", *CLASSES), map(float, iou), strict=True)),
+    }
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def table(parts: Sequence[str]) -> str:
+    """Markdown of all results under `ROOT`: mean and spread (lowest to highest) over seeds."""
+    results: dict[str, list[dict[str, Any]]] = {
+        name: [json.loads(p.read_text()) for p in sorted(ROOT.glob(f"seed*/{name}.json"))] for name in parts
+    }
+
+    def figure(part: str, key: str) -> str:
+        values = [r[key] for r in results[part] if key in r]
+        if not values:
+            return "not measured"
+        return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+    pairs = [(f["real_miou"], e["real_miou"]) for f, e in zip(results["full"], results["exact"], strict=False)]
+    ratios = [f / e for f, e in pairs]
+    ratio = f"{np.mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else "not measured"
+    rows = [
+        ("judge: precision of acceptance", figure("full", "precision"), ">= 0.97"),
+        ("judge: recall", figure("full", "recall"), ">= 0.80"),
+        ("labels, micro-F1: prompt", figure("full", "f1_prompt"), ""),
+        ("labels, micro-F1: CLIP pseudo-labels", figure("full", "f1_clip"), ""),
+        ("labels, micro-F1: relabelled", figure("full", "f1_relabel"), ">= 0.95, best"),
+        ("mini SAM, five points, unseen sprites: twemoji", figure("sam", "synthetic"), ">= 0.92"),
+        ("mini SAM, five points, unseen sprites: openmoji", figure("sam", "real"), ">= 0.92"),
+        ("masks: mIoU without 255", figure("full", "mask_miou"), ">= 0.90"),
+        ("masks: share of 255", figure("full", "mask_ignore"), "<= 0.10"),
+        ("synthetic to real: mIoU", figure("full", "real_miou"), ""),
+        ("synthetic to real: mIoU with exact masks", figure("exact", "real_miou"), ""),
+        ("synthetic to real: ratio", ratio, ">= 0.95"),
+        ("prompts: nearest cosine with memory", figure("diversity", "nearest_cosine_with"), "lower"),
+        ("prompts: nearest cosine without", figure("diversity", "nearest_cosine_without"), ""),
+        ("prompts: distinct cells per prompt with memory", figure("diversity", "cells_with"), "higher"),
+        ("prompts: distinct cells per prompt without", figure("diversity", "cells_without"), ""),
+        ("real mIoU, judge off", figure("judge_off", "real_miou"), "below full"),
+        ("real mIoU, relabelling off", figure("relabel_off", "real_miou"), "below full"),
+        ("real mIoU, SAM off", figure("sam_off", "real_miou"), "below full"),
+    ]
+    lines = ["| figure | mean (spread) | reach |", "| --- | --- | --- |"]
+    return "\n".join(lines + [f"| {a} | {b} | {c} |" for a, b, c in rows])
+
+
+if __name__ == "__main__":
+    main()

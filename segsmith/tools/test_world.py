@@ -1,0 +1,53 @@
+"""The simulator's test world as a dataset on disk: exact masks, sprites of a style that no build draws."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsmith.memory.store import png_bytes
+from segsmith.segmentation.palette import voc_palette
+from segsmith.tools.simulator import real_world
+
+Pair = tuple[str, NDArray[np.uint8], NDArray[np.uint8]]
+
+
+def write_test_world(folder: Path, classes: Sequence[str], count: int, seed: int, size: int) -> Path:
+    """`count` scenes in VOC layout as split ``test``; a folder that is there already is left as it is."""
+    if not folder.exists():
+        scenes = real_world(classes, count, seed, size)
+        pairs = ((f"real-{i:05d}", scene.image, scene.class_mask(classes)) for i, scene in enumerate(scenes))
+        write_voc(folder, classes, {"test": pairs})
+    return folder
+
+
+def write_voc(folder: Path, classes: Sequence[str], splits: dict[str, Iterable[Pair]]) -> None:
+    """Write (id, (H, W, 3) image, (H, W) label map) triples in PASCAL VOC's layout, all of it or nothing.
+
+    Images are PNG, so that a test sees exactly the pixels that were made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
+    try:
+        for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+            (aside / part).mkdir(parents=True)
+        for split, pairs in splits.items():
+            names = []
+            for name, image, label_map in pairs:
+                (aside / "JPEGImages" / f"{name}.png").write_bytes(png_bytes(image))
+                mask = png_bytes(label_map, voc_palette())
+                (aside / "SegmentationClass" / f"{name}.png").write_bytes(mask)
+                names.append(f"{name}\n")
+            (aside / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(names))
+        (aside / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+        aside.chmod(0o755)
+        os.rename(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

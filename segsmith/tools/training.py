@@ -1,0 +1,102 @@
+"""LangChain tools that hand a dataset to the torch trainer: for a graph's tool nodes, or for an LLM.
+
+Arguments are paths and settings, replies are small JSON objects; no tensor crosses this border, and torch
+is imported only when a tool runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.tools import BaseTool, StructuredTool
+from pydantic import BaseModel, ConfigDict, Field
+
+from segsmith.config import TrainerConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class TrainArguments(BaseModel):
+    """What `train_segmenter` is called with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str = Field(description="folder of a dataset in PASCAL VOC's layout, with classes.txt")
+    out: str = Field(description="folder for the checkpoint and for the state to resume from")
+    settings: TrainerConfig = Field(TrainerConfig.model_validate({}), description="how to train")
+    seed: int = Field(0, ge=0, description="the same seed and data give the same segmenter")
+
+
+class EvaluateArguments(BaseModel):
+    """What `evaluate_segmenter` is called with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: str = Field(description="segmenter.safetensors, or the folder it lies in")
+    dataset: str = Field(description="folder of a dataset in PASCAL VOC's layout with the same classes")
+    split: str = Field("test", description="name of a file in ImageSets/Segmentation, without .txt")
+
+
+def trainer_tool(
+    *,
+    clip_tower: Callable[[], nn.Module] | None = None,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> BaseTool:
+    """The tool ``train_segmenter``, bound to what has no place in a tool's arguments.
+
+    `clip_tower` opens the image tower the encoder starts from; without it only ``encoder_init = "none"``
+    works. `on_epoch` is told of every epoch as a JSON object. The tool replies with the checkpoint's path,
+    the classes, the last epoch, and the score on split val (null without one).
+    """
+
+    def train_segmenter(dataset: str, out: str, settings: TrainerConfig, seed: int) -> dict[str, Any]:
+        from segsmith.segmentation.trainer import EpochReport, train
+
+        def told(report: EpochReport) -> None:
+            if on_epoch is not None:
+                on_epoch(_plain(asdict(report)))
+
+        tower = clip_tower() if clip_tower is not None and settings.encoder_init == "clip" else None
+        result = train(Path(dataset), Path(out), settings, seed, clip_tower=tower, on_epoch=told)
+        score = result.validation
+        return {
+            "checkpoint": str(result.checkpoint),
+            "classes": list(result.classes),
+            "last_epoch": _plain(asdict(result.reports[-1])),
+            "validation": None if score is None else _plain(asdict(score)),
+        }
+
+    return StructuredTool.from_function(
+        train_segmenter,
+        args_schema=TrainArguments,
+        description="Train a semantic segmenter on a dataset; goes on where an interrupted call stopped.",
+    )
+
+
+def _evaluate_segmenter(checkpoint: str, dataset: str, split: str) -> dict[str, Any]:
+    from segsmith.segmentation.inference import evaluate
+
+    return _plain(asdict(evaluate(Path(checkpoint), Path(dataset), split)))
+
+
+train_segmenter = trainer_tool()
+evaluate_segmenter = StructuredTool.from_function(
+    _evaluate_segmenter,
+    name="evaluate_segmenter",
+    args_schema=EvaluateArguments,
+    description="Score a trained segmenter on one split: mIoU, IoU per class, accuracy, confusion matrix.",
+)
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON knows: arrays become lists, and nan (a class nobody saw) becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.tolist() if hasattr(value, "tolist") else value

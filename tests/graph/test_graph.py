@@ -1,0 +1,201 @@
+"""The graph's walk, with agents that only count: loop to the quota, stop with a reason, resume after a crash."""
+
+import itertools
+
+import numpy as np
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+
+from segsmith.config import Config
+from segsmith.graph import build as graph_module
+from segsmith.graph.build import build_graph
+from segsmith.graph.deps import Deps, forget, register
+from segsmith.graph.state import RunContext
+from segsmith.memory.ledger import PromptRow, VerdictRow
+from segsmith.memory.store import RunFolder, make_id
+
+
+class Prompts:
+    """Writes what is asked, or, for classes in `mute`, drafts that always fail."""
+
+    def __init__(self, ledger, mute=()):
+        self.ledger, self.mute, self.calls = ledger, mute, []
+        self.number = itertools.count()
+
+    def returned(self, prompt_ids):
+        return []
+
+    def propose(self, class_name, wanted, round_):
+        self.calls.append((class_name, wanted))
+        return [
+            {"id": make_id("p", class_name, n), "class_name": class_name, "text": f"a {class_name} {n}", "problem": ""}
+            for n in itertools.islice(self.number, wanted)
+        ]
+
+    def critique(self, drafts):
+        return [{**d, "problem": "not sensible" if d["class_name"] in self.mute else ""} for d in drafts]
+
+    def refine(self, drafts):
+        return drafts
+
+    def _write(self, drafts, status):
+        self.ledger.add_prompts(
+            PromptRow(d["id"], d["class_name"], d["text"], (d["class_name"],), {}, None, 0, status, {}) for d in drafts
+        )
+        return [d["id"] for d in drafts]
+
+    def admit(self, drafts):
+        return self._write(drafts, "admitted")
+
+    def drop(self, drafts):
+        self._write(drafts, "dropped")
+
+
+class Backend:
+    name = "grey"
+
+    def __init__(self):
+        self.drawn = 0
+
+    def draw(self, requests):
+        self.drawn += len(requests)
+        return [np.full((8, 8, 3), 90, dtype=np.uint8) for _ in requests]
+
+
+class Judge:
+    """Accepts every second picture of a class, none of those in `refuse`."""
+
+    def __init__(self, ledger, quota, refuse=()):
+        self.ledger, self.quota, self.refuse = ledger, quota, refuse
+        self.crash_once = False
+
+    def judge(self):
+        if self.crash_once:
+            self.crash_once = False
+            raise KeyboardInterrupt
+        count = {}
+        for row in self.ledger.images():
+            name = self.ledger.prompt(row.prompt_id).class_name
+            count[name] = count.get(name, 0) + 1
+            good = count[name] % 2 == 0 and count[name] <= 2 * self.quota and name not in self.refuse
+            self.ledger.add_verdicts([VerdictRow(row.id, good, "ok" if good else "not_there", {})])
+
+    def returned(self, prompt_ids):
+        return {}
+
+
+class Labeler:
+    def __init__(self):
+        self.steps = []
+
+    def relabel(self):
+        self.steps.append("label")
+        return 0
+
+    def segment(self, on_batch):
+        self.steps.append("segment")
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    made = []
+
+    def make(mute=(), refuse=(), **settings):
+        config = Config(**{"classes": ("cat", "dog"), "per_class": 6, **settings})
+        run = RunFolder(tmp_path / "run")
+        run.create()
+        deps = Deps(config, run)
+        steps = Labeler()
+        deps.use(
+            prompt_agent=Prompts(deps.ledger, mute),
+            backend=Backend(),
+            judge_agent=Judge(deps.ledger, config.per_class, refuse),
+            labeler_agent=steps,
+        )
+        monkeypatch.setattr(graph_module, "export_dataset", lambda deps: steps.steps.append("export"))
+        monkeypatch.setattr(graph_module, "train_segmenter", lambda deps, on_epoch: steps.steps.append("train"))
+        monkeypatch.setattr(graph_module, "evaluate_segmenter", lambda deps: {"real": {"miou": 1.0}})
+        register(deps)
+        made.append(deps)
+        return deps
+
+    yield make
+    for deps in made:
+        forget(deps)
+        deps.close()
+
+
+def run(deps, graph=None, start=True):
+    options = {"configurable": {"thread_id": "t"}, "recursion_limit": 500}
+    return (graph or build_graph(InMemorySaver())).invoke(
+        {"round": 0} if start else None, options, context=RunContext(str(deps.run.root))
+    )
+
+
+def accepted(deps):
+    return {c: t["accepted"] for c, t in deps.ledger.tallies().items()}
+
+
+def test_it_goes_round_until_every_class_has_its_quota_and_then_to_the_end(make):
+    deps = make()
+    state = run(deps)
+    assert state["reason"] == "quota_met"
+    assert accepted(deps) == {"cat": 6, "dog": 6}
+    assert deps.labeler_agent.steps == ["label", "segment", "export", "train"]
+    assert deps.ledger.get_meta("evaluation") == {"real": {"miou": 1.0}}
+    assert state["admitted"] == len(deps.ledger.prompts("admitted"))
+
+
+def test_a_class_that_is_never_accepted_stalls_and_the_rest_is_labelled(make):
+    deps = make(refuse=("dog",), budget={"patience": 2})
+    state = run(deps)
+    assert state["reason"] == "stalled"
+    assert state["missing"] == {"dog": 6}
+    assert deps.labeler_agent.steps[-1] == "train"
+    assert [d["class"] for _, _, d in deps.ledger.events("missing")] == ["dog"]
+
+
+def test_a_class_nobody_can_write_for_is_given_up(make):
+    deps = make(mute=("dog",), budget={"patience": 2})
+    assert run(deps)["missing"] == {"dog": 6}
+    dropped = deps.ledger.prompts("dropped")
+    assert dropped
+    assert {p.class_name for p in dropped} == {"dog"}
+
+
+def test_nothing_accepted_ends_without_labelling(make):
+    deps = make(refuse=("cat", "dog"), budget={"patience": 1})
+    assert run(deps)["reason"] == "nothing_accepted"
+    assert deps.labeler_agent.steps == []
+
+
+def test_the_image_budget_holds(make):
+    deps = make(budget={"max_images": 9})
+    assert run(deps)["reason"] == "budget_spent"
+    assert deps.backend.drawn == 9
+
+
+def test_after_a_crash_nothing_is_made_twice(make):
+    deps = make()
+    graph = build_graph(InMemorySaver())
+    deps.judge_agent.crash_once = True
+    with pytest.raises(KeyboardInterrupt):
+        run(deps, graph)
+    drawn = deps.backend.drawn
+    assert drawn > 0
+    state = run(deps, graph, start=False)
+    assert state["reason"] == "quota_met"
+    assert deps.backend.drawn == len(deps.ledger.images())
+    assert accepted(deps) == {"cat": 6, "dog": 6}
+
+
+def test_only_the_first_round_waits_for_prompts(make):
+    deps = make(per_class=30)
+    options = {"configurable": {"thread_id": "t"}, "recursion_limit": 500}
+    updates = build_graph(InMemorySaver()).stream(
+        {"round": 0}, options, context=RunContext(str(deps.run.root)), stream_mode="updates"
+    )
+    reasons = [update["direct"]["reason"] for update in updates if "direct" in update]
+    assert reasons[0] == "need_prompts"
+    assert reasons.count("need_prompts") == 1
+    assert reasons.count("draw") > 3

@@ -1,0 +1,74 @@
+"""One config: precedence, round trip, and one clear line for every mistake."""
+
+import tomllib
+
+import pytest
+
+from segsmith.config import Config, check_class_names, config_toml, load_config, parse_config
+from segsmith.errors import SegsmithError
+
+
+def test_flag_wins_over_environment_over_file_over_preset(tmp_path, monkeypatch):
+    file = tmp_path / "my.toml"
+    file.write_text("per_class = 11\n[judge]\ntop_k = 7\nmin_sharpness = 0.4\n")
+    monkeypatch.setenv("SEGSMITH_JUDGE__TOP_K", "8")
+    config = load_config(file=file, flags={"classes": ("cat",), "seed": 5})
+    assert (config.per_class, config.judge.top_k, config.judge.min_sharpness, config.seed) == (11, 8, 0.4, 5)
+    assert config.images.backend == "simulator"
+    assert load_config(file=file, flags={"judge": {"top_k": 9}}).judge.top_k == 9
+
+
+def test_round_trip():
+    config = Config(classes=("cat", "potted plant"), per_class=3, budget={"max_images": 9})
+    assert parse_config(tomllib.loads(config_toml(config)), "test") == config
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().per_class = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("per_clas = 3", "Unknown setting 'per_clas'"),
+        ("[judge]\ntopk = 3", "top_k"),
+        ("per_class = 0", "per_class"),
+        ("per_class = 'many'", "per_class"),
+        ("[judge]\nmin_probability = 2", "judge.min_probability"),
+        ("splits = [0.7, 0.2, 0.3]", "sum to 1"),
+        ("per_class = ", "not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, text, words):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(SegsmithError) as error:
+        load_config(file=file)
+    assert words in str(error.value)
+    assert "bad.toml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_and_unknown_preset(tmp_path):
+    with pytest.raises(SegsmithError, match="does not exist"):
+        load_config(file=tmp_path / "none.toml")
+    with pytest.raises(SegsmithError, match="sim"):
+        load_config(preset="gpux")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("",), ("cat", ""), ("cat", "Cat"), ("x" * 300,), ("../x",), ("a'b",), ("<b>",), ("cat\ndog;",), ("café",)],
+)
+def test_class_names_that_cannot_be(names):
+    with pytest.raises(ValueError, match="class name|named twice"):
+        check_class_names(names)
+
+
+def test_class_names_are_trimmed():
+    assert check_class_names((" potted  plant ", "tv-monitor")) == ("potted plant", "tv-monitor")
+
+
+def test_splits_of_seventy_twenty_ten():
+    assert Config(splits=(0.7, 0.2, 0.1)).splits == (0.7, 0.2, 0.1)
