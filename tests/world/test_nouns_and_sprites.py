@@ -1,0 +1,70 @@
+"""The vocabulary: every noun has one meaning, many names, and a picture in both styles."""
+
+import numpy as np
+import pytest
+
+from segsmith.world import NOUNS, VOC_CLASSES, find_noun, sprite, suggest
+from segsmith.world.nouns import normalise
+from segsmith.world.sprites import STYLES
+
+
+def test_the_table_is_large_and_no_name_means_two_things():
+    assert 400 <= len(NOUNS) <= 700
+    meaning = {}
+    for noun in NOUNS.values():
+        for phrase in (noun.name, *noun.synonyms):
+            key = normalise(phrase).replace(" ", "")
+            assert meaning.setdefault(key, noun.name) == noun.name, phrase
+    assert len({noun.codepoint for noun in NOUNS.values()}) == len(NOUNS)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", VOC_CLASSES)
+def test_every_voc_class_has_a_sprite(name, style):
+    picture = sprite(NOUNS[name], style, 48)
+    assert picture.shape[0] == 48
+    assert picture.shape[2] == 4
+    assert picture.dtype == np.uint8
+    solid = picture[..., 3] > 127
+    assert solid.mean() > 0.1
+    assert (picture[..., 3] > 0).any(axis=1)[[0, -1]].all()  # cropped tightly
+
+
+def test_the_two_styles_differ():
+    for name in ("dog", "car", "diningtable"):
+        a, b = (sprite(NOUNS[name], style, 40) for style in STYLES)
+        assert a.shape != b.shape or (a != b).any()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_sample_of_all_nouns_has_sprites(style):
+    for name in list(NOUNS)[::13]:
+        assert (sprite(NOUNS[name], style, 24)[..., 3] > 127).any(), name
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Dining Tables", "diningtable"), ("dining-table", "diningtable"), ("TVs", "tvmonitor"),
+        ("tv_monitor", "tvmonitor"), ("airplanes", "aeroplane"), ("couches", "sofa"),
+        ("motorcycle", "motorbike"), ("bikes", "bicycle"), ("people", "person"),
+        ("women", "person"), ("buses", "bus"), ("SHEEP", "sheep"), ("potted plants", "pottedplant"),
+        ("geese", "goose"), ("mice", "mouse"), ("glasses of milk", "glass of milk"),
+        ("  hot   dog ", "hot dog"), ("T-shirts", "t shirt"), ("orange", "tangerine"),
+    ],
+)  # fmt: skip
+def test_nouns_are_found_however_they_are_spelt(text, name):
+    noun = find_noun(text)
+    assert noun is not None
+    assert noun.name == name
+
+
+@pytest.mark.parametrize("text", ["", "  ", "the", "quux", "dogdog", "\u0000", "犬"])
+def test_what_is_no_noun_is_not_found(text):
+    assert find_noun(text) is None
+
+
+def test_suggestions_are_near_names():
+    assert "elephant" in suggest("elefant")
+    assert len(suggest("carr", n=2)) <= 2
+    assert suggest("zzzzzzzz") == []
