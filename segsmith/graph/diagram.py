@@ -1,11 +1,48 @@
-"""The graph as Mermaid, for the README and `segsmith diagram`."""
+"""The graph as Mermaid, for the README and `segsmith diagram`.
+
+LangGraph's own drawing keeps one label per pair of nodes and draws a deferred node's edges in the wrong
+place, so reasons would get lost; this reads nodes, edges and routes from the builder itself.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from langgraph.graph import END, START
+
+NAMES = {START: "start((start))", END: "done((end))"}
+
 
 def mermaid() -> str:
-    """Mermaid text of the main graph with the prompt agent's sub-graph opened."""
-    from segsmith.graph.build import build_graph
+    """Mermaid flowchart of the main graph, and of the prompt agent's sub-graph that runs once per class.
 
-    text: str = build_graph().get_graph(xray=1).draw_mermaid(with_styles=False)
-    return text.strip()
+    A solid arrow is always taken, a dotted one for the reasons written on it.
+    """
+    from segsmith.graph.build import build_graph, build_prompt_graph
+
+    lines = ["flowchart TD", *_arrows(build_graph().builder, "")]
+    lines.append("    subgraph each [write_prompts, one for each class]")
+    lines += [f"    {line}" for line in _arrows(build_prompt_graph().builder, "p_")]
+    return "\n".join([*lines, "    end", "    write_prompts -.- each"])
+
+
+def _arrows(builder: Any, prefix: str) -> Iterator[str]:
+    """One line per edge, and one per pair of nodes that routes join, with all their reasons."""
+    for source, target in sorted(builder.edges):
+        yield f"    {_node(source, prefix)} --> {_node(target, prefix)}"
+    for source, branches in sorted(builder.branches.items()):
+        for branch in branches.values():
+            reasons: dict[str, list[str]] = defaultdict(list)
+            for reason, target in branch.ends.items():
+                reasons[target].append(reason)
+            for target, named in reasons.items():
+                label = "<br/>".join(named)
+                yield f"    {_node(source, prefix)} -. {label} .-> {_node(target, prefix)}"
+
+
+def _node(name: str, prefix: str) -> str:
+    if name in NAMES:
+        return prefix + NAMES[name]
+    return f"{prefix}{name}[{name}]" if prefix else name

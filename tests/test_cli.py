@@ -1,0 +1,121 @@
+"""The command: every mistake gets one line with the remedy, exit code 2, and leaves nothing behind."""
+
+import sys
+
+import pytest
+
+from segsmith import cli
+
+
+@pytest.fixture
+def segsmith(monkeypatch, capsys):
+    """Run the command; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["segsmith", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+BAD = [
+    ([], "No classes"),
+    (["--classes", "cat,flurbodin"], "flurbodin"),
+    (["--classes", "cat,,dog"], "empty"),
+    (["--classes", "cat,cat"], "named twice"),
+    (["--classes", "sofa,couch"], "same thing"),
+    (["--classes", "x" * 300], "300 characters"),
+    (["--classes", "../x"], "other characters"),
+    (["--classes", "<b>cat</b>"], "other characters"),
+    (["--classes", "cat'"], "other characters"),
+    (["--classes", "cat", "--per-class", "0"], "per_class"),
+    (["--classes", "cat", "--preset", "giant"], "giant"),
+    (["--classes", "cat", "--set", "judge.topk=3"], "top_k"),
+    (["--classes", "cat", "--set", "nonsense"], "KEY=VALUE"),
+    (["--classes", "cat", "--config", "nowhere.toml"], "does not exist"),
+    (["--classes", "cat", "--max-images", "0"], "max_images"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[b[1] for b in BAD])
+def test_mistakes_cost_one_line_and_nothing_else(segsmith, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, complaint = segsmith("build", *arguments, "--out", tmp_path / "run")
+    assert code == 2
+    assert words in complaint
+    assert complaint.count("\n") == 1
+    assert "Traceback" not in complaint
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_config_file_is_named(segsmith, tmp_path):
+    (tmp_path / "my.toml").write_text("[judge\n")
+    code, _, complaint = segsmith("build", "--classes", "cat", "--config", tmp_path / "my.toml")
+    assert code == 2
+    assert "my.toml" in complaint
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(segsmith, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    code, _, complaint = segsmith("build", "--classes", "cat", "--out", tmp_path)
+    assert code == 2
+    assert "thesis.tex" in complaint
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_folder_of_another_config_is_refused_by_the_key_that_differs(segsmith, tmp_path):
+    from segsmith.config import Config
+    from segsmith.graph.run import _run_toml
+
+    (tmp_path / "run.toml").write_text(_run_toml(Config(classes=("cat",), per_class=7)))
+    code, _, complaint = segsmith("build", "--classes", "cat", "--per-class", "9", "--out", tmp_path)
+    assert code == 2
+    assert "per_class = 7" in complaint
+    assert [p.name for p in tmp_path.iterdir()] == ["run.toml"]
+
+
+def test_a_file_where_the_folder_should_be(segsmith, tmp_path):
+    (tmp_path / "run").write_text("")
+    code, _, complaint = segsmith("build", "--classes", "cat", "--out", tmp_path / "run")
+    assert code == 2
+    assert "--out" in complaint
+
+
+def test_a_folder_one_may_not_write(segsmith, tmp_path, monkeypatch):
+    from segsmith.memory import store
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store.Path, "mkdir", denied)  # root may write anywhere, so permissions cannot say it
+    code, _, complaint = segsmith("build", "--classes", "cat", "--out", tmp_path / "run")
+    assert code == 2
+    assert "Permission denied" in complaint
+
+
+def test_missing_checkpoint_and_dataset(segsmith, tmp_path):
+    code, _, complaint = segsmith("evaluate", tmp_path / "none.safetensors", "--dataset", tmp_path)
+    assert code == 2
+    assert "none.safetensors" in complaint or str(tmp_path) in complaint
+    assert "Traceback" not in complaint
+
+
+def test_report_of_no_run(segsmith, tmp_path):
+    code, _, complaint = segsmith("report", tmp_path)
+    assert code == 2
+    assert "not a run folder" in complaint
+
+
+def test_nouns_and_diagram_print(segsmith):
+    code, names, _ = segsmith("nouns")
+    assert code == 0
+    assert "potted" in names
+    code, text, _ = segsmith("diagram")
+    assert code == 0
+    assert text.startswith("---") or text.startswith("graph")
