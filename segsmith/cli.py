@@ -126,7 +126,7 @@ def _summary(end: dict[str, Any], settings: Any) -> None:
         out.print(f"[yellow]Missing, because {words}: {short}[/yellow]")
     for title, path in (
         ("report", run.report),
-        ("dataset", run.dataset),
+        ("dataset", run.voc),
         ("segmenter", run.checkpoints / "segmenter.safetensors"),
     ):
         if path.exists():
