@@ -1,0 +1,148 @@
+"""Which cells of the attribute space to ask for next, and how a cell is said. Pure; no model is asked here."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from segsmith.memory.prompts import Cell
+from segsmith.prompts import fill
+from segsmith.prompts.vocabulary import Suited, Vocabulary
+
+OFFERED_PLACES = 4
+OFFERED_LIGHTS = 3
+OFFERED_WEATHERS = 2
+OFFERED_STATES = 4
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the model may choose from for one prompt: names of the vocabulary. Places all in or all out of doors.
+
+    `weathers` is empty indoors; `companion` is a second class to show, or "".
+    """
+
+    places: tuple[str, ...]
+    lights: tuple[str, ...]
+    weathers: tuple[str, ...]
+    states: tuple[str, ...]
+    viewpoint: str
+    companion: str = ""
+
+
+class Planner:
+    """Deals out offers so that the least-visited cells come first (prompt-space exploration).
+
+    Every offer counts as a fraction of a visit to what it offers, so the offers of one batch spread over
+    the space although they are asked at the same time. Without `explore` every offer is the whole list in
+    its own order, in or out of doors.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        suited: Suited,
+        visits: Mapping[Cell, float],
+        rng: random.Random,
+        *,
+        explore: bool,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._suited = suited
+        self._visits = defaultdict[Cell, float](float, visits)
+        self._rng = rng
+        self._explore = explore
+
+    def offer(self, companion: str = "", shun: Mapping[str, str] | None = None) -> Offer:
+        """The next offer; what `shun` names (a refused prompt's attributes) is left out where more is left."""
+        shun = shun or {}
+        places = _without(self._suited.places, shun.get("place"))
+        if not self._explore:
+            first = self._rng.choice(places)
+            places = self._same_side(first, places)
+            return Offer(
+                places=places,
+                lights=self._vocabulary.lights_of(first),
+                weathers=self._vocabulary.weathers_of(first),
+                states=self._suited.states,
+                viewpoint=self._rng.choice(tuple(self._vocabulary.viewpoints)),
+                companion=companion,
+            )
+        first = self._least("place", places, 1)[0]
+        places = self._least("place", self._same_side(first, places), OFFERED_PLACES)
+        lights = _without(self._vocabulary.lights_of(first), shun.get("light"))
+        offer = Offer(
+            places=places,
+            lights=self._least("light", lights, OFFERED_LIGHTS, beside=places),
+            weathers=self._least("weather", self._vocabulary.weathers_of(first), OFFERED_WEATHERS),
+            states=self._least("state", _without(self._suited.states, shun.get("state")), OFFERED_STATES),
+            viewpoint=self._least("viewpoint", tuple(self._vocabulary.viewpoints), 1)[0],
+            companion=companion,
+        )
+        self._count(offer)
+        return offer
+
+    def _same_side(self, first: str, places: Sequence[str]) -> tuple[str, ...]:
+        inside = first in self._vocabulary.indoor
+        return tuple(p for p in places if (p in self._vocabulary.indoor) == inside)
+
+    def _least(
+        self, attribute: str, options: Sequence[str], count: int, beside: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """The `count` least-visited options, in random order; ties fall at random.
+
+        `beside` are places: the visits of the pairs (place, light) with them count, too.
+        """
+
+        def visited(option: str) -> float:
+            pairs = sum(self._visits["place", place, attribute, option] for place in beside)
+            return self._visits[attribute, option] + pairs
+
+        shuffled = self._rng.sample(list(options), len(options))
+        least = sorted(shuffled, key=visited)[:count]
+        self._rng.shuffle(least)
+        return tuple(least)
+
+    def _count(self, offer: Offer) -> None:
+        dealt = {
+            "place": offer.places,
+            "light": offer.lights,
+            "weather": offer.weathers,
+            "state": offer.states,
+            "viewpoint": (offer.viewpoint,),
+        }
+        for attribute, names in dealt.items():
+            for name in names:
+                self._visits[attribute, name] += 1 / len(names)
+        for place in offer.places:
+            for light in offer.lights:
+                share = 1 / (len(offer.places) * len(offer.lights))
+                self._visits["place", place, "light", light] += share
+
+
+def compose_sentence(spoken: str, spoken_companion: str, cell: Mapping[str, str], words: Vocabulary) -> str:
+    """The sentence for a cell, e.g. "a photo of a small black dog and a cat in a park at night, seen up close"."""
+    subject = with_article(f"{cell['state']} {spoken}".strip())
+    if spoken_companion:
+        subject = f"{subject} and {with_article(spoken_companion)}"
+    weather = cell.get("weather", "")
+    return fill(
+        "sentence",
+        subject=subject,
+        place=words.places[cell["place"]],
+        light=words.lights[cell["light"]],
+        weather=f", {words.weathers[weather]}" if weather else "",
+        viewpoint=words.viewpoints[cell["viewpoint"]],
+    )
+
+
+def with_article(phrase: str) -> str:
+    """ "old bus" becomes "an old bus"."""
+    return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
+
+
+def _without(options: Sequence[str], shunned: str | None) -> tuple[str, ...]:
+    left = tuple(option for option in options if option != shunned)
+    return left or tuple(options)

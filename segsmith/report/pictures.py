@@ -1,0 +1,132 @@
+"""Small pictures inside the page: thumbnails, see-through masks with name tags, and which ones to show."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import io
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from scipy import ndimage
+
+from segsmith.memory.store import read_image, read_index_map
+from segsmith.segmentation.palette import VOID
+
+SIDE = 128
+"""Longest side of a thumbnail, pixels."""
+JPEG_QUALITY = 82
+TAG_MIN_SHARE = 0.015
+"""Regions below this share of the picture get no name tag; it would cover them."""
+
+# Calm mid tones that read on white and on black; neighbours differ in lightness as well as in hue.
+HUES = (
+    "#3f7fe0", "#e58e26", "#2ba37c", "#d94c74", "#8c6bd8", "#18a0bd",
+    "#c8a415", "#b0603c", "#84a53a", "#c45bb4", "#6d83a3", "#e4685a",
+)  # fmt: skip
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A class name to write on a mask, at (x, y) in percent of the picture."""
+
+    name: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A mask as a data URI (PNG, transparent background) and the names that go on it."""
+
+    uri: str
+    tags: tuple[Tag, ...]
+
+
+def class_colour(index: int) -> str:
+    """The ``#rrggbb`` in which the page shows class `index` (from 1); all indices differ."""
+    if index <= len(HUES):
+        return HUES[index - 1]
+    turn = index * 0.6180339887 % 1
+    red, green, blue = colorsys.hls_to_rgb(turn, 0.45 + 0.12 * (index % 3 - 1), 0.55)
+    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
+
+
+def thumbnail(path: Path) -> str | None:
+    """Data URI of a JPEG at most SIDE pixels wide and high; None when there is no readable picture."""
+    try:
+        picture = PILImage.fromarray(read_image(path))
+    except OSError:
+        return None
+    picture.thumbnail((SIDE, SIDE), PILImage.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return _uri("jpeg", buffer)
+
+
+def overlay(path: Path, classes: Sequence[str]) -> Overlay | None:
+    """The index map at `path`, small and see-through; unknown pixels (255) are hatched.
+
+    None when there is no readable mask.
+    """
+    try:
+        with PILImage.fromarray(read_index_map(path)) as full:
+            full.thumbnail((SIDE, SIDE), PILImage.Resampling.NEAREST)
+            mask = np.asarray(full)
+    except OSError:
+        return None
+    y, x = np.indices(mask.shape)
+    hatched = np.where((mask == VOID) & ((x + y) % 6 >= 3), 0, mask).astype(np.uint8)
+    picture = PILImage.fromarray(hatched).convert("P")
+    picture.putpalette(_colours(len(classes)).tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", transparency=0, optimize=True)
+    return Overlay(_uri("png", buffer), tuple(_tags(mask, classes)))
+
+
+def spread(items: Sequence[Item], key: Callable[[Item], str], limit: int) -> list[Item]:
+    """At most `limit` items, taken from the keys in turn, each key's items in their order."""
+    piles: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        piles[key(item)].append(item)
+    depth = max((len(pile) for pile in piles.values()), default=0)
+    turns = (pile[k] for k in range(depth) for pile in piles.values() if k < len(pile))
+    return [item for item, _ in zip(turns, range(limit), strict=False)]
+
+
+def _colours(classes: int) -> NDArray[np.uint8]:
+    colours = np.zeros((256, 3), np.uint8)
+    for index in range(1, classes + 1):
+        colours[index] = [int(class_colour(index)[k : k + 2], 16) for k in (1, 3, 5)]
+    colours[VOID] = 235
+    return colours
+
+
+def _tags(mask: NDArray[np.uint8], classes: Sequence[str]) -> list[Tag]:
+    tags = []
+    for index in sorted(set(np.unique(mask).tolist()) - {0, VOID}):
+        region = mask == index
+        if index > len(classes) or region.mean() < TAG_MIN_SHARE:
+            continue
+        blobs, _ = ndimage.label(region)
+        largest = 1 + int(np.bincount(blobs.ravel())[1:].argmax())
+        rows, columns = ndimage.find_objects(blobs)[largest - 1]
+        height, width = mask.shape
+        # Above the object, so that the name does not cover it, and never over the edge of the picture.
+        half = min(44.0, 8 + 1.7 * len(classes[index - 1]))
+        x = min(max(50 * (columns.start + columns.stop) / width, half), 100 - half)
+        y = min(max(100 * rows.start / height - 6, 7), 93)
+        tags.append(Tag(classes[index - 1], x, y))
+    return tags
+
+
+def _uri(kind: str, buffer: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

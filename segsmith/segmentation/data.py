@@ -1,0 +1,198 @@
+"""A VOC-layout dataset as tensors.
+
+Layout, as our own export writes it: ``JPEGImages/<id>.png`` (or .jpg), ``SegmentationClass/<id>.png``
+(palette or grey indices), ``ImageSets/Segmentation/<split>.txt`` (an id a line) and ``classes.txt`` (a name
+a line; line i is index i, 0 is background, 255 unknown).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from segsmith.errors import SegsmithError
+from segsmith.memory.store import read_image, read_index_map, seed_of
+from segsmith.tools.protocols import IGNORE
+
+RAM_BYTES = 1 << 30
+"""Datasets whose pixels fit in this are read once and kept as uint8."""
+
+
+class VocFolder(Dataset[tuple[Tensor, Tensor]]):
+    """One split: (3, H, W) float32 RGB in [0, 1] and (H, W) int64 labels, 255 = unknown.
+
+    Raises `SegsmithError` that names the file for whatever is missing or does not fit together; small
+    datasets are checked when opened, larger ones as they are read.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.root = root
+        self.split = split
+        self.classes = read_classes(root)
+        self.ids = _read_ids(root, split)
+        self._images = [_image_path(root, name) for name in self.ids]
+        self._labels = [root / "SegmentationClass" / f"{name}.png" for name in self.ids]
+        pixels = sum(math.prod(size) for size in self.sizes)
+        self._kept = [self._read(i) for i in range(len(self))] if pixels * 4 <= RAM_BYTES else None
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of every image, from the file headers."""
+        return [_header_size(path) for path in self._images]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = self.raw(index)
+        return torch.from_numpy(image).permute(2, 0, 1).float() / 255, torch.from_numpy(label).long()
+
+    def raw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """(H, W, 3) uint8 image and (H, W) uint8 label, as stored."""
+        return self._kept[index] if self._kept is not None else self._read(index)
+
+    @property
+    def in_memory(self) -> bool:
+        """Are the pixels kept, so that reading an item costs nothing?"""
+        return self._kept is not None
+
+    def class_pixels(self) -> NDArray[np.int64]:
+        """(C + 1,) pixels of background and each class; of a large dataset, in some thousand images."""
+        total = np.zeros(256, np.int64)
+        for index in range(0, len(self), 1 if self.in_memory else max(1, len(self) // 2000)):
+            total += np.bincount(self.raw(index)[1].ravel(), minlength=256)
+        return total[: len(self.classes) + 1]
+
+    def fingerprint(self) -> str:
+        """Changes when an id, an image or a label does; of a large dataset, when a file's size does."""
+        digest = hashlib.sha256("\n".join((*self.classes, "", *self.ids)).encode())
+        for pair in self._kept or ():
+            for array in pair:
+                digest.update(np.ascontiguousarray(array).data)
+        if not self.in_memory:
+            sizes = [path.stat().st_size for path in (*self._images, *self._labels)]
+            digest.update(repr(sizes).encode())
+        return digest.hexdigest()
+
+    def _read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        image_path, label_path = self._images[index], self._labels[index]
+        try:
+            image, label = np.array(read_image(image_path)), np.array(read_index_map(label_path))
+        except FileNotFoundError as error:
+            raise SegsmithError(
+                f"{error.filename} is missing, but split {self.split!r} names it.",
+                "Export the dataset again.",
+            ) from None
+        except (OSError, UnidentifiedImageError) as error:
+            raise SegsmithError(
+                f"{image_path} or {label_path} cannot be read: {error}.", "Replace the file."
+            ) from None
+        if label.ndim != 2:
+            raise SegsmithError(
+                f"{label_path} is a colour picture, not an index map.", "Save labels as palette or grey PNG."
+            )
+        if label.shape != image.shape[:2]:
+            raise SegsmithError(
+                f"{label_path} is {_by(label.shape)} pixels, but its image is {_by(image.shape)}.",
+                "Save the label at the size of the image.",
+            )
+        wrong = np.setdiff1d(np.unique(label), [*range(len(self.classes) + 1), IGNORE])
+        if wrong.size:
+            raise SegsmithError(
+                f"{label_path} holds index {wrong[0]}, but classes.txt has {len(self.classes)} classes.",
+                "Add the class to classes.txt, or mend the label.",
+            )
+        return image, label
+
+
+class EpochSampler(Sampler[int]):
+    """Indices of one epoch in an order made of (seed, epoch), wrapped around so that every batch is full.
+
+    A full batch also spares batch normalisation the single image it cannot normalise.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        self.epoch = 0
+        self._length = length
+        self._seed = seed
+        self._total = math.ceil(length / batch_size) * batch_size
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seed_of("order", self._seed, self.epoch))
+        order = torch.randperm(self._length, generator=generator)
+        return iter(order[torch.arange(self._total) % self._length].tolist())
+
+
+def read_classes(root: Path) -> tuple[str, ...]:
+    """Class names of a VOC-layout dataset, index 1 first."""
+    names = _lines(root / "classes.txt", "Name the root of a dataset that segsmith exported.")
+    if not names or len(names) > IGNORE - 1 or len(set(names)) != len(names) or "background" in names:
+        raise SegsmithError(
+            f"{root / 'classes.txt'} must name 1 to {IGNORE - 1} classes, each once, without background.",
+            "Mend that file: one class a line, in the order of the label indices from 1.",
+        )
+    return tuple(names)
+
+
+def stack(items: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A batch (B, 3, H, W) and (B, H, W) of items, those of another size resized; labels stay labels."""
+    images, labels = zip(*(_fit(image, label, size) for image, label in items), strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+def _fit(image: Tensor, label: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    if image.shape[-2:] == size:
+        return image, label
+    resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return resized, F.interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0].long()
+
+
+def _read_ids(root: Path, split: str) -> list[str]:
+    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    have = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
+    return _lines(path, f"Splits of this dataset: {have}.")
+
+
+def _lines(path: Path, remedy: str) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SegsmithError(f"{path} cannot be read: {reason}.", remedy) from None
+
+
+def _image_path(root: Path, name: str) -> Path:
+    for suffix in (".png", ".jpg", ".jpeg"):
+        path = root / "JPEGImages" / f"{name}{suffix}"
+        if path.exists():
+            return path
+    raise SegsmithError(
+        f"{root / 'JPEGImages'} has no image {name!r} (.png or .jpg).", "Export the dataset again."
+    )
+
+
+def _header_size(path: Path) -> tuple[int, int]:
+    try:
+        with PILImage.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, UnidentifiedImageError) as error:
+        raise SegsmithError(f"{path} cannot be read: {error}.", "Replace the file.") from None
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"

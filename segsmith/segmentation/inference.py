@@ -1,0 +1,72 @@
+"""Use of a trained segmenter: label maps of pictures, and a score on a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segsmith.errors import SegsmithError
+from segsmith.segmentation.checkpoint import load_segmenter
+from segsmith.segmentation.data import VocFolder
+from segsmith.segmentation.metrics import SegmentationScore, score_pairs
+from segsmith.segmentation.network import STRIDE, normalise
+
+PREDICT_BATCH = 32
+
+
+def predict(model: nn.Module, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Label maps (N, H, W) uint8, 0 background, of (N, H, W, 3) uint8 RGB images of one size, any size."""
+    batches = [
+        _predict_batch(
+            model, torch.from_numpy(np.stack(list(images[i : i + PREDICT_BATCH]))).permute(0, 3, 1, 2)
+        )
+        for i in range(0, len(images), PREDICT_BATCH)
+    ]
+    return torch.cat(batches).numpy() if batches else np.zeros((0, 0, 0), np.uint8)
+
+
+def evaluate(checkpoint: Path, dataset_root: Path, split: str = "test") -> SegmentationScore:
+    """Score a checkpoint on one split, at the size of each label.
+
+    Raises `SegsmithError` when checkpoint and dataset do not have the same classes in the same order.
+    """
+    model, meta = load_segmenter(checkpoint)
+    data = VocFolder(dataset_root, split)
+    if meta.classes != data.classes:
+        raise SegsmithError(
+            f"The checkpoint knows the classes {', '.join(meta.classes)}; the dataset {dataset_root} has "
+            f"{', '.join(data.classes)}.",
+            "Evaluate on a dataset with the same classes in the same order.",
+        )
+    return score_pairs(predicted_pairs(model.to(Accelerator().device), data), data.classes)
+
+
+def predicted_pairs(model: nn.Module, data: VocFolder) -> Iterator[tuple[Tensor, Tensor]]:
+    """(prediction, truth) label maps in batches of one size, in the order of the split."""
+    start = 0
+    while start < len(data):
+        size = data.sizes[start]
+        stop = start + 1
+        while stop < len(data) and stop - start < PREDICT_BATCH and data.sizes[stop] == size:
+            stop += 1
+        images, labels = zip(*(data.raw(i) for i in range(start, stop)), strict=True)
+        yield torch.from_numpy(predict(model, images)), torch.from_numpy(np.stack(labels))
+        start = stop
+
+
+@torch.inference_mode()
+def _predict_batch(model: nn.Module, images: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    device = next(model.parameters()).device
+    padded = F.pad(
+        images.to(device).float() / 255, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate"
+    )
+    logits = model.eval()(normalise(padded).to(memory_format=torch.channels_last))
+    return logits[..., :height, :width].argmax(dim=1).to(torch.uint8).cpu()

@@ -1,0 +1,75 @@
+"""Patch scores to seeds: pooling for the classifier, and the coarse masks that SeSAM starts from.
+
+Nothing here imports torch, so that agents may: pooling only calls methods of the tensor it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsmith.segmentation.sesam import components
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def top_k_pool(patch_logits: Tensor, k: int) -> Tensor:
+    """Mean of the k highest patches per class: (B, C, h, w) logits -> (B, C) logits.
+
+    The pooling of the relabelling ViT (SynthSeg-Agents Fig. 4 does not state its own; top-k after TKP-PCL,
+    arXiv 2310.09828). k = 1 is max pooling, k >= h * w is the plain mean.
+    """
+    patches = patch_logits.flatten(2)
+    return patches.topk(min(max(k, 1), patches.shape[-1]), dim=-1).values.mean(dim=-1)
+
+
+def upsample_maps(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Bilinear (C, h, w) -> (C, H, W), pixel centres aligned as in torch's `align_corners=False`."""
+    rows = _interpolation(maps.shape[1], size[0])
+    columns = _interpolation(maps.shape[2], size[1])
+    return np.asarray(rows @ np.asarray(maps, np.float32) @ columns.T, np.float32)
+
+
+def seed_masks(
+    maps: NDArray[np.float32], present: Sequence[int], *, high: float = 0.5, min_area_px: int = 4
+) -> dict[int, NDArray[np.bool_]]:
+    """Confident pixels of each present class: {class index: (H, W) bool}.
+
+    `maps` is (C, H, W) in [0, 1]. A pixel belongs to a class when its score is at least `high` (0..1)
+    times that map's own maximum and no other present class scores higher there; blobs under
+    `min_area_px` pixels are cleared, but never the last one. A class that is outscored everywhere keeps
+    the pixels of its own maximum, so seeds of two classes may overlap there. A flat zero map gives an
+    empty mask.
+    """
+    if not present:
+        return {}
+    scores = np.asarray(maps, np.float32)[list(present)]
+    best = scores.max(axis=0)
+    seeds = {}
+    for index, score in zip(present, scores, strict=True):
+        peak = float(score.max())
+        if peak <= 0:
+            seeds[index] = np.zeros(score.shape, bool)
+            continue
+        mask = (score >= high * peak) & (score >= best)
+        seeds[index] = _union(components(mask if mask.any() else score >= peak, min_area_px))
+    return seeds
+
+
+def _union(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    return np.logical_or.reduce(masks)
+
+
+def _interpolation(source: int, target: int) -> NDArray[np.float32]:
+    """(target, source) matrix whose row i holds the two bilinear weights of output pixel i."""
+    centre = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    low = np.floor(centre).astype(int)
+    matrix = np.zeros((target, source), np.float32)
+    rows = np.arange(target)
+    np.add.at(matrix, (rows, low), 1 - (centre - low))
+    np.add.at(matrix, (rows, np.minimum(low + 1, source - 1)), centre - low)
+    return matrix

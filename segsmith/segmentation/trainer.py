@@ -1,0 +1,265 @@
+"""Training of the segmenter, on whatever device accelerate finds."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from segsmith.config import TrainerConfig
+from segsmith.errors import SegsmithError
+from segsmith.memory.store import seed_of
+from segsmith.segmentation.augment import augment
+from segsmith.segmentation.checkpoint import (
+    SegmenterMeta,
+    TrainingState,
+    load_segmenter,
+    load_state,
+    save_segmenter,
+    save_state,
+)
+from segsmith.segmentation.data import EpochSampler, VocFolder, stack
+from segsmith.segmentation.inference import evaluate, predict, predicted_pairs
+from segsmith.segmentation.metrics import SegmentationScore, score_pairs
+from segsmith.segmentation.network import STRIDE, build_segmenter, decoder_of, normalise
+from segsmith.segmentation.recipe import Ema, class_weights, known_pixel_loss, learning_rate
+
+__all__ = ["EpochReport", "TrainResult", "evaluate", "load_segmenter", "predict", "train"]
+
+log = logging.getLogger(__name__)
+
+WEIGHT_DECAY = 0.02
+MAX_GRADIENT = 1.0
+WORKERS = 4
+"""Processes that read a dataset too large for memory."""
+CROP = 0.75
+"""Side of a training window as a share of the picture's: nearly twice the pictures in the same time."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch, counted from 1. `miou` is of the averaged weights on split val, None without one."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    learning_rate: float
+    miou: float | None
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training. `validation` scores the checkpoint on split val, None without one."""
+
+    checkpoint: Path
+    classes: tuple[str, ...]
+    reports: tuple[EpochReport, ...]
+    validation: SegmentationScore | None
+
+
+def train(
+    dataset_root: Path,
+    out: Path,
+    config: TrainerConfig,
+    seed: int,
+    *,
+    clip_tower: nn.Module | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> TrainResult:
+    """Train on split train of a VOC-layout dataset and write ``segmenter.safetensors`` + ``.json`` to `out`.
+
+    Every `config.save_every` epochs the state goes to ``out/training``; the same call goes on from there
+    and ends with the same weights as an uninterrupted one, because all randomness of an epoch follows from
+    (seed, epoch). A state of other data or settings is not used, and replaced. `clip_tower` is needed for
+    ``encoder_init = "clip"`` only. Raises `SegsmithError` for an unusable dataset or setting, and when
+    the loss stops being a number.
+    """
+    data, validation = VocFolder(dataset_root, "train"), _optional_split(dataset_root, "val")
+    if not len(data):
+        raise SegsmithError(f"Split train of {dataset_root} is empty.", "Accept some images first.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Name another folder.") from None
+    with torch.random.fork_rng():
+        run = _Run(data, validation, out, config, seed, clip_tower)
+        for epoch in range(run.epoch, config.epochs):
+            report = run.one_epoch(epoch)
+            if on_epoch is not None:
+                on_epoch(report)
+        return run.finish()
+
+
+class _Run:
+    """One training: network, average, optimizer and where it stands."""
+
+    def __init__(
+        self,
+        data: VocFolder,
+        validation: VocFolder | None,
+        out: Path,
+        config: TrainerConfig,
+        seed: int,
+        clip_tower: nn.Module | None,
+    ) -> None:
+        self.data, self.validation, self.out, self.config, self.seed = data, validation, out, config, seed
+        self.accelerator = Accelerator(mixed_precision="bf16" if _has_bf16() else "no")
+        self.size = _common_size(data.sizes)
+        self.window = _window(self.size)
+        torch.manual_seed(seed_of("weights", seed))
+        model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
+        batch = min(config.batch_size, max(len(data), 2))
+        self.sampler = EpochSampler(len(data), batch, seed)
+        loader = DataLoader(
+            data,
+            batch_size=batch,
+            sampler=self.sampler,
+            collate_fn=partial(stack, size=self.size),
+            num_workers=0 if data.in_memory else WORKERS,
+        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.ema = Ema(self._bare(), config.ema)
+        self.weights = class_weights(data.class_pixels()).to(self.accelerator.device)
+        self.reports: list[EpochReport] = []
+        self.epoch = 0
+        self.fingerprint = _fingerprint(data, config, seed)
+        self._resume()
+
+    def one_epoch(self, epoch: int) -> EpochReport:
+        """Train epoch `epoch`, counted from 0; validate, save, report."""
+        started = time.perf_counter()
+        torch.manual_seed(seed_of("epoch", self.seed, epoch))
+        generator = torch.Generator().manual_seed(
+            seed_of("augment", self.seed, epoch, self.accelerator.process_index)
+        )
+        self.sampler.epoch = epoch
+        self.model.train()
+        losses, seen = [], 0
+        for step, (images, labels) in enumerate(self.loader, start=epoch * len(self.loader)):
+            rate = learning_rate(step, self.config.epochs * len(self.loader), self.config.learning_rate)
+            losses.append(self._step(*augment(images, labels, self.window, generator), rate))
+            seen += len(images) * self.accelerator.num_processes
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise SegsmithError(
+                f"The training diverged in epoch {epoch + 1} (loss {loss}).", "Lower trainer.learning_rate."
+            )
+        trained = time.perf_counter() - started
+        miou = self._score().miou if self.validation is not None else None
+        report = EpochReport(
+            epoch + 1, self.config.epochs, loss, rate, miou, time.perf_counter() - started, seen / trained
+        )
+        self.reports.append(report)
+        if (epoch + 1) % self.config.save_every == 0 or epoch + 1 == self.config.epochs:
+            self._save(epoch + 1)
+        log.info("epoch %d of %d: loss %.3f, val mIoU %s", epoch + 1, self.config.epochs, loss, miou)
+        return report
+
+    def finish(self) -> TrainResult:
+        """Write the averaged weights as the finished segmenter."""
+        meta = SegmenterMeta(
+            classes=self.data.classes,
+            architecture=self.config.architecture,
+            encoder=self.config.encoder,
+            decoder=decoder_of(self.config.architecture),
+            size=self.size,
+            epochs=self.config.epochs,
+            seed=self.seed,
+            trainer=self.config,
+        )
+        if self.accelerator.is_main_process:
+            save_segmenter(self.out, self.ema.model.state_dict(), meta)
+        self.accelerator.wait_for_everyone()
+        checkpoint = self.out / "segmenter.safetensors"
+        score = self._score() if self.validation is not None else None
+        return TrainResult(checkpoint, self.data.classes, tuple(self.reports), score)
+
+    def _step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with self.accelerator.autocast():
+            logits = self.model(normalise(images).to(memory_format=torch.channels_last))
+        loss = known_pixel_loss(logits.float(), labels, self.weights)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT)
+        self.optimizer.step()
+        self.ema.update(self._bare())
+        return loss.detach()
+
+    def _score(self) -> SegmentationScore:
+        assert self.validation is not None
+        return score_pairs(predicted_pairs(self.ema.model, self.validation), self.data.classes)
+
+    def _bare(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _resume(self) -> None:
+        state = load_state(self.out / "training")
+        if state is None:
+            return
+        if state.fingerprint != self.fingerprint:
+            log.warning("the state in %s is of other data or settings: training anew", self.out / "training")
+            return
+        self._bare().load_state_dict(state.model)
+        self.ema.model.load_state_dict(state.ema)
+        self.ema.updates = state.ema_updates
+        self.optimizer.load_state_dict(state.optimizer)
+        self.reports = [EpochReport(**report) for report in state.reports]
+        self.epoch = state.epoch
+        log.info("going on after epoch %d of %d", self.epoch, self.config.epochs)
+
+    def _save(self, epoch: int) -> None:
+        if self.accelerator.is_main_process:
+            state = TrainingState(
+                epoch=epoch,
+                fingerprint=self.fingerprint,
+                model=self._bare().state_dict(),
+                ema=self.ema.model.state_dict(),
+                ema_updates=self.ema.updates,
+                optimizer=self.optimizer.state_dict(),
+                reports=[asdict(report) for report in self.reports],
+            )
+            save_state(self.out / "training", state)
+        self.accelerator.wait_for_everyone()
+
+
+def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The most common (H, W), to which all others are resized."""
+    return Counter(sizes).most_common(1)[0][0]
+
+
+def _window(size: tuple[int, int]) -> tuple[int, int]:
+    """What the network is trained on: `CROP` of the picture, rounded up to what the network takes."""
+    height, width = (math.ceil(side * CROP / STRIDE) * STRIDE for side in size)
+    return height, width
+
+
+def _optional_split(root: Path, split: str) -> VocFolder | None:
+    if not (root / "ImageSets" / "Segmentation" / f"{split}.txt").exists():
+        return None
+    data = VocFolder(root, split)
+    return data if len(data) else None
+
+
+def _fingerprint(data: VocFolder, config: TrainerConfig, seed: int) -> str:
+    settings = config.model_dump_json(exclude={"save_every"})
+    return hashlib.sha256(f"{data.fingerprint()} {settings} {seed}".encode()).hexdigest()
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -1,0 +1,80 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+from segsmith.config import TrainerConfig
+from segsmith.errors import SegsmithError
+from segsmith.segmentation.network import build_segmenter, copy_stem, normalise
+
+TINY = "tu-test_resnet"
+
+
+class Hybrid(nn.Module):
+    """The shape of open_clip's wrapper around a timm hybrid ViT."""
+
+    def __init__(self, stem):
+        super().__init__()
+        backbone = timm.create_model(stem, features_only=True, out_indices=(3,))
+        embed = nn.Module()
+        embed.backbone = backbone
+        self.trunk = nn.Module()
+        self.trunk.patch_embed = embed
+        self.trunk.blocks = nn.Linear(4, 4)
+
+
+def build(tower=None, **changes):
+    settings = {"encoder": TINY, "encoder_init": "none", **changes}
+    return build_segmenter(TrainerConfig(**settings), 3, tower)
+
+
+@pytest.mark.parametrize("architecture", ["DeepLabV3Plus", "Unet", "FPN"])
+def test_logits_have_a_channel_for_background_and_each_class(architecture):
+    model = build(architecture=architecture).eval()
+    assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 4, 64, 96)
+
+
+def test_the_encoder_starts_as_the_towers_stem():
+    tower = Hybrid("test_resnet")
+    model = build(tower, encoder_init="clip")
+    stem, encoder = tower.trunk.patch_embed.backbone.state_dict(), model.encoder.model.state_dict()
+    assert len(stem) > 10
+    for name, value in stem.items():
+        assert torch.equal(encoder[name], value), name
+
+
+def test_a_convolutional_tower_is_its_own_stem():
+    tower = timm.create_model("test_resnet", num_classes=0)
+    model = build()
+    assert copy_stem(model, tower, TINY) == len(model.encoder.model.state_dict())
+
+
+def test_a_stem_that_does_not_fit_names_the_encoder_that_would():
+    with pytest.raises(SegsmithError, match=r"tu-test_resnet"):
+        build(Hybrid("test_resnet"), encoder="tu-test_efficientnet", encoder_init="clip")
+
+
+def test_a_tower_without_convolutions_points_to_random_weights():
+    with pytest.raises(SegsmithError, match=r"encoder_init to 'none'"):
+        build(nn.Linear(3, 3), encoder_init="clip")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoder_init": "clip"}, "no image tower"),
+        ({"encoder_init": "imagenet"}, "'clip' or 'none'"),
+        ({"architecture": "DeepLabV4"}, "DeepLabV3Plus"),
+        ({"encoder": "tu-no_such_net"}, "no_such_net"),
+        ({"encoder": "no_such_net"}, "no_such_net"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, words):
+    with pytest.raises(SegsmithError) as caught:
+        build(**changes)
+    assert words in str(caught.value)
+
+
+def test_normalisation_is_clips():
+    grey = normalise(torch.full((1, 3, 1, 1), 0.5)).flatten()
+    assert grey.tolist() == pytest.approx([0.0690, 0.1616, 0.3328], abs=1e-3)

@@ -1,0 +1,201 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from squares_dataset import TINY, write_item, write_squares
+
+from segsmith.config import TrainerConfig
+from segsmith.errors import SegsmithError
+from segsmith.segmentation.checkpoint import load_state
+from segsmith.segmentation.trainer import (
+    evaluate,
+    load_segmenter,
+    predict,
+    train,
+)
+
+
+def config(**changes):
+    return TrainerConfig(**{**TINY, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(squares, tmp_path_factory):
+    torch.set_num_threads(1)
+    seen = []
+    result = train(squares, tmp_path_factory.mktemp("out"), config(), seed=3, on_epoch=seen.append)
+    return result, seen
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_after(epoch):
+    def on_epoch(report):
+        if report.epoch == epoch:
+            raise Interrupted
+
+    return on_epoch
+
+
+def test_it_learns_coloured_squares(trained, squares):
+    result, seen = trained
+    assert result.validation.miou > 0.5  # all background: 0.26
+    assert evaluate(result.checkpoint, squares, "test").miou > 0.5
+    assert [r.epoch for r in seen] == [1, 2, 3, 4]
+    assert seen == list(result.reports)
+    assert seen[-1].loss < seen[0].loss
+    assert seen[-1].miou == pytest.approx(result.validation.miou)
+
+
+def test_the_checkpoint_says_what_it_is(trained):
+    result, _ = trained
+    meta = json.loads(result.checkpoint.with_suffix(".json").read_text())
+    assert meta["classes"] == ["red", "blue"]
+    assert meta["size"] == [64, 64]
+    assert meta["trainer"]["encoder"] == "tu-test_resnet"
+    assert len(meta["mean"]) == 3
+
+
+def test_predictions_have_the_size_of_the_images(trained):
+    model, meta = load_segmenter(trained[0].checkpoint)
+    assert meta.classes == ("red", "blue")
+    images = np.random.default_rng(0).integers(0, 255, (3, 50, 71, 3), dtype=np.uint8)
+    labels = predict(model, images)
+    assert labels.shape == (3, 50, 71)
+    assert labels.dtype == np.uint8
+    assert labels.max() <= 2
+    assert len(predict(model, [])) == 0
+
+
+def test_a_folder_names_its_checkpoint(trained):
+    _, meta = load_segmenter(trained[0].checkpoint.parent)
+    assert meta.classes == ("red", "blue")
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(trained, squares, tmp_path):
+    with pytest.raises(Interrupted):
+        train(squares, tmp_path, config(), seed=3, on_epoch=stop_after(2))
+    assert not (tmp_path / "segmenter.safetensors").exists()
+    seen = []
+    result = train(squares, tmp_path, config(), seed=3, on_epoch=seen.append)
+    assert [r.epoch for r in seen] == [3, 4]
+    assert [r.epoch for r in result.reports] == [1, 2, 3, 4]
+    whole, resumed = load_file(trained[0].checkpoint), load_file(result.checkpoint)
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_finished_training_is_not_repeated(trained, squares, tmp_path):
+    folder = shutil.copytree(trained[0].checkpoint.parent, tmp_path / "again")
+    seen = []
+    result = train(squares, folder, config(), seed=3, on_epoch=seen.append)
+    assert seen == []
+    assert result.validation.miou == pytest.approx(trained[0].validation.miou)
+
+
+def test_a_state_of_other_settings_is_not_used(trained, squares, tmp_path):
+    folder = shutil.copytree(trained[0].checkpoint.parent, tmp_path / "again")
+    seen = []
+    train(squares, folder, config(epochs=1), seed=4, on_epoch=seen.append)
+    assert [r.epoch for r in seen] == [1]
+
+
+def test_a_crash_in_the_middle_of_a_save_leaves_the_state_before(squares, tmp_path, monkeypatch):
+    import segsmith.segmentation.checkpoint as checkpoint
+
+    with pytest.raises(Interrupted):
+        train(squares, tmp_path, config(), seed=3, on_epoch=stop_after(1))
+    write = checkpoint.write_atomic
+
+    def full_disk(path, data):
+        if path.name == "state.json":
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        train(squares, tmp_path, config(), seed=3)
+    assert load_state(tmp_path / "training").epoch == 1
+
+
+@pytest.mark.parametrize("name", ["state.json", "model-a.safetensors", "optimizer-a.pt"])
+def test_a_damaged_state_is_named(squares, tmp_path, name):
+    with pytest.raises(Interrupted):
+        train(squares, tmp_path, config(), seed=3, on_epoch=stop_after(1))
+    path = tmp_path / "training" / name
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(SegsmithError, match="damaged"):
+        train(squares, tmp_path, config(), seed=3)
+
+
+def test_training_without_validation_on_one_image_of_an_odd_size(tmp_path):
+    root = write_squares(tmp_path / "d", size=50, splits={"train": 1})
+    result = train(root, tmp_path / "out", config(epochs=1), seed=0)
+    assert result.validation is None
+    assert result.reports[0].miou is None
+    assert evaluate(result.checkpoint, root, "train").confusion.sum() > 0
+
+
+def test_images_of_several_sizes_train_and_score_together(squares, tmp_path):
+    root = shutil.copytree(squares, tmp_path / "d")
+    for name in ("train3", "val3"):
+        write_item(root, name, np.full((40, 90, 3), 128, np.uint8), np.zeros((40, 90), np.uint8))
+    result = train(root, tmp_path / "out", config(epochs=1), seed=0)
+    known = sum((np.asarray(label) != 255).sum() for _, label in map(_val(root).raw, range(6)))
+    assert result.validation.confusion.sum() == known
+
+
+def _val(root):
+    from segsmith.segmentation.data import VocFolder
+
+    return VocFolder(root, "val")
+
+
+def test_a_picture_of_unknown_pixels_does_no_harm(squares, tmp_path):
+    root = write_squares(tmp_path / "d", splits={"train": 2})
+    for i in range(2):
+        grey, unknown = np.full((64, 64, 3), 128, np.uint8), np.full((64, 64), 255, np.uint8)
+        write_item(root, f"train{i}", grey, unknown)
+    result = train(root, tmp_path / "out", config(epochs=1), seed=0)
+    assert result.reports[0].loss == 0
+
+
+def test_an_empty_training_split_is_refused(tmp_path):
+    root = write_squares(tmp_path / "d", splits={"train": 0})
+    with pytest.raises(SegsmithError, match=r"train .* is empty"):
+        train(root, tmp_path / "out", config(), seed=0)
+
+
+def test_a_diverging_training_says_what_to_lower(squares, tmp_path):
+    with pytest.raises(SegsmithError, match=r"diverged.*learning_rate"):
+        train(squares, tmp_path, config(learning_rate=1e30), seed=0)
+
+
+def test_evaluation_names_classes_that_do_not_match(trained, tmp_path):
+    root = write_squares(tmp_path / "d", classes=("red", "green"), splits={"test": 1})
+    with pytest.raises(SegsmithError, match=r"red, blue.*red, green"):
+        evaluate(trained[0].checkpoint, root, "test")
+
+
+def test_missing_and_damaged_checkpoints_are_named(trained, tmp_path):
+    with pytest.raises(SegsmithError, match=r"no checkpoint file.*segmenter.json"):
+        load_segmenter(tmp_path)
+    folder = shutil.copytree(trained[0].checkpoint.parent, tmp_path / "copy")
+    weights, meta = folder / "segmenter.safetensors", folder / "segmenter.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SegsmithError, match="damaged"):
+        load_segmenter(folder)
+    weights.write_bytes(whole)
+    changed = json.loads(meta.read_text())
+    meta.write_text(json.dumps({**changed, "classes": ["red"]}))
+    with pytest.raises(SegsmithError, match="another network"):
+        load_segmenter(folder)
+    meta.write_text("{}")
+    with pytest.raises(SegsmithError, match=r"segmenter.json.*classes"):
+        load_segmenter(folder)
