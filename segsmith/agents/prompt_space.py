@@ -55,10 +55,17 @@ class Planner:
         self._rng = rng
         self._explore = explore
 
-    def offer(self, companion: str = "", shun: Mapping[str, str] | None = None) -> Offer:
-        """The next offer; what `shun` names (a refused prompt's attributes) is left out where more is left."""
+    def offer(
+        self, companion: str = "", *, shared: Sequence[str] = (), shun: Mapping[str, str] | None = None
+    ) -> Offer:
+        """The next offer.
+
+        `shared` are the places that suit the companion. What `shun` names (a refused prompt's attributes) is
+        left out where more is left.
+        """
         shun = shun or {}
-        places = _without(self._suited.places, shun.get("place"))
+        both = tuple(p for p in self._suited.places if p in shared)
+        places = _without(both or self._suited.places, shun.get("place"))
         if not self._explore:
             first = self._rng.choice(places)
             places = self._same_side(first, places)

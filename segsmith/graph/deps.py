@@ -135,8 +135,9 @@ class Deps:
     def _classifier(self) -> Any:
         from segsmith.tools.vit import TimmPatchClassifier
 
+        classes = self.config.classes
         return TimmPatchClassifier.from_encoder(
-            self.encoder, self.config.classes, self.config.labeler, self.config.seed
+            self.encoder, len(classes), self.config.labeler, self.config.seed, class_names=classes
         )
 
     def _segmenter(self) -> Any:

@@ -157,7 +157,7 @@ def choose_device(device: str = "auto") -> str:
 
 def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
     """open_clip's model name, weights, and the byte-pair file of a folder that brings its own."""
-    if spec == "mini" or Path(spec).is_dir():
+    if spec == "mini" or (spec and Path(spec).is_dir()):
         folder = mini.packaged_checkpoint("mini_clip") if spec == "mini" else Path(spec)
         if not (folder / "open_clip_config.json").is_file():
             raise SegsmithError(

@@ -198,7 +198,8 @@ class TimmPatchClassifier:
     def _frozen(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
         """Tokens after the frozen blocks, (B, P + h * w, D), of pictures in [0, 1]; P prefix tokens."""
         x = ((self._resized(pixels, size) - self.mean) / self.std).to(self.device)
-        (tokens,) = self.trunk.forward_intermediates(
+        trunk: Any = self.trunk
+        (tokens,) = trunk.forward_intermediates(
             x, indices=[self.frozen - 1], return_prefix_tokens=True, stop_early=True,
             output_fmt="NLC", intermediates_only=True,
         )  # fmt: skip
