@@ -35,9 +35,13 @@ PASSED = {"ok", "surplus", "beyond_top_k"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", help="parts: full exact judge_off relabel_off sam_off diversity sam")
+    parser.add_argument(
+        "--only", nargs="+", help="parts: full exact judge_off relabel_off sam_off diversity sam"
+    )
     parser.add_argument("--table", action="store_true", help="print the table from results already there")
     arguments = parser.parse_args()
     parts: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -155,7 +159,8 @@ def sam(seed: int) -> dict[str, Any]:
 
     segmenter = SamSegmenter.load("mini")
     return {
-        style: evaluate(segmenter, 300, seed + 10_000, style, HELD_OUT)["iou"] for style in ("synthetic", "real")
+        style: evaluate(segmenter, 300, seed + 10_000, style, HELD_OUT)["iou"]
+        for style in ("synthetic", "real")
     }
 
 
@@ -193,7 +198,11 @@ def variant(
     export_dataset(deps)
     change_dataset(deps)
     train_segmenter(deps, on_epoch=lambda report: None)
-    figures = {"real_miou": evaluate_segmenter(deps)["real"]["miou"], **label_figures(deps), **mask_figures(deps)}
+    figures = {
+        "real_miou": evaluate_segmenter(deps)["real"]["miou"],
+        **label_figures(deps),
+        **mask_figures(deps),
+    }
     deps.close()
     return figures
 
@@ -304,7 +313,9 @@ def table(parts: Sequence[str]) -> str:
             return "not measured"
         return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
-    pairs = [(f["real_miou"], e["real_miou"]) for f, e in zip(results["full"], results["exact"], strict=False)]
+    pairs = [
+        (f["real_miou"], e["real_miou"]) for f, e in zip(results["full"], results["exact"], strict=False)
+    ]
     ratios = [f / e for f, e in pairs]
     ratio = f"{np.mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else "not measured"
     rows = [

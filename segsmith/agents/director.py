@@ -28,7 +28,7 @@ class ClassTally:
     @classmethod
     def of(cls, counts: Mapping[str, int], idle_rounds: int) -> ClassTally:
         """From a row of `Ledger.tallies`; a class without one has drawn nothing."""
-        return cls(*(counts.get(key, 0) for key in ("drawn", "judged", "accepted")), idle_rounds)
+        return cls(counts.get("drawn", 0), counts.get("judged", 0), counts.get("accepted", 0), idle_rounds)
 
     @property
     def expected_yield(self) -> float:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.config import LabelerConfig
-from segsmith.segmentation.palette import voc_palette
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow
 from segsmith.memory.store import RunFolder, png_bytes, read_image, seed_of, write_atomic
 from segsmith.segmentation.masks import MaskSettings, PlannedMask, finish_mask, plan_mask
 from segsmith.segmentation.merge import ignore_share, pixel_counts
+from segsmith.segmentation.palette import voc_palette
 from segsmith.tools.protocols import PatchClassifier, PointSegmenter
 
 CHUNK = 32

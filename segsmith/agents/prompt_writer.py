@@ -123,10 +123,11 @@ class PromptWriter:
 
     def _brainstorm(self, class_name: str) -> Suited:
         everywhere = tuple(self._words.places)
+        one_place: Any = _one_of(everywhere)
         schema = create_model(
             "Suits",
             __config__=ConfigDict(extra="forbid"),
-            places=(list[_one_of(everywhere)], Field(min_length=3, max_length=len(everywhere))),  # type: ignore[misc]
+            places=(list[one_place], Field(min_length=3, max_length=len(everywhere))),
             states=(list[State], Field(min_length=3, max_length=12)),
         )
         user = fill("suits_user", subject=self._spoken[class_name], places=", ".join(everywhere))

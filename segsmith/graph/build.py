@@ -137,12 +137,14 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     limit = deps.config.budget.max_images
     left = None if limit is None else max(0, limit - len(deps.ledger.images()))
     prompts = [deps.ledger.prompt(p) for p in state["draw"]]
-    deps.image_agent.draw(
+    started = time.monotonic()
+    drawn = deps.image_agent.draw(
         prompts,
         state.get("round", 0),
         limit=left,
         on_batch=lambda done, total: tell({"kind": "draw", "done": done, "total": total}),
     )
+    deps.ledger.log("drawn", images=len(drawn), seconds=time.monotonic() - started)
     return {}
 
 

@@ -16,7 +16,7 @@ from segsmith.config import Config, api_key, parse_config
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.store import RunFolder
-from segsmith.tools.protocols import ChatModel, ImageBackend, ImageTextEncoder
+from segsmith.tools.protocols import ChatModel, ImageBackend
 
 Made = TypeVar("Made")
 
@@ -71,7 +71,8 @@ class Deps:
         return self._stack.enter_context(open_chat(self.config.llm, api_key=api_key()))
 
     @once
-    def encoder(self) -> ImageTextEncoder:
+    def encoder(self) -> Any:
+        """The `ImageTextEncoder`; also the source of the towers that ViT and segmenter start from."""
         from segsmith.tools.clip import OpenClipEncoder
 
         return OpenClipEncoder.load(self.config.judge.clip)

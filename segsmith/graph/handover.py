@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from segsmith.graph.deps import Deps
+
+EXAMPLES = 12
+"""Pictures of the test world whose predictions are kept for the report."""
 
 
 def export_dataset(deps: Deps) -> None:
@@ -27,7 +31,7 @@ def train_segmenter(deps: Deps, on_epoch: Callable[[Mapping[str, Any]], None]) -
 
     config = deps.config.trainer
     # The judge's encoder is opened only where the segmenter starts from its image tower.
-    tower = (lambda: deps.encoder.tower) if config.encoder_init == "clip" else None  # type: ignore[attr-defined]
+    tower = (lambda: deps.encoder.tower) if config.encoder_init == "clip" else None
     trainer_tool(clip_tower=tower, on_epoch=told).invoke(
         {
             "dataset": str(deps.run.voc),
@@ -63,5 +67,25 @@ def evaluate_segmenter(deps: Deps) -> dict[str, Any]:
             deps.config.images.size,
         )
         scores["real"] = tool.invoke({"checkpoint": checkpoint, "dataset": str(world), "split": "test"})
+        scores["real"]["examples"] = _save_predictions(deps, world)
     classes = ["background", *deps.config.classes]
-    return {world: {**score, "iou": score["iou_per_class"], "classes": classes} for world, score in scores.items()}
+    return {
+        world: {**score, "iou": score["iou_per_class"], "classes": classes} for world, score in scores.items()
+    }
+
+
+def _save_predictions(deps: Deps, world: Path) -> list[str]:
+    """Label maps of the first test pictures, for the report to show beside the truth; returns their ids."""
+    from segsmith.memory.store import png_bytes, read_image, write_atomic
+    from segsmith.segmentation.checkpoint import load_segmenter
+    from segsmith.segmentation.inference import predict
+    from segsmith.segmentation.palette import voc_palette
+
+    names = (world / "ImageSets" / "Segmentation" / "test.txt").read_text().split()[:EXAMPLES]
+    model, _ = load_segmenter(deps.run.checkpoints)
+    folder = world / "Predictions"
+    folder.mkdir(exist_ok=True)
+    images = [read_image(world / "JPEGImages" / f"{name}.png") for name in names]
+    for name, label_map in zip(names, predict(model, images), strict=True):
+        write_atomic(folder / f"{name}.png", png_bytes(label_map, voc_palette()))
+    return names

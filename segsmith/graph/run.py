@@ -146,7 +146,6 @@ class _Clock:
         self._deps = deps
         self._before = deps.ledger.get_meta("summary") or {}
         self._started = time.monotonic()
-        self._drawn_before = len(deps.ledger.images())
         self._command = command
 
     def save(self) -> None:
@@ -154,11 +153,14 @@ class _Clock:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1 if os.uname().sysname == "Darwin" else 1024
         )
+        drawing = [detail for _, _, detail in self._deps.ledger.events("drawn")]
+        images, seconds = (sum(d[key] for d in drawing) for key in ("images", "seconds"))
         self._deps.ledger.set_meta(
             "summary",
             {
                 "wall_seconds": self._before.get("wall_seconds", 0.0) + elapsed,
                 "peak_memory_mb": max(memory, self._before.get("peak_memory_mb", 0.0)),
+                "images_per_second": images / seconds if seconds else 0.0,
                 "command": self._command or self._before.get("command", ""),
             },
         )

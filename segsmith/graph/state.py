@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, TypedDict
+
+from segsmith.agents.prompt import Draft
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PromptState(TypedDict, total=False):
     round: int
     returned: list[str]
     """Prompt ids to refine first, because the judge refused all their images."""
-    drafts: list[dict[str, Any]]
+    drafts: list[Draft]
     """Drafts on their way: `agents.prompt.Draft`. Replaced by each step."""
     refines: int
     """Refinements done; `prompts.max_refines` bounds them."""

@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS images (
 CREATE TABLE IF NOT EXISTS verdicts (
     image_id TEXT PRIMARY KEY REFERENCES images(id),
     accepted INTEGER NOT NULL,
-    reason TEXT NOT NULL,           -- ok | wrong_class | blurred | blank | duplicate | beyond_top_k | ...
+    reason TEXT NOT NULL,           -- ok | blank | duplicate | blurred | not_there | beyond_top_k | surplus
     scores TEXT NOT NULL            -- JSON object of numbers
 );
 CREATE TABLE IF NOT EXISTS labels (

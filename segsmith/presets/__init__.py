@@ -1,0 +1,1 @@
+"""Settings files, one for each kind of machine."""

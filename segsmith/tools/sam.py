@@ -196,24 +196,21 @@ class SamSegmenter:
         for indices in by_length.values():
             for start in range(0, len(indices), chunk):
                 part = indices[start : start + chunk]
-                found.update(
-                    zip(
-                        part,
-                        self._decode_equal(embedding, [point_sets[i] for i in part], size, input_size),
-                        strict=True,
-                    )
-                )
+                sets = np.stack([point_sets[i] for i in part])
+                found.update(zip(part, self._decode_equal(embedding, sets, size, input_size), strict=True))
         return [found[i] for i in range(len(point_sets))]
 
     def _decode_equal(
         self,
         embedding: Tensor,
-        point_sets: Sequence[NDArray[np.float32]],
+        points: NDArray[np.float32],
         size: tuple[int, int],
         input_size: tuple[int, int],
     ) -> list[MaskCandidates]:
-        points = self._resize.apply_coords(np.stack(point_sets), size)
-        coords = torch.as_tensor(points, dtype=torch.float32, device=self._device)
+        """Decode (S, N, 2) points in one call."""
+        coords = torch.as_tensor(
+            self._resize.apply_coords(points, size), dtype=torch.float32, device=self._device
+        )
         labels = torch.ones(coords.shape[:2], dtype=torch.int64, device=self._device)
         sparse, dense = self._sam.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
         low, scores = self._sam.mask_decoder(
@@ -237,12 +234,14 @@ _REMEDY = (
 def _load_folder(folder: Path) -> Sam:
     try:
         values: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-        sam = build_sam(SamSizes(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        sam = build_sam(SamSizes(**sizes))
         state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
     except FileNotFoundError as error:
         missing = Path(error.filename or "model.safetensors").name
         raise SegsmithError(f"SAM folder {folder} has no {missing}.", _REMEDY) from None
-    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+            SafetensorError) as error:  # fmt: skip
         raise SegsmithError(f"SAM folder {folder} cannot be read: {error}.", _REMEDY) from None
     return _fill(sam, state, folder)
 

@@ -128,7 +128,10 @@ class TimmPatchClassifier:
         """
         if not timm.is_model(name):
             raise SegsmithError(f"timm has no model {name!r}.", "List them with timm.list_models('vit*').")
-        trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        try:
+            trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        except TypeError:  # only ViTs and their kin take a dynamic size
+            trunk = None
         if not isinstance(trunk, VisionTransformer):
             raise SegsmithError(f"The timm model {name!r} is not a VisionTransformer.", "Name a vit_* model.")
         cfg: Any = trunk.pretrained_cfg

