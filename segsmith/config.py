@@ -100,7 +100,7 @@ class JudgeConfig(Section):
 
     enabled: bool = Field(True, description="off: every drawn image is accepted (an ablation)")
     clip: str = Field("mini", description="'mini', an open_clip folder, or name:tag")
-    min_probability: float = Field(0.5, ge=0, le=1, description="floor of the per-class threshold (ours)")
+    min_probability: float = Field(0.15, ge=0, le=1, description="floor of the per-class threshold (ours)")
     false_accept: float = Field(
         0.05, gt=0, lt=1, description="per class: share of images of other prompts that may pass (ours)"
     )

@@ -32,7 +32,9 @@ def imports(path):
             base = node.module.removeprefix("segsmith").lstrip(".")
             yield from ([base] if base else [alias.name for alias in node.names])
         elif isinstance(node, ast.Import):
-            yield from (a.name.removeprefix("segsmith.") for a in node.names if a.name.startswith("segsmith."))
+            yield from (
+                a.name.removeprefix("segsmith.") for a in node.names if a.name.startswith("segsmith.")
+            )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -42,7 +44,9 @@ def test_rooms_import_in_the_allowed_directions(path):
         parts = name.split(".")
         if parts[0] in {room, *OPEN} or name == "__version__":
             continue
-        assert parts[0] in ALLOWED[room] or ".".join(parts[:2]) in ALLOWED[room], f"{path.name} imports {name}"
+        assert parts[0] in ALLOWED[room] or ".".join(parts[:2]) in ALLOWED[room], (
+            f"{path.name} imports {name}"
+        )
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -118,4 +118,4 @@ def test_nouns_and_diagram_print(segsmith):
     assert "potted" in names
     code, text, _ = segsmith("diagram")
     assert code == 0
-    assert text.startswith("---") or text.startswith("graph")
+    assert text.startswith("flowchart TD")

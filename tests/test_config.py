@@ -59,7 +59,17 @@ def test_missing_file_and_unknown_preset(tmp_path):
 
 @pytest.mark.parametrize(
     "names",
-    [("",), ("cat", ""), ("cat", "Cat"), ("x" * 300,), ("../x",), ("a'b",), ("<b>",), ("cat\ndog;",), ("café",)],
+    [
+        ("",),
+        ("cat", ""),
+        ("cat", "Cat"),
+        ("x" * 300,),
+        ("../x",),
+        ("a'b",),
+        ("<b>",),
+        ("cat\ndog;",),
+        ("café",),
+    ],
 )
 def test_class_names_that_cannot_be(names):
     with pytest.raises(ValueError, match=r"class name|named twice"):

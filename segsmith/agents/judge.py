@@ -30,29 +30,43 @@ THUMBNAIL = 16
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured of one picture. Everything `decide` knows."""
+    """What was measured of one picture. With the others' it is everything `decide` knows."""
 
     image_id: str
     prompt_id: str
     target: str
     asked: tuple[str, ...]
-    probabilities: Mapping[str, float]
-    """Per class of the list: its CLIP probability against the classes nobody asked for and the backgrounds."""
+    cosines: tuple[float, ...]
+    """CLIP cosine with each class of the list, then with each background prompt."""
     sharpness: float
     blank: bool
     duplicate_cosine: float
     """Likeness to the nearest earlier picture, in [-1, 1]."""
 
 
+@dataclass(frozen=True)
+class Decision:
+    """Verdicts in the order of the evidence, and the numbers they rest on."""
+
+    verdicts: list[VerdictRow]
+    thresholds: dict[str, float]
+    probabilities: NDArray[np.float64]
+    """(N, C): CLIP probability of every class in every picture, calibrated over all pictures."""
+
+
 def decide(
-    evidence: Sequence[Evidence], config: JudgeConfig, quota: int
-) -> tuple[list[VerdictRow], dict[str, float]]:
-    """Verdicts in the order of `evidence`, and the threshold of each class.
+    evidence: Sequence[Evidence], classes: Sequence[str], scale: float, config: JudgeConfig, quota: int
+) -> Decision:
+    """Judge all pictures from what was measured of them.
 
     Reasons, tested in this order: ``blank``, ``duplicate``, ``blurred``, ``not_there`` (under the threshold),
     ``beyond_top_k`` (better pictures of the same prompt exist), ``surplus`` (the class has its quota), ``ok``.
     """
-    thresholds = calibrate(evidence, config)
+    probabilities = class_probabilities(evidence, classes, scale)
+    thresholds = calibrate(evidence, classes, probabilities, config)
+    target = {
+        e.image_id: float(p[classes.index(e.target)]) for e, p in zip(evidence, probabilities, strict=True)
+    }
     typical = float(np.median([e.sharpness for e in evidence])) if evidence else 0.0
     reasons: dict[str, str] = {}
     passed: list[Evidence] = []
@@ -65,13 +79,13 @@ def decide(
             reasons[item.image_id] = "duplicate"
         elif item.sharpness < config.min_sharpness * typical:
             reasons[item.image_id] = "blurred"
-        elif item.probabilities[item.target] < thresholds[item.target]:
+        elif target[item.image_id] < thresholds[item.target]:
             reasons[item.image_id] = "not_there"
         else:
             passed.append(item)
 
     if config.enabled:  # best first; without a judge the order of drawing decides
-        passed.sort(key=lambda e: (-e.probabilities[e.target], e.image_id))
+        passed.sort(key=lambda e: (-target[e.image_id], e.image_id))
     of_prompt: Counter[str] = Counter()
     of_class: Counter[str] = Counter()
     for item in passed:
@@ -84,46 +98,70 @@ def decide(
             of_prompt[item.prompt_id] += 1
             of_class[item.target] += 1
     verdicts = [
-        VerdictRow(e.image_id, reasons[e.image_id] == "ok", reasons[e.image_id], _scores(e, thresholds))
-        for e in evidence
+        VerdictRow(
+            e.image_id, reasons[e.image_id] == "ok", reasons[e.image_id], _scores(e, classes, p, thresholds)
+        )
+        for e, p in zip(evidence, probabilities, strict=True)
     ]
-    return verdicts, thresholds
+    return Decision(verdicts, thresholds, probabilities)
 
 
-def calibrate(evidence: Sequence[Evidence], config: JudgeConfig) -> dict[str, float]:
+def class_probabilities(
+    evidence: Sequence[Evidence], classes: Sequence[str], scale: float
+) -> NDArray[np.float64]:
+    """(N, C) probability of each class in each picture, from centred cosines.
+
+    Two steps on top of CLIP's softmax, both ours:
+
+    - *Centring.* A class's usual cosine, the median over pictures nobody asked it of, is subtracted first. Some
+      class names lie nearer to every picture than others; this takes that bias away without a label.
+    - *Rivals.* An asked class meets the backgrounds and the classes nobody asked for, but not its companions:
+      otherwise a picture of the asked cat and the asked dog could give neither more than a half. A class
+      that was not asked for meets all.
+    """
+    if not evidence:
+        return np.zeros((0, len(classes)))
+    asked = np.array([[name in e.asked for name in classes] for e in evidence])
+    cosines = np.array([e.cosines for e in evidence], dtype=np.float64)
+    logits = scale * (cosines - _usual(cosines, asked))
+    n = len(classes)
+    probabilities = np.empty((len(evidence), n))
+    for row, (values, named) in enumerate(zip(logits, asked, strict=True)):
+        companions = np.concatenate([named, np.zeros(len(values) - n, dtype=bool)])
+        for index in range(n):
+            rivals = ~companions if named[index] else np.ones(len(values), dtype=bool)
+            rivals[index] = True
+            probabilities[row, index] = 1 / np.sum(np.exp(values[rivals] - values[index]))
+    return probabilities
+
+
+def calibrate(
+    evidence: Sequence[Evidence],
+    classes: Sequence[str],
+    probabilities: NDArray[np.float64],
+    config: JudgeConfig,
+) -> dict[str, float]:
     """Per class the probability an image must reach, without any label.
 
     Pictures whose prompt did not ask for a class are its negatives: the threshold is their
     (1 - `false_accept`) quantile, within [`min_probability`, `MAX_THRESHOLD`]. The papers give no such rule;
     it is ours.
     """
-    negatives: dict[str, list[float]] = defaultdict(list)
-    for item in evidence:
-        for name, probability in item.probabilities.items():
-            negatives[name]  # a class must have an entry even when every prompt asks for it
-            if name not in item.asked:
-                negatives[name].append(probability)
     thresholds = {}
-    for name, values in negatives.items():
-        quantile = np.quantile(values, 1 - config.false_accept) if len(values) >= MIN_NEGATIVES else 0.0
+    for index, name in enumerate(classes):
+        negatives = [p[index] for e, p in zip(evidence, probabilities, strict=True) if name not in e.asked]
+        quantile = np.quantile(negatives, 1 - config.false_accept) if len(negatives) >= MIN_NEGATIVES else 0.0
         thresholds[name] = float(max(config.min_probability, min(MAX_THRESHOLD, quantile)))
     return thresholds
 
 
-def class_probabilities(
-    cosines: NDArray[np.float32], n_classes: int, asked: Sequence[int], scale: float
-) -> NDArray[np.float32]:
-    """(n_classes,) probability of each class from (n_classes + backgrounds,) cosines.
-
-    Each class meets the backgrounds and the classes the prompt did not ask for, but not its companions:
-    otherwise a picture of the asked cat *and* the asked dog could give neither more than a half.
-    """
-    logits = cosines.astype(np.float64) * scale
-    probabilities = np.empty(n_classes, dtype=np.float32)
-    for index in range(n_classes):
-        rivals = [i for i in range(len(logits)) if i == index or i not in asked]
-        probabilities[index] = 1 / np.sum(np.exp(logits[rivals] - logits[index]))
-    return probabilities
+def _usual(cosines: NDArray[np.float64], asked: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(C + B,) median cosine of each class where not asked for, and of each background; 0 with few pictures."""
+    n = asked.shape[1]
+    if (~asked).sum(axis=0).min() < MIN_NEGATIVES:
+        return np.zeros(cosines.shape[1])
+    classes = [np.median(cosines[~asked[:, i], i]) for i in range(n)]
+    return np.concatenate([classes, np.median(cosines[:, n:], axis=0)])
 
 
 class JudgeAgent:
@@ -162,17 +200,17 @@ class JudgeAgent:
         rows = self._ledger.images()
         self._measure([r for r in rows if r.id not in self._evidence], prompts)
         evidence = [self._evidence[row.id] for row in rows]
-        verdicts, thresholds = decide(evidence, self._config, self._quota)
-        self._ledger.add_verdicts(verdicts)
+        decision = decide(evidence, self._classes, self._encoder.logit_scale, self._config, self._quota)
+        self._ledger.add_verdicts(decision.verdicts)
         labels: list[LabelRow] = []
-        for row, verdict in zip(rows, verdicts, strict=True):
+        for row, verdict, shares in zip(rows, decision.verdicts, decision.probabilities, strict=True):
             if verdict.accepted:
                 prompt = prompts[row.prompt_id]
                 labels.append(LabelRow(row.id, "prompt", prompt.classes, dict.fromkeys(prompt.classes, 1.0)))
-                labels.append(self._pseudo_label(row.id, prompt))
+                labels.append(self._pseudo_label(row.id, prompt, shares))
         self._ledger.add_labels(labels)
-        self._ledger.set_meta("thresholds", thresholds)
-        return thresholds
+        self._ledger.set_meta("thresholds", decision.thresholds)
+        return decision.thresholds
 
     def returned(self, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
         """Class -> those of the prompts whose every picture failed to show the class.
@@ -197,15 +235,13 @@ class JudgeAgent:
         cosines = vectors @ self._texts.T
         for row, image, vector, cosine in zip(rows, images, vectors, cosines, strict=True):
             prompt = prompts[row.prompt_id]
-            asked = [self._classes.index(c) for c in prompt.classes]
-            shares = class_probabilities(cosine, len(self._classes), asked, self._encoder.logit_scale)
             signature = _thumbnail(image)
             self._evidence[row.id] = Evidence(
                 image_id=row.id,
                 prompt_id=row.prompt_id,
                 target=prompt.class_name,
                 asked=prompt.classes,
-                probabilities=dict(zip(self._classes, map(float, shares), strict=True)),
+                cosines=tuple(map(float, cosine)),
                 sharpness=sharpness(image),
                 blank=is_blank(image),
                 duplicate_cosine=self._likeness(vector, signature),
@@ -223,23 +259,17 @@ class JudgeAgent:
         split = len(vector)
         return float(np.max(np.minimum(earlier[:, :split] @ vector, earlier[:, split:] @ thumbnail)))
 
-    def _pseudo_label(self, image_id: str, prompt: PromptRow) -> LabelRow:
-        n = len(self._classes)
-        text = self._encoder.embed_texts([prompt.text])[0] @ self._texts[:n].T
+    def _pseudo_label(self, image_id: str, prompt: PromptRow, in_image: NDArray[np.float64]) -> LabelRow:
+        text = self._encoder.embed_texts([prompt.text])[0] @ self._texts[: len(self._classes)].T
         weights = np.exp((text - text.max()) * self._encoder.logit_scale)
-        in_prompt = weights / weights.sum()
-        in_image = self._evidence[image_id].probabilities
-        scores = {
-            name: min(float(share), in_image[name])
-            for name, share in zip(self._classes, in_prompt, strict=True)
-        }
+        shares = list(zip(self._classes, weights / weights.sum(), in_image, strict=True))
         chosen = tuple(
             name
-            for name, share in zip(self._classes, in_prompt, strict=True)
+            for name, in_text, in_picture in shares
             if name == prompt.class_name  # an accepted picture shows its target: the judge said so
-            or (share >= self._config.pseudo_prompt and in_image[name] >= self._config.pseudo_image)
+            or (in_text >= self._config.pseudo_prompt and in_picture >= self._config.pseudo_image)
         )
-        return LabelRow(image_id, "clip", chosen, scores)
+        return LabelRow(image_id, "clip", chosen, {name: float(min(a, b)) for name, a, b in shares})
 
 
 def background_prompts() -> list[str]:
@@ -269,14 +299,17 @@ def _thumbnail(image: Image) -> Vectors:
     return np.asarray(flat / (np.linalg.norm(flat) + 1e-6), dtype=np.float32)
 
 
-def _scores(item: Evidence, thresholds: Mapping[str, float]) -> dict[str, float]:
-    others = [p for name, p in item.probabilities.items() if name not in item.asked]
+def _scores(
+    item: Evidence, classes: Sequence[str], shares: NDArray[np.float64], thresholds: Mapping[str, float]
+) -> dict[str, float]:
+    probabilities = dict(zip(classes, map(float, shares), strict=True))
+    others = [p for name, p in probabilities.items() if name not in item.asked]
     return {
-        "probability": item.probabilities[item.target],
+        "probability": probabilities[item.target],
         "threshold": thresholds[item.target],
         "runner_up": max(others, default=0.0),
         "sharpness": item.sharpness,
         "blank": float(item.blank),
         "duplicate_cosine": item.duplicate_cosine,
-        **{f"p:{name}": p for name, p in item.probabilities.items()},
+        **{f"p:{name}": p for name, p in probabilities.items()},
     }

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
 from segsmith.memory.store import write_atomic
-from segsmith.segmentation.network import MEAN, STD, bare_segmenter
+from segsmith.segmentation.network import bare_segmenter, set_normalisation
 
 WEIGHTS = "segmenter.safetensors"
 META = "segmenter.json"
@@ -42,8 +42,9 @@ class SegmenterMeta(BaseModel):
     """Settings of the architecture beside its encoder."""
     size: tuple[int, int]
     """(H, W) the network was trained at, pixels."""
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """Of RGB in [0, 1]: the network is fed (pixel - mean) / std."""
     epochs: int
     seed: int
     trainer: TrainerConfig
@@ -91,9 +92,8 @@ def load_segmenter(path: Path) -> tuple[nn.Module, SegmenterMeta]:
         raise SegsmithError(f"{meta_path} is not a segmenter's description ({field}).", remedy) from None
     except SafetensorError as error:
         raise SegsmithError(f"{weights_path} is damaged: {error}.", remedy) from None
-    if (meta.mean, meta.std) != (MEAN, STD):
-        raise SegsmithError(f"{meta_path} asks for a normalisation this segsmith does not use.", remedy)
     model = bare_segmenter(meta.architecture, meta.encoder, len(meta.classes), meta.decoder)
+    set_normalisation(model, meta.mean, meta.std)
     try:
         model.load_state_dict(weights)
     except RuntimeError:

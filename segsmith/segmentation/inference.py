@@ -68,5 +68,5 @@ def _predict_batch(model: nn.Module, images: Tensor) -> Tensor:
     padded = F.pad(
         images.to(device).float() / 255, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate"
     )
-    logits = model.eval()(normalise(padded).to(memory_format=torch.channels_last))
+    logits = model.eval()(normalise(model, padded).to(memory_format=torch.channels_last))
     return logits[..., :height, :width].argmax(dim=1).to(torch.uint8).cpu()

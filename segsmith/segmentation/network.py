@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's own normalisation (OpenAI), so that an encoder copied from its tower sees what it knows."""
+"""CLIP's own normalisation (OpenAI), where no tower says otherwise."""
 
 STRIDE = 32
 """Inputs are padded to a multiple of this; no architecture here needs more."""
@@ -53,6 +53,12 @@ def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module
                 "Set trainer.encoder_init to 'none' to start from random weights.",
             )
         copy_stem(model, clip_tower, config.encoder)
+        # open_clip notes on the tower how its inputs were normalised; the stem knows no other.
+        set_normalisation(
+            model,
+            getattr(clip_tower, "image_mean", None) or MEAN,
+            getattr(clip_tower, "image_std", None) or STD,
+        )
     elif config.encoder_init != "none":
         raise SegsmithError(
             f"There is no trainer.encoder_init {config.encoder_init!r}.", "Type 'clip' or 'none'."
@@ -80,6 +86,7 @@ def bare_segmenter(architecture: str, encoder: str, n_classes: int, decoder: Map
             f"Encoder {encoder!r} cannot be used in {architecture}: {error}.",
             "Name an encoder of segmentation-models-pytorch, or 'tu-' and a timm model, e.g. tu-resnet10t.",
         ) from None
+    set_normalisation(model, MEAN, STD)
     return model
 
 
@@ -107,11 +114,22 @@ def copy_stem(model: nn.Module, clip_tower: nn.Module, encoder: str) -> int:
     return len(fitting)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) RGB in [0, 1] -> what the encoder expects."""
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
-    return (images - mean) / std
+def set_normalisation(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let the network remember the three means and deviations of its inputs; `normalise` uses them."""
+    for name, values in (("pixel_mean", mean), ("pixel_std", std)):
+        # Not persistent: they are in the checkpoint's description, where other readers look for them.
+        model.register_buffer(name, torch.tensor(tuple(values)).view(3, 1, 1), persistent=False)
+
+
+def normalise(model: nn.Module, images: Tensor) -> Tensor:
+    """(B, 3, H, W) RGB in [0, 1] -> what `model` expects."""
+    return (images - model.get_buffer("pixel_mean")) / model.get_buffer("pixel_std")
+
+
+def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The means and deviations `normalise` uses, in the order red, green, blue."""
+    mean, std = model.get_buffer("pixel_mean"), model.get_buffer("pixel_std")
+    return tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
 
 
 def _stem(tower: nn.Module) -> nn.Module:

@@ -32,7 +32,7 @@ from segsmith.segmentation.checkpoint import (
 from segsmith.segmentation.data import EpochSampler, VocFolder, stack
 from segsmith.segmentation.inference import evaluate, predict, predicted_pairs
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
-from segsmith.segmentation.network import STRIDE, build_segmenter, decoder_of, normalise
+from segsmith.segmentation.network import STRIDE, build_segmenter, decoder_of, normalisation, normalise
 from segsmith.segmentation.recipe import Ema, class_weights, known_pixel_loss, learning_rate
 
 __all__ = ["EpochReport", "TrainResult", "evaluate", "load_segmenter", "predict", "train"]
@@ -171,12 +171,15 @@ class _Run:
 
     def finish(self) -> TrainResult:
         """Write the averaged weights as the finished segmenter."""
+        mean, std = normalisation(self.ema.model)
         meta = SegmenterMeta(
             classes=self.data.classes,
             architecture=self.config.architecture,
             encoder=self.config.encoder,
             decoder=decoder_of(self.config.architecture),
             size=self.size,
+            mean=mean,
+            std=std,
             epochs=self.config.epochs,
             seed=self.seed,
             trainer=self.config,
@@ -192,7 +195,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.accelerator.autocast():
-            logits = self.model(normalise(images).to(memory_format=torch.channels_last))
+            logits = self.model(normalise(self._bare(), images).to(memory_format=torch.channels_last))
         loss = known_pixel_loss(logits.float(), labels, self.weights)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)

@@ -160,9 +160,14 @@ class SamSegmenter:
         self,
         images: Sequence[Image],
         point_sets: Sequence[Sequence[NDArray[np.float32]]],
-        images_per_batch: int = 8,
+        images_per_batch: int | None = None,
     ) -> list[list[MaskCandidates]]:
-        """`segment` for several images of any sizes, embedded `images_per_batch` at a time."""
+        """`segment` for several images of any sizes, embedded `images_per_batch` at a time.
+
+        None: as many as fill one 1024 x 1024 input, 16 at most; so one at a time for an official model.
+        """
+        side = self._sam.image_encoder.img_size
+        images_per_batch = images_per_batch or max(1, min(16, (1024 // side) ** 2))
         results: list[list[MaskCandidates]] = [[] for _ in images]
         wanted = [i for i, sets in enumerate(point_sets) if len(sets)]
         for start in range(0, len(wanted), images_per_batch):

@@ -40,7 +40,9 @@ def place(tmp_path):
 
 def agent(place, backend, **settings):
     run, ledger = place
-    return ImageAgent(backend, ledger, run, ImagesConfig(**{"per_prompt": 4, "batch_size": 8, **settings}), seed=0)
+    return ImageAgent(
+        backend, ledger, run, ImagesConfig(**{"per_prompt": 4, "batch_size": 8, **settings}), seed=0
+    )
 
 
 def test_waiting_prompts_are_the_admitted_ones_with_pictures_missing(place):
@@ -81,7 +83,9 @@ def test_seeds_of_a_prompt_are_consecutive_and_those_of_others_apart(place):
 def test_out_of_memory_halves_the_batch_and_loses_nothing(place):
     backend = Backend(room=3)
     heard = []
-    agent(place, backend).draw(place[1].prompts("admitted"), 0, on_batch=lambda done, total: heard.append((done, total)))
+    agent(place, backend).draw(
+        place[1].prompts("admitted"), 0, on_batch=lambda done, total: heard.append((done, total))
+    )
     assert [len(b) for b in backend.batches] == [2, 2, 2, 2]
     assert heard[-1] == (8, 8)
 

@@ -1,5 +1,7 @@
 """The judge's decisions from stored numbers, and its measures on real pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,17 +9,25 @@ from segsmith.agents.judge import Evidence, calibrate, class_probabilities, deci
 from segsmith.config import JudgeConfig
 from segsmith.segmentation.quality import is_blank, sharpness
 
-CONFIG = JudgeConfig(top_k=2)
+CONFIG = JudgeConfig(top_k=2, min_probability=0.3)
+CLASSES = ("cat", "dog")
 
 
-def seen(name, p=0.95, *, prompt=None, sharp=1.0, blank=False, like=0.1, target="cat", other=0.05):
+def seen(name, p=0.95, *, prompt=None, sharp=1.0, blank=False, like=0.1, target="cat"):
+    """Evidence whose softmax over cat, dog and one background gives its target `p` and splits the rest."""
+    rest = (1 - p) / 2
+    cat, dog = (p, rest) if target == "cat" else (rest, p)
     return Evidence(
-        name, prompt or f"p-{name}", target, (target,), {"cat": p, "dog": other}, sharp, blank, like
+        name, prompt or f"p-{name}", target, (target,), tuple(np.log([cat, dog, rest])), sharp, blank, like
     )
 
 
-def reasons(evidence, config=CONFIG, quota=100):
-    return {v.image_id: v.reason for v in decide(evidence, config, quota)[0]}
+def judged(evidence, config=CONFIG, quota=100):
+    return decide(evidence, CLASSES, 1.0, config, quota)
+
+
+def reasons(*arguments, **options):
+    return {v.image_id: v.reason for v in judged(*arguments, **options).verdicts}
 
 
 @pytest.mark.parametrize(
@@ -45,34 +55,45 @@ def test_the_quota_keeps_the_best_and_calls_the_rest_surplus():
 
 
 def test_without_a_judge_all_pass_in_the_order_of_drawing():
-    evidence = [seen("a", 0.0, blank=True), seen("b", 0.99), seen("c", 0.99, like=1.0)]
+    evidence = [seen("a", 0.01, blank=True), seen("b", 0.99), seen("c", 0.99, like=1.0)]
     assert reasons(evidence, JudgeConfig(enabled=False), quota=2) == {"a": "ok", "b": "ok", "c": "surplus"}
 
 
-def test_threshold_rises_with_what_other_prompts_images_score():
-    quiet = [seen(str(i), target="dog", p=0.05, other=0.9) for i in range(30)]
-    loud = [seen(str(i), target="dog", p=0.7, other=0.9) for i in range(30)]
-    assert calibrate(quiet, CONFIG)["cat"] == CONFIG.min_probability
-    assert calibrate(loud, CONFIG)["cat"] == pytest.approx(0.7)
+def test_the_threshold_is_what_few_of_the_other_prompts_pictures_reach():
+    evidence = [seen(str(i), target="dog") for i in range(40)]
+    probabilities = np.stack([np.linspace(0, 1, 40), np.ones(40)], axis=1)
+    config = JudgeConfig(false_accept=0.25, min_probability=0.3)
+    assert calibrate(evidence, CLASSES, probabilities, config)["cat"] == pytest.approx(0.75)
+    assert calibrate(evidence, CLASSES, probabilities * 0.1, config)["cat"] == 0.3
+    assert calibrate(evidence[:5], CLASSES, probabilities[:5], config)["cat"] == 0.3, (
+        "too few to calibrate on"
+    )
 
 
-def test_few_negatives_leave_the_floor():
-    assert calibrate([seen("a", target="dog", p=0.8)], CONFIG)["cat"] == CONFIG.min_probability
+def test_a_class_name_that_lies_near_every_picture_gets_no_advantage():
+    plain = [seen(f"c{i}", 0.8) for i in range(30)] + [seen(f"d{i}", 0.8, target="dog") for i in range(30)]
+    biased = [replace(e, cosines=(e.cosines[0] + 2.0, *e.cosines[1:])) for e in plain]
+    even, uneven = judged(plain).probabilities, judged(biased).probabilities
+    assert np.allclose(even, uneven)
 
 
 def test_verdicts_carry_their_numbers():
-    verdict = decide([seen("a", 0.8)], CONFIG, 1)[0][0]
-    assert verdict.scores["probability"] == 0.8
-    assert verdict.scores["threshold"] == CONFIG.min_probability
-    assert verdict.scores["p:dog"] == 0.05
+    scores = judged([seen("a", 0.8)]).verdicts[0].scores
+    assert scores["probability"] == pytest.approx(0.8)
+    assert scores["threshold"] == CONFIG.min_probability
+    assert scores["p:dog"] == pytest.approx(0.1)
 
 
 def test_a_companion_does_not_compete_but_a_stranger_does():
-    cosines = np.array([0.5, 0.5, 0.0, 0.0], dtype=np.float32)  # cat, dog, bus, background
-    together = class_probabilities(cosines, 3, asked=[0, 1], scale=50)
-    alone = class_probabilities(cosines, 3, asked=[0], scale=50)
-    assert together[0] > 0.99
-    assert alone[0] == pytest.approx(0.5, abs=0.01)
+    cosines = (0.5, 0.5, 0.0)
+    alone = Evidence("a", "p", "cat", ("cat",), cosines, 1, False, 0)
+    together = replace(alone, asked=("cat", "dog"))
+    assert class_probabilities([alone], CLASSES, 50)[0, 0] == pytest.approx(0.5, abs=0.01)
+    assert class_probabilities([together], CLASSES, 50)[0, 0] > 0.99
+
+
+def test_no_pictures_no_verdicts():
+    assert judged([]).verdicts == []
 
 
 def test_sharpness_sees_blur_but_not_contrast():

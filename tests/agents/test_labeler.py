@@ -42,7 +42,10 @@ class Squares:
     """A SAM that answers with the 20 px square about the points' mean."""
 
     def segment_many(self, images, point_sets):
-        return [[self._square(image.shape[:2], p) for p in sets] for image, sets in zip(images, point_sets, strict=True)]
+        return [
+            [self._square(image.shape[:2], p) for p in sets]
+            for image, sets in zip(images, point_sets, strict=True)
+        ]
 
     def _square(self, size, points):
         mask = np.zeros(size, dtype=bool)
@@ -76,7 +79,9 @@ def place(tmp_path):
 def labeler(place, classifier=None, **settings):
     run, ledger = place
     config = LabelerConfig(**settings)
-    return LabelerAgent(lambda: classifier or Classifier(), Squares, ledger, run, config, ("cat", "dog"), seed=0)
+    return LabelerAgent(
+        lambda: classifier or Classifier(), Squares, ledger, run, config, ("cat", "dog"), seed=0
+    )
 
 
 def test_relabelling_finds_what_no_prompt_asked_for(place):

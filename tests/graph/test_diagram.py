@@ -14,7 +14,15 @@ def test_the_readme_shows_the_graph_as_it_is():
 
 def test_every_reason_is_on_a_label():
     text = mermaid()
-    for reason in ("need_prompts", "draw", "quota_met", "stalled", "budget_spent", "nothing_accepted", "rejected"):
+    for reason in (
+        "need_prompts",
+        "draw",
+        "quota_met",
+        "stalled",
+        "budget_spent",
+        "nothing_accepted",
+        "rejected",
+    ):
         assert reason in text
 
 

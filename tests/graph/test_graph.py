@@ -28,7 +28,12 @@ class Prompts:
     def propose(self, class_name, wanted, round_):
         self.calls.append((class_name, wanted))
         return [
-            {"id": make_id("p", class_name, n), "class_name": class_name, "text": f"a {class_name} {n}", "problem": ""}
+            {
+                "id": make_id("p", class_name, n),
+                "class_name": class_name,
+                "text": f"a {class_name} {n}",
+                "problem": "",
+            }
             for n in itertools.islice(self.number, wanted)
         ]
 
@@ -40,7 +45,8 @@ class Prompts:
 
     def _write(self, drafts, status):
         self.ledger.add_prompts(
-            PromptRow(d["id"], d["class_name"], d["text"], (d["class_name"],), {}, None, 0, status, {}) for d in drafts
+            PromptRow(d["id"], d["class_name"], d["text"], (d["class_name"],), {}, None, 0, status, {})
+            for d in drafts
         )
         return [d["id"] for d in drafts]
 
@@ -113,7 +119,9 @@ def make(tmp_path, monkeypatch):
             labeler_agent=steps,
         )
         monkeypatch.setattr(graph_module, "export_dataset", lambda deps: steps.steps.append("export"))
-        monkeypatch.setattr(graph_module, "train_segmenter", lambda deps, on_epoch: steps.steps.append("train"))
+        monkeypatch.setattr(
+            graph_module, "train_segmenter", lambda deps, on_epoch: steps.steps.append("train")
+        )
         monkeypatch.setattr(graph_module, "evaluate_segmenter", lambda deps: {"real": {"miou": 1.0}})
         register(deps)
         made.append(deps)

@@ -10,7 +10,9 @@ from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, PromptRo
 
 
 def prompt(name, status="admitted", cls="cat"):
-    return PromptRow(name, cls, f"a {cls} {name}", (cls,), {"place": "park"}, None, 0, status, {"nearest": 0.5})
+    return PromptRow(
+        name, cls, f"a {cls} {name}", (cls,), {"place": "park"}, None, 0, status, {"nearest": 0.5}
+    )
 
 
 def image(name, of="p1"):

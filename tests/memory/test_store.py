@@ -20,7 +20,9 @@ def test_ids_depend_on_every_part_and_nothing_else():
 def test_ids_are_the_same_in_another_process():
     code = "from segsmith.memory.store import make_id, seed_of; print(make_id('p', 1), seed_of('a'))"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    got = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert got.stdout.split() == [make_id("p", 1), str(seed_of("a"))]
 
 

@@ -75,6 +75,16 @@ def test_settings_that_cannot_work_are_refused(changes, words):
     assert words in str(caught.value)
 
 
-def test_normalisation_is_clips():
-    grey = normalise(torch.full((1, 3, 1, 1), 0.5)).flatten()
-    assert grey.tolist() == pytest.approx([0.0690, 0.1616, 0.3328], abs=1e-3)
+def normalised_grey(model):
+    return normalise(model, torch.full((1, 3, 1, 1), 0.5)).flatten().tolist()
+
+
+def test_normalisation_is_openais_unless_the_tower_says_otherwise():
+    tower = Hybrid("test_resnet")
+    clips = pytest.approx([0.0690, 0.1614, 0.3328], abs=1e-3)
+    assert normalised_grey(build()) == clips
+    assert normalised_grey(build(tower, encoder_init="clip")) == clips
+    tower.image_mean, tower.image_std = (0.25, 0.5, 0.75), (0.5, 0.5, 0.5)
+    model = build(tower, encoder_init="clip")
+    assert normalised_grey(model) == pytest.approx([0.5, 0, -0.5])
+    assert not [name for name in model.state_dict() if "pixel" in name]

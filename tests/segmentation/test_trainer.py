@@ -72,6 +72,16 @@ def test_predictions_have_the_size_of_the_images(trained):
     assert len(predict(model, [])) == 0
 
 
+def test_a_loaded_segmenter_normalises_as_its_description_says(trained, tmp_path):
+    folder = shutil.copytree(trained[0].checkpoint.parent, tmp_path / "copy")
+    meta = json.loads((folder / "segmenter.json").read_text())
+    images = np.random.default_rng(0).integers(100, 140, (2, 64, 64, 3), dtype=np.uint8)
+    scaled = {**meta, "mean": [m / 2 for m in meta["mean"]], "std": [s / 2 for s in meta["std"]]}
+    (folder / "segmenter.json").write_text(json.dumps(scaled))
+    as_trained, rescaled = load_segmenter(trained[0].checkpoint)[0], load_segmenter(folder)[0]
+    assert np.array_equal(predict(rescaled, images // 2), predict(as_trained, images // 2 * 2))
+
+
 def test_a_folder_names_its_checkpoint(trained):
     _, meta = load_segmenter(trained[0].checkpoint.parent)
     assert meta.classes == ("red", "blue")

@@ -142,7 +142,7 @@ def test_the_right_thing_is_found_in_its_wrapping(text):
 
 def test_json_objects_are_outermost_and_survive_deep_nesting():
     assert list(json_objects('x {"a": {"b": 1}} y {"c": "}{"}')) == [{"a": {"b": 1}}, {"c": "}{"}]
-    assert list(json_objects("{" * 5000 + '{"a":' * 3000)) == []
+    assert list(json_objects("{" * 2000 + '{"a":' * 1500)) == []
 
 
 def test_bad_replies_are_asked_again_with_the_next_seed_a_bounded_number_of_times(server):
@@ -208,7 +208,7 @@ def test_a_web_page_is_no_language_model(server):
 
 def test_a_slow_server_is_a_timeout(server):
     server.delay = 1.0
-    with pytest.raises(SegsmithError, match="longer than 0.2 s"):
+    with pytest.raises(SegsmithError, match=r"longer than 0\.2 s"):
         ask(chat_with(server.url, timeout_s=0.2))
 
 

@@ -37,7 +37,11 @@ def test_without_faults_the_asked_things_are_there():
 
 
 def test_each_fault_does_what_it_says():
-    there = {kind: simulator(**{kind: 1.0}).truth(request()) for kind in FaultRates.model_fields if kind != "duplicate"}
+    there = {
+        kind: simulator(**{kind: 1.0}).truth(request())
+        for kind in FaultRates.model_fields
+        if kind != "duplicate"
+    }
     assert "cat" not in there["wrong"].scene.present(POOL)
     assert there["wrong"].scene.present(POOL)
     assert there["missing"].scene.present(POOL) == ()
@@ -45,9 +49,10 @@ def test_each_fault_does_what_it_says():
     assert "cat" in extra
     assert len(extra) == 2
     plain = simulator().truth(request())
-    assert np.abs(np.diff(there["blur"].image.astype(int), axis=1)).mean() < np.abs(
-        np.diff(plain.image.astype(int), axis=1)
-    ).mean()
+    assert (
+        np.abs(np.diff(there["blur"].image.astype(int), axis=1)).mean()
+        < np.abs(np.diff(plain.image.astype(int), axis=1)).mean()
+    )
     assert all(drawing.faults == (kind,) for kind, drawing in there.items())
 
 

@@ -22,7 +22,9 @@ def tiny_model():
     from timm.models.vision_transformer import VisionTransformer
 
     global default_cfgs
-    default_cfgs = generate_default_cfgs({TINY: {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3}})
+    default_cfgs = generate_default_cfgs(
+        {TINY: {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3}}
+    )
 
     def vit_tiny_test_16(pretrained=False, **kwargs):
         size = {"img_size": 64, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -155,7 +157,9 @@ def test_folds_cover_each_index_once_without_splitting_a_group(folds):
     names = [{groups[i] for i in fold} for fold in held_out]
     assert sum(len(n) for n in names) == 12
     assert max(map(len, held_out)) - min(map(len, held_out)) <= 10
-    assert all(np.array_equal(a, b) for a, b in zip(held_out, group_folds(groups, folds, seed=4), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(held_out, group_folds(groups, folds, seed=4), strict=True)
+    )
 
 
 def test_not_a_vit_and_unknown_names_say_what_to_name():

@@ -58,9 +58,7 @@ def test_overlap_is_limited(monkeypatch):
 def test_single_objects_fill_a_good_part_of_the_picture():
     for seed in range(20):
         for name in ("person", "bus", "dog"):
-            placed = compose(
-                SceneSpec((ObjectSpec(name),), "street", "day", "clear"), seed
-            ).objects[0]
+            placed = compose(SceneSpec((ObjectSpec(name),), "street", "day", "clear"), seed).objects[0]
             x0, y0, x1, y1 = placed.bbox_xyxy
             assert max(x1 - x0, y1 - y0) > 0.3 * 128
 
@@ -140,9 +138,7 @@ def test_the_same_pixels_in_another_process():
         "scene = compose(parse('a dog and two cats on the beach at sunset'), 7); "
         "print(zlib.crc32(scene.image.tobytes() + scene.instances.tobytes()))"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     scene = compose(_SPEC, 7)
     assert int(out) == zlib.crc32(scene.image.tobytes() + scene.instances.tobytes())
 

@@ -1,0 +1,549 @@
+import hashlib
+import json
+import random
+import re
+import string
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from segsmith.agents.prompt import PromptAgent
+from segsmith.agents.prompt_draft import REASONS, reason_of
+from segsmith.agents.prompt_rules import broken_rule, make_lexicon, named_classes, spoken_name
+from segsmith.agents.prompt_space import Planner, compose_sentence, with_article
+from segsmith.config import PromptsConfig
+from segsmith.memory.ledger import ImageRow, Ledger, VerdictRow
+from segsmith.memory.prompts import PromptMemory
+from segsmith.prompts import fill
+from segsmith.prompts.vocabulary import load_vocabulary
+from segsmith.tools.protocols import BadReply
+from segsmith.world.language import COLOURS, LIGHTS, PLACES, STATES, WEATHERS, parse
+from segsmith.world.nouns import VOC_CLASSES, find_noun
+
+CLASSES = ("cat", "dog", "bus", "diningtable")
+SYNONYMS = {
+    "cat": ("cat", "kitten"),
+    "dog": ("dog", "puppy"),
+    "bus": ("bus", "coach"),
+    "diningtable": ("diningtable", "dining table", "table"),
+}
+WORDS = load_vocabulary()
+
+
+def synonyms(name):
+    return SYNONYMS.get(name, (name,))
+
+
+class BagEncoder:
+    """A bag of hashed words; class names weigh more."""
+
+    name = "bag"
+    logit_scale = 10.0
+
+    def __init__(self, max_words=30):
+        self.max_words = max_words
+
+    def embed_texts(self, texts):
+        vectors = np.zeros((len(texts), 512), np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            for word in re.findall("[a-z]+", text.lower()):
+                at = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") % 512
+                row[at] += 3 if word in ("cat", "dog", "bus", "table") else 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def embed_images(self, images):
+        raise AssertionError("the prompt agent sees no images")
+
+    def fits(self, text):
+        return len(text.split()) <= self.max_words
+
+
+class PickingChat:
+    """Fills any schema: an enum by the seed, `state` and `sentence` from `free`; keeps what it was asked."""
+
+    name = "picking"
+
+    def __init__(self, **free):
+        self.free = free
+        self.asked = []
+        self.fail = lambda number: False
+        self.lock = threading.Lock()
+
+    def ask(self, system, user, schema, *, seed):
+        properties = schema.model_json_schema()["properties"]
+        with self.lock:
+            self.asked.append({"system": system, "user": user, "properties": properties, "seed": seed})
+            if self.fail(len(self.asked) - 1):
+                raise BadReply("as told")
+        rng = random.Random(seed)
+        values = {}
+        for key, field in properties.items():
+            if key in self.free:
+                value = self.free[key]
+                values[key] = value(user, values) if callable(value) else value
+            else:
+                values[key] = rng.choice(field.get("enum") or [field["const"]])
+        return schema.model_validate_json(json.dumps(values))
+
+
+class Setup:
+    def __init__(
+        self, chat=None, able=False, encoder=None, classes=CLASSES, seed=0, ledger=None, memory=None, **config
+    ):
+        self.chat = chat or PickingChat()
+        self.encoder = encoder or BagEncoder()
+        self.ledger = ledger or Ledger(":memory:")
+        self.memory = memory or PromptMemory(None, self.encoder)
+        self.agent = PromptAgent(
+            chat=self.chat, encoder=self.encoder, memory=self.memory, ledger=self.ledger,
+            config=PromptsConfig(**{"companion_rate": 0.0, **config}), classes=classes, synonyms=synonyms, able=able, seed=seed,
+        )  # fmt: skip
+
+    def round(self, class_name="dog", wanted=6, number=0):
+        """One pass of the sub-graph; ids admitted."""
+        drafts, ids = self.agent.propose(class_name, wanted, number), []
+        for last in (False, False, True):
+            drafts = self.agent.critique(drafts)
+            new = self.agent.admit([d for d in drafts if not d["problem"]])
+            ids += new
+            drafts = [d for d in drafts if d["id"] not in new]
+            if not drafts:
+                break
+            if last:
+                self.agent.drop(drafts)
+            else:
+                drafts = self.agent.refine(drafts)
+        return ids
+
+
+# -- rules and names -------------------------------------------------------------------------------
+
+LEXICON = make_lexicon(CLASSES, synonyms)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("a photo of a dog", ["dog"]),
+        ("two puppies and a Coach", ["dog", "bus"]),
+        ("buses by the dining tables", ["bus", "diningtable"]),
+        ("a hotdog on a busy street, a category", []),
+        ("a dog, another dog", ["dog"]),
+        ("", []),
+    ],
+)
+def test_classes_are_found_as_whole_words_synonyms_and_plurals(text, named):
+    assert named_classes(text, LEXICON) == named
+
+
+def test_a_classs_own_name_wins_over_anothers_synonym():
+    lexicon = make_lexicon(("table", "diningtable"), lambda n: SYNONYMS.get(n, (n,)))
+    assert named_classes("a table", lexicon) == ["table"]
+    assert named_classes("a dining table", lexicon) == ["diningtable"]
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "part"),
+    [
+        ("a photo of a dog in a park", ["dog"], ""),
+        ("a photo of a puppy in a park, at night.", ["dog"], ""),
+        ("a photo of a cat in a park", ["dog"], "does not name the dog"),
+        ("a photo of a dog in a park", ["dog", "cat"], "does not name the cat"),
+        ("a photo of a dog near a bus", ["dog"], "also names the bus"),
+        ("a dog. It sleeps in a park", ["dog"], "more than one sentence"),
+        ("a photo of a dog <script> now", ["dog"], "other characters"),
+        ("a photo of a dog\nin a park", ["dog"], "other characters"),
+        ("un chien déguisé, a dog, ça va", ["dog"], "other characters"),
+        ("a dog", ["dog"], "2 words"),
+        ("dog " * 31, ["dog"], "31 words"),
+    ],
+)
+def test_rules(text, asked, part):
+    broken = broken_rule(text, asked, LEXICON, lambda t: True)
+    assert part in broken
+    assert bool(broken) == bool(part)
+
+
+def test_a_text_the_encoder_would_cut_is_refused():
+    assert "encoder" in broken_rule("a photo of a dog in a park", ["dog"], LEXICON, lambda t: False)
+
+
+def test_names_are_spoken_as_people_do():
+    assert spoken_name("diningtable", synonyms("diningtable")) == "dining table"
+    assert spoken_name("traffic_light", ()) == "traffic light"
+    assert spoken_name("cat", ("cat", "house cat")) == "cat"
+    assert with_article("old bus") == "an old bus"
+
+
+# -- templates and vocabulary ----------------------------------------------------------------------
+
+
+def test_templates_are_strict():
+    assert fill("advice", reason="x", avoid="").startswith(" (An earlier try was refused: x")
+    with pytest.raises(KeyError):
+        fill("advice", reason="x")
+    with pytest.raises(TypeError, match="colour"):
+        fill("cells_user", subject="a dog", advice="", colour="red")
+
+
+def test_the_simulator_understands_every_phrase_of_the_vocabulary():
+    for kind, known, phrases in (
+        ("place", PLACES, WORDS.places),
+        ("light", LIGHTS, WORDS.lights),
+        ("weather", WEATHERS, WORDS.weathers),
+    ):
+        for name, phrase in phrases.items():
+            assert name in known
+            assert getattr(parse(f"a photo of a dog {phrase}"), kind) == name
+
+
+@pytest.mark.parametrize("class_name", VOC_CLASSES)
+def test_every_sentence_reads_back_as_its_cell(class_name):
+    """Place, light, weather, state and colour, for every state and a spread of the other attributes."""
+    noun = find_noun(class_name)
+    spoken = spoken_name(class_name, noun.synonyms)
+    suited = WORDS.suited((class_name,))
+    rng = random.Random(class_name)
+    for state in suited.states:
+        place = rng.choice(suited.places)
+        cell = {
+            "place": place,
+            "light": rng.choice(WORDS.lights_of(place)),
+            "weather": rng.choice(WORDS.weathers_of(place) or ("",)),
+            "state": state,
+            "viewpoint": rng.choice(tuple(WORDS.viewpoints)),
+        }
+        text = compose_sentence(spoken, "", cell, WORDS)
+        spec = parse(text)
+        assert (spec.place, spec.light) == (cell["place"], cell["light"]), text
+        assert spec.weather == (cell["weather"] or "clear"), text
+        (thing,) = spec.objects
+        assert thing.noun == class_name
+        assert thing.count == 1
+        words = state.split()
+        assert thing.colour == next((w for w in words if w in COLOURS), None), text
+        meant = next((w for w in words if w not in COLOURS), None)
+        if f"{meant} {class_name}" in noun.synonyms:
+            continue  # "small bird" is a bird, and no more than that
+        assert (thing.state is None) == (meant is None), text
+        assert meant is None or meant == thing.state or meant in STATES[thing.state]
+
+
+def test_a_class_no_list_knows_gets_every_place_and_general_states():
+    suited = WORDS.suited(("quasar",))
+    assert set(suited.places) == set(WORDS.places)
+    assert "old red" in suited.states
+    assert WORDS.suited(("tourist_bus",)) == WORDS.suited(("bus",))
+
+
+# -- exploration -----------------------------------------------------------------------------------
+
+
+def planner(class_name="dog", visits=None, explore=True, seed=0):
+    return Planner(WORDS, WORDS.suited((class_name,)), visits or {}, random.Random(seed), explore=explore)
+
+
+def test_offers_of_one_batch_spread_over_the_space():
+    deal = planner()
+    offered = Counter(place for _ in range(6) for place in deal.offer().places)
+    assert set(offered) == set(WORDS.suited(("dog",)).places)
+
+
+def test_visited_cells_are_offered_last():
+    suited = WORDS.suited(("bus",))
+    visits = {
+        ("place", place): 3 for place in suited.places if place not in ("beach", "desert", "park", "field")
+    }
+    assert set(planner("bus", visits).offer().places) == {"beach", "desert", "park", "field"}
+    lights = {("place", "beach", "light", "night"): 9, ("place", "park", "light", "sunset"): 9}
+    assert not {"night", "sunset"} & set(planner("bus", {**visits, **lights}).offer().lights)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_offers_keep_indoors_and_outdoors_apart(seed):
+    for class_name in ("dog", "person", "diningtable"):
+        offer = planner(class_name, seed=seed).offer()
+        indoors = {place in WORDS.indoor for place in offer.places}
+        assert len(indoors) == 1
+        assert set(offer.lights) <= set(WORDS.lights_of(offer.places[0]))
+        assert bool(offer.weathers) != indoors.pop()
+
+
+def test_what_a_refused_prompt_had_is_not_offered_again():
+    for seed in range(10):
+        offer = planner(seed=seed).offer(shun={"place": "park", "light": "day", "state": "sleeping"})
+        assert "park" not in offer.places
+        assert "day" not in offer.lights
+        assert "sleeping" not in offer.states
+
+
+def test_a_companion_is_met_where_both_belong():
+    assert set(planner().offer("boat", shared=("beach", "lake", "harbour")).places) <= {"beach", "lake"}
+
+
+def test_without_exploration_the_lists_are_whole_and_in_order():
+    offer = planner(explore=False).offer()
+    listed = WORDS.suited(("dog",)).places
+    same_side = [p for p in listed if (p in WORDS.indoor) == (offer.places[0] in WORDS.indoor)]
+    assert list(offer.places) == same_side
+    assert offer.states == WORDS.suited(("dog",)).states
+
+
+# -- the agent -------------------------------------------------------------------------------------
+
+
+def test_a_weak_model_picks_cells_and_the_template_says_them():
+    setup = Setup()
+    drafts = setup.agent.propose("dog", 6, 0)
+    assert len(drafts) == 6
+    for draft in drafts:
+        assert json.loads(json.dumps(draft)) == draft
+        assert draft["classes"] == ["dog"]
+        assert WORDS.places[draft["attributes"]["place"]] in draft["text"]
+        assert draft["text"].startswith("a photo of ")
+    assert all(set(q["properties"]) <= {"place", "light", "weather", "state"} for q in setup.chat.asked)
+    assert not setup.ledger.prompts()
+
+
+def test_the_same_run_asks_the_same_and_another_seed_does_not():
+    def ask(seed):
+        setup = Setup(seed=seed)
+        texts = [d["text"] for d in setup.agent.propose("dog", 4, 1)]
+        return texts, sorted(q["seed"] for q in setup.chat.asked)
+
+    assert ask(3) == ask(3)
+    assert ask(3)[0] != ask(4)[0]
+
+
+def test_every_step_may_run_twice():
+    setup = Setup()
+    first = setup.agent.propose("dog", 5, 0)
+    judged = setup.agent.critique(first)
+    good = [d for d in judged if not d["problem"]]
+    ids = setup.agent.admit(good)
+    setup.agent.drop([d for d in judged if d["problem"]])
+    before = (setup.ledger.prompts(), setup.memory.count())
+    assert setup.agent.propose("dog", 5, 0) == first
+    assert setup.agent.critique(first) == judged
+    assert setup.agent.admit(good) == ids
+    setup.agent.drop([d for d in judged if d["problem"]])
+    assert (setup.ledger.prompts(), setup.memory.count()) == before
+
+
+def test_admitted_prompts_are_in_ledger_and_memory():
+    setup = Setup()
+    ids = setup.round("cat", 4)
+    assert len(ids) == 4
+    rows = setup.ledger.prompts("admitted")
+    assert [row.id for row in rows] == ids
+    assert all(row.critique["relevance_margin"] > 0 for row in rows)
+    assert setup.memory.count() == 4
+    assert setup.memory.nearest([rows[0].text])[0].id == ids[0]
+    assert (
+        sum(n for cell, n in setup.memory.visits("cat").items() if cell[0] == "place" and len(cell) == 2) == 4
+    )
+
+
+def test_rounds_explore_new_cells():
+    setup = Setup()
+    for number in range(4):
+        setup.round("dog", 4, number)
+    places = Counter(row.attributes["place"] for row in setup.ledger.prompts("admitted"))
+    assert len(places) >= 8
+    assert max(places.values()) <= 4
+
+
+def test_a_class_with_a_companion_names_both_and_nothing_else():
+    setup = Setup(companion_rate=1.0)
+    drafts = setup.agent.critique(setup.agent.propose("dog", 6, 0))
+    for draft in drafts:
+        assert len(draft["classes"]) == 2
+        assert draft["attributes"]["companion"] in draft["classes"]
+        assert reason_of(draft["problem"]) != "rule"
+
+
+def test_a_prompt_close_to_memory_or_to_its_batch_is_familiar():
+    setup = Setup(novelty_delta=0.9)
+    draft = setup.agent.propose("dog", 1, 0)[0]
+    setup.agent.admit([draft])
+    twin = {**draft, "id": "p-twin", "text": draft["text"].replace("a photo", "one photo")}
+    far = {**draft, "id": "p-far", "text": "a picture that shows some dog under an enormous golden bridge"}
+    twin_of_far = {**far, "id": "p-far-2", "text": far["text"] + "s"}
+    judged = setup.agent.critique([twin, far, twin_of_far])
+    assert [reason_of(d["problem"]) for d in judged] == ["familiar", "", "familiar"]
+    assert draft["text"] in judged[0]["problem"]
+    assert judged[0]["numbers"]["nearest_cosine"] > 0.9
+    assert setup.agent.admit([far, twin_of_far]) == ["p-far"]
+
+
+def test_two_classes_cannot_admit_twins_at_the_same_time():
+    setup = Setup(novelty_delta=0.9)
+    draft = setup.agent.propose("dog", 1, 0)[0]
+    twins = [{**draft, "id": f"p-{i}", "text": draft["text"] + " dog" * (i % 2)} for i in range(8)]
+    admitted = []
+    threads = [threading.Thread(target=lambda t=t: admitted.extend(setup.agent.admit([t]))) for t in twins]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(admitted) == 1
+    assert setup.memory.count() == 1
+
+
+def test_a_text_nearer_to_another_class_is_off_topic():
+    class Confused(BagEncoder):
+        def embed_texts(self, texts):
+            return super().embed_texts([t.replace("sleeping dog", "cat") for t in texts])
+
+    setup = Setup(encoder=Confused())
+    draft = setup.agent.propose("dog", 1, 0)[0]
+    bad = {**draft, "text": "a photo of a sleeping dog on a street"}
+    (judged,) = setup.agent.critique([bad])
+    assert reason_of(judged["problem"]) == "off_topic"
+    assert "a cat" in judged["problem"]
+    assert judged["numbers"]["relevance_margin"] < 0
+
+
+def test_refining_makes_a_child_tells_why_and_keeps_the_parent():
+    setup = Setup()
+    setup.round("dog", 3)
+    draft = setup.agent.propose("dog", 1, 1)[0]
+    refused = {**draft, "problem": "familiar: it is too close to 'another'"}
+    (child,) = setup.agent.refine([refused])
+    assert child["parent_id"] == draft["id"] != child["id"]
+    assert (child["refines"], child["problem"]) == (1, "")
+    assert child["attributes"]["place"] != draft["attributes"]["place"]
+    asked = setup.chat.asked[-1]["user"]
+    assert "too close to 'another'" in asked
+    assert any(row.text in asked for row in setup.ledger.prompts("admitted"))
+    (parent,) = setup.ledger.prompts("refined")
+    assert parent.id == draft["id"]
+    assert parent.critique["reason"] == "familiar"
+
+
+def test_what_cannot_be_refined_is_dropped_and_counted():
+    setup = Setup()
+    drafts = [{**d, "problem": "off_topic: x"} for d in setup.agent.propose("dog", 2, 0)]
+    setup.chat.fail = lambda number: True
+    assert setup.agent.refine(drafts) == []
+    dropped = setup.ledger.prompts("dropped")
+    assert [row.critique["reason"] for row in dropped] == ["bad_reply", "bad_reply"]
+    assert set(REASONS) >= {row.critique["reason"] for row in dropped}
+
+
+def test_a_reply_that_never_comes_is_logged_and_the_rest_goes_on():
+    setup = Setup()
+    setup.chat.fail = lambda number: number == 1
+    assert len(setup.agent.propose("dog", 4, 0)) == 3
+    ((_, _, detail),) = setup.ledger.events("unwritten")
+    assert detail == {"class": "dog", "round": 0, "reason": "bad_reply"}
+
+
+def test_the_same_prompt_is_not_written_twice():
+    setup = Setup(PickingChat(place="street", light="day", weather="clear", state="old"), remember=False)
+    first = setup.round("bus", 6)
+    assert len(set(first)) == len(first) <= len(WORDS.viewpoints)
+    setup.round("bus", 6, 1)
+    texts = [row.text for row in setup.ledger.prompts("admitted")]
+    assert len(texts) == len(set(texts))
+    assert Counter(e[2]["reason"] for e in setup.ledger.events("unwritten"))["repeated"] >= 1
+
+
+def test_without_memory_nothing_is_remembered_and_nothing_is_familiar():
+    setup = Setup(remember=False, novelty_delta=0.01)
+    drafts = setup.agent.critique(setup.agent.propose("dog", 4, 0))
+    assert not any(d["problem"] for d in drafts)
+    setup.agent.admit(drafts)
+    assert setup.memory.count() == 0
+    assert len(setup.chat.asked[0]["properties"]["state"]["enum"]) == len(WORDS.suited(("dog",)).states)
+
+
+def test_prompts_without_images_of_their_class_come_back_and_stay_admitted():
+    setup = Setup(companion_rate=1.0)
+    (prompt_id, *_) = setup.round("dog", 3)
+    row = setup.ledger.prompt(prompt_id)
+    for k in range(2):
+        setup.ledger.add_images([ImageRow(f"i-{k}", prompt_id, k, "fake", 0, "0")])
+        setup.ledger.add_verdicts([VerdictRow(f"i-{k}", False, "not_there", {})])
+    (draft,) = setup.agent.returned([prompt_id])
+    assert "showed a dog" in draft["problem"]
+    (child,) = setup.agent.refine([draft])
+    assert child["parent_id"] == prompt_id
+    assert child["round"] == row.round + 1
+    assert child["attributes"]["companion"] == ""
+    assert setup.ledger.prompt(prompt_id).status == "admitted"
+    setup.agent.propose("dog", 0, 1)
+    assert setup.memory.yields("dog") == {prompt_id: (2, 0)}
+
+
+# -- an able model ---------------------------------------------------------------------------------
+
+
+def able_chat(score=0.9, sentence=None):
+    def write(user, cell):
+        return f"A {cell['state']} dog waits {WORDS.places[cell['place']]} beneath a {cell['light']} sky."
+
+    return PickingChat(
+        places=["park", "street", "kitchen"],
+        states=["muddy", "soaking wet", "half asleep"],
+        state=lambda user, cell: random.Random(user).choice(
+            ["muddy", "wet", "drowsy", "proud", "shaggy", "thin"]
+        ),
+        sentence=sentence or write,
+        score=score,
+        reason="put it somewhere else",
+    )
+
+
+def test_an_able_model_chooses_places_once_and_writes_the_sentence():
+    setup = Setup(able_chat(), able=True, novelty_delta=1.0)
+    drafts = setup.agent.propose("dog", 4, 0)
+    setup.agent.propose("dog", 4, 1)
+    assert sum("places" in q["properties"] for q in setup.chat.asked) == 1
+    assert {d["attributes"]["place"] for d in drafts} <= {"park", "street", "kitchen"}
+    assert all(d["text"].startswith("A ") and d["text"].endswith("sky.") for d in drafts)
+    writing = next(q for q in setup.chat.asked if "sentence" in q["properties"])
+    assert "Class list (name no other of these): cat, dog, bus, dining table" in writing["user"]
+
+
+def test_an_able_models_review_decides_at_epsilon():
+    for score, reason in ((0.59, "irrational"), (0.6, "")):
+        setup = Setup(able_chat(score), able=True, min_rationality=0.6)
+        drafts = setup.agent.critique(setup.agent.propose("dog", 1, 0))
+        assert [reason_of(d["problem"]) for d in drafts] == [reason]
+        assert drafts[0]["numbers"]["rationality"] == score
+    setup = Setup(able_chat(0.1), able=True)
+    refused = setup.agent.critique(setup.agent.propose("dog", 1, 0))
+    setup.agent.refine(refused)
+    assert "put it somewhere else" in setup.chat.asked[-1]["user"]
+
+
+def test_an_able_models_sentence_must_keep_the_rules():
+    setup = Setup(able_chat(sentence="A dog chases a cat through the quiet park."), able=True)
+    (draft,) = setup.agent.critique(setup.agent.propose("dog", 1, 0))
+    assert draft["problem"] == "rule: it also names the cat"
+    assert draft["classes"] == ["cat", "dog"]
+    assert not any("score" in q["properties"] for q in setup.chat.asked)
+
+
+def test_an_unusable_review_is_not_a_pass():
+    setup = Setup(able_chat(), able=True)
+    drafts = setup.agent.propose("dog", 1, 0)
+    setup.chat.fail = lambda number: True
+    assert reason_of(setup.agent.critique(drafts)[0]["problem"]) == "unreviewed"
+
+
+def test_an_unusable_brainstorm_falls_back_to_the_vocabulary():
+    setup = Setup(able_chat(), able=True)
+    setup.chat.fail = lambda number: number == 0
+    (draft,) = setup.agent.propose("bus", 1, 0)
+    assert draft["attributes"]["place"] in WORDS.suited(("bus",)).places
+
+
+def test_templates_hold_no_unfilled_names():
+    setup = Setup(able_chat(0.1), able=True)
+    setup.round("dog", 2)
+    for asked in setup.chat.asked:
+        assert not string.Template(asked["system"] + asked["user"]).get_identifiers()
