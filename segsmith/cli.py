@@ -171,6 +171,18 @@ def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
 
 @app.command()
+def gallery(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+    """Write gallery.png: the best pictures of each class above their masks."""
+    from segsmith.graph.deps import opened
+    from segsmith.report.contact_sheet import write_contact_sheet
+
+    deps = opened(str(run))
+    path = write_contact_sheet(deps.run, deps.ledger, deps.config)
+    deps.close()
+    out.print(escape(str(path)), soft_wrap=True)
+
+
+@app.command()
 def nouns() -> None:
     """List every class the simulator can draw."""
     from segsmith.world.nouns import NOUNS
