@@ -100,9 +100,11 @@ class JudgeConfig(Section):
 
     enabled: bool = Field(True, description="off: every drawn image is accepted (an ablation)")
     clip: str = Field("mini", description="'mini', an open_clip folder, or name:tag")
-    min_probability: float = Field(0.15, ge=0, le=1, description="floor of the per-class threshold (ours)")
+    min_probability: float = Field(
+        0.03, ge=0, le=1, description="floor of a class's calibrated threshold (ours)"
+    )
     false_accept: float = Field(
-        0.05, gt=0, lt=1, description="per class: share of images of other prompts that may pass (ours)"
+        0.1, gt=0, lt=1, description="per class: share of images of other prompts that may pass (ours)"
     )
     top_k: int = Field(2, ge=1, description="best images kept of one prompt")
     duplicate_cosine: float = Field(
@@ -111,8 +113,9 @@ class JudgeConfig(Section):
     min_sharpness: float = Field(
         0.5, ge=0, description="fraction of the median sharpness below which an image is blurred (ours)"
     )
-    pseudo_prompt: float = Field(0.2, ge=0, le=1, description="prompt-space cut-off of a pseudo-label (ours)")
-    pseudo_image: float = Field(0.2, ge=0, le=1, description="image-space cut-off of a pseudo-label (ours)")
+    pseudo_prompt: float = Field(
+        0.2, ge=0, le=1, description="prompt-space share from which a class counts as high there (ours)"
+    )
 
 
 class LabelerConfig(Section):

@@ -23,6 +23,8 @@ from segsmith.tools.protocols import Image, ImageTextEncoder, Vectors
 TEMPLATES = ("a photo of {}", "a picture of {}")
 MIN_NEGATIVES = 20
 """Images of other prompts a class needs before its threshold is calibrated on them."""
+UNCALIBRATED = 0.3
+"""Threshold while there are fewer; then cosines are not centred either, so it cannot be as low."""
 MAX_THRESHOLD = 0.9
 """A calibrated threshold never asks for more: negatives hold unasked objects, and some truly show the class."""
 THUMBNAIL = 16
@@ -150,8 +152,11 @@ def calibrate(
     thresholds = {}
     for index, name in enumerate(classes):
         negatives = [p[index] for e, p in zip(evidence, probabilities, strict=True) if name not in e.asked]
-        quantile = np.quantile(negatives, 1 - config.false_accept) if len(negatives) >= MIN_NEGATIVES else 0.0
-        thresholds[name] = float(max(config.min_probability, min(MAX_THRESHOLD, quantile)))
+        if len(negatives) < MIN_NEGATIVES:
+            thresholds[name] = max(config.min_probability, UNCALIBRATED)
+        else:
+            quantile = float(np.quantile(negatives, 1 - config.false_accept))
+            thresholds[name] = max(config.min_probability, min(MAX_THRESHOLD, quantile))
     return thresholds
 
 
@@ -207,7 +212,7 @@ class JudgeAgent:
             if verdict.accepted:
                 prompt = prompts[row.prompt_id]
                 labels.append(LabelRow(row.id, "prompt", prompt.classes, dict.fromkeys(prompt.classes, 1.0)))
-                labels.append(self._pseudo_label(row.id, prompt, shares))
+                labels.append(self._pseudo_label(row.id, prompt, shares, decision.thresholds))
         self._ledger.add_labels(labels)
         self._ledger.set_meta("thresholds", decision.thresholds)
         return decision.thresholds
@@ -259,7 +264,9 @@ class JudgeAgent:
         split = len(vector)
         return float(np.max(np.minimum(earlier[:, :split] @ vector, earlier[:, split:] @ thumbnail)))
 
-    def _pseudo_label(self, image_id: str, prompt: PromptRow, in_image: NDArray[np.float64]) -> LabelRow:
+    def _pseudo_label(
+        self, image_id: str, prompt: PromptRow, in_image: NDArray[np.float64], thresholds: Mapping[str, float]
+    ) -> LabelRow:
         text = self._encoder.embed_texts([prompt.text])[0] @ self._texts[: len(self._classes)].T
         weights = np.exp((text - text.max()) * self._encoder.logit_scale)
         shares = list(zip(self._classes, weights / weights.sum(), in_image, strict=True))
@@ -267,7 +274,7 @@ class JudgeAgent:
             name
             for name, in_text, in_picture in shares
             if name == prompt.class_name  # an accepted picture shows its target: the judge said so
-            or (in_text >= self._config.pseudo_prompt and in_picture >= self._config.pseudo_image)
+            or (in_text >= self._config.pseudo_prompt and in_picture >= thresholds[name])
         )
         return LabelRow(image_id, "clip", chosen, {name: float(min(a, b)) for name, a, b in shares})
 

@@ -134,7 +134,7 @@ class OpenAIChat:
                     # Servers without keys want the header all the same.
                     api_key=lambda: self._api_key or "none",
                     temperature=self._config.temperature,
-                    max_tokens=self._config.max_tokens,  # type: ignore[call-arg]
+                    max_tokens=self._config.max_tokens,
                     timeout=self._config.timeout_s,
                     max_retries=self._transport_retries,
                     use_responses_api=False,

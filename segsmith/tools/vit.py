@@ -35,6 +35,12 @@ LAYER_DECAY = 0.7
 """Each block learns this much slower than the one above it, so that CLIP's features survive."""
 HEAD_RATE = 10.0
 """The head learns this much faster than the top block."""
+LOCAL_BLOCKS = 2
+"""In that many of the top blocks a token attends to itself alone, in training and after.
+
+Attention spreads the class over all patches, so that the background scores too. Without it in the last
+blocks patches answer for themselves (MaskCLIP, Zhou et al. 2022, section 3.2, does so in the last one).
+"""
 WEIGHT_DECAY = 0.05
 BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
 START_SCALE = 10.0
@@ -275,7 +281,10 @@ class _Upper(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, P + h * w, D) -> (B, C, h, w) logits."""
-        patches = self.norm(self.blocks(tokens))[:, self.prefix :]
+        alone = torch.full((tokens.shape[1],) * 2, -math.inf, device=tokens.device).fill_diagonal_(0)
+        for below_top, block in zip(range(len(self.blocks), 0, -1), self.blocks, strict=True):
+            tokens = block(tokens, attn_mask=alone) if below_top <= LOCAL_BLOCKS else block(tokens)
+        patches = self.norm(tokens)[:, self.prefix :]
         side = math.isqrt(patches.shape[1])
         return self.head(patches).transpose(1, 2).unflatten(2, (side, side))
 

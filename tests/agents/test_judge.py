@@ -9,7 +9,7 @@ from segsmith.agents.judge import Evidence, calibrate, class_probabilities, deci
 from segsmith.config import JudgeConfig
 from segsmith.segmentation.quality import is_blank, sharpness
 
-CONFIG = JudgeConfig(top_k=2, min_probability=0.3)
+CONFIG = JudgeConfig(top_k=2, min_probability=0.32)
 CLASSES = ("cat", "dog")
 
 
@@ -62,9 +62,9 @@ def test_without_a_judge_all_pass_in_the_order_of_drawing():
 def test_the_threshold_is_what_few_of_the_other_prompts_pictures_reach():
     evidence = [seen(str(i), target="dog") for i in range(40)]
     probabilities = np.stack([np.linspace(0, 1, 40), np.ones(40)], axis=1)
-    config = JudgeConfig(false_accept=0.25, min_probability=0.3)
+    config = JudgeConfig(false_accept=0.25, min_probability=0.32)
     assert calibrate(evidence, CLASSES, probabilities, config)["cat"] == pytest.approx(0.75)
-    assert calibrate(evidence, CLASSES, probabilities * 0.1, config)["cat"] == 0.3
+    assert calibrate(evidence, CLASSES, probabilities * 0.1, config)["cat"] == 0.32
     assert calibrate(evidence[:5], CLASSES, probabilities[:5], config)["cat"] == 0.3, (
         "too few to calibrate on"
     )
