@@ -24,17 +24,18 @@ CHUNK = 32
 
 
 def decide_labels(
-    pseudo: Sequence[str], probabilities: Mapping[str, float], target: str, config: LabelerConfig
+    named: Sequence[str], probabilities: Mapping[str, float], target: str, config: LabelerConfig
 ) -> tuple[str, ...]:
     """Final labels in class order: the ViT adds what it is sure of and removes what it does not see.
 
-    A class is kept when its out-of-fold probability reaches `label_threshold`, or when CLIP had it and the
-    ViT does not rule it out (`drop_threshold`). The target stays: the judge accepted the picture for it.
+    A class is kept when its out-of-fold probability reaches `label_threshold`, or when the prompt or CLIP
+    named it and the ViT does not rule it out (`drop_threshold`). The target stays: the judge accepted the
+    picture for it.
     """
     return tuple(
         name
         for name, p in probabilities.items()
-        if name == target or p >= config.label_threshold or (name in pseudo and p >= config.drop_threshold)
+        if name == target or p >= config.label_threshold or (name in named and p >= config.drop_threshold)
     )
 
 
@@ -81,8 +82,10 @@ class LabelerAgent:
         for row, probabilities in zip(rows, scores.probabilities, strict=True):
             named = dict(zip(self._classes, map(float, probabilities), strict=True))
             before = pseudo[row.id].classes
-            target = prompts[row.prompt_id].class_name
-            after = decide_labels(before, named, target, self._config) if self._config.relabel else before
+            prompt = prompts[row.prompt_id]
+            after = before
+            if self._config.relabel:
+                after = decide_labels((*before, *prompt.classes), named, prompt.class_name, self._config)
             changed += len(set(before) ^ set(after))
             labels.append(LabelRow(row.id, "relabel", after, named))
         self._save_maps(rows, scores.maps)

@@ -8,7 +8,6 @@ the upper half takes seconds.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -20,31 +19,20 @@ import timm
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import nn
+from timm.models.vision_transformer import VisionTransformer
 
 from segsmith.config import LabelerConfig
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.seeds import top_k_pool
 from segsmith.tools.clip import OpenClipEncoder, choose_device
+from segsmith.tools.patch_head import PatchHead
 from segsmith.tools.protocols import Image, PatchScores
+from segsmith.tools.towers import tower_as_timm
 
 logger = logging.getLogger(__name__)
 
-LAYER_DECAY = 0.7
-"""Each block learns this much slower than the one above it, so that CLIP's features survive."""
-HEAD_RATE = 10.0
-"""The head learns this much faster than the top block."""
-LOCAL_BLOCKS = 2
-"""In that many of the top blocks a token attends to itself alone, in training and after.
-
-Attention spreads the class over all patches, so that the background scores too. Without it in the last
-blocks patches answer for themselves (MaskCLIP, Zhou et al. 2022, section 3.2, does so in the last one).
-"""
 WEIGHT_DECAY = 0.05
 BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
-START_SCALE = 10.0
-"""Logits per unit of cosine before training: sure enough to rank, soft enough to learn."""
 JITTER = 0.15
 """Largest change of brightness and tint of the jittered views, as a share of the value range."""
 
@@ -72,8 +60,8 @@ class TimmPatchClassifier:
     ) -> None:
         """`start` is (C, D): where the head's weights begin; without it they begin near 0.
 
-        `map_scale` makes the maps that much finer than the patch grid, by enlarging the image; it needs a
-        trunk with `dynamic_img_size`, others stay at 1.
+        `map_scale` s makes the maps s times finer than the patch grid: the image is read s * s times,
+        shifted by parts of a patch, and the scores are interleaved.
         """
         self.device = torch.device(choose_device(device))
         self.trunk = trunk.to(self.device).eval().requires_grad_(False)
@@ -85,7 +73,7 @@ class TimmPatchClassifier:
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
         self.start = start
-        self.map_scale = map_scale if trunk.dynamic_img_size else 1
+        self.map_scale = map_scale
         self.frozen = max(1, len(trunk.blocks) // 2)
 
     @classmethod
@@ -149,7 +137,9 @@ class TimmPatchClassifier:
     ) -> PatchScores:
         """One fresh model per fold; with a single group one model trains on all, and a warning says so."""
         if not len(images) == len(labels) == len(groups) or labels.shape[1:] != (self.n_classes,):
-            raise ValueError(f"{len(images)} images, labels {labels.shape}, {len(groups)} groups do not match")
+            raise ValueError(
+                f"{len(images)} images, labels {labels.shape}, {len(groups)} groups do not match"
+            )
         if not images:
             return PatchScores(np.zeros((0, self.n_classes, 1, 1), np.float32), np.zeros_like(labels))
         folds = group_folds(groups, self.settings.folds, self.seed)
@@ -164,10 +154,12 @@ class TimmPatchClassifier:
                 kept = held_out
             model = self._train([view[kept] for view in views], target[kept], number)
             for where in np.array_split(held_out, math.ceil(len(held_out) / self.settings.batch_size)):
-                logits, pooled = self._predict(model, [images[i] for i in where])
+                fine, pooled = self._predict(
+                    model, [images[i] for i in where], views[0][where], views[1][where]
+                )
                 if maps is None:
-                    maps = np.zeros((len(images), *logits.shape[1:]), np.float32)
-                maps[where], probabilities[where] = logits.sigmoid().cpu(), pooled.sigmoid().cpu()
+                    maps = np.zeros((len(images), *fine.shape[1:]), np.float32)
+                maps[where], probabilities[where] = fine.sigmoid().cpu(), pooled.sigmoid().cpu()
         assert maps is not None
         return PatchScores(maps, probabilities)
 
@@ -185,7 +177,7 @@ class TimmPatchClassifier:
                 (batch, batch.flip(-1), batch * gain + tint, batch.flip(-1) * gain + tint),
                 strict=True,
             ):
-                view.append(self._frozen(pixels, self.size).half().cpu())
+                view.append(self._frozen(pixels).half().cpu())
         return [torch.cat(view) for view in views]
 
     def _batches(self, images: Sequence[Image]) -> Iterator[torch.Tensor]:
@@ -204,9 +196,9 @@ class TimmPatchClassifier:
         return functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
     @torch.no_grad()
-    def _frozen(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
+    def _frozen(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens after the frozen blocks, (B, P + h * w, D), of pictures in [0, 1]; P prefix tokens."""
-        x = ((self._resized(pixels, size) - self.mean) / self.std).to(self.device)
+        x = ((pixels - self.mean) / self.std).to(self.device)
         trunk: Any = self.trunk
         (tokens,) = trunk.forward_intermediates(
             x, indices=[self.frozen - 1], return_prefix_tokens=True, stop_early=True,
@@ -218,13 +210,15 @@ class TimmPatchClassifier:
 
     # -- one fold ---------------------------------------------------------------------------------
 
-    def _train(self, views: Sequence[torch.Tensor], target: torch.Tensor, fold: int) -> _Upper:
+    def _train(self, views: Sequence[torch.Tensor], target: torch.Tensor, fold: int) -> PatchHead:
         """A fresh upper half trained on (N, L, D) features with (N, C) labels in [0, 1]."""
         settings = self.settings
         generator = torch.Generator().manual_seed(self.seed * 1000 + fold)
-        model = _Upper(self.trunk, self.frozen, self.n_classes, self.start, generator).to(self.device)
+        model = PatchHead(self.trunk, self.frozen, self.n_classes, self.start, generator).to(self.device)
         model.calibrate(views[0].float().to(self.device), target.to(self.device), settings.top_k)
-        optimizer = torch.optim.AdamW(model.parameter_groups(settings.learning_rate), weight_decay=WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(
+            model.parameter_groups(settings.learning_rate), weight_decay=WEIGHT_DECAY
+        )
         steps = settings.epochs * math.ceil(len(target) / settings.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_cosine, steps=steps))
         stacked = torch.stack(list(views))
@@ -241,79 +235,28 @@ class TimmPatchClassifier:
         return model.eval()
 
     @torch.no_grad()
-    def _predict(self, model: _Upper, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patch logits (B, C, h, w) at the finer scale and pooled logits (B, C), mirrored views averaged."""
-        pixels = torch.cat(list(self._batches(images)))
-        coarse = self._both_ways(model, pixels, self.size)
+    def _predict(
+        self, model: PatchHead, images: Sequence[Image], plain: torch.Tensor, mirrored: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patch logits (B, C, s * h, s * w) and pooled logits (B, C), s being `map_scale`.
+
+        `plain` and `mirrored` are the frozen features of `images` and of their mirror images.
+        """
+        ways = [model(features.float().to(self.device)) for features in (plain, mirrored)]
+        coarse = (ways[0] + ways[1].flip(-1)) / 2
         pooled = top_k_pool(coarse, self.settings.top_k)
         if self.map_scale == 1:
             return coarse, pooled
-        return self._both_ways(model, pixels, self.size * self.map_scale), pooled
-
-    def _both_ways(self, model: _Upper, pixels: torch.Tensor, size: int) -> torch.Tensor:
-        plain, mirrored = (model(self._frozen(p, size)) for p in (pixels, pixels.flip(-1)))
-        return (plain + mirrored.flip(-1)) / 2
-
-
-class _Upper(nn.Module):
-    """The blocks above the frozen ones, the norms, and a linear score per class for every patch."""
-
-    def __init__(
-        self,
-        trunk: Any,
-        frozen: int,
-        n_classes: int,
-        start: torch.Tensor | None,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.prefix = trunk.num_prefix_tokens
-        self.blocks = copy.deepcopy(trunk.blocks[frozen:])
-        # A norm that timm applies after pooling is applied to each patch here.
-        self.norm = nn.Sequential(copy.deepcopy(trunk.norm), copy.deepcopy(trunk.fc_norm))
-        self.head = nn.Linear(trunk.embed_dim, n_classes)
-        weight = torch.randn(n_classes, trunk.embed_dim, generator=generator) * 0.02
-        self.has_start = start is not None
-        with torch.no_grad():
-            self.head.weight.copy_(weight if start is None else start)
-            self.head.bias.zero_()
-        self.requires_grad_(True)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, P + h * w, D) -> (B, C, h, w) logits."""
-        alone = torch.full((tokens.shape[1],) * 2, -math.inf, device=tokens.device).fill_diagonal_(0)
-        for below_top, block in zip(range(len(self.blocks), 0, -1), self.blocks, strict=True):
-            tokens = block(tokens, attn_mask=alone) if below_top <= LOCAL_BLOCKS else block(tokens)
-        patches = self.norm(tokens)[:, self.prefix :]
-        side = math.isqrt(patches.shape[1])
-        return self.head(patches).transpose(1, 2).unflatten(2, (side, side))
-
-    @torch.no_grad()
-    def calibrate(self, tokens: torch.Tensor, target: torch.Tensor, top_k: int) -> None:
-        """Set scale and bias so that, before training, 0 lies between what a class's pictures score and
-        what others do; a class without pictures starts above all that others score."""
-        pooled = torch.cat([top_k_pool(self(part), top_k) for part in tokens.split(256)])
-        if self.has_start:
-            scale = START_SCALE / 3 / pooled.std(0).mean().clamp_min(1e-6) if len(pooled) > 1 else 1.0
-            self.head.weight.mul_(scale)
-            pooled = pooled * scale
-        positive = (target > 0.5).float()
-        above = (pooled * positive).sum(0) / positive.sum(0).clamp_min(1)
-        below = (pooled * (1 - positive)).sum(0) / (1 - positive).sum(0).clamp_min(1)
-        top = pooled.max(0).values
-        middle = torch.where(positive.sum(0) > 0, (above + below) / 2, top)
-        self.head.bias.copy_(-middle)
-
-    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        """AdamW groups: each lower block slower by `LAYER_DECAY`, the head faster."""
-        depth = len(self.blocks)
-        groups = [
-            {"params": list(block.parameters()), "lr": rate * LAYER_DECAY ** (depth - 1 - i)}
-            for i, block in enumerate(self.blocks)
-        ]
-        groups.append({"params": list(self.norm.parameters()), "lr": rate})
-        groups.append({"params": list(self.head.parameters()), "lr": rate * HEAD_RATE, "weight_decay": 0.0})
-        return [group for group in groups if group["params"]]
+        pixels = torch.cat(list(self._batches(images)))
+        scale, side = self.map_scale, coarse.shape[-1]
+        starts, margin = shifts(self.size // side, scale)
+        padded = functional.pad(pixels, (margin,) * 4, mode="reflect")
+        fine = coarse.new_zeros(*coarse.shape[:2], scale * side, scale * side)
+        for row, y in enumerate(starts):
+            for column, x in enumerate(starts):
+                window = padded[..., y : y + self.size, x : x + self.size]
+                fine[..., row::scale, column::scale] = model(self._frozen(window))
+        return fine, pooled
 
 
 def group_folds(groups: Sequence[str], folds: int, seed: int) -> list[NDArray[np.int64]]:
@@ -332,40 +275,15 @@ def group_folds(groups: Sequence[str], folds: int, seed: int) -> list[NDArray[np
     return [np.flatnonzero(fold_of[inverse] == fold) for fold in range(len(load))]
 
 
-def tower_as_timm(encoder: OpenClipEncoder) -> tuple[VisionTransformer, torch.Tensor | None]:
-    """A copy of the CLIP image tower as a timm ViT, and its (E, D) projection of tokens, if linear.
+def shifts(patch: int, scale: int) -> tuple[list[int], int]:
+    """Where `scale` windows start in an image padded by the margin, so that their patches interleave.
 
-    open_clip's own ViT is rebuilt as timm's through timm's checkpoint filter.
+    In pixels: starts and margin. The centres of the interleaved patches are `patch / scale` apart and
+    symmetric about the image's own.
     """
-    tower: Any = encoder.tower
-    trunk = getattr(tower, "trunk", None)
-    if isinstance(trunk, VisionTransformer):
-        projection = getattr(tower.head, "proj", None)
-        weight = projection.weight if isinstance(projection, nn.Linear) else None
-        return copy.deepcopy(trunk), None if weight is None else weight.detach().cpu().float()
-    if not hasattr(tower, "class_embedding") or not hasattr(tower, "conv1"):
-        raise SegsmithError(
-            f"The image tower of {encoder.name} is not a ViT, so the labeler cannot start from it.",
-            "Name a CLIP with a ViT in --set judge.clip, such as 'mini' or ViT-B-16:openai.",
-        )
-    block = tower.transformer.resblocks[0]
-    rebuilt = VisionTransformer(
-        img_size=tower.image_size,
-        patch_size=tower.patch_size,
-        embed_dim=tower.conv1.out_channels,
-        depth=len(tower.transformer.resblocks),
-        num_heads=block.attn.num_heads,
-        mlp_ratio=block.mlp.c_fc.out_features / block.mlp.c_fc.in_features,
-        pre_norm=True,
-        num_classes=0,
-        norm_layer=partial(nn.LayerNorm, eps=block.ln_1.eps),
-        act_layer="quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu",
-        dynamic_img_size=True,
-    )
-    state = {f"visual.{key}": value.detach().cpu() for key, value in tower.state_dict().items()}
-    converted = checkpoint_filter_fn(state, rebuilt)
-    rebuilt.load_state_dict({k: v for k, v in converted.items() if not k.startswith("head.")})
-    return rebuilt, tower.proj.detach().cpu().float().T
+    offsets = [round(patch * (k / scale - (scale - 1) / (2 * scale))) for k in range(scale)]
+    margin = max(map(abs, offsets))
+    return [margin + offset for offset in offsets], margin
 
 
 def _cosine(step: int, steps: int) -> float:

@@ -8,7 +8,8 @@ import torch
 from segsmith.config import LabelerConfig
 from segsmith.errors import SegsmithError
 from segsmith.tools.protocols import PatchClassifier
-from segsmith.tools.vit import TimmPatchClassifier, group_folds, tower_as_timm
+from segsmith.tools.towers import tower_as_timm
+from segsmith.tools.vit import TimmPatchClassifier, group_folds, shifts
 
 TINY = "vit_tiny_test_16"
 SETTINGS = LabelerConfig(folds=3, epochs=8, batch_size=8, learning_rate=3e-3, top_k=2)
@@ -105,10 +106,10 @@ def test_no_image_is_scored_by_a_model_that_saw_its_group(monkeypatch):
         trained.append({i for i in range(12) for row in rows if torch.equal(row, keys[i])})
         return real_train(views, target, fold)
 
-    def predict(model, held_out):
+    def predict(model, held_out, *features):
         groups_seen = {groups[i] for i in trained[-1]}
         assert not groups_seen & {groups[int(image[0, 0, 0])] for image in held_out}
-        return real_predict(model, held_out)
+        return real_predict(model, held_out, *features)
 
     monkeypatch.setattr(tool, "_train", train)
     monkeypatch.setattr(tool, "_predict", predict)
@@ -147,6 +148,27 @@ def test_pictures_of_any_size_and_none_at_all():
     assert len(tool.out_of_fold([], np.zeros((0, 2), np.float32), []).probabilities) == 0
     with pytest.raises(ValueError, match="do not match"):
         tool.out_of_fold(images, np.zeros((4, 3), np.float32), list("abcd"))
+
+
+@pytest.mark.parametrize(("patch", "scale"), [(16, 1), (16, 2), (16, 4), (14, 2), (32, 2)])
+def test_shifted_windows_interleave_to_a_finer_grid_of_the_same_image(patch, scale):
+    starts, margin = shifts(patch, scale)
+    assert min(starts) >= 0
+    assert max(starts) <= 2 * margin
+    centres = np.sort([start - margin + patch / 2 + patch * i for start in starts for i in range(4)])
+    assert np.allclose(np.diff(centres), patch / scale, atol=1)
+    assert abs(centres.mean() - 2 * patch) <= 0.5
+
+
+def test_finer_maps_agree_with_coarse_ones():
+    images, labels, _ = squares(6)
+    groups = list("abcdef")
+    coarse = classifier(2, map_scale=1, settings={"epochs": 1}).out_of_fold(images, labels, groups)
+    fine = classifier(2, map_scale=2, settings={"epochs": 1}).out_of_fold(images, labels, groups)
+    assert coarse.maps.shape == (6, 2, 4, 4)
+    np.testing.assert_array_equal(coarse.probabilities, fine.probabilities)
+    pooled = fine.maps.reshape(6, 2, 4, 2, 4, 2).mean((3, 5))
+    assert np.corrcoef(pooled.ravel(), coarse.maps.ravel())[0, 1] > 0.8
 
 
 @pytest.mark.parametrize("folds", [2, 3, 5])
@@ -208,6 +230,8 @@ def test_starts_from_the_text_embeddings_and_runs_with_prefix_tokens():
     images, labels, _ = squares(6)
     scores = tool.out_of_fold(images, labels, list("abcdef"))
     assert scores.maps.shape == (6, 2, 8, 8)
+    alike = tool.out_of_fold([images[0]] * 6, labels, list("abcdef"))
+    assert np.isfinite(alike.maps).all()
 
 
 def test_a_resnet_tower_is_refused():
