@@ -114,7 +114,7 @@ class JudgeConfig(Section):
         0.5, ge=0, description="fraction of the median sharpness below which an image is blurred (ours)"
     )
     pseudo_prompt: float = Field(
-        0.2, ge=0, le=1, description="prompt-space share from which a class counts as high there (ours)"
+        0.01, ge=0, le=1, description="prompt-space share from which a class counts as high there (ours)"
     )
 
 
@@ -132,10 +132,12 @@ class LabelerConfig(Section):
     sam: str = Field("mini", description="'mini', or a SAM checkpoint file")
     use_sam: bool = Field(True, description="off: masks come from the patch scores alone (an ablation)")
     points: int = Field(5, ge=1, description="points on the skeleton of a component (SeSAM: 5)")
-    tau1: float = Field(0.3, ge=0, le=1, description="SeSAM tau1; its exact meaning is unknown, see sesam.py")
-    tau2: float = Field(0.7, ge=0, le=1, description="SeSAM tau2; its exact meaning is unknown, see sesam.py")
+    tau1: float = Field(0.3, ge=0, le=1, description="SeSAM tau1: least coverage of the seed (our reading)")
+    tau2: float = Field(
+        0.7, ge=0, le=1, description="SeSAM tau2: most of another class's seed inside (our reading)"
+    )
     seed_level: float = Field(
-        0.5, gt=0, le=1, description="share of a map's own maximum from which a pixel is a seed (ours)"
+        0.25, gt=0, le=1, description="share of a map's own maximum from which a pixel is a seed (ours)"
     )
     min_area_px: int = Field(16, ge=1, description="seed pieces under this many pixels are noise (ours)")
     border_px: int = Field(1, ge=0, description="pixels around each object that stay 255 (ours)")
@@ -147,7 +149,7 @@ class TrainerConfig(Section):
     architecture: str = Field("DeepLabV3Plus", description="a segmentation-models-pytorch architecture")
     encoder: str = Field("tu-resnet10t", description="an encoder name of that library")
     encoder_init: str = Field("clip", description="'clip': stem of the judge's image tower; or 'none'")
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(12, ge=1)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are evaluated")
@@ -234,6 +236,8 @@ def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(
                 f"a class name has {len(name)} characters ({name[:20]}...); use at most {MAX_CLASS_NAME}"
             )
+        if name.lower() == "background":
+            raise ValueError("class name 'background' is taken: every mask's index 0 is background; leave it out")
         if not name.isascii() or not all(c.isalnum() or c in " -_" for c in name):
             raise ValueError(f"class name {name!r} has other characters than letters, digits, space, - and _")
     repeated = {n for n in cleaned if [m.lower() for m in cleaned].count(n.lower()) > 1}

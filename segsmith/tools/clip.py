@@ -39,13 +39,15 @@ class OpenClipEncoder:
         *,
         name: str,
         device: str = "cpu",
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> None:
+        # Convolutions on a CPU are nearly twice as fast with channels last and batches that fit its cache.
         self.model = model.to(device).eval()
+        self.model.visual.to(memory_format=torch.channels_last)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (64 if self.device.type == "cuda" else 16)
         self.name = f"{name}@{_digest(model)}"
         self.logit_scale = float(model.logit_scale.detach().exp())
         self._texts: OrderedDict[str, Vectors] = OrderedDict()
@@ -108,7 +110,8 @@ class OpenClipEncoder:
             chunk = images[start : start + self.batch_size]
             batch = torch.stack([self.preprocess(PILImage.fromarray(image)) for image in chunk])
             with torch.inference_mode(), self._precision():
-                embedded = self.model.encode_image(batch.to(self.device), normalize=True)
+                pixels = batch.to(self.device, memory_format=torch.channels_last)
+                embedded = self.model.encode_image(pixels, normalize=True)
             vectors[start : start + len(chunk)] = _unit(embedded)
         return vectors
 

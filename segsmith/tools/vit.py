@@ -198,7 +198,7 @@ class TimmPatchClassifier:
     @torch.no_grad()
     def _frozen(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens after the frozen blocks, (B, P + h * w, D), of pictures in [0, 1]; P prefix tokens."""
-        x = ((pixels - self.mean) / self.std).to(self.device)
+        x = ((pixels - self.mean) / self.std).to(self.device, memory_format=torch.channels_last)
         trunk: Any = self.trunk
         (tokens,) = trunk.forward_intermediates(
             x, indices=[self.frozen - 1], return_prefix_tokens=True, stop_early=True,

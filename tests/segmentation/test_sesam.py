@@ -127,7 +127,7 @@ def test_of_two_that_cover_it_the_surer_wins():
     ],
 )
 def test_refusals_name_their_reason(mask, reason):
-    chosen = select_mask(offer((mask, 0.9)), OWN, OTHER)
+    chosen = select_mask(offer((mask, 0.9)), OWN, OTHER, 0.7, 0.3)
     assert chosen.index is None
     assert chosen.reason == reason
 
@@ -135,9 +135,9 @@ def test_refusals_name_their_reason(mask, reason):
 def test_thresholds_are_inclusive():
     own, others = box(0, 1, 0, 10), box(2, 3, 0, 10)
     mask = box(0, 1, 0, 7) | box(2, 3, 0, 3)
-    assert select_mask(offer((mask, 0.9)), own, others, 0.3, 0.7).reason == "ok"
-    assert select_mask(offer((mask, 0.9)), own, others, 0.29, 0.7).reason == "overlap"
-    assert select_mask(offer((mask, 0.9)), own, others, 0.3, 0.71).reason == "coverage"
+    assert select_mask(offer((mask, 0.9)), own, others, 0.7, 0.3).reason == "ok"
+    assert select_mask(offer((mask, 0.9)), own, others, 0.7, 0.29).reason == "overlap"
+    assert select_mask(offer((mask, 0.9)), own, others, 0.71, 0.7).reason == "coverage"
 
 
 def test_the_reading_by_weights_trades_confidence_for_coverage():
