@@ -40,6 +40,10 @@ BAD = [
     (["--classes", "cat", "--set", "nonsense"], "KEY=VALUE"),
     (["--classes", "cat", "--config", "nowhere.toml"], "does not exist"),
     (["--classes", "cat", "--max-images", "0"], "max_images"),
+    (["--classes", "background"], "taken"),
+    (["--classes", "cat", "--set", "judge.clip=/nowhere"], "/nowhere"),
+    (["--classes", "cat", "--set", "labeler.sam=/nowhere.pth"], "/nowhere.pth"),
+    (["--classes", "cat", "--set", "llm.gguf=/nowhere.gguf"], "/nowhere.gguf"),
 ]
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segsmith.agents.image import ImageAgent
 from segsmith.agents.judge import JudgeAgent
@@ -16,7 +16,10 @@ from segsmith.config import Config, api_key, parse_config
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.store import RunFolder
-from segsmith.tools.protocols import ChatModel, ImageBackend
+from segsmith.tools.protocols import ImageBackend
+
+if TYPE_CHECKING:
+    from segsmith.tools.llm import OpenAIChat
 
 Made = TypeVar("Made")
 
@@ -58,13 +61,16 @@ class Deps:
         return self
 
     def close(self) -> None:
-        """Stop the servers this run started and close its files."""
+        """Keep what the language model was asked, stop the servers this run started, close its files."""
+        usage = self._made["chat"].usage.snapshot() if "chat" in self._made else {}
+        if any(usage.values()):
+            self.ledger.log("llm_usage", **usage)
         self._stack.close()
 
     # -- outside models ---------------------------------------------------------------------------
 
     @once
-    def chat(self) -> ChatModel:
+    def chat(self) -> OpenAIChat:
         """The language model; a local server is started here and stopped by `close`."""
         from segsmith.tools.llm import open_chat
 
@@ -101,6 +107,7 @@ class Deps:
             synonyms=synonyms,
             able=self.config.llm.able,
             seed=self.config.seed,
+            workers=self.config.llm.concurrency,
         )
 
     @once
@@ -148,6 +155,22 @@ class Deps:
 
 
 _open: dict[str, Deps] = {}
+
+
+def check_models(config: Config) -> None:
+    """Open every model file a config names, once, and let it go: what is missing is said before the run starts.
+
+    Raises `SegsmithError` with what to type. No server is started.
+    """
+    from segsmith.tools.clip import OpenClipEncoder
+    from segsmith.tools.llamacpp import gguf_path
+    from segsmith.tools.sam import SamSegmenter
+
+    if config.llm.server == "llamacpp":
+        gguf_path(config.llm.gguf)
+    OpenClipEncoder.load(config.judge.clip)
+    if config.labeler.use_sam:
+        SamSegmenter.load(config.labeler.sam)
 
 
 def register(deps: Deps) -> None:

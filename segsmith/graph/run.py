@@ -16,7 +16,7 @@ import tomli_w
 
 from segsmith.config import Config
 from segsmith.errors import SegsmithError
-from segsmith.graph.deps import Deps, forget, read_run_config, register
+from segsmith.graph.deps import Deps, check_models, forget, read_run_config, register
 from segsmith.graph.state import RunContext
 from segsmith.memory.store import RunFolder, write_atomic
 
@@ -44,6 +44,7 @@ def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
     run = RunFolder(out)
     with ExitStack() as stack:
         _check_same_run(run, config)
+        check_models(config)
         run.create()
         stack.enter_context(run.held())
         if not run.config.exists():
