@@ -237,7 +237,9 @@ def check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
                 f"a class name has {len(name)} characters ({name[:20]}...); use at most {MAX_CLASS_NAME}"
             )
         if name.lower() == "background":
-            raise ValueError("class name 'background' is taken: every mask's index 0 is background; leave it out")
+            raise ValueError(
+                "class name 'background' is taken: every mask's index 0 is background; leave it out"
+            )
         if not name.isascii() or not all(c.isalnum() or c in " -_" for c in name):
             raise ValueError(f"class name {name!r} has other characters than letters, digits, space, - and _")
     repeated = {n for n in cleaned if [m.lower() for m in cleaned].count(n.lower()) > 1}

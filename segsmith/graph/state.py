@@ -9,7 +9,7 @@ import operator
 from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
-from segsmith.agents.prompt import Draft
+from segsmith.agents.prompt_draft import Draft
 
 
 @dataclass(frozen=True)

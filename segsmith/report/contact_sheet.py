@@ -30,12 +30,12 @@ def write_contact_sheet(run: RunFolder, ledger: Ledger, config: Config, columns:
     each = max(1, 2 * columns // max(1, len(best)))
     chosen = [image_id for ids in best.values() for image_id in ids[:each]]
     if not chosen:
-        raise SegsmithError(f"{run.root} has no picture with a mask yet.", "Let `segsmith build` go on first.")
+        raise SegsmithError(
+            f"{run.root} has no picture with a mask yet.", "Let `segsmith build` go on first."
+        )
     palette = voc_palette()
     palette[VOID] = (236, 232, 214)
-    pairs = [
-        np.concatenate([read_image(run.image(i)), palette[read_index_map(run.mask(i))]]) for i in chosen
-    ]
+    pairs = [np.concatenate([read_image(run.image(i)), palette[read_index_map(run.mask(i))]]) for i in chosen]
     path = run.root / "gallery.png"
     write_atomic(path, png_bytes(_grid(pairs, columns)))
     return path

@@ -65,8 +65,6 @@ def paint(
         start = round((ground.top - 0.06) * size) if ground.water else top
         image[start:] = 0.3 * image[start:] + np.float32(0.7 * 236)
     grain = ground.grain * (1.25 if style == "real" else 0.9)
-    image[top:] += (grain * texture("banded" if ground.banded else "fine", size, rng)[top:])[
-        ..., None
-    ]
+    image[top:] += (grain * texture("banded" if ground.banded else "fine", size, rng)[top:])[..., None]
     image += ((7 if style == "real" else 4) * texture("cloudy", size, rng))[..., None]
     return Backdrop(image, ground.horizon, ground.top, ground.water, tuple(brush.windows))

@@ -67,24 +67,18 @@ class Brush:
             min(255, max(0, int(b))),
         )
 
-    def box(
-        self, x0: float, y0: float, x1: float, y1: float, colour: Colour, j: float = 10
-    ) -> None:
+    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour, j: float = 10) -> None:
         p = self.px
         if x1 > x0 and y1 > y0:
             self.draw.rectangle((x0 * p, y0 * p, x1 * p, y1 * p), fill=self.tone(colour, j))
 
-    def oval(
-        self, x0: float, y0: float, x1: float, y1: float, colour: Colour, j: float = 10
-    ) -> None:
+    def oval(self, x0: float, y0: float, x1: float, y1: float, colour: Colour, j: float = 10) -> None:
         p = self.px
         if x1 > x0 and y1 > y0:
             self.draw.ellipse((x0 * p, y0 * p, x1 * p, y1 * p), fill=self.tone(colour, j))
 
     def poly(self, points: list[tuple[float, float]], colour: Colour, j: float = 10) -> None:
-        self.draw.polygon(
-            [(x * self.px, y * self.px) for x, y in points], fill=self.tone(colour, j)
-        )
+        self.draw.polygon([(x * self.px, y * self.px) for x, y in points], fill=self.tone(colour, j))
 
     def line(self, points: list[tuple[float, float]], width: float, colour: Colour) -> None:
         self.draw.line(
@@ -135,9 +129,7 @@ class Brush:
         puffs = int(self.u(0, 4)) if clear else 4
         if self.light == "overcast":
             puffs = 7
-        white = {"sunset": (236, 140, 120), "golden hour": (255, 236, 208)}.get(
-            self.light, (248, 250, 252)
-        )
+        white = {"sunset": (236, 140, 120), "golden hour": (255, 236, 208)}.get(self.light, (248, 250, 252))
         if puffs > 3:
             white = blend(white, (165, 170, 178), 0.6)
         for _ in range(puffs):
@@ -164,9 +156,7 @@ class Brush:
         self.box(x - 0.06 * height, base - 0.4 * height, x + 0.06 * height, base, trunk)
         snowy = self.weather == "snow"
         if kind == "conifer":
-            green = (
-                (225, 232, 238) if snowy else self.pick((34, 84, 56), (44, 96, 60), (28, 72, 54))
-            )
+            green = (225, 232, 238) if snowy else self.pick((34, 84, 56), (44, 96, 60), (28, 72, 54))
             for k in range(3):
                 top, wide = base - height * (1 - 0.24 * k), height * (0.16 + 0.08 * k)
                 self.poly(
@@ -174,9 +164,7 @@ class Brush:
                     green,
                 )
         else:
-            green = (
-                (222, 228, 232) if snowy else self.pick((74, 128, 56), (92, 142, 66), (58, 112, 60))
-            )
+            green = (222, 228, 232) if snowy else self.pick((74, 128, 56), (92, 142, 66), (58, 112, 60))
             for _ in range(5):
                 dx, dy, r = self.u(-0.2, 0.2), self.u(0.45, 0.85), self.u(0.14, 0.24)
                 self.oval(x + (dx - r) * height, base - (dy + r) * height, x + (dx + r) * height,

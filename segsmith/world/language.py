@@ -194,8 +194,7 @@ _LISTS: tuple[tuple[str, Mapping[str, tuple[str, ...]]], ...] = (
 def _lexicon() -> tuple[dict[str, _Meaning], int]:
     """Every phrase the parser knows, and the length in words of the longest."""
     lexicon = {
-        phrase: _Meaning("noun", name, 2 if plural else 1)
-        for phrase, (name, plural) in phrases().items()
+        phrase: _Meaning("noun", name, 2 if plural else 1) for phrase, (name, plural) in phrases().items()
     }
     # Later entries win: a place or a colour ("beach", "orange") is no object.
     for kind, words in _LISTS:
@@ -386,9 +385,7 @@ _BY_GROUP: dict[str, tuple[str, ...]] = {
     "clothes": ("bedroom", "living room", "studio", "street", "office"),
 }
 _OUTDOOR_WEATHERS = ("clear",) * 7 + ("rain", "snow", "fog")
-WATERCRAFT = frozenset(
-    {"boat", "canoe", "ferry", "motorboat", "cruise ship", "cargo ship", "speedboat"}
-)
+WATERCRAFT = frozenset({"boat", "canoe", "ferry", "motorboat", "cruise ship", "cargo ship", "speedboat"})
 
 
 def usual_places(noun: Noun) -> tuple[str, ...]:
@@ -401,9 +398,7 @@ def usual_places(noun: Noun) -> tuple[str, ...]:
 def usual_light(place: str, rng: np.random.Generator) -> str:
     """A light that suits the place; daylight more often than not."""
     if place in INDOOR:
-        return ("day", "day", "day", "lamplight", "lamplight", "night", "golden hour")[
-            int(rng.integers(7))
-        ]
+        return ("day", "day", "day", "lamplight", "lamplight", "night", "golden hour")[int(rng.integers(7))]
     return ("day", "day", "day", "day", "golden hour", "golden hour", "sunset", "night",
             "overcast", "overcast")[int(rng.integers(10))]  # fmt: skip
 
@@ -492,9 +487,7 @@ def _say_object(spec: ObjectSpec, rng: np.random.Generator, plain: bool) -> str:
         else:
             after = " " + said
     if spec.colour is not None:
-        said = (
-            spec.colour if plain else _pick((spec.colour, spec.colour, *COLOURS[spec.colour]), rng)
-        )
+        said = spec.colour if plain else _pick((spec.colour, spec.colour, *COLOURS[spec.colour]), rng)
         before.append(said)
     if spec.count == 1:
         phrase = " ".join((*before, name))

@@ -278,9 +278,7 @@ def _overlap(x: int, y: int, image: Image.Image, other: _Sprite) -> float:
     return w * h / min(image.width * image.height, other.w * other.h)
 
 
-def _grid(
-    items: list[ObjectSpec], size: int, style: Style, rng: np.random.Generator
-) -> list[_Sprite]:
+def _grid(items: list[ObjectSpec], size: int, style: Style, rng: np.random.Generator) -> list[_Sprite]:
     """Each object in a cell of its own: the layout of last resort, without any overlap."""
     n = len(items)
     columns = int(np.ceil(np.sqrt(n)))
@@ -374,9 +372,7 @@ def _falling(kind: str, index: int, size: int) -> Floats:
     return np.asarray(image.reduce(2), np.float32) / np.float32(255)
 
 
-def _atmosphere(
-    canvas: Floats, spec: SceneSpec, scenery: Backdrop, rng: np.random.Generator
-) -> Floats:
+def _atmosphere(canvas: Floats, spec: SceneSpec, scenery: Backdrop, rng: np.random.Generator) -> Floats:
     """Light and weather over the whole picture, objects included."""
     size = canvas.shape[0]
     gain, offset = (np.array(v, np.float32) for v in _LIGHTING[spec.light])

@@ -86,9 +86,7 @@ def master(codepoint: str, style: Style) -> Image.Image:
         import resvg_py
     except ModuleNotFoundError as error:
         raise SegsmithError("Sprites are rendered by resvg_py.", _REMEDY) from error
-    png = resvg_py.svg_to_bytes(
-        svg_string=_svg(codepoint, style), width=MASTER_PX, height=MASTER_PX
-    )
+    png = resvg_py.svg_to_bytes(svg_string=_svg(codepoint, style), width=MASTER_PX, height=MASTER_PX)
     with Image.open(io.BytesIO(bytes(png))) as opened:
         image = opened.convert("RGBA")
     solid = image.getchannel("A").point(lambda alpha: 255 if alpha >= 8 else 0)
