@@ -182,7 +182,7 @@ def train(
             _save(state, model, anchors, average, optimizer, step, time.process_time() - started)
             logger.info("exported at step %d", step)
     export(average.weights, out)
-    _save(state, model, anchors, average, optimizer, step, time.process_time() - started)
+    state.unlink(missing_ok=True)  # a finished run is not gone on with: the same command trains anew
     start = f", from {init.name}" if init is not None else ""
     done = f"{minutes:g} min of one core, seed {seed}, batch {batch}, rate {rate:g}{start}: {step} steps"
     (out / RECORD).write_text(done + "\n")
