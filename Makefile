@@ -32,9 +32,10 @@ check: setup ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-checkpoints: setup ## train the mini CLIP and the mini SAM again (about 90 minutes on two cores)
-	$(BIN)/python -m foundry.mini_clip --minutes 45 --seed 0 --out segsmith/checkpoints/mini_clip
-	$(BIN)/python -m foundry.mini_sam --minutes 45 --seed 0 --out segsmith/checkpoints/mini_sam
+checkpoints: setup ## train the mini CLIP and the mini SAM again (about two hours of one core)
+	$(BIN)/python -m foundry.mini_clip --minutes 48 --seed 0 --out segsmith/checkpoints/mini_clip
+	$(BIN)/python -m foundry.mini_clip_card --out segsmith/checkpoints/mini_clip
+	$(BIN)/python -m foundry.mini_sam --minutes 62 --seed 0 --out segsmith/checkpoints/mini_sam
 
 benchmark: setup ## the table of the README (about an hour on two cores)
 	$(BIN)/python -m benchmarks.sim_quality
