@@ -148,9 +148,9 @@ def reject_reasons(book: Book) -> list[tuple[str, str, int]]:
 
 
 def drop_reasons(book: Book) -> list[tuple[str, int]]:
-    """(what was wrong with a dropped prompt, prompts), the most frequent first."""
-    dropped = (p for p in book.prompts.values() if p.status == "dropped")
-    return Counter(str(p.critique.get("problem") or "no reason kept") for p in dropped).most_common()
+    """(kind of problem a prompt was dropped for, prompts), the most frequent first; details follow a colon."""
+    problems = (str(p.critique.get("problem") or "") for p in book.prompts.values() if p.status == "dropped")
+    return Counter(text.partition(":")[0] or "no reason kept" for text in problems).most_common()
 
 
 def class_rows(book: Book, config: Config) -> list[ClassRow]:
