@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,23 +162,25 @@ def evaluate(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     """Write report.html of a run again, whatever state it is in."""
-    from segsmith.graph.deps import opened
     from segsmith.report.build import build_report
 
-    deps = opened(str(run))
-    path = build_report(deps.run, deps.ledger, deps.config)
-    deps.close()
-    out.print(escape(str(path)), soft_wrap=True)
+    _write_of_run(run, build_report)
 
 
 @app.command()
 def gallery(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     """Write gallery.png: the best pictures of each class above their masks."""
-    from segsmith.graph.deps import opened
     from segsmith.report.contact_sheet import write_contact_sheet
 
+    _write_of_run(run, write_contact_sheet)
+
+
+def _write_of_run(run: Path, write: Callable[[Any, Any, Any], Path]) -> None:
+    """Let `write` make its file from a run's folder, ledger and config, and print where it lies."""
+    from segsmith.graph.deps import opened
+
     deps = opened(str(run))
-    path = write_contact_sheet(deps.run, deps.ledger, deps.config)
+    path = write(deps.run, deps.ledger, deps.config)
     deps.close()
     out.print(escape(str(path)), soft_wrap=True)
 

@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from segsmith.config import ImagesConfig
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow
 from segsmith.memory.store import RunFolder, make_id, png_bytes, seed_of, write_atomic
-from segsmith.tools.protocols import Image, ImageBackend, ImageRequest, OutOfMemory
+from segsmith.tools.protocols import SEEDS_PER_PROMPT, Image, ImageBackend, ImageRequest, OutOfMemory
 
 log = logging.getLogger(__name__)
-
-SEEDS_PER_PROMPT = 1000
 
 
 class ImageAgent:

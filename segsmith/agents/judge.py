@@ -14,6 +14,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
+from segsmith.agents.prompt_space import with_article
 from segsmith.config import JudgeConfig
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
 from segsmith.memory.store import RunFolder, read_image
@@ -283,11 +284,6 @@ def background_prompts() -> list[str]:
     """Descriptions of pictures with no object, the rivals of every class."""
     text = (resources.files("segsmith.prompts") / "backgrounds.txt").read_text("utf-8")
     return [line for line in text.splitlines() if line.strip()]
-
-
-def with_article(noun: str) -> str:
-    """'a cat', 'an aeroplane'."""
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def _mean_direction(encoder: ImageTextEncoder, names: Sequence[str]) -> Vectors:

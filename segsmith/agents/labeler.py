@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.config import LabelerConfig
-from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow
+from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, prompt_families
 from segsmith.memory.store import RunFolder, png_bytes, read_image, seed_of, write_atomic
 from segsmith.segmentation.masks import MaskSettings, PlannedMask, finish_mask, plan_mask
 from segsmith.segmentation.merge import ignore_share, pixel_counts
@@ -75,7 +75,8 @@ class LabelerAgent:
         targets = np.array(
             [[float(c in pseudo[r.id].classes) for c in self._classes] for r in rows], dtype=np.float32
         )
-        families = [_root(prompts, r.prompt_id) for r in rows]
+        family = prompt_families(prompts.values())
+        families = [family[r.prompt_id] for r in rows]
         images = [read_image(self._run.image(r.id)) for r in rows]
         scores = self._classifier().out_of_fold(images, targets, families)
         labels, changed = [], 0
@@ -143,12 +144,3 @@ class LabelerAgent:
     def _load_maps(self) -> dict[str, NDArray[np.float32]]:
         with np.load(self._maps_file) as file:
             return dict(zip(file["ids"].tolist(), file["maps"].astype(np.float32), strict=True))
-
-
-def _root(prompts: Mapping[str, Any], prompt_id: str) -> str:
-    """The oldest ancestor of a prompt: one family is never split over folds or splits."""
-    seen = set()
-    while (parent := prompts[prompt_id].parent_id) in prompts and parent not in seen:
-        seen.add(prompt_id)
-        prompt_id = parent
-    return prompt_id

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from segsmith.memory.ledger import PromptRow
 
 SPLITS = ("train", "val", "test")
 ANY = ""
@@ -22,12 +20,6 @@ class _Group:
     @property
     def classes(self) -> set[str]:
         return set(self.counts) - {ANY}
-
-
-def prompt_families(prompts: Iterable[PromptRow]) -> dict[str, str]:
-    """Prompt id -> id of the prompt at the root of its refinements (itself, if it refines nothing)."""
-    parents = {prompt.id: prompt.parent_id for prompt in prompts}
-    return {prompt_id: _root(prompt_id, parents) for prompt_id in parents}
 
 
 def split_by_group(
@@ -74,14 +66,6 @@ def split_by_group(
     for group in sorted(todo, key=lambda g: -len(g.images)):
         place(group, min(allowed, key=lambda s: _cost(group, have[s], want[s])))
     return {split: sorted(i for group in placed[split] for i in group.images) for split in SPLITS}
-
-
-def _root(prompt_id: str, parents: Mapping[str, str | None]) -> str:
-    seen = {prompt_id}
-    while (parent := parents.get(prompt_id)) is not None and parent not in seen:
-        seen.add(parent)
-        prompt_id = parent
-    return prompt_id
 
 
 def _collect(groups: Mapping[str, str], labels: Mapping[str, Sequence[str]]) -> list[_Group]:

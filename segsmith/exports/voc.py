@@ -18,8 +18,8 @@ from PIL import Image as PILImage
 
 from segsmith.config import Config
 from segsmith.errors import SegsmithError
-from segsmith.exports.splits import prompt_families, split_by_group
-from segsmith.memory.ledger import Ledger, PromptRow
+from segsmith.exports.splits import split_by_group
+from segsmith.memory.ledger import Ledger, PromptRow, prompt_families
 from segsmith.memory.store import RunFolder, png_bytes, read_image, read_index_map
 from segsmith.segmentation.palette import VOID, voc_palette
 

@@ -280,6 +280,20 @@ class Ledger:
             return row
 
 
+def prompt_families(prompts: Iterable[PromptRow]) -> dict[str, str]:
+    """Prompt id -> id of the prompt at the root of its refinements (itself, if it refines nothing)."""
+    parents = {prompt.id: prompt.parent_id for prompt in prompts}
+    return {prompt_id: _root(prompt_id, parents) for prompt_id in parents}
+
+
+def _root(prompt_id: str, parents: Mapping[str, str | None]) -> str:
+    seen = {prompt_id}
+    while (parent := parents.get(prompt_id)) is not None and parent not in seen:
+        seen.add(parent)
+        prompt_id = parent
+    return prompt_id
+
+
 def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 

@@ -24,11 +24,15 @@ IGNORE = 255
 """Value of a pixel in a label map whose class is unknown (PASCAL VOC's convention)."""
 
 
+SEEDS_PER_PROMPT = 1000
+"""Room for the seeds of one prompt; each prompt's first seed is a multiple of it."""
+
+
 @dataclass(frozen=True)
 class ImageRequest:
     """One picture to draw. `seed` alone decides between pictures of the same prompt.
 
-    Seeds of one prompt are consecutive (`first, first + 1, ...`), `first` a multiple of 1000.
+    Seeds of one prompt are consecutive (`first, first + 1, ...`), `first` a multiple of `SEEDS_PER_PROMPT`.
     """
 
     prompt: str

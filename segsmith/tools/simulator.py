@@ -15,14 +15,13 @@ from scipy import ndimage
 
 from segsmith.config import FaultRates
 from segsmith.errors import SegsmithError
-from segsmith.tools.protocols import Image, ImageRequest
+from segsmith.tools.protocols import SEEDS_PER_PROMPT, Image, ImageRequest
 from segsmith.world.language import ObjectSpec, SceneSpec, parse
 from segsmith.world.nouns import find_noun, suggest
 from segsmith.world.scene import Scene, compose, random_spec
 
 Fault = Literal["wrong", "extra", "missing", "blur", "duplicate"]
 BLUR_SIGMA_PX = 1.8
-SEEDS_PER_PROMPT = 1000
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from PIL import Image as PILImage
 
 from segsmith.config import load_config
 from segsmith.errors import SegsmithError
-from segsmith.exports.splits import prompt_families, split_by_group
+from segsmith.exports.splits import split_by_group
 from segsmith.exports.voc import export_voc
-from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, PromptRow, VerdictRow
+from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, PromptRow, VerdictRow, prompt_families
 from segsmith.memory.store import RunFolder, png_bytes, read_index_map, write_atomic
 from segsmith.segmentation.palette import voc_palette
 
