@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from segsmith.errors import SegsmithError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -64,6 +64,43 @@ CREATE TABLE IF NOT EXISTS events (
     at REAL NOT NULL,               -- Unix time, seconds
     kind TEXT NOT NULL,
     detail TEXT NOT NULL            -- JSON object
+);
+CREATE TABLE IF NOT EXISTS usage (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,               -- Unix time, seconds
+    role TEXT NOT NULL,             -- llm | images
+    model TEXT NOT NULL,
+    calls INTEGER NOT NULL,
+    tokens_in INTEGER NOT NULL,
+    tokens_out INTEGER NOT NULL,
+    images INTEGER NOT NULL,
+    usd REAL NOT NULL               -- from the prices in the config; 0 for a local model
+);
+CREATE TABLE IF NOT EXISTS models (
+    role TEXT PRIMARY KEY,          -- llm | images | judge | labeler | masks | segmenter
+    name TEXT NOT NULL,
+    revision TEXT NOT NULL,         -- commit or version; '' when the source has none
+    licence TEXT NOT NULL,
+    source TEXT NOT NULL,           -- package | hub | file | url
+    sha256 TEXT NOT NULL            -- of the weights; '' when they are not on this machine
+);
+CREATE TABLE IF NOT EXISTS decisions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,               -- Unix time, seconds
+    kind TEXT NOT NULL,             -- prompt | verdict | label | mask
+    subject TEXT NOT NULL,          -- id of the prompt or image decided about
+    action TEXT NOT NULL,           -- accept | reject | edit; the newest of a subject and kind counts
+    value TEXT NOT NULL,            -- JSON object: what an edit sets
+    note TEXT NOT NULL,             -- the person's own words
+    source TEXT NOT NULL            -- terminal | file
+);
+CREATE TABLE IF NOT EXISTS guidance (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,               -- Unix time, seconds
+    class_name TEXT NOT NULL,       -- '' for all classes
+    said TEXT NOT NULL,             -- the person's own words
+    wish TEXT NOT NULL,             -- JSON object: what the prompt agent makes of it
+    active INTEGER NOT NULL         -- 0: withdrawn
 );
 CREATE INDEX IF NOT EXISTS images_prompt ON images(prompt_id);
 """
@@ -128,6 +165,57 @@ class MaskRow:
     sources: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class UsageRow:
+    """What calls of an outside model cost; rows add up."""
+
+    role: Literal["llm", "images"]
+    model: str
+    calls: int
+    tokens_in: int = 0
+    tokens_out: int = 0
+    images: int = 0
+    usd: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model this run used, for provenance."""
+
+    role: Literal["llm", "images", "judge", "labeler", "masks", "segmenter"]
+    name: str
+    revision: str = ""
+    licence: str = ""
+    source: Literal["package", "hub", "file", "url"] = "package"
+    sha256: str = ""
+
+
+DecisionKind = Literal["prompt", "verdict", "label", "mask"]
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """What a person decided; it outranks the agents."""
+
+    kind: DecisionKind
+    subject: str
+    action: Literal["accept", "reject", "edit"]
+    value: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    source: Literal["terminal", "file"] = "terminal"
+
+
+@dataclass(frozen=True)
+class GuidanceRow:
+    """A person's standing wish for the prompts to come. `id` is 0 until it is in the ledger."""
+
+    class_name: str
+    said: str
+    wish: Mapping[str, Any]
+    active: bool = True
+    id: int = 0
+
+
 class Ledger:
     """Typed access to the run's database; safe to share between threads of one process."""
 
@@ -179,6 +267,38 @@ class Ledger:
 
     def add_masks(self, rows: Iterable[MaskRow]) -> None:
         self._upsert("masks", [(r.image_id, _dump(r.pixels), r.ignore_share, _dump(r.sources)) for r in rows])
+
+    def add_usage(self, row: UsageRow) -> None:
+        self._append(
+            "usage",
+            ("role", "model", "calls", "tokens_in", "tokens_out", "images", "usd"),
+            (row.role, row.model, row.calls, row.tokens_in, row.tokens_out, row.images, row.usd),
+        )
+
+    def add_models(self, rows: Iterable[ModelRow]) -> None:
+        self._upsert("models", [(r.role, r.name, r.revision, r.licence, r.source, r.sha256) for r in rows])
+
+    def add_decision(self, row: DecisionRow) -> None:
+        self._append(
+            "decisions",
+            ("kind", "subject", "action", "value", "note", "source"),
+            (row.kind, row.subject, row.action, _dump(row.value), row.note, row.source),
+        )
+
+    def add_guidance(self, row: GuidanceRow) -> None:
+        self._append(
+            "guidance",
+            ("class_name", "said", "wish", "active"),
+            (row.class_name, row.said, _dump(row.wish), int(row.active)),
+        )
+
+    def set_guidance(self, guidance_id: int, *, wish: Mapping[str, Any] | None = None, active: bool) -> None:
+        """Edit, withdraw or take up again a wish."""
+        with self._lock, self._db:
+            self._db.execute(
+                "UPDATE guidance SET active=?1, wish=COALESCE(?2, wish) WHERE id=?3",
+                (int(active), None if wish is None else _dump(wish), guidance_id),
+            )
 
     def log(self, kind: str, **detail: Any) -> None:
         """Append an event; `detail` must be JSON."""
@@ -237,6 +357,33 @@ class Ledger:
         rows = self._all("SELECT * FROM masks ORDER BY rowid")
         return {r[0]: MaskRow(r[0], json.loads(r[1]), r[2], json.loads(r[3])) for r in rows}
 
+    def usage(self) -> dict[str, UsageRow]:
+        """Role -> the sum of its rows; `model` is the last one used."""
+        rows = self._all(
+            """SELECT role, model, SUM(calls), SUM(tokens_in), SUM(tokens_out), SUM(images), SUM(usd), MAX(id)
+               FROM usage GROUP BY role"""
+        )
+        return {row[0]: UsageRow(*row[:7]) for row in rows}
+
+    def models(self) -> dict[str, ModelRow]:
+        """Role -> the model used for it."""
+        return {row[0]: ModelRow(*row) for row in self._all("SELECT * FROM models ORDER BY rowid")}
+
+    def decisions(self, kind: DecisionKind) -> dict[str, DecisionRow]:
+        """Subject -> the newest decision of this kind about it."""
+        rows = self._all(
+            "SELECT kind, subject, action, value, note, source FROM decisions WHERE kind=? ORDER BY id", kind
+        )
+        return {r[1]: DecisionRow(r[0], r[1], r[2], json.loads(r[3]), r[4], r[5]) for r in rows}
+
+    def guidance(self, *, active_only: bool = True) -> list[GuidanceRow]:
+        """Wishes, oldest first."""
+        rows = self._all(
+            "SELECT class_name, said, wish, active, id FROM guidance WHERE active OR ?1 ORDER BY id",
+            not active_only,
+        )
+        return [GuidanceRow(r[0], r[1], json.loads(r[2]), bool(r[3]), r[4]) for r in rows]
+
     def events(self, kind: str | None = None) -> list[tuple[float, str, dict[str, Any]]]:
         """(Unix time, kind, detail), oldest first."""
         rows = self._all("SELECT at, kind, detail FROM events WHERE ?1 IS NULL OR kind=?1 ORDER BY id", kind)
@@ -268,6 +415,14 @@ class Ledger:
             self._db.executemany(
                 f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT({', '.join(keys)}) DO UPDATE SET {update}",
                 rows,
+            )
+
+    def _append(self, table: str, columns: Sequence[str], values: Sequence[Any]) -> None:
+        """Insert a row that has no id of its own; `at` is now."""
+        marks = ", ".join("?" * (len(columns) + 1))
+        with self._lock, self._db:
+            self._db.execute(
+                f"INSERT INTO {table} (at, {', '.join(columns)}) VALUES ({marks})", (time.time(), *values)
             )
 
     def _all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -6,7 +6,18 @@ import threading
 import pytest
 
 from segsmith.errors import SegsmithError
-from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, PromptRow, VerdictRow
+from segsmith.memory.ledger import (
+    DecisionRow,
+    GuidanceRow,
+    ImageRow,
+    LabelRow,
+    Ledger,
+    MaskRow,
+    ModelRow,
+    PromptRow,
+    UsageRow,
+    VerdictRow,
+)
 
 
 def prompt(name, status="admitted", cls="cat"):
@@ -103,3 +114,35 @@ def test_a_ledger_of_another_schema_is_refused(tmp_path):
         db.execute("UPDATE meta SET value='99' WHERE key='schema_version'")
     with pytest.raises(SegsmithError, match="schema 99"):
         Ledger(tmp_path / "ledger.db")
+
+
+def test_usage_adds_up_per_role(ledger):
+    ledger.add_usage(UsageRow("llm", "small", calls=2, tokens_in=30, tokens_out=9))
+    ledger.add_usage(UsageRow("llm", "small", calls=1, tokens_in=10, tokens_out=1, usd=0.5))
+    ledger.add_usage(UsageRow("images", "hosted", calls=1, images=4, usd=0.16))
+    assert ledger.usage()["llm"] == UsageRow("llm", "small", 3, 40, 10, 0, 0.5)
+    assert ledger.usage()["images"].usd == 0.16
+
+
+def test_the_newest_decision_about_a_subject_counts(ledger):
+    ledger.add_decision(DecisionRow("verdict", "i1", "accept"))
+    ledger.add_decision(DecisionRow("verdict", "i1", "reject", note="blurred'); DROP TABLE images;--"))
+    ledger.add_decision(DecisionRow("label", "i1", "edit", {"classes": ["cat"]}))
+    assert ledger.decisions("verdict")["i1"].action == "reject"
+    assert ledger.decisions("label")["i1"].value == {"classes": ["cat"]}
+
+
+def test_guidance_can_be_edited_and_withdrawn(ledger):
+    ledger.add_guidance(GuidanceRow("", "more at night", {"light": ["night"]}))
+    (wish,) = ledger.guidance()
+    ledger.set_guidance(wish.id, wish={"light": ["dusk"]}, active=True)
+    assert ledger.guidance()[0].wish == {"light": ["dusk"]}
+    ledger.set_guidance(wish.id, active=False)
+    assert ledger.guidance() == []
+    assert ledger.guidance(active_only=False)[0].said == "more at night"
+
+
+def test_a_model_is_kept_once_per_role(ledger):
+    ledger.add_models([ModelRow("judge", "mini", sha256="aa")])
+    ledger.add_models([ModelRow("judge", "mini", sha256="bb")])
+    assert ledger.models() == {"judge": ModelRow("judge", "mini", sha256="bb")}

@@ -1,30 +1,18 @@
-"""The `segsmith` command: the only file that prints or exits. Torch is imported inside commands alone."""
+"""`segsmith build`: the whole line, its progress and its closing summary."""
 
 from __future__ import annotations
 
-import logging
-import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from segsmith.cli.console import app, out, quiet_libraries, settings_of
 from segsmith.errors import SegsmithError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Forge a labelled segmentation dataset from a class list, and train a segmenter on it.",
-)
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 
 @app.command()
@@ -54,7 +42,7 @@ def build(
     from segsmith.config import load_config
     from segsmith.tools.simulator import check_drawable
 
-    flags: dict[str, Any] = _settings(set_ or [])
+    flags: dict[str, Any] = settings_of(set_ or [])
     names = tuple(classes.split(",")) if classes else ()
     given = {"classes": names or None, "per_class": per_class, "seed": seed}
     flags |= {key: value for key, value in given.items() if value is not None}
@@ -68,7 +56,7 @@ def build(
     check_drawable(settings.classes)
     if preset is None:
         out.print("preset [b]sim[/b]: no GPU model or model hub is set up, so a simulator draws the pictures")
-    _quiet_libraries()
+    quiet_libraries()
     _run(settings, out_dir)
 
 
@@ -137,113 +125,3 @@ def _summary(end: dict[str, Any], settings: Any) -> None:
 def _iou(evaluation: dict[str, Any], world: str, name: str) -> str:
     value = evaluation.get(world, {}).get("iou", {}).get(name)
     return "-" if value is None else f"{value:.3f}"
-
-
-@app.command()
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="a segmenter.safetensors of a run, or its folder")],
-    dataset: Annotated[Path, typer.Option(help="a dataset in PASCAL VOC's layout")],
-    split: Annotated[str, typer.Option(help="a file of ImageSets/Segmentation")] = "val",
-) -> None:
-    """Intersection over union of a trained segmenter on a labelled dataset, class by class."""
-    _quiet_libraries()
-    from segsmith.segmentation.trainer import evaluate as evaluate_checkpoint
-
-    score = evaluate_checkpoint(checkpoint, dataset, split)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("class")
-    table.add_column("IoU", justify="right")
-    for name, iou in score.iou_per_class.items():
-        table.add_row(escape(name), "absent" if iou != iou else f"{iou:.3f}")
-    out.print(table)
-    out.print(f"mIoU [b]{score.miou:.3f}[/b]   pixel accuracy {score.pixel_accuracy:.3f}")
-
-
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
-    """Write report.html of a run again, whatever state it is in."""
-    from segsmith.report.build import build_report
-
-    _write_of_run(run, build_report)
-
-
-@app.command()
-def gallery(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
-    """Write gallery.png: the best pictures of each class above their masks."""
-    from segsmith.report.contact_sheet import write_contact_sheet
-
-    _write_of_run(run, write_contact_sheet)
-
-
-def _write_of_run(run: Path, write: Callable[[Any, Any, Any], Path]) -> None:
-    """Let `write` make its file from a run's folder, ledger and config, and print where it lies."""
-    from segsmith.graph.deps import opened
-
-    deps = opened(str(run))
-    path = write(deps.run, deps.ledger, deps.config)
-    deps.close()
-    out.print(escape(str(path)), soft_wrap=True)
-
-
-@app.command()
-def nouns() -> None:
-    """List every class the simulator can draw."""
-    from segsmith.world.nouns import NOUNS
-
-    out.print(", ".join(sorted(NOUNS)))
-
-
-@app.command()
-def diagram() -> None:
-    """Print the agents' graph as Mermaid."""
-    from segsmith.graph.diagram import mermaid
-
-    typer.echo(mermaid())
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """``["judge.top_k=3"]`` as a nested mapping; values are TOML where they parse as such, else text."""
-    import tomllib
-
-    tree: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, text = pair.partition("=")
-        if not sign or not key:
-            raise SegsmithError(f"--set {pair!r} is not KEY=VALUE.", "Type e.g. --set judge.top_k=3")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        node = tree
-        *sections, last = key.split(".")
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[last] = value
-    return tree
-
-
-def _quiet_libraries() -> None:
-    """Nothing of a run phones home, and libraries' warnings do not break the progress display."""
-    os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    logging.getLogger().setLevel(logging.ERROR)
-
-
-def main() -> None:
-    """Run the command; a `SegsmithError` becomes one line and exit code 2."""
-    try:
-        app(standalone_mode=True)
-    except SegsmithError as error:
-        err.print(f"[red]segsmith:[/red] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from here")
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

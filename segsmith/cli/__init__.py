@@ -1,0 +1,26 @@
+"""The `segsmith` command: the only room that prints or exits. Torch is imported inside commands alone.
+
+One module per family of commands; importing it registers them on the app.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from rich.markup import escape
+
+from segsmith.cli import about, build, runs  # noqa: F401
+from segsmith.cli.console import app, err
+from segsmith.errors import SegsmithError
+
+
+def main() -> None:
+    """Run the command; a `SegsmithError` becomes one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except SegsmithError as error:
+        err.print(f"[red]segsmith:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from here")
+        sys.exit(130)

@@ -1,0 +1,5 @@
+"""`python -m segsmith.cli`."""
+
+from segsmith.cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""Commands on what a run left: `evaluate`, `report`, `gallery`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from segsmith.cli.console import app, out, quiet_libraries
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="a segmenter.safetensors of a run, or its folder")],
+    dataset: Annotated[Path, typer.Option(help="a dataset in PASCAL VOC's layout")],
+    split: Annotated[str, typer.Option(help="a file of ImageSets/Segmentation")] = "val",
+) -> None:
+    """Intersection over union of a trained segmenter on a labelled dataset, class by class."""
+    quiet_libraries()
+    from segsmith.segmentation.trainer import evaluate as evaluate_checkpoint
+
+    score = evaluate_checkpoint(checkpoint, dataset, split)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    for name, iou in score.iou_per_class.items():
+        table.add_row(escape(name), "absent" if iou != iou else f"{iou:.3f}")
+    out.print(table)
+    out.print(f"mIoU [b]{score.miou:.3f}[/b]   pixel accuracy {score.pixel_accuracy:.3f}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+    """Write report.html of a run again, whatever state it is in."""
+    from segsmith.report.build import build_report
+
+    _write_of_run(run, build_report)
+
+
+@app.command()
+def gallery(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+    """Write gallery.png: the best pictures of each class above their masks."""
+    from segsmith.report.contact_sheet import write_contact_sheet
+
+    _write_of_run(run, write_contact_sheet)
+
+
+def _write_of_run(run: Path, write: Callable[[Any, Any, Any], Path]) -> None:
+    """Let `write` make its file from a run's folder, ledger and config, and print where it lies."""
+    from segsmith.graph.deps import opened
+
+    deps = opened(str(run))
+    path = write(deps.run, deps.ledger, deps.config)
+    deps.close()
+    out.print(escape(str(path)), soft_wrap=True)
