@@ -101,10 +101,10 @@ class JudgeConfig(Section):
     enabled: bool = Field(True, description="off: every drawn image is accepted (an ablation)")
     clip: str = Field("mini", description="'mini', an open_clip folder, or name:tag")
     min_probability: float = Field(
-        0.03, ge=0, le=1, description="floor of a class's calibrated threshold (ours)"
+        0.02, ge=0, le=1, description="floor of a class's calibrated threshold (ours)"
     )
     false_accept: float = Field(
-        0.1, gt=0, lt=1, description="per class: share of images of other prompts that may pass (ours)"
+        0.175, gt=0, lt=1, description="per class: share of images of other prompts that may pass (ours)"
     )
     top_k: int = Field(2, ge=1, description="best images kept of one prompt")
     duplicate_cosine: float = Field(

@@ -13,6 +13,8 @@ Reason = Literal["need_prompts", "draw", "quota_met", "stalled", "budget_spent",
 
 PRIOR_ACCEPTED, PRIOR_JUDGED = 3.0, 5.0
 """What a class's yield is taken for before anything was judged: 3 of 5, as strong as five images (ours)."""
+SPARE = 1.25
+"""How much more than the expected need is asked for: a picture too many is cheaper than a round too many (ours)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def plan_round(
     """Decide the next round from the tallies and the admitted prompts still `waiting` to be drawn.
 
     A class with its quota stops writing and drawing. One that stayed idle for `budget.patience` rounds is
-    given up. What remains asks for as many prompts as its measured yield says it needs, at most
+    given up. What remains asks for a little more prompts than its measured yield says it needs, at most
     `prompts.batch` a round, and for next round's prompts while this round's are drawn.
     """
     missing = {c: config.per_class - tallies[c].accepted for c in config.classes}
@@ -76,7 +78,7 @@ def plan_round(
     draw: list[str] = []
     write: dict[str, int] = {}
     for name in hopeful:
-        wanted = math.ceil(missing[name] / tallies[name].expected_yield / config.images.per_prompt)
+        wanted = math.ceil(SPARE * missing[name] / tallies[name].expected_yield / config.images.per_prompt)
         now = list(waiting.get(name, ()))[: min(wanted, config.prompts.batch)]
         draw += now
         short = min(wanted - len(now), config.prompts.batch) - (len(waiting.get(name, ())) - len(now))

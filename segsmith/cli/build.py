@@ -40,7 +40,7 @@ def build(
     The same command again goes on where it stopped, or says that it is done.
     """
     from segsmith.config import load_config
-    from segsmith.tools.simulator import check_drawable
+    from segsmith.tools.simulator import check_drawable, untaught
 
     flags: dict[str, Any] = settings_of(set_ or [])
     names = tuple(classes.split(",")) if classes else ()
@@ -54,6 +54,10 @@ def build(
     if not settings.classes:
         raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")
     check_drawable(settings.classes)
+    if settings.judge.clip == "mini" and (strange := untaught(settings.classes)):
+        out.print(
+            f"[yellow]The mini CLIP was never taught {escape(', '.join(strange))}: expect a poor yield there.[/yellow]"
+        )
     if preset is None:
         out.print("preset [b]sim[/b]: no GPU model or model hub is set up, so a simulator draws the pictures")
     quiet_libraries()

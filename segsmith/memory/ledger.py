@@ -234,10 +234,12 @@ class Ledger:
             raise SegsmithError(
                 f"{path} is not a usable segsmith ledger ({error}).", "Name another run folder with --out."
             ) from None
-        if int(version) != SCHEMA_VERSION:
+        if int(version) < SCHEMA_VERSION:  # every later schema so far only adds tables: SCHEMA has made them
+            self.set_meta("schema_version", SCHEMA_VERSION)
+        elif int(version) > SCHEMA_VERSION:
             raise SegsmithError(
                 f"{path} has ledger schema {version}; this segsmith reads schema {SCHEMA_VERSION}.",
-                "Use the segsmith version named in run.toml, or another --out.",
+                "Use the newer segsmith named in run.toml, or another --out.",
             )
 
     def close(self) -> None:

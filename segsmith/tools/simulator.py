@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Literal
 
 import numpy as np
@@ -103,6 +104,14 @@ def check_drawable(classes: Sequence[str]) -> None:
                 "Name only one of them.",
             )
         seen[noun.name] = name
+
+
+def untaught(classes: Sequence[str]) -> list[str]:
+    """Those of the classes the packaged mini CLIP never learnt: it can hardly judge pictures of them."""
+    taught = set(
+        (resources.files("segsmith") / "checkpoints/mini_clip/nouns.txt").read_text("utf-8").splitlines()
+    )
+    return [name for name in classes if (noun := find_noun(name)) is not None and noun.name not in taught]
 
 
 def synonyms(class_name: str) -> tuple[str, ...]:

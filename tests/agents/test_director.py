@@ -31,10 +31,10 @@ def test_writes_the_next_round_while_drawing_this_one():
     assert plan.write["cat"] > 0
 
 
-def test_no_more_prompts_are_asked_for_than_the_yield_calls_for():
+def test_a_little_more_is_asked_for_than_the_yield_calls_for():
+    # one image short at a yield of a half: one prompt of two images would do in the mean, so often not
     tallies = {"cat": ClassTally(18, 18, 9), "dog": ClassTally(20, 20, 10)}
-    plan = plan_round(CONFIG, tallies, {}, 4)
-    assert plan.write == {"cat": 1}
+    assert plan_round(CONFIG, tallies, {}, 4).write == {"cat": 2}
 
 
 @pytest.mark.parametrize(

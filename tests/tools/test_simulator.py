@@ -6,7 +6,7 @@ import pytest
 from segsmith.config import FaultRates
 from segsmith.errors import SegsmithError
 from segsmith.tools.protocols import ImageBackend, ImageRequest
-from segsmith.tools.simulator import Simulator, check_drawable, real_world, synonyms
+from segsmith.tools.simulator import Simulator, check_drawable, real_world, synonyms, untaught
 
 POOL = ("cat", "dog", "bus", "boat")
 NONE = dict.fromkeys(FaultRates.model_fields, 0.0)
@@ -96,3 +96,7 @@ def test_synonyms_begin_with_the_name():
     assert synonyms("sofa")[0] == "sofa"
     assert "couch" in synonyms("sofa")
     assert synonyms("flurbodin") == ("flurbodin",)
+
+
+def test_classes_the_mini_clip_never_learnt_are_told():
+    assert untaught(["cat", "axe", "bus"]) == ["axe"]
