@@ -55,8 +55,8 @@ def build(
         raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")
     check_drawable(settings.classes)
     if settings.judge.clip == "mini" and (strange := untaught(settings.classes)):
-        names = escape(", ".join(strange))
-        out.print(f"[yellow]The mini CLIP was never taught {names}: expect a poor yield there.[/yellow]")
+        unknown = escape(", ".join(strange))
+        out.print(f"[yellow]The mini CLIP was never taught {unknown}: expect a poor yield there.[/yellow]")
     if preset is None:
         out.print("preset [b]sim[/b]: no GPU model or model hub is set up, so a simulator draws the pictures")
     quiet_libraries()

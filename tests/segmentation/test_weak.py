@@ -1,0 +1,80 @@
+"""Weak labels say less than full ones, and nothing else."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from segsmith.segmentation.sesam import components
+from segsmith.segmentation.weak import KINDS, present_classes, weaken
+
+MAPS = arrays(
+    np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.sampled_from([0, 1, 2, 255])
+)
+DRAWN = [kind for kind in KINDS if kind != "image"]
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def scene():
+    label_map = np.zeros((96, 96), np.uint8)
+    label_map[10:50, 12:30] = 1
+    label_map[40:90, 50:90] = 2
+    label_map[60:70, 60:70] = 0
+    return label_map
+
+
+@settings(deadline=None, max_examples=60)
+@given(MAPS, st.sampled_from(KINDS), st.integers(0, 99))
+def test_no_label_is_ever_changed(label_map, kind, seed):
+    weak = weaken(label_map, kind, rng(seed))
+    assert weak.dtype == np.uint8
+    assert np.all((weak == label_map) | (weak == 255))
+
+
+@settings(deadline=None, max_examples=40)
+@given(MAPS, st.sampled_from(DRAWN))
+def test_every_piece_of_every_class_is_drawn_on(label_map, kind):
+    weak = weaken(label_map, kind, rng())
+    for value in set(np.unique(label_map)) - {255}:
+        for piece in components(label_map == value):
+            assert (weak[piece] == value).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_decides(kind):
+    assert np.array_equal(weaken(scene(), kind, rng(3)), weaken(scene(), kind, rng(3)))
+
+
+def test_points_are_one_pixel_a_piece():
+    weak = weaken(scene(), "points", rng())
+    assert [(weak == value).sum() for value in (0, 1, 2)] == [
+        2,
+        1,
+        1,
+    ]  # the hole is a second background piece
+
+
+def test_more_work_says_more():
+    shares = [
+        (weaken(scene(), kind, rng()) != 255).mean() for kind in ("image", "points", "scribbles", "coarse")
+    ]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert 0.002 < shares[2] < 0.05
+    assert 0.4 < shares[3] < 0.9
+
+
+def test_a_scribble_is_one_line_inside_the_object():
+    weak = weaken(scene(), "scribbles", rng()) == 1
+    assert len(components(weak)) == 1
+    ys, _ = np.nonzero(weak)
+    assert ys.max() - ys.min() > 12
+
+
+def test_image_labels_are_the_classes_in_the_picture():
+    assert present_classes(scene()) == (1, 2)
+    assert present_classes(np.full((4, 4), 255, np.uint8)) == ()
