@@ -153,6 +153,17 @@ class TrainerConfig(Section):
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are evaluated")
+    teacher_weight: float = Field(
+        0,
+        ge=0,
+        description="weight of the averaged network's confident labels on unknown pixels; 0: off (SeSAM)",
+    )
+    teacher_threshold: float = Field(
+        0.9, gt=0, lt=1, description="how sure the teacher must be of a pixel's class (ours)"
+    )
+    teacher_from: float = Field(
+        0.3, ge=0, le=1, description="share of the epochs before the teacher is listened to (ours)"
+    )
     save_every: int = Field(1, ge=1, description="epochs between checkpoints to resume from")
 
 

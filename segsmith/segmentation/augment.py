@@ -1,4 +1,8 @@
-"""Variation of training batches."""
+"""Variation of training batches, in two halves: `place` moves pixels (weak), `restyle` repaints them (strong).
+
+Batches are (B, 3, H, W) in [0, 1] with (B, H, W) labels. Everything random comes from `generator` (on the
+CPU): the same state, the same batch.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,20 @@ TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)
 """RGB to brightness and two colour axes, in which a turn changes the hue and nothing else."""
 
 
-def augment(
-    images: Tensor, labels: Tensor, size: tuple[int, int], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A batch of (B, 3, H, W) in [0, 1] and (B, H, W) labels, varied, at `size` (H, W).
+def restyle(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Other colours, inked outlines, blur or sharpening, and noise; no pixel moves.
 
-    Random flip, scale and crop (what falls outside the picture is 255), colour, inked outlines, blur or
-    sharpening, and noise: the ways in which drawing styles differ, so that the network learns shapes and
-    not one style. Everything random comes from `generator` (on the CPU): the same state, the same batch.
+    These are the ways in which drawing styles differ, so that the network learns shapes and not one style.
     """
-    images, labels = _scale_crop(images, labels, size, generator)
     for change in (_colour, _ink, _blur, _noise):
         images = change(images, generator)
-    return images.clamp(0, 1), labels
+    return images.clamp(0, 1)
 
 
-def _scale_crop(
+def place(
     images: Tensor, labels: Tensor, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
+    """Flip, scale and crop to `size` (H, W), labels alike; a label is 255 where the picture was left."""
     count, (height, width) = len(images), images.shape[-2:]
     zoom = torch.exp(_uniform(count, math.log(0.7), math.log(1.6), generator))
     flip = 1 - 2 * _chosen(count, 0.5, generator)

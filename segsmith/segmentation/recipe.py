@@ -55,6 +55,17 @@ def known_pixel_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return total / weights[known].sum().clamp(min=1)
 
 
+@torch.no_grad()
+def teacher_labels(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """(B, H, W) labels for the unknown pixels: the teacher's class where it is at least `threshold` sure.
+
+    255 where `labels` are known, so that nothing counts twice, and where the teacher is unsure. `logits` are
+    (B, C + 1, H, W). SeSAM calls these high-confidence pseudo-labels; its threshold is unknown to us.
+    """
+    confidence, guess = logits.softmax(dim=1).max(dim=1)
+    return torch.where((labels == IGNORE) & (confidence >= threshold), guess, IGNORE)
+
+
 def class_weights(pixels: NDArray[np.int64]) -> Tensor:
     """(C + 1,) loss weights, the inverse square root of each class's frequency, 1 on average over pixels."""
     share = torch.tensor(np.maximum(pixels, 1) / max(int(pixels.sum()), 1), dtype=torch.float32)

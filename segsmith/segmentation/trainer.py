@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
 from segsmith.memory.store import seed_of
-from segsmith.segmentation.augment import augment
+from segsmith.segmentation.augment import place, restyle
 from segsmith.segmentation.checkpoint import (
     SegmenterMeta,
     TrainingState,
@@ -33,7 +33,7 @@ from segsmith.segmentation.data import EpochSampler, VocFolder, stack
 from segsmith.segmentation.inference import evaluate, predict, predicted_pairs
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import STRIDE, build_segmenter, decoder_of, normalisation, normalise
-from segsmith.segmentation.recipe import Ema, class_weights, known_pixel_loss, learning_rate
+from segsmith.segmentation.recipe import Ema, class_weights, known_pixel_loss, learning_rate, teacher_labels
 
 __all__ = ["EpochReport", "TrainResult", "evaluate", "load_segmenter", "predict", "train"]
 
@@ -151,7 +151,8 @@ class _Run:
         losses, seen = [], 0
         for step, (images, labels) in enumerate(self.loader, start=epoch * len(self.loader)):
             rate = learning_rate(step, self.config.epochs * len(self.loader), self.config.learning_rate)
-            losses.append(self._step(*augment(images, labels, self.window, generator), rate))
+            plain, labels = place(images, labels, self.window, generator)
+            losses.append(self._step(plain, restyle(plain, generator), labels, rate, epoch))
             seen += len(images) * self.accelerator.num_processes
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
@@ -191,18 +192,28 @@ class _Run:
         score = self._score() if self.validation is not None else None
         return TrainResult(checkpoint, self.data.classes, tuple(self.reports), score)
 
-    def _step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+    def _step(self, plain: Tensor, images: Tensor, labels: Tensor, rate: float, epoch: int) -> Tensor:
+        """One update on `images`, the restyled `plain` ones, which are what the teacher sees."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self.accelerator.autocast():
-            logits = self.model(normalise(self._bare(), images).to(memory_format=torch.channels_last))
-        loss = known_pixel_loss(logits.float(), labels, self.weights)
+        logits = self._logits(self.model, images)
+        loss = known_pixel_loss(logits, labels, self.weights)
+        if self.config.teacher_weight and epoch >= self.config.teacher_from * self.config.epochs:
+            with torch.no_grad():
+                taught = self._logits(self.ema.model, plain)
+            guesses = teacher_labels(taught, labels, self.config.teacher_threshold)
+            loss = loss + self.config.teacher_weight * known_pixel_loss(logits, guesses, self.weights)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT)
         self.optimizer.step()
         self.ema.update(self._bare())
         return loss.detach()
+
+    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            logits: Tensor = model(normalise(self._bare(), images).to(memory_format=torch.channels_last))
+        return logits.float()
 
     def _score(self) -> SegmentationScore:
         assert self.validation is not None

@@ -7,7 +7,7 @@ from PIL import Image
 from squares_dataset import write_item, write_squares
 
 from segsmith.errors import SegsmithError
-from segsmith.segmentation.augment import augment
+from segsmith.segmentation.augment import place, restyle
 from segsmith.segmentation.data import EpochSampler, VocFolder, stack
 
 
@@ -149,6 +149,11 @@ def test_stacking_resizes_and_keeps_labels_labels():
     assert images.shape == (2, 3, 6, 6)
     assert torch.equal(images[1], items[1][0])
     assert labels[0].tolist() == [[0] * 6] * 3 + [[255] * 6] * 3
+
+
+def augment(images, labels, size, generator):
+    images, labels = place(images, labels, size, generator)
+    return restyle(images, generator), labels
 
 
 def batch():

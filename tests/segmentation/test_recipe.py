@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from segsmith.segmentation.recipe import Ema, class_weights, known_pixel_loss, learning_rate
+from segsmith.segmentation.recipe import Ema, class_weights, known_pixel_loss, learning_rate, teacher_labels
 
 
 def test_the_learning_rate_climbs_and_falls():
@@ -53,3 +53,10 @@ def test_the_average_follows_weights_and_buffers_faster_at_first():
     ema.update(model)
     assert ema.model.weight.item() - before == pytest.approx(0.05 * (3 - before), rel=1e-3)
     assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_the_teacher_speaks_only_where_it_is_sure_and_nothing_is_known():
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[0, 2, 0] = 9.0  # sure of class 2 in the upper row
+    labels = torch.tensor([[[255, 1], [255, 0]]])
+    assert teacher_labels(logits, labels, 0.9).tolist() == [[[2, 255], [255, 255]]]

@@ -209,3 +209,12 @@ def test_missing_and_damaged_checkpoints_are_named(trained, tmp_path):
     meta.write_text("{}")
     with pytest.raises(SegsmithError, match=r"segmenter.json.*classes"):
         load_segmenter(folder)
+
+
+def test_a_teacher_changes_the_training_and_keeps_it_repeatable(squares, tmp_path):
+    with_teacher = config(teacher_weight=1.0, teacher_threshold=0.3, teacher_from=0.25)
+    runs = [train(squares, tmp_path / name, with_teacher, seed=3) for name in ("a", "b")]
+    alone = train(squares, tmp_path / "c", config(), seed=3)
+    assert [r.loss for r in runs[0].reports] == [r.loss for r in runs[1].reports]
+    assert runs[0].reports[0].loss == alone.reports[0].loss  # it is not listened to yet
+    assert runs[0].reports[-1].loss != alone.reports[-1].loss
