@@ -60,7 +60,7 @@ class PromptsConfig(Section):
     batch: int = Field(6, ge=1, description="prompts a class asks for in one round (ours)")
     max_refines: int = Field(2, ge=0, description="refinements before a prompt is dropped (ours)")
     novelty_delta: float = Field(
-        0.985,
+        0.95,
         gt=0,
         le=1,
         description="a prompt is new when its nearest cosine in memory is below this (ours)",
