@@ -151,13 +151,14 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
 def judge(state: RunState, runtime: Context) -> dict[str, Any]:
     """Measure the new pictures, decide about all, and send failed prompts back."""
     deps, tell = opened(runtime.context.run), get_stream_writer()
-    before = {c: t["accepted"] for c, t in deps.ledger.tallies().items()}
     deps.judge_agent.judge()
-    after = {c: t["accepted"] for c, t in deps.ledger.tallies().items()}
     asked = {deps.ledger.prompt(p).class_name for p in state["draw"]}
+    # By round, not by a count before and after: a node that runs twice must say the same.
+    new = [i for i in deps.ledger.accepted() if i.round == state.get("round", 0)]
+    gained = {deps.ledger.prompt(image.prompt_id).class_name for image in new}
     idle = dict(state.get("idle", {}))
     for name in asked:
-        idle[name] = 0 if after.get(name, 0) > before.get(name, 0) else idle.get(name, 0) + 1
+        idle[name] = 0 if name in gained else idle.get(name, 0) + 1
     returned = deps.judge_agent.returned(state["draw"])
     tell({"kind": "judge", "tallies": deps.ledger.tallies()})
     return {"round": state.get("round", 0) + 1, "idle": idle, "returned": returned}
