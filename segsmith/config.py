@@ -283,6 +283,11 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
         raise SegsmithError(_first_problem(error), f"(in {source}, the environment or a flag)") from None
 
 
+def merged_config(config: Config, changes: Mapping[str, Any], source: str) -> Config:
+    """`config` with a nested mapping of changes laid over it, validated anew."""
+    return parse_config(_deep_merge(config.model_dump(exclude_none=True), changes), source)
+
+
 def api_key() -> str | None:
     """The hosted LLM's key: from OPENAI_API_KEY alone, never part of the config, so never written anywhere."""
     return os.environ.get("OPENAI_API_KEY") or None

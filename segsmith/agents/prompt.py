@@ -99,7 +99,9 @@ class PromptAgent:
         check_rules(judged, self._lexicon, self._encoder)
         check_relevance(still_good(judged), self._classes, list(self._spoken.values()), self._encoder)
         if self._config.remember:
-            check_novelty(still_good(judged), self._memory, self._encoder, self._config.novelty_delta, self._run_id)
+            check_novelty(
+                still_good(judged), self._memory, self._encoder, self._config.novelty_delta, self._run_id
+            )
         if self._able:
             epsilon = self._config.min_rationality
             self._together(
@@ -199,7 +201,9 @@ class PromptAgent:
         reason = explanation_of(draft["problem"]) or "it is too close to a prompt admitted meanwhile"
         remember = self._config.remember
         here = Seen(class_name, self._run_id, round)
-        near = self._memory.around([draft["text"]], AVOIDED, but=[draft["id"]], seen=here)[0] if remember else []
+        near = (
+            self._memory.around([draft["text"]], AVOIDED, but=[draft["id"]], seen=here)[0] if remember else []
+        )
         advice = fill("advice", reason=reason, avoid="".join(f"; not like: {n.text}" for n in near))
         # With two objects the companion is the likeliest cause of being read, or drawn, as something else.
         alone = reason_of(draft["problem"]) in ("off_topic", "not_there")

@@ -20,7 +20,6 @@ from PIL import Image as PILImage
 
 from segsmith.errors import SegsmithError
 
-
 PART = ".part-"
 """How a file begins that is not whole yet."""
 
