@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -106,6 +106,9 @@ class JudgeConfig(Section):
     false_accept: float = Field(
         0.175, gt=0, lt=1, description="per class: share of images of other prompts that may pass (ours)"
     )
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict, description="class -> probability asked of it, in place of the calibrated one"
+    )
     top_k: int = Field(2, ge=1, description="best images kept of one prompt")
     duplicate_cosine: float = Field(
         0.995, gt=0, le=1, description="image-space cosine from which two pictures are the same (ours)"
@@ -171,6 +174,12 @@ class BudgetConfig(Section):
     """Where a run stops by itself."""
 
     max_images: int | None = Field(None, ge=1, description="images drawn at most")
+    max_hours: float | None = Field(
+        None, gt=0, description="wall time over all sittings after which nothing more is written or drawn"
+    )
+    max_usd: float | None = Field(
+        None, gt=0, description="spent on hosted models after which nothing more is written or drawn"
+    )
     max_rounds: int = Field(40, ge=1, description="rounds of write, draw and judge at most (ours)")
     patience: int = Field(
         4, ge=1, description="rounds without an accepted image before a class is given up (ours)"
@@ -283,6 +292,11 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
         return Config(**values)
     except ValidationError as error:
         raise SegsmithError(_first_problem(error), f"(in {source}, the environment or a flag)") from None
+
+
+def merged_config(config: Config, changes: Mapping[str, Any], source: str) -> Config:
+    """`config` with a nested mapping of changes laid over it, validated anew."""
+    return parse_config(_deep_merge(config.model_dump(exclude_none=True), changes), source)
 
 
 def api_key() -> str | None:

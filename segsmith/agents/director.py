@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from segsmith.config import Config
+from segsmith.config import BudgetConfig, Config
+from segsmith.memory.ledger import Ledger
 
 Reason = Literal["need_prompts", "draw", "quota_met", "stalled", "budget_spent", "nothing_accepted"]
 
@@ -49,6 +50,36 @@ class Plan:
     """Class -> prompts to write, for this round ("need_prompts") or the next one ("draw")."""
     missing: Mapping[str, int] = field(default_factory=dict)
     """Class -> accepted images short of the quota, when the run stops here."""
+    cap: str = ""
+    """The cap that ended the drawing, such as "max_images = 9"; "" for none."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run has cost over all its sittings."""
+
+    hours: float = 0.0
+    usd: float = 0.0
+
+
+NOTHING_SPENT = Spent()
+
+
+def spent(ledger: Ledger) -> Spent:
+    """From the ledger, so a run that goes on has not forgotten it."""
+    seconds = (ledger.get_meta("summary") or {}).get("wall_seconds", 0.0)
+    return Spent(seconds / 3600, sum(row.usd for row in ledger.usage().values()))
+
+
+def cap_reached(budget: BudgetConfig, drawn: int, rounds_done: int, cost: Spent) -> str:
+    """The first cap that is reached, as a setting ("max_images = 9"); "" while there is room."""
+    for name, value in (
+        ("max_images", drawn), ("max_hours", cost.hours), ("max_usd", cost.usd), ("max_rounds", rounds_done)
+    ):  # fmt: skip
+        cap = getattr(budget, name)
+        if cap is not None and value >= cap:
+            return f"{name} = {cap:g}"
+    return ""
 
 
 def plan_round(
@@ -56,6 +87,7 @@ def plan_round(
     tallies: Mapping[str, ClassTally],
     waiting: Mapping[str, Sequence[str]],
     rounds_done: int,
+    cost: Spent = NOTHING_SPENT,
 ) -> Plan:
     """Decide the next round from the tallies and the admitted prompts still `waiting` to be drawn.
 
@@ -72,8 +104,8 @@ def plan_round(
         return _stop("stalled", tallies, missing)
     drawn = sum(t.drawn for t in tallies.values())
     left = math.inf if config.budget.max_images is None else config.budget.max_images - drawn
-    if rounds_done >= config.budget.max_rounds or left < 1:
-        return _stop("budget_spent", tallies, missing)
+    if cap := cap_reached(config.budget, drawn, rounds_done, cost):
+        return _stop("budget_spent", tallies, missing, cap)
 
     draw: list[str] = []
     write: dict[str, int] = {}
@@ -91,7 +123,9 @@ def plan_round(
     return Plan("need_prompts", write=write)
 
 
-def _stop(reason: Reason, tallies: Mapping[str, ClassTally], missing: Mapping[str, int]) -> Plan:
+def _stop(
+    reason: Reason, tallies: Mapping[str, ClassTally], missing: Mapping[str, int], cap: str = ""
+) -> Plan:
     """End the drawing; a run with nothing to label says that instead."""
     empty = not any(t.accepted for t in tallies.values())
-    return Plan("nothing_accepted" if empty else reason, missing=missing)
+    return Plan("nothing_accepted" if empty else reason, missing=missing, cap=cap)

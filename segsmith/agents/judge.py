@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segsmith.agents.prompt_space import with_article
 from segsmith.config import JudgeConfig
-from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
+from segsmith.memory.ledger import EvidenceRow, ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
 from segsmith.memory.store import RunFolder, read_image
 from segsmith.segmentation.quality import grey, is_blank, sharpness
 from segsmith.tools.protocols import Image, ImageTextEncoder, Vectors
@@ -29,6 +29,8 @@ UNCALIBRATED = 0.3
 MAX_THRESHOLD = 0.9
 """A calibrated threshold never asks for more: negatives hold unasked objects, and some truly show the class."""
 THUMBNAIL = 16
+CHUNK = 32
+"""Pictures measured between two commits: what a crash costs."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Evidence:
     blank: bool
     duplicate_cosine: float
     """Likeness to the nearest earlier picture, in [-1, 1]."""
+    text_shares: tuple[float, ...] = ()
+    """The prompt's own probability of each class (prompt space of SynthSeg-Agents Fig. 3)."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +151,15 @@ def calibrate(
     """Per class the probability an image must reach, without any label.
 
     Pictures whose prompt did not ask for a class are its negatives: the threshold is their
-    (1 - `false_accept`) quantile, within [`min_probability`, `MAX_THRESHOLD`]. The papers give no such rule;
+    (1 - `false_accept`) quantile, within [`min_probability`, `MAX_THRESHOLD`]; a threshold that the config
+    fixes is taken as it is. The papers give no such rule;
     it is ours.
     """
     thresholds = {}
     for index, name in enumerate(classes):
+        if name in config.thresholds:
+            thresholds[name] = config.thresholds[name]
+            continue
         negatives = [p[index] for e, p in zip(evidence, probabilities, strict=True) if name not in e.asked]
         if len(negatives) < MIN_NEGATIVES:
             thresholds[name] = max(config.min_probability, UNCALIBRATED)
@@ -193,8 +201,7 @@ class JudgeAgent:
             [_mean_direction(encoder, synonyms(name)[:3]) for name in self._classes]
             + list(encoder.embed_texts(background_prompts()))
         )
-        self._evidence: dict[str, Evidence] = {}
-        self._signatures: list[tuple[str, Vectors]] = []
+        self._signatures: list[Vectors] | None = None
 
     def judge(self) -> dict[str, float]:
         """Measure what is new, decide about everything drawn so far, and return the thresholds.
@@ -203,19 +210,13 @@ class JudgeAgent:
         accepted pictures follow SynthSeg-Agents Fig. 3: classes high in prompt space *and* in image space.
         """
         prompts = {p.id: p for p in self._ledger.prompts()}
-        rows = self._ledger.images()
-        self._measure([r for r in rows if r.id not in self._evidence], prompts)
-        evidence = [self._evidence[row.id] for row in rows]
-        decision = decide(evidence, self._classes, self._encoder.logit_scale, self._config, self._quota)
-        self._ledger.add_verdicts(decision.verdicts)
-        labels: list[LabelRow] = []
-        for row, verdict, shares in zip(rows, decision.verdicts, decision.probabilities, strict=True):
-            if verdict.accepted:
-                prompt = prompts[row.prompt_id]
-                labels.append(LabelRow(row.id, "prompt", prompt.classes, dict.fromkeys(prompt.classes, 1.0)))
-                labels.append(self._pseudo_label(row.id, prompt, shares, decision.thresholds))
-        self._ledger.add_labels(labels)
-        self._ledger.set_meta("thresholds", decision.thresholds)
+        there = self._ledger.evidence()
+        todo = [row for row in self._ledger.images() if row.id not in there]
+        for start in range(0, len(todo), CHUNK):
+            self._measure(todo[start : start + CHUNK], prompts)
+        self._ledger.set_meta("logit_scale", self._encoder.logit_scale)
+        decision = reconsider(self._ledger, self._classes, self._config, self._quota)
+        record(self._ledger, decision, self._classes, self._config)
         return decision.thresholds
 
     def returned(self, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
@@ -239,45 +240,106 @@ class JudgeAgent:
             return
         vectors = self._encoder.embed_images(images)
         cosines = vectors @ self._texts.T
+        measured = []
         for row, image, vector, cosine in zip(rows, images, vectors, cosines, strict=True):
             prompt = prompts[row.prompt_id]
             signature = _thumbnail(image)
-            self._evidence[row.id] = Evidence(
-                image_id=row.id,
-                prompt_id=row.prompt_id,
-                target=prompt.class_name,
-                asked=prompt.classes,
-                cosines=tuple(map(float, cosine)),
-                sharpness=sharpness(image),
-                blank=is_blank(image),
-                duplicate_cosine=self._likeness(vector, signature),
+            likeness = self._likeness(vector, signature)
+            both = np.concatenate([vector, signature]).astype("<f4")
+            self._known().append(both)
+            measured.append(
+                EvidenceRow(
+                    image_id=row.id,
+                    cosines=tuple(map(float, cosine)),
+                    text_shares=self._text_shares(prompt.text),
+                    sharpness=float(sharpness(image)),
+                    blank=bool(is_blank(image)),
+                    duplicate_cosine=likeness,
+                    signature=both.tobytes(),
+                )
             )
-            self._signatures.append((row.id, np.concatenate([vector, signature])))
+        self._ledger.add_evidence(measured)
+
+    def _known(self) -> list[Vectors]:
+        """Signatures of all measured pictures; read from the ledger once."""
+        if self._signatures is None:
+            self._signatures = [np.frombuffer(data, "<f4") for data in self._ledger.signatures()]
+        return self._signatures
 
     def _likeness(self, vector: Vectors, thumbnail: Vectors) -> float:
         """Of the nearest earlier picture: the smaller of CLIP cosine and thumbnail correlation.
 
         CLIP alone takes two cats on one kind of street for the same picture, pixels alone two empty skies.
         """
-        if not self._signatures:
+        if not self._known():
             return -1.0
-        earlier = np.stack([s for _, s in self._signatures])
+        earlier = np.stack(self._known())
         split = len(vector)
         return float(np.max(np.minimum(earlier[:, :split] @ vector, earlier[:, split:] @ thumbnail)))
 
-    def _pseudo_label(
-        self, image_id: str, prompt: PromptRow, in_image: NDArray[np.float64], thresholds: Mapping[str, float]
-    ) -> LabelRow:
-        text = self._encoder.embed_texts([prompt.text])[0] @ self._texts[: len(self._classes)].T
-        weights = np.exp((text - text.max()) * self._encoder.logit_scale)
-        shares = list(zip(self._classes, weights / weights.sum(), in_image, strict=True))
-        chosen = tuple(
-            name
-            for name, in_text, in_picture in shares
-            if name == prompt.class_name  # an accepted picture shows its target: the judge said so
-            or (in_text >= self._config.pseudo_prompt and in_picture >= thresholds[name])
-        )
-        return LabelRow(image_id, "clip", chosen, {name: float(min(a, b)) for name, a, b in shares})
+    def _text_shares(self, text: str) -> tuple[float, ...]:
+        cosines = self._encoder.embed_texts([text])[0] @ self._texts[: len(self._classes)].T
+        weights = np.exp((cosines - cosines.max()) * self._encoder.logit_scale)
+        return tuple(map(float, weights / weights.sum()))
+
+
+def reconsider(ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: int) -> Decision:
+    """Decide about every measured picture from the ledger alone; writes nothing, loads no model."""
+    prompts = {p.id: p for p in ledger.prompts()}
+    measured = ledger.evidence()
+    evidence = []
+    for image in ledger.images():
+        if image.id in measured:
+            row, prompt = measured[image.id], prompts[image.prompt_id]
+            evidence.append(
+                Evidence(
+                    image_id=image.id,
+                    prompt_id=prompt.id,
+                    target=prompt.class_name,
+                    asked=prompt.classes,
+                    cosines=row.cosines,
+                    sharpness=row.sharpness,
+                    blank=row.blank,
+                    duplicate_cosine=row.duplicate_cosine,
+                    text_shares=row.text_shares,
+                )
+            )
+    return decide(evidence, classes, float(ledger.get_meta("logit_scale") or 1.0), config, quota)
+
+
+def record(ledger: Ledger, decision: Decision, classes: Sequence[str], config: JudgeConfig) -> None:
+    """Write verdicts, thresholds, and the labels of accepted pictures that follow from them."""
+    prompts = {p.id: p for p in ledger.prompts()}
+    prompt_of = {image.id: prompts[image.prompt_id] for image in ledger.images()}
+    measured = ledger.evidence()
+    labels: list[LabelRow] = []
+    for verdict, shares in zip(decision.verdicts, decision.probabilities, strict=True):
+        if verdict.accepted:
+            prompt = prompt_of[verdict.image_id]
+            sure = dict.fromkeys(prompt.classes, 1.0)
+            labels.append(LabelRow(verdict.image_id, "prompt", prompt.classes, sure))
+            named = list(zip(classes, measured[verdict.image_id].text_shares, shares, strict=True))
+            labels.append(_pseudo_label(verdict.image_id, prompt, named, decision.thresholds, config))
+    ledger.add_labels(labels)
+    ledger.set_meta("thresholds", decision.thresholds)
+    ledger.add_verdicts(decision.verdicts)
+
+
+def _pseudo_label(
+    image_id: str,
+    prompt: PromptRow,
+    shares: Sequence[tuple[str, float, float]],
+    thresholds: Mapping[str, float],
+    config: JudgeConfig,
+) -> LabelRow:
+    """Classes high in prompt space and in image space; `shares` are (class, in text, in picture)."""
+    chosen = tuple(
+        name
+        for name, in_text, in_picture in shares
+        if name == prompt.class_name  # an accepted picture shows its target: the judge said so
+        or (in_text >= config.pseudo_prompt and in_picture >= thresholds[name])
+    )
+    return LabelRow(image_id, "clip", chosen, {name: float(min(a, b)) for name, a, b in shares})
 
 
 def background_prompts() -> list[str]:

@@ -21,7 +21,7 @@ from segsmith.agents.prompt_space import Offer, Planner, with_article
 from segsmith.agents.prompt_writer import PromptWriter
 from segsmith.config import PromptsConfig
 from segsmith.memory.ledger import Ledger, PromptStatus
-from segsmith.memory.prompts import PromptMemory, Remembered
+from segsmith.memory.prompts import PromptMemory, Remembered, Seen
 from segsmith.memory.store import seed_of
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import load_vocabulary
@@ -99,7 +99,9 @@ class PromptAgent:
         check_rules(judged, self._lexicon, self._encoder)
         check_relevance(still_good(judged), self._classes, list(self._spoken.values()), self._encoder)
         if self._config.remember:
-            check_novelty(still_good(judged), self._memory, self._encoder, self._config.novelty_delta)
+            check_novelty(
+                still_good(judged), self._memory, self._encoder, self._config.novelty_delta, self._run_id
+            )
         if self._able:
             epsilon = self._config.min_rationality
             self._together(
@@ -198,7 +200,10 @@ class PromptAgent:
         class_name, round, attributes = draft["class_name"], draft["round"], draft["attributes"]
         reason = explanation_of(draft["problem"]) or "it is too close to a prompt admitted meanwhile"
         remember = self._config.remember
-        near = self._memory.around([draft["text"]], AVOIDED, but=[draft["id"]])[0] if remember else []
+        here = Seen(class_name, self._run_id, round)
+        near = (
+            self._memory.around([draft["text"]], AVOIDED, but=[draft["id"]], seen=here)[0] if remember else []
+        )
         advice = fill("advice", reason=reason, avoid="".join(f"; not like: {n.text}" for n in near))
         # With two objects the companion is the likeliest cause of being read, or drawn, as something else.
         alone = reason_of(draft["problem"]) in ("off_topic", "not_there")
@@ -235,7 +240,8 @@ class PromptAgent:
         """Add to memory unless too close to what is there; called with the memory's lock held."""
         if self._memory.holds(draft["id"]):
             return True
-        near = self._memory.nearest([draft["text"]])[0]
+        here = Seen(draft["class_name"], self._run_id, draft["round"])
+        near = self._memory.nearest([draft["text"]], seen=here)[0]
         if near is not None and near.cosine >= self._config.novelty_delta:
             return False
         self._memory.add(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segsmith.agents.prompt_draft import Draft
 from segsmith.agents.prompt_rules import Lexicon, broken_rule
 from segsmith.agents.prompt_space import with_article
-from segsmith.memory.prompts import PromptMemory
+from segsmith.memory.prompts import PromptMemory, Seen
 from segsmith.memory.store import seed_of
 from segsmith.prompts import fill
 from segsmith.tools.protocols import BadReply, ChatModel, ImageTextEncoder
@@ -69,7 +69,7 @@ def check_relevance(
 
 
 def check_novelty(
-    drafts: Sequence[Draft], memory: PromptMemory, encoder: ImageTextEncoder, delta: float
+    drafts: Sequence[Draft], memory: PromptMemory, encoder: ImageTextEncoder, delta: float, run_id: str = ""
 ) -> None:
     """SynthSeg-Agents' diversity test: cos(f(p), f(p')) < delta for the nearest p', in memory or among `drafts`.
 
@@ -78,7 +78,8 @@ def check_novelty(
     if not drafts:
         return
     texts = [draft["text"] for draft in drafts]
-    remembered = memory.nearest(texts, but=[draft["id"] for draft in drafts])
+    here = Seen(drafts[0]["class_name"], run_id, drafts[0]["round"])  # one class and round at a time
+    remembered = memory.nearest(texts, but=[draft["id"] for draft in drafts], seen=here)
     vectors = encoder.embed_texts(texts)
     passed: list[int] = []
     for i, draft in enumerate(drafts):

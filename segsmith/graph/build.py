@@ -8,6 +8,7 @@ between its work and its checkpoint): ids and the ledger make that harmless.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, Literal
 
 from langgraph.config import get_stream_writer
@@ -15,7 +16,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Send
 
-from segsmith.agents.director import ClassTally, plan_round
+from segsmith.agents.director import ClassTally, cap_reached, plan_round, spent
 from segsmith.graph.deps import opened
 from segsmith.graph.handover import evaluate_segmenter, export_dataset, train_segmenter
 from segsmith.graph.state import PromptResult, PromptState, RunContext, RunState
@@ -96,17 +97,19 @@ def direct(state: RunState, runtime: Context) -> dict[str, Any]:
             idle[name] = idle.get(name, 0) + (not waiting.get(name))
     counts = deps.ledger.tallies()
     tallies = {c: ClassTally.of(counts.get(c, {}), idle.get(c, 0)) for c in deps.config.classes}
-    plan = plan_round(deps.config, tallies, waiting, state.get("round", 0))
+    plan = plan_round(deps.config, tallies, waiting, state.get("round", 0), spent(deps.ledger))
     for name, short in plan.missing.items():
         have = tallies[name].accepted
         deps.ledger.log(
-            "missing", **{"class": name, "have": have, "want": have + short, "reason": plan.reason}
+            "missing",
+            **{"class": name, "have": have, "want": have + short, "reason": plan.reason, "cap": plan.cap},
         )
     return {
         "reason": plan.reason,
         "draw": list(plan.draw),
         "write": dict(plan.write),
         "missing": dict(plan.missing),
+        "cap": plan.cap,
         "idle": idle,
     }
 
@@ -138,26 +141,37 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     left = None if limit is None else max(0, limit - len(deps.ledger.images()))
     prompts = [deps.ledger.prompt(p) for p in state["draw"]]
     started = time.monotonic()
-    drawn = deps.image_agent.draw(
-        prompts,
-        state.get("round", 0),
-        limit=left,
-        on_batch=lambda done, total: tell({"kind": "draw", "done": done, "total": total}),
-    )
-    deps.ledger.log("drawn", images=len(drawn), seconds=time.monotonic() - started)
+    done = 0
+
+    def on_batch(so_far: int, total: int) -> None:
+        nonlocal done
+        done = so_far
+        tell({"kind": "draw", "done": so_far, "total": total})
+        # A round can take hours and dollars: these caps hold within it. The batch is saved already.
+        if cap_reached(deps.config.budget.model_copy(update={"max_images": None}), 0, -1, spent(deps.ledger)):
+            raise _Enough
+
+    with suppress(_Enough):
+        deps.image_agent.draw(prompts, state.get("round", 0), limit=left, on_batch=on_batch)
+    deps.ledger.log("drawn", images=done, seconds=time.monotonic() - started)
     return {}
+
+
+class _Enough(Exception):
+    """A cap was reached between two batches."""
 
 
 def judge(state: RunState, runtime: Context) -> dict[str, Any]:
     """Measure the new pictures, decide about all, and send failed prompts back."""
     deps, tell = opened(runtime.context.run), get_stream_writer()
-    before = {c: t["accepted"] for c, t in deps.ledger.tallies().items()}
     deps.judge_agent.judge()
-    after = {c: t["accepted"] for c, t in deps.ledger.tallies().items()}
     asked = {deps.ledger.prompt(p).class_name for p in state["draw"]}
+    # By round, not by a count before and after: a node that runs twice must say the same.
+    new = [i for i in deps.ledger.accepted() if i.round == state.get("round", 0)]
+    gained = {deps.ledger.prompt(image.prompt_id).class_name for image in new}
     idle = dict(state.get("idle", {}))
     for name in asked:
-        idle[name] = 0 if after.get(name, 0) > before.get(name, 0) else idle.get(name, 0) + 1
+        idle[name] = 0 if name in gained else idle.get(name, 0) + 1
     returned = deps.judge_agent.returned(state["draw"])
     tell({"kind": "judge", "tallies": deps.ledger.tallies()})
     return {"round": state.get("round", 0) + 1, "idle": idle, "returned": returned}
@@ -187,6 +201,7 @@ def export(state: RunState, runtime: Context) -> dict[str, Any]:
     deps, tell = opened(runtime.context.run), get_stream_writer()
     tell({"kind": "stage", "name": "exporting"})
     export_dataset(deps)
+    deps.ledger.set_meta("built_from", {"verdict": sorted(row.id for row in deps.ledger.accepted())})
     return {}
 
 

@@ -12,8 +12,9 @@ from segsmith.agents.image import ImageAgent
 from segsmith.agents.judge import JudgeAgent
 from segsmith.agents.labeler import LabelerAgent
 from segsmith.agents.prompt import PromptAgent
-from segsmith.config import Config, api_key, parse_config
+from segsmith.config import Config, api_key
 from segsmith.errors import SegsmithError
+from segsmith.graph.record import read_record
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.store import RunFolder
 from segsmith.tools.protocols import ImageBackend
@@ -191,16 +192,5 @@ def opened(run: str) -> Deps:
             raise SegsmithError(
                 f"{run} is not a run folder (no run.toml).", "Start one with `segsmith build`."
             )
-        _open[run] = Deps(read_run_config(folder), folder)
+        _open[run] = Deps(read_record(folder.config).config, folder)
     return _open[run]
-
-
-def read_run_config(folder: RunFolder) -> Config:
-    """The config a run was started with."""
-    import tomllib
-
-    try:
-        values = tomllib.loads(folder.config.read_text("utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SegsmithError(f"{folder.config} cannot be read: {error}.", "Name another run folder.") from None
-    return parse_config(values.get("config", values), source=str(folder.config))

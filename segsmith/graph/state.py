@@ -38,6 +38,8 @@ class RunState(TypedDict, total=False):
     """Prompts admitted so far. Added to by each `write_prompts`, which run side by side: hence the reducer."""
     missing: dict[str, int]
     """Class -> accepted images short of the quota when the run stopped early. Written by `direct`."""
+    cap: str
+    """The cap that ended the drawing, "" for none. Written by `direct`."""
 
 
 class PromptState(TypedDict, total=False):

@@ -17,7 +17,10 @@ from typing import Any, Literal
 
 from segsmith.errors import SegsmithError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+ADDED_TO = {"2"}
+"""Earlier schemas that this one only adds tables to: such a ledger is taken over as it is."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -45,6 +48,15 @@ CREATE TABLE IF NOT EXISTS verdicts (
     accepted INTEGER NOT NULL,
     reason TEXT NOT NULL,           -- ok | blank | duplicate | blurred | not_there | beyond_top_k | surplus
     scores TEXT NOT NULL            -- JSON object of numbers
+);
+CREATE TABLE IF NOT EXISTS evidence (
+    image_id TEXT PRIMARY KEY REFERENCES images(id),
+    cosines TEXT NOT NULL,          -- JSON list: CLIP cosine with each class, then with each background prompt
+    text_shares TEXT NOT NULL,      -- JSON list: the prompt's own probability of each class, from CLIP's text tower
+    sharpness REAL NOT NULL,
+    blank INTEGER NOT NULL,
+    duplicate_cosine REAL NOT NULL, -- likeness to the nearest earlier picture, in [-1, 1]
+    signature BLOB NOT NULL         -- float32: CLIP vector, then thumbnail; what later pictures are compared with
 );
 CREATE TABLE IF NOT EXISTS labels (
     image_id TEXT NOT NULL REFERENCES images(id),
@@ -146,6 +158,20 @@ class VerdictRow:
 
 
 @dataclass(frozen=True)
+class EvidenceRow:
+    """What the judge measured of a picture, once; every verdict can be made again from it."""
+
+    image_id: str
+    cosines: tuple[float, ...]
+    text_shares: tuple[float, ...]
+    sharpness: float
+    blank: bool
+    duplicate_cosine: float
+    signature: bytes = b""
+    """Little-endian float32; empty where it was not asked for."""
+
+
+@dataclass(frozen=True)
 class LabelRow:
     """Image labels from one source: the prompt, CLIP, or the relabelling ViT."""
 
@@ -230,6 +256,10 @@ class Ledger:
             )
             self._db.commit()
             (version,) = self._db.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
+            if version in ADDED_TO:
+                version = str(SCHEMA_VERSION)
+                self._db.execute("UPDATE meta SET value=? WHERE key='schema_version'", (version,))
+                self._db.commit()
         except sqlite3.DatabaseError as error:
             raise SegsmithError(
                 f"{path} is not a usable segsmith ledger ({error}).", "Name another run folder with --out."
@@ -263,6 +293,16 @@ class Ledger:
 
     def add_verdicts(self, rows: Iterable[VerdictRow]) -> None:
         self._upsert("verdicts", [(r.image_id, int(r.accepted), r.reason, _dump(r.scores)) for r in rows])
+
+    def add_evidence(self, rows: Iterable[EvidenceRow]) -> None:
+        self._upsert(
+            "evidence",
+            [
+                (r.image_id, _dump(r.cosines), _dump(r.text_shares), r.sharpness, int(r.blank),
+                 r.duplicate_cosine, r.signature)
+                for r in rows
+            ],
+        )  # fmt: skip
 
     def add_labels(self, rows: Iterable[LabelRow]) -> None:
         self._upsert("labels", [(r.image_id, r.source, _dump(r.classes), _dump(r.scores)) for r in rows])
@@ -349,6 +389,21 @@ class Ledger:
     def verdicts(self) -> dict[str, VerdictRow]:
         rows = self._all("SELECT * FROM verdicts ORDER BY rowid")
         return {r[0]: VerdictRow(r[0], bool(r[1]), r[2], json.loads(r[3])) for r in rows}
+
+    def evidence(self) -> dict[str, EvidenceRow]:
+        """Image id -> what was measured, in the order of measuring, without the signatures."""
+        rows = self._all(
+            """SELECT image_id, cosines, text_shares, sharpness, blank, duplicate_cosine
+               FROM evidence ORDER BY rowid"""
+        )
+        return {
+            r[0]: EvidenceRow(r[0], tuple(json.loads(r[1])), tuple(json.loads(r[2])), r[3], bool(r[4]), r[5])
+            for r in rows
+        }
+
+    def signatures(self) -> list[bytes]:
+        """The signature of every measured picture, in the order of measuring."""
+        return [row[0] for row in self._all("SELECT signature FROM evidence ORDER BY rowid")]
 
     def labels(self, source: str) -> dict[str, LabelRow]:
         """Image id -> labels of one source."""

@@ -44,6 +44,25 @@ class Neighbour:
     cosine: float
 
 
+@dataclass(frozen=True)
+class Seen:
+    """From where memory is looked at: classes are written side by side, and whichever is quicker must not matter."""
+
+    class_name: str
+    run_id: str
+    round: int
+
+    def filter(self) -> dict[str, Any]:
+        """Chroma's ``where``: own class, other runs, earlier rounds."""
+        return {
+            "$or": [
+                {"class": self.class_name},
+                {"run": {"$ne": self.run_id}},
+                {"round": {"$lt": self.round}},
+            ]
+        }
+
+
 def cells(attributes: Mapping[str, str]) -> list[Cell]:
     """Cells that a prompt with these attributes visits: each filled attribute, and the pair (place, light)."""
     visited: list[Cell] = [(name, attributes[name]) for name in ATTRIBUTES if attributes.get(name)]
@@ -93,17 +112,27 @@ class PromptMemory:
         """Prompts remembered under this encoder."""
         return int(self._prompts.count())
 
-    def nearest(self, texts: Sequence[str], *, but: Sequence[str] = ()) -> list[Neighbour | None]:
+    def nearest(
+        self, texts: Sequence[str], *, but: Sequence[str] = (), seen: Seen | None = None
+    ) -> list[Neighbour | None]:
         """The likest remembered prompt of each text, leaving out the ids in `but`; None where there is none."""
-        return [near[0] if near else None for near in self.around(texts, 1, but=but)]
+        return [near[0] if near else None for near in self.around(texts, 1, but=but, seen=seen)]
 
-    def around(self, texts: Sequence[str], count: int, *, but: Sequence[str] = ()) -> list[list[Neighbour]]:
-        """Up to `count` neighbours of each text, the likest first, in one call of the index."""
+    def around(
+        self, texts: Sequence[str], count: int, *, but: Sequence[str] = (), seen: Seen | None = None
+    ) -> list[list[Neighbour]]:
+        """Up to `count` neighbours of each text, the likest first, in one call of the index.
+
+        `seen` leaves out what other classes of the same run were given in the same round.
+        """
         wanted = min(self.count(), count + len(but))
         if not texts or not wanted:
             return [[] for _ in texts]
         found = self._prompts.query(
-            query_embeddings=self._vectors(texts), n_results=wanted, include=["documents", "distances"]
+            query_embeddings=self._vectors(texts),
+            n_results=wanted,
+            include=["documents", "distances"],
+            where=None if seen is None else seen.filter(),
         )
         rows = zip(found["ids"], found["documents"] or [], found["distances"] or [], strict=True)
         return [

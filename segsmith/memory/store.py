@@ -6,7 +6,10 @@ import fcntl
 import hashlib
 import io
 import os
+import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from segsmith.errors import SegsmithError
+
+PART = ".part-"
+"""How a file begins that is not whole yet."""
 
 
 def make_id(kind: str, *parts: object) -> str:
@@ -35,7 +41,7 @@ def seed_of(*parts: object) -> int:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write aside, sync, rename: a reader, or a run after a crash, sees the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PART)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -43,9 +49,19 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlive a power cut, too: the row that names the file is synced, so the name must be."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def png_bytes(array: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> bytes:
@@ -118,11 +134,25 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
+                holder = file.read().strip() or "by an unknown process"
                 raise SegsmithError(
-                    f"Run folder {self.root} is in use by process {file.read().strip() or 'unknown'}.",
+                    f"Run folder {self.root} is in use {holder}.",
                     "Wait for it, stop it, or name another folder with --out.",
                 ) from None
             file.truncate(0)
-            file.write(str(os.getpid()))
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"by process {os.getpid()} on {socket.gethostname()} since {since}")
             file.flush()
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove what a killed process had begun to write; the caller holds the folder."""
+        folders = (self.root, self.images, self.masks, self.checkpoints, self.checkpoints / "training",
+                   self.dataset, self.evaluation, self.evaluation / "real" / "Predictions")  # fmt: skip
+        for folder in folders:
+            for left in folder.glob(f"{PART}*"):
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()

@@ -119,12 +119,12 @@ class OpenClipEncoder:
         with self._lock:
             new = [text for text in dict.fromkeys(texts) if text not in self._texts]
             found = {text: self._texts[text] for text in texts if text in self._texts}
-            for start in range(0, len(new), self.batch_size):
-                chunk = new[start : start + self.batch_size]
+            # One by one: the last bits of a vector depend on what shares its batch, and a run that goes on
+            # after a stop asks in other batches than one that never stopped.
+            for text in new:
                 with torch.inference_mode(), self._precision():
-                    tokens = self.tokenizer(chunk, context_length=self.context_length).to(self.device)
-                    embedded = _unit(self.model.encode_text(tokens, normalize=True))
-                found.update(zip(chunk, embedded, strict=True))
+                    tokens = self.tokenizer([text], context_length=self.context_length).to(self.device)
+                    found[text] = _unit(self.model.encode_text(tokens, normalize=True))[0]
             self._remember(found)
         if not texts:
             return np.zeros((0, self.dim), np.float32)

@@ -51,7 +51,7 @@ def trainer_tool(
 
     `clip_tower` opens the image tower the encoder starts from; without it only ``encoder_init = "none"``
     works. `on_epoch` is told of every epoch as a JSON object. The tool replies with the checkpoint's path,
-    the classes, the last epoch, and the score on split val (null without one).
+    the classes, the last epoch, all epochs, and the score on split val (null without one).
     """
 
     def train_segmenter(dataset: str, out: str, settings: TrainerConfig, seed: int) -> dict[str, Any]:
@@ -68,6 +68,7 @@ def trainer_tool(
             "checkpoint": str(result.checkpoint),
             "classes": list(result.classes),
             "last_epoch": _plain(asdict(result.reports[-1])),
+            "epochs": [_plain(asdict(report)) for report in result.reports],
             "validation": None if score is None else _plain(asdict(score)),
         }
 
