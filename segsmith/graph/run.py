@@ -44,7 +44,7 @@ def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
     run = RunFolder(out)
     with ExitStack() as stack:
         _check_same_run(run, config)
-        check_models(config)
+        check_models(config, ask_llm=not run.config.exists())
         run.create()
         stack.enter_context(run.held())
         if not run.config.exists():
