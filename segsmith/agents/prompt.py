@@ -167,7 +167,7 @@ class PromptAgent:
         try:
             return self._writer.write(class_name, offer, advice, round, seed)
         except BadReply as bad:
-            self._ledger.log("unwritten", **{"class": class_name, "round": round, "reason": "bad_reply"})
+            self._ledger.log("unwritten", **{"class": class_name, "round": round, "reason": bad.reason})
             logger.info("no prompt for %s: %s", class_name, bad)
             return None
 

@@ -15,12 +15,13 @@ from segsmith.agents.prompt import PromptAgent
 from segsmith.config import Config, api_key
 from segsmith.errors import SegsmithError
 from segsmith.graph.record import read_record
-from segsmith.memory.ledger import Ledger
+from segsmith.memory.ledger import Ledger, UsageRow
 from segsmith.memory.store import RunFolder
 from segsmith.tools.protocols import ImageBackend
 
 if TYPE_CHECKING:
     from segsmith.tools.llm import OpenAIChat
+    from segsmith.tools.llm_usage import Spent
 
 Made = TypeVar("Made")
 
@@ -62,20 +63,50 @@ class Deps:
         return self
 
     def close(self) -> None:
-        """Keep what the language model was asked, stop the servers this run started, close its files."""
-        usage = self._made["chat"].usage.snapshot() if "chat" in self._made else {}
-        if any(usage.values()):
-            self.ledger.log("llm_usage", **usage)
+        """Stop the servers this run started, close its files."""
+        if "chat" in self._made:
+            self._log_llm_trouble(self._made["chat"])
         self._stack.close()
 
     # -- outside models ---------------------------------------------------------------------------
 
     @once
     def chat(self) -> OpenAIChat:
-        """The language model; a local server is started here and stopped by `close`."""
+        """The language model; a local server is started by the first question and stopped by `close`."""
         from segsmith.tools.llm import open_chat
 
-        return self._stack.enter_context(open_chat(self.config.llm, api_key=api_key()))
+        limit = self.config.budget.max_usd
+        return self._stack.enter_context(
+            open_chat(
+                self.config.llm,
+                api_key(),
+                log=self.run.llm_log,
+                note=self._note_llm,
+                usd_left=None if limit is None else lambda: limit - self.usd_spent(),
+            )
+        )
+
+    def usd_spent(self) -> float:
+        """Money this run took so far, over all its sittings, by the prices in the config."""
+        return sum(row.usd for row in self.ledger.usage().values())
+
+    def _note_llm(self, spent: Spent) -> None:
+        row = UsageRow(
+            "llm",
+            self.config.llm.model,
+            calls=spent.calls,
+            tokens_in=spent.prompt_tokens,
+            tokens_out=spent.completion_tokens,
+            usd=spent.usd,
+        )
+        self.ledger.add_usage(row)
+
+    def _log_llm_trouble(self, chat: OpenAIChat) -> None:
+        """What went wrong in this sitting; calls, tokens and money are in the ledger already."""
+        usage = chat.usage.snapshot()
+        trouble = {key: usage[key] for key in ("retries", "bad_replies")} | {"restarts": chat.restarts}
+        if any(trouble.values()):
+            self.ledger.log("llm_trouble", **trouble)
 
     @once
     def encoder(self) -> Any:
@@ -158,17 +189,18 @@ class Deps:
 _open: dict[str, Deps] = {}
 
 
-def check_models(config: Config) -> None:
+def check_models(config: Config, *, ask_llm: bool = True) -> None:
     """Open every model file a config names, once, and let it go: what is missing is said before the run starts.
 
-    Raises `SegsmithError` with what to type. No server is started.
+    Raises `SegsmithError` with what to type. No server is started; one named by its URL is asked only where
+    `ask_llm`, since a run that is past its prompts needs none.
     """
     from segsmith.tools.clip import OpenClipEncoder
-    from segsmith.tools.llamacpp import gguf_path
+    from segsmith.tools.llm import check_llm
     from segsmith.tools.sam import SamSegmenter
 
-    if config.llm.server == "llamacpp":
-        gguf_path(config.llm.gguf)
+    if ask_llm or config.llm.server != "openai":
+        check_llm(config.llm, api_key())
     OpenClipEncoder.load(config.judge.clip)
     if config.labeler.use_sam:
         SamSegmenter.load(config.labeler.sam)

@@ -41,7 +41,7 @@ def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
         stack.enter_context(one_line(run.root))
         record = _record_of(run, config)
         config = record.config
-        check_models(config)
+        check_models(config, ask_llm=not run.config.exists())
         run.create()
         stack.enter_context(run.held())
         write_record(run.config, record)

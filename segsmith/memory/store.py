@@ -104,6 +104,7 @@ class RunFolder:
         self.evaluation = root / "evaluation"
         self.report = root / "report.html"
         self.log = root / "segsmith.log"
+        self.llm_log = root / "llm-server.log"
 
     def create(self) -> None:
         """Make the folder and its parts, or say why that cannot be."""

@@ -147,3 +147,6 @@ class OutOfMemory(Exception):
 
 class BadReply(Exception):
     """The model answered, but never in the schema; counted by the caller, never shown as data."""
+
+    reason = "bad_reply"
+    """Under which the caller counts it."""

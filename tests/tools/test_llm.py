@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from segsmith.config import LLMConfig
 from segsmith.errors import SegsmithError
 from segsmith.tools import llamacpp
-from segsmith.tools.llamacpp import LlamaServer, gguf_path
-from segsmith.tools.llm import OpenAIChat, json_objects, open_chat, parse_reply
+from segsmith.tools.endpoint import Endpoint, RemoteServer
+from segsmith.tools.llamacpp import gguf_path
+from segsmith.tools.llm import BudgetSpent, OpenAIChat, check_llm, open_chat
 from segsmith.tools.protocols import BadReply, ChatModel
+from segsmith.tools.replies import json_objects, parse_reply
 
 
 class Cell(BaseModel):
@@ -106,7 +108,7 @@ def server():
 
 def chat_with(url, **settings):
     config = LLMConfig(**{"server": "openai", "model": "test-model", "timeout_s": 10, **settings})
-    return OpenAIChat(config, url, api_key="secret", local=True, transport_retries=0)
+    return OpenAIChat(config, RemoteServer(Endpoint(url, "secret")), transport_retries=0)
 
 
 def ask(chat, seed=7):
@@ -126,7 +128,7 @@ def test_a_reply_is_validated_and_counted_and_the_request_says_all(server):
     assert schema["properties"]["place"]["enum"] == ["street", "park"]
     assert schema["additionalProperties"] is False
     assert request["_key"] == "Bearer secret"
-    assert chat.usage.snapshot() == {"calls": 1, "retries": 0, "bad_replies": 0, "prompt_tokens": 10, "completion_tokens": 5}  # fmt: skip
+    assert chat.usage.snapshot() == {"calls": 1, "retries": 0, "bad_replies": 0, "prompt_tokens": 10, "completion_tokens": 5, "usd": 0}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
@@ -178,8 +180,7 @@ def test_a_reply_cut_at_the_token_limit_is_bad_and_its_tokens_are_counted(server
         (401, "OPENAI_API_KEY"),
         (404, "llm.model"),
         (429, "llm.concurrency"),
-        (400, "json_schema"),
-        (500, "json_schema"),
+        (500, "server's log"),
     ],
 )
 def test_a_refusal_names_the_url_and_the_remedy(server, status, remedy):
@@ -265,10 +266,11 @@ def test_a_file_llama_cpp_cannot_load_is_one_clean_error(tmp_path, capfd):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(1000))
     with (
-        LlamaServer(gguf_path(str(path)), slots=1) as server,
-        pytest.raises(SegsmithError, match=r"model\.gguf"),
+        open_chat(LLMConfig(gguf=str(path)), log=tmp_path / "log") as chat,
+        pytest.raises(SegsmithError, match=r"model\.gguf") as caught,
     ):
-        _ = server.base_url
+        ask(chat)
+    assert str(tmp_path / "log") in caught.value.remedy
     assert capfd.readouterr() == ("", "")
 
 
