@@ -40,7 +40,7 @@ log = logging.getLogger("mini_sam")
 
 SIZES = SamSizes(
     encoder_width=96, encoder_depth=3, encoder_heads=2, window_size=8, global_blocks=(1, 2),
-    stem_widths=(24, 48), decoder_heads=2, skip=True,
+    stem_widths=(24, 48), decoder_heads=2,
 )  # fmt: skip
 HELD_OUT = held_out_nouns()
 """Nouns no training scene holds."""
@@ -66,7 +66,7 @@ def train(out: Path, minutes: float, seed: int, pool_size: int, rate: float, ini
     sam = build_sam(SIZES).train()
     torch.nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
     if init is not None:
-        _start_from(sam, load_file(init / "model.safetensors"))
+        sam.load_state_dict({k: v.float() for k, v in load_file(init / "model.safetensors").items()})
     log.info("%d parameters", sum(p.numel() for p in sam.parameters()))
     average = copy.deepcopy(sam).eval().requires_grad_(False)
     layout = LayoutHead(SIZES.decoder_width)
@@ -114,23 +114,6 @@ def train(out: Path, minutes: float, seed: int, pool_size: int, rate: float, ini
             last_export = now
     export(average, out)
     return average
-
-
-def _start_from(sam: Sam, state: dict[str, torch.Tensor]) -> None:
-    """Take over a checkpoint of these sizes, with or without the skip path; without, it begins as no change."""
-    old = {"0": "first", "1": "norm", "3": "second"}
-    prefix = "mask_decoder.output_upscaling."
-    if f"{prefix}0.weight" in state:
-        for module in (sam.image_encoder.fine, sam.image_encoder.middle):
-            torch.nn.init.zeros_(module.weight)
-            torch.nn.init.zeros_(module.bias)
-        for name in [n for n in state if n.startswith(prefix)]:
-            index, _, rest = name.removeprefix(prefix).partition(".")
-            state[f"{prefix}{old[index]}.{rest}"] = state.pop(name)
-    missing, strange = sam.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    new = ("image_encoder.fine", "image_encoder.middle", f"{prefix}mix")
-    if strange or not all(name.startswith(new) for name in missing):
-        raise ValueError(f"the checkpoint is of other sizes: {[*strange, *missing][:3]}")
 
 
 def _quick_look(sam: Sam) -> dict[str, tuple[float, float]]:

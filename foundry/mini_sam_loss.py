@@ -69,12 +69,11 @@ class LayoutHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = width
         self.project = nn.Conv2d(width, 4 * 16, 1)
 
     def forward(self, embeddings: Tensor, layout: Tensor) -> Tensor:
         """The loss, a scalar."""
-        guess = F.pixel_shuffle(self.project(embeddings[:, : self.width]), 4)
+        guess = F.pixel_shuffle(self.project(embeddings), 4)
         solid = F.binary_cross_entropy_with_logits(guess[:, 0], layout[:, 0])
         border = F.binary_cross_entropy_with_logits(guess[:, 1], layout[:, 1], pos_weight=torch.tensor(3.0))
         inside = layout[:, :1]

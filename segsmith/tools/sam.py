@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from segsmith.errors import SegsmithError
 from segsmith.tools.protocols import Image, MaskCandidates
-from segsmith.tools.sam_parts import ConvStem, SkipEncoder, SkipPromptEncoder, SkipTransformer, SkipUpscaling
 
 MINI = Path(__file__).parent.parent / "checkpoints" / "mini_sam"
 OFFICIAL: dict[int, Callable[[], Sam]] = {768: build_sam_vit_b, 1024: build_sam_vit_l, 1280: build_sam_vit_h}
@@ -57,56 +56,64 @@ class SamSizes:
     decoder_heads: int = 4
     decoder_mlp: int = 256
     candidates: int = 3
-    skip: bool = False
-    """Hand the stem's fine features to the decoder; needs two `stem_widths` and patches of 8 px."""
+
+
+class ConvStem(nn.Module):
+    """Strided 3x3 convolutions from (B, 3, H, W) to (B, H / 2^k, W / 2^k, C), in place of `PatchEmbed`.
+
+    A small ViT trains far quicker on it (Xiao et al. 2021, "Early convolutions help transformers see
+    better"); everything behind it stays segment-anything's.
+    """
+
+    def __init__(self, widths: tuple[int, ...], out_width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for width in widths:
+            layers += [nn.Conv2d(inputs, width, 3, 2, 1), nn.GroupNorm(8, width), nn.ReLU()]
+            inputs = width
+        self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, out_width, 3, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).permute(0, 2, 3, 1)
 
 
 def build_sam(sizes: SamSizes) -> Sam:
     """A randomly initialised SAM of these sizes, in evaluation mode."""
-    grid, width = sizes.image_size // sizes.patch_size, sizes.decoder_width
-    encoder_sizes: dict[str, Any] = {
-        "img_size": sizes.image_size,
-        "patch_size": sizes.patch_size,
-        "embed_dim": sizes.encoder_width,
-        "depth": sizes.encoder_depth,
-        "num_heads": sizes.encoder_heads,
-        "out_chans": width,
-        "norm_layer": partial(nn.LayerNorm, eps=1e-6),
-        "use_rel_pos": sizes.relative_positions,
-        "window_size": sizes.window_size,
-        "global_attn_indexes": sizes.global_blocks,
-    }
-    if sizes.skip:
-        if len(sizes.stem_widths) != 2 or sizes.patch_size != 8:
-            raise ValueError("skip needs two stem_widths and a patch_size of 8")
-        fine, middle = sizes.stem_widths
-        encoder: ImageEncoderViT = SkipEncoder(stem_widths=(fine, middle), **encoder_sizes)
-    else:
-        encoder = ImageEncoderViT(**encoder_sizes)
-        if sizes.stem_widths:
-            encoder.patch_embed = ConvStem(sizes.stem_widths, sizes.encoder_width)
+    grid = sizes.image_size // sizes.patch_size
     sam = Sam(
-        image_encoder=encoder,
-        prompt_encoder=(SkipPromptEncoder if sizes.skip else PromptEncoder)(
-            embed_dim=width,
+        image_encoder=ImageEncoderViT(
+            img_size=sizes.image_size,
+            patch_size=sizes.patch_size,
+            embed_dim=sizes.encoder_width,
+            depth=sizes.encoder_depth,
+            num_heads=sizes.encoder_heads,
+            out_chans=sizes.decoder_width,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=sizes.relative_positions,
+            window_size=sizes.window_size,
+            global_attn_indexes=sizes.global_blocks,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=sizes.decoder_width,
             image_embedding_size=(grid, grid),
             input_image_size=(sizes.image_size, sizes.image_size),
             mask_in_chans=16,
         ),
         mask_decoder=MaskDecoder(
-            transformer_dim=width,
-            transformer=(SkipTransformer if sizes.skip else TwoWayTransformer)(
+            transformer_dim=sizes.decoder_width,
+            transformer=TwoWayTransformer(
                 depth=sizes.decoder_depth,
-                embedding_dim=width,
+                embedding_dim=sizes.decoder_width,
                 num_heads=sizes.decoder_heads,
                 mlp_dim=sizes.decoder_mlp,
             ),
             num_multimask_outputs=sizes.candidates,
-            iou_head_hidden_dim=width,
+            iou_head_hidden_dim=sizes.decoder_width,
         ),
     )
-    if sizes.skip:
-        sam.mask_decoder.output_upscaling = SkipUpscaling(width)
+    if sizes.stem_widths:
+        sam.image_encoder.patch_embed = ConvStem(sizes.stem_widths, sizes.encoder_width)
     return sam.eval()
 
 

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,13 +34,9 @@ def write_folder(folder, sizes=TINY):
     return folder
 
 
-SKIP = replace(TINY, stem_widths=(8, 16), skip=True)
-
-
-@pytest.fixture(scope="module", params=[TINY, SKIP], ids=["plain", "skip"])
-def tiny(request, tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("sam") / "tiny", request.param)
-    return SamSegmenter.load(str(folder), device="cpu")
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return SamSegmenter.load(str(write_folder(tmp_path_factory.mktemp("sam") / "tiny")), device="cpu")
 
 
 def picture(height, width, seed=0):
@@ -109,23 +104,6 @@ def test_points_are_pixels_of_the_image(tiny):
     (b,) = tiny.segment(large, [points((20, 100), (60, 40))])
     assert np.allclose(a.scores, b.scores, atol=1e-2)
     assert (a.masks != b.masks[:, ::2, ::2]).mean() < 0.1
-
-
-def test_the_skip_path_reaches_the_mask():
-    torch.manual_seed(0)
-    sam = build_sam(SKIP)
-    torch.nn.init.normal_(sam.mask_decoder.output_upscaling.mix[-1].weight)
-    embedding = sam.image_encoder(torch.rand(1, 3, 64, 64))
-    sparse, dense = sam.prompt_encoder((torch.full((1, 2, 2), 20.0), torch.ones(1, 2)), None, None)
-    masks, _ = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
-    masks.sum().backward()
-    for part in (sam.image_encoder.fine, sam.image_encoder.middle, sam.image_encoder.patch_embed.layers[0]):
-        assert part.weight.grad.abs().sum() > 0
-
-
-def test_a_skip_path_needs_its_stem():
-    with pytest.raises(ValueError, match="stem_widths"):
-        build_sam(replace(SKIP, stem_widths=()))
 
 
 def test_official_file_finds_its_builder_by_shape(tmp_path, monkeypatch):
