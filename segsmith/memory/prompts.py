@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segsmith.errors import SegsmithError
 from segsmith.tools.protocols import ImageTextEncoder, Vectors
 
 ATTRIBUTES = ("place", "light", "weather", "state", "companion", "viewpoint")
 PAIR = ("place", "light")
+READ_BATCH = 4096
+"""Prompts read from the store at once; SQLite bounds the variables of one statement."""
 
 Cell = tuple[str, ...]
 """A cell of the attribute space: ``("place", "street")`` or the pair ``("place", "street", "light", "night")``."""
@@ -69,6 +74,34 @@ def cells(attributes: Mapping[str, str]) -> list[Cell]:
     if all(attributes.get(name) for name in PAIR):
         visited.append(tuple(part for name in PAIR for part in (name, attributes[name])))
     return visited
+
+
+def stored_vectors(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Vectors that the memory in folder `path` holds of these prompts, whichever encoder made them.
+
+    Opens no encoder; a folder without a memory, or one that cannot be read, holds none.
+    """
+    if not (path / "chroma.sqlite3").exists():
+        return {}
+    import chromadb
+    from chromadb.config import Settings
+    from chromadb.errors import ChromaError
+
+    best: dict[str, NDArray[np.float32]] = {}
+    try:
+        client = chromadb.PersistentClient(str(path), Settings(anonymized_telemetry=False))
+        for collection in client.list_collections():
+            found: dict[str, NDArray[np.float32]] = {}
+            for start in range(0, len(ids), READ_BATCH):
+                part = collection.get(ids=list(ids[start : start + READ_BATCH]), include=["embeddings"])
+                vectors = part["embeddings"]
+                if vectors is not None:
+                    found |= {i: np.asarray(v, np.float32) for i, v in zip(part["ids"], vectors, strict=True)}
+            # One run writes under one encoder: the collection that knows most of its prompts is its own.
+            best = max(best, found, key=len)
+    except (ChromaError, OSError, ValueError):
+        return {}
+    return best
 
 
 class PromptMemory:

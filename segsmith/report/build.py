@@ -5,22 +5,23 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from segsmith.config import Config, config_toml
-from segsmith.memory.ledger import Ledger, PromptRow
-from segsmith.memory.store import RunFolder, write_atomic
-from segsmith.report import charts, facts, gallery
+from segsmith.memory.ledger import Ledger
+from segsmith.memory.prompts import stored_vectors
+from segsmith.memory.store import RunFolder, make_id, write_atomic
+from segsmith.report import account, charts, facts, gallery, look, prompt_space, sheets
 from segsmith.report.facts import Book, finite
-from segsmith.report.pictures import class_colour
 
-PROMPTS_SHOWN = 300
-DROPPED_SHOWN = 24
+SCRIPTS = ("base", "marks", "sheets", "pictures", "closer", "prompts", "nav")
 
 
 def build_report(run: RunFolder, ledger: Ledger, config: Config) -> Path:
@@ -28,69 +29,77 @@ def build_report(run: RunFolder, ledger: Ledger, config: Config) -> Path:
 
     The page needs no network and no other file. A run that stopped early gives a page that says in
     place of each missing section what is missing. Class names, prompts and reasons are treated as
-    hostile text: they are escaped, and the page's policy lets no script run but its own.
+    hostile text: they are escaped, and the page's policy lets no script and no style in but its own.
     """
     book = facts.read_book(ledger)
-    write_atomic(run.report, render(run, book, config).encode())
+    write_atomic(run.report, "".join(render(run, book, config)).encode())
     return run.report
 
 
-def render(run: RunFolder, book: Book, config: Config) -> str:
-    """The page as HTML."""
-    script = _asset("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    rows = facts.class_rows(book, config)
+def render(run: RunFolder, book: Book, config: Config) -> Iterator[str]:
+    """The page as HTML, piece by piece: first all that one sees at once, then the sheets of pictures."""
     rooms = gallery.hang(run, book, config.classes)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    shelf = sheets.fill_shelf(book, config.classes, first=rooms.ids)
+    script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
+    css = _asset("style.css") + look.style(config.classes)
+    rows = facts.class_rows(book, config)
+    decisions, decision_counts = account.decided(book)
+    yield (
+        _environment(config)
+        .get_template("page.html.j2")
+        .render(
+            book=book,
+            config=config,
+            css=Markup(css),
+            css_digest=_digest(css),
+            script=Markup(script),
+            script_digest=_digest(script),
+            rooms=rooms,
+            when=_when(book.last_event),
+            wanted=config.per_class * len(config.classes),
+            prompt_steps=facts.prompt_funnel(book),
+            image_steps=facts.image_funnel(book),
+            rejects=facts.reject_reasons(book),
+            drops=facts.drop_reasons(book),
+            rows=rows,
+            gaps=facts.gaps(rows, book),
+            histograms=_histograms(book, config),
+            visits=facts.visit_map(book),
+            spent=account.spent(book),
+            decisions=decisions,
+            decision_counts=decision_counts,
+            config_toml=_config_text(run, config),
+            **_data(run, book, config, shelf),
+            **_training(book),
+        )
     )
-    environment.filters.update(percent=_percent, number=_number, duration=_duration, colour=_colour(config))
-    return environment.from_string(_asset("page.html.j2")).render(
-        book=book,
-        config=config,
-        css=Markup(_asset("style.css")),
-        script=Markup(script),
-        script_digest=digest,
-        rooms=rooms,
-        details=rooms.details(),
-        when=_when(book.last_event),
-        wanted=config.per_class * len(config.classes),
-        prompt_steps=facts.prompt_funnel(book),
-        image_steps=facts.image_funnel(book),
-        rejects=facts.reject_reasons(book),
-        drops=facts.drop_reasons(book),
-        rows=rows,
-        gaps=facts.gaps(rows, book),
-        histograms=_histograms(book, config),
-        visits=facts.visit_map(book),
-        **_prompts(book, config),
-        **_training(book),
-        config_toml=_config_text(run, config),
-    )
+    for number, sheet in enumerate(sheets.sheets(shelf, run, book, config.classes)):
+        yield f'\n<script type="application/json" id="sheet-{number}">{htmlsafe_json_dumps(sheet)}</script>'
+    yield "\n</body>\n</html>\n"
+
+
+def _data(run: RunFolder, book: Book, config: Config, shelf: sheets.Shelf) -> dict[str, Any]:
+    """The map of the prompts, and the two tables the script works on."""
+    memory = Path(config.memory) if config.memory else run.memory
+    admitted = [p.id for p in book.prompts.values() if p.status == "admitted"]
+    found = prompt_space.prompt_map(book, config.classes, stored_vectors(memory, admitted))
+    table = prompt_space.prompt_table(book, config.classes, found.points if found else {})
+    place = {prompt_id: k for k, prompt_id in enumerate(table["id"])}
+    # A ledger older than run ids still keeps the marks of its page apart from those of another run's.
+    run_id = book.run_id or make_id("r", *(image.id for image in book.images))
+    index = {"run": run_id, **sheets.index_of(shelf, book, config.classes, place)}
+    return {"map": found, "prompt_table": table, "index": index}
 
 
 def _histograms(book: Book, config: Config) -> list[Any]:
+    probabilities = facts.probabilities(book)
     found = []
     for name in config.classes:
-        accepted, rejected = facts.probabilities(book, name)
+        accepted, rejected = probabilities.get(name, ([], []))
         if accepted or rejected:
             chart = charts.histogram(accepted, rejected, finite(book.thresholds.get(name)), name)
             found.append((name, len(accepted), len(rejected), chart))
     return found
-
-
-def _prompts(book: Book, config: Config) -> dict[str, Any]:
-    admitted: dict[str, list[PromptRow]] = {name: [] for name in config.classes}
-    for prompt in book.prompts.values():
-        if prompt.status == "admitted":
-            admitted.setdefault(prompt.class_name, []).append(prompt)
-    each = max(3, PROMPTS_SHOWN // max(1, len(admitted)))
-    dropped = [p for p in book.prompts.values() if p.status == "dropped"]
-    return {
-        "admitted": [(name, len(rows), rows[:each]) for name, rows in admitted.items() if rows],
-        "dropped": dropped[:DROPPED_SHOWN],
-        "dropped_total": len(dropped),
-    }
 
 
 def _training(book: Book) -> dict[str, Any]:
@@ -103,12 +112,17 @@ def _training(book: Book) -> dict[str, Any]:
     val, real = (book.evaluation.get(world) or {} for world in ("synthetic_val", "real"))
     names = list(dict.fromkeys([*val.get("iou", {}), *real.get("iou", {})]))
     bars = [(n, finite(val.get("iou", {}).get(n)), finite(real.get("iou", {}).get(n))) for n in names]
-    return {"curves": curves, "iou_bars": bars, "confusion": _confusion(real), "val": val, "real": real}
+    confusions = [
+        (title, confusion)
+        for title, score in (("test world", real), ("own validation", val))
+        if (confusion := _confusion(score))
+    ]
+    return {"curves": curves, "iou_bars": bars, "confusions": confusions, "val": val, "real": real}
 
 
-def _confusion(real: Any) -> list[tuple[str, list[tuple[str, float]]]]:
+def _confusion(score: Any) -> list[tuple[str, list[tuple[str, float]]]]:
     """Rows of (true class, [(predicted class, share of the true pixels)])."""
-    names, counts = real.get("classes") or [], real.get("confusion") or []
+    names, counts = score.get("classes") or [], score.get("confusion") or []
     return [
         (name, [(other, facts.ratio(n, sum(row)) or 0.0) for other, n in zip(names, row, strict=False)])
         for name, row in zip(names, counts, strict=False)
@@ -122,9 +136,23 @@ def _config_text(run: RunFolder, config: Config) -> str:
         return config_toml(config)
 
 
-def _colour(config: Config) -> Any:
+def _environment(config: Config) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     indices = {name: index for index, name in enumerate(config.classes, 1)}
-    return lambda name: class_colour(indices[name]) if name in indices else "#8a8f98"
+    environment.filters.update(
+        percent=_percent,
+        number=_number,
+        duration=_duration,
+        step=look.step,
+        index=lambda name: indices.get(name, 0),
+    )
+    return environment
 
 
 def _percent(value: float | None, digits: int = 0) -> str:
@@ -137,7 +165,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 def _duration(seconds: float | None) -> str:
     if seconds is None:
-        return "–"
+        return "unknown"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
@@ -150,5 +178,9 @@ def _when(at: float | None) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 def _asset(name: str) -> str:
-    return (resources.files("segsmith.report") / name).read_text("utf-8")
+    return (resources.files("segsmith.report") / "page" / name).read_text("utf-8")

@@ -39,7 +39,9 @@ def histogram(
     parts.append(f'<line class="axis" x1="0" x2="{width}" y1="{base}" y2="{base}"/>')
     for value, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         parts.append(_text(value * width, height - 4, f"{value:g}", anchor))
-    parts.append(_text(0, 10, f"{peak} {'image' if peak == 1 else 'images'}", "start"))
+    left = threshold is not None and threshold <= 0.5  # the threshold's number stands there
+    words = f"most {peak}"
+    parts.append(_text(width if left else 0, 10, words, "end" if left else "start"))
     if threshold is not None:
         x = min(max(threshold, 0), 1) * width
         anchor = "end" if threshold > 0.5 else "start"

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from segsmith.config import Config
-from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, PromptRow, VerdictRow
+from segsmith.memory.ledger import (
+    DecisionKind,
+    DecisionRow,
+    GuidanceRow,
+    ImageRow,
+    LabelRow,
+    Ledger,
+    MaskRow,
+    ModelRow,
+    PromptRow,
+    UsageRow,
+    VerdictRow,
+)
 
 REASONS = {
     "ok": "accepted",
@@ -23,6 +36,18 @@ REASONS = {
 }
 """The judge's reasons in plain words; one that is not here is shown as it stands."""
 
+PROBLEMS = {
+    "rule": "breaks a rule: its class is not named, or it is too long",
+    "off_topic": "reads more like another class",
+    "familiar": "too close to a prompt that is remembered",
+    "repeated": "its rewrite had been written before",
+    "irrational": "the language model found the scene makes no sense",
+    "unreviewed": "the language model gave no usable review",
+    "not_there": "its pictures did not show the class",
+    "bad_reply": "the language model gave no usable rewrite",
+}
+"""The prompt agent's reasons in plain words; one that is not here is shown as it stands."""
+
 SHORTFALLS = {
     "stalled": "no accepted picture in several rounds",
     "budget_spent": "the budget was spent",
@@ -31,6 +56,7 @@ SHORTFALLS = {
 """Why a class was left short, in plain words; a reason that is not here is shown as it stands."""
 
 SOURCES = ("prompt", "clip", "relabel")
+KINDS: tuple[DecisionKind, ...] = ("prompt", "verdict", "label", "mask")
 
 
 @dataclass(frozen=True)
@@ -47,18 +73,24 @@ class Book:
     evaluation: Mapping[str, Any]
     versions: Mapping[str, str]
     epochs: Sequence[Mapping[str, Any]]
+    drawing: Sequence[Mapping[str, Any]]
     shortfalls: Mapping[str, str]
+    usage: Mapping[str, UsageRow]
+    models: Mapping[str, ModelRow]
+    decisions: Mapping[tuple[str, str], DecisionRow]
+    guidance: Sequence[GuidanceRow]
+    run_id: str
     last_event: float | None
 
     def target(self, image: ImageRow) -> str:
         """The class the image was drawn for."""
         return self.prompts[image.prompt_id].class_name
 
-    @property
+    @cached_property
     def accepted(self) -> list[ImageRow]:
         return [i for i in self.images if i.id in self.verdicts and self.verdicts[i.id].accepted]
 
-    @property
+    @cached_property
     def rejected(self) -> list[ImageRow]:
         return [i for i in self.images if i.id in self.verdicts and not self.verdicts[i.id].accepted]
 
@@ -103,11 +135,17 @@ def read_book(ledger: Ledger) -> Book:
         evaluation=ledger.get_meta("evaluation") or {},
         versions=ledger.get_meta("versions") or {},
         epochs=_last_epochs(detail for _, kind, detail in events if kind == "epoch"),
+        drawing=[detail for _, kind, detail in events if kind == "drawn"],
         shortfalls={
             str(detail.get("class", "")): str(detail.get("reason", ""))
             for _, kind, detail in events
             if kind == "missing"
         },
+        usage=ledger.usage(),
+        models=ledger.models(),
+        decisions={(k, subject): row for k in KINDS for subject, row in ledger.decisions(k).items()},
+        guidance=ledger.guidance(active_only=False),
+        run_id=str(ledger.get_meta("run_id") or ""),
         last_event=events[-1][0] if events else None,
     )
 
@@ -147,10 +185,11 @@ def reject_reasons(book: Book) -> list[tuple[str, str, int]]:
     return [(short(r), REASONS.get(r, ""), n) for r, n in counts.most_common()]
 
 
-def drop_reasons(book: Book) -> list[tuple[str, int]]:
-    """(kind of problem a prompt was dropped for, prompts), the most frequent first; details follow a colon."""
+def drop_reasons(book: Book) -> list[tuple[str, str, int]]:
+    """(kind of problem a prompt was dropped for, plain words, prompts), the most frequent first."""
     problems = (str(p.critique.get("problem") or "") for p in book.prompts.values() if p.status == "dropped")
-    return Counter(text.partition(":")[0] or "no reason kept" for text in problems).most_common()
+    counts = Counter(text.partition(":")[0] or "no reason kept" for text in problems)
+    return [(short(kind), PROBLEMS.get(kind, ""), n) for kind, n in counts.most_common()]
 
 
 def class_rows(book: Book, config: Config) -> list[ClassRow]:
@@ -197,17 +236,15 @@ def typical_sharpness(book: Book) -> float | None:
     return statistics.median(known) if known else None
 
 
-def probabilities(book: Book, name: str) -> tuple[list[float], list[float]]:
-    """Target probabilities of the (accepted, rejected) images drawn for a class."""
-    found: tuple[list[float], list[float]] = ([], [])
+def probabilities(book: Book) -> dict[str, tuple[list[float], list[float]]]:
+    """Class -> target probabilities of the (accepted, rejected) images drawn for it."""
+    found: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     for image in book.images:
         verdict = book.verdicts.get(image.id)
-        if verdict is None or book.target(image) != name:
-            continue
-        value = finite(verdict.scores.get("probability"))
-        if value is not None:
-            found[0 if verdict.accepted else 1].append(value)
-    return found
+        value = None if verdict is None else finite(verdict.scores.get("probability"))
+        if verdict is not None and value is not None:
+            found[book.target(image)][0 if verdict.accepted else 1].append(value)
+    return dict(found)
 
 
 def visit_map(book: Book) -> tuple[list[str], list[str], dict[tuple[str, str], int]]:

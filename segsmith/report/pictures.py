@@ -1,4 +1,4 @@
-"""Small pictures inside the page: thumbnails, see-through masks with name tags, and which ones to show."""
+"""Small pictures inside the page: photos, see-through masks with name tags, and which ones to show."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from segsmith.memory.store import read_image, read_index_map
 from segsmith.segmentation.palette import VOID
 
 SIDE = 128
-"""Longest side of a thumbnail, pixels."""
+"""Longest side of a picture that stands in the page itself, pixels."""
 JPEG_QUALITY = 82
 TAG_MIN_SHARE = 0.015
 """Regions below this share of the picture get no name tag; it would cover them."""
 
-# Calm mid tones that read on white and on black; neighbours differ in lightness as well as in hue.
-HUES = (
-    "#3f7fe0", "#e58e26", "#2ba37c", "#d94c74", "#8c6bd8", "#18a0bd",
-    "#c8a415", "#b0603c", "#84a53a", "#c45bb4", "#6d83a3", "#e4685a",
-)  # fmt: skip
+# The first seven are Okabe and Ito's, made to be told apart without full colour vision, with a yellow that
+# still shows on white; past eight classes the shape, not the colour, tells them apart.
+HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#c2b200", "#7f6fd0")
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "wedge", "bar", "hexagon")
+"""Shapes that stand for classes beside their colours; the page's style sheet and its map draw them."""
 
 Item = TypeVar("Item")
 
@@ -60,36 +60,58 @@ def class_colour(index: int) -> str:
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
-def thumbnail(path: Path) -> str | None:
-    """Data URI of a JPEG at most SIDE pixels wide and high; None when there is no readable picture."""
+def class_shape(index: int) -> int:
+    """Which of `SHAPES` stands for class `index` (from 1)."""
+    return (index - 1) % len(SHAPES)
+
+
+def small_photo(path: Path, side: int) -> PILImage.Image | None:
+    """The picture at most `side` pixels wide and high; None when there is no readable one."""
     try:
         picture = PILImage.fromarray(read_image(path))
     except OSError:
         return None
-    picture.thumbnail((SIDE, SIDE), PILImage.Resampling.LANCZOS)
+    picture.thumbnail((side, side), PILImage.Resampling.LANCZOS)
+    return picture
+
+
+def small_mask(path: Path, side: int) -> NDArray[np.uint8] | None:
+    """The (H, W) index map, at most `side` wide and high; None when there is no readable one."""
+    try:
+        picture = PILImage.fromarray(read_index_map(path))
+    except OSError:
+        return None
+    picture.thumbnail((side, side), PILImage.Resampling.NEAREST)
+    return np.asarray(picture)
+
+
+def painted(mask: NDArray[np.uint8], classes: int) -> PILImage.Image:
+    """An index map as a palette picture in the page's colours; index 0 is see-through, 255 is hatched."""
+    y, x = np.indices(mask.shape)
+    hatched = np.where((mask == VOID) & ((x + y) % 6 >= 3), 0, mask).astype(np.uint8)
+    picture = PILImage.fromarray(hatched).convert("P")
+    picture.putpalette(_colours(classes).tobytes())
+    return picture
+
+
+def thumbnail(path: Path) -> str | None:
+    """Data URI of a JPEG; None when there is no readable picture."""
+    picture = small_photo(path, SIDE)
+    if picture is None:
+        return None
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return _uri("jpeg", buffer)
 
 
 def overlay(path: Path, classes: Sequence[str]) -> Overlay | None:
-    """The index map at `path`, small and see-through; unknown pixels (255) are hatched.
-
-    None when there is no readable mask.
-    """
-    try:
-        with PILImage.fromarray(read_index_map(path)) as full:
-            full.thumbnail((SIDE, SIDE), PILImage.Resampling.NEAREST)
-            mask = np.asarray(full)
-    except OSError:
+    """The index map at `path`, small and see-through; None when there is no readable mask."""
+    mask = small_mask(path, SIDE)
+    if mask is None:
         return None
-    y, x = np.indices(mask.shape)
-    hatched = np.where((mask == VOID) & ((x + y) % 6 >= 3), 0, mask).astype(np.uint8)
-    picture = PILImage.fromarray(hatched).convert("P")
-    picture.putpalette(_colours(len(classes)).tobytes())
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", transparency=0, optimize=True)
-    return Overlay(_uri("png", buffer), tuple(_tags(mask, classes)))
+    painted(mask, len(classes)).save(buffer, "PNG", transparency=0, optimize=True)
+    return Overlay(_uri("png", buffer), tuple(name_tags(mask, classes)))
 
 
 def spread(items: Sequence[Item], key: Callable[[Item], str], limit: int) -> list[Item]:
@@ -110,7 +132,8 @@ def _colours(classes: int) -> NDArray[np.uint8]:
     return colours
 
 
-def _tags(mask: NDArray[np.uint8], classes: Sequence[str]) -> list[Tag]:
+def name_tags(mask: NDArray[np.uint8], classes: Sequence[str]) -> list[Tag]:
+    """Where to write the names of the classes on a mask: above the largest region of each."""
     tags = []
     for index in sorted(set(np.unique(mask).tolist()) - {0, VOID}):
         region = mask == index

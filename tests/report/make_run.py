@@ -12,7 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from segsmith.config import Config, config_toml, load_config
-from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, PromptRow, VerdictRow
+from segsmith.memory.ledger import (
+    DecisionRow,
+    GuidanceRow,
+    ImageRow,
+    LabelRow,
+    Ledger,
+    MaskRow,
+    ModelRow,
+    PromptRow,
+    UsageRow,
+    VerdictRow,
+)
+from segsmith.memory.prompts import PromptMemory, Remembered
 from segsmith.memory.store import RunFolder, make_id, png_bytes
 from segsmith.segmentation.palette import voc_palette
 
@@ -22,6 +34,45 @@ LIGHTS = ("noon", "dusk", "night", "overcast")
 STATES = ("running", "sitting", "parked", "seen from behind")
 REJECTS = ("not_there", "blurred", "duplicate", "beyond_top_k", "blank")
 STAGES = ("empty", "written", "drawn", "labelled", "masked", "all")
+
+
+class WordEncoder:
+    """An `ImageTextEncoder` that only knows words: texts that share words lie close."""
+
+    name = "words"
+
+    def embed_texts(self, texts):
+        vectors = np.zeros((len(texts), 64), np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            for word in text.lower().split():
+                row += np.random.default_rng(list(hashlib.sha256(word.encode()).digest())).normal(size=64)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def remember(run: RunFolder, ledger: Ledger) -> None:
+    """Fill the run's prompt memory with the admitted prompts."""
+    memory = PromptMemory(run.memory, WordEncoder())
+    prompts = ledger.prompts("admitted")
+    for start in range(0, len(prompts), 4000):
+        memory.add(
+            [Remembered(p.id, p.text, p.class_name, p.attributes) for p in prompts[start : start + 4000]]
+        )
+
+
+def intervene(ledger: Ledger) -> None:
+    """What people and hosted models would leave in the ledger."""
+    ledger.add_usage(UsageRow("llm", "smollm2", calls=399, tokens_in=65452, tokens_out=11750))
+    ledger.add_usage(UsageRow("images", "hosted-1", calls=7, images=7, usd=0.28))
+    ledger.add_models(
+        [
+            ModelRow("llm", "SmolLM2-135M", "", "Apache-2.0", "package", "a" * 64),
+            ModelRow("judge", "mini CLIP", "", "Apache-2.0", "package", "b" * 64),
+        ]
+    )
+    rejected = next((i for i, v in ledger.verdicts().items() if not v.accepted), None)
+    if rejected is not None:
+        ledger.add_decision(DecisionRow("verdict", rejected, "accept", note="the tail is a tail"))
+    ledger.add_guidance(GuidanceRow("", "more of them at night, and no cartoons", {"light": "night"}))
 
 
 def paint_shapes(spec: list[int], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +131,9 @@ def make_run(
     if reached >= STAGES.index("drawn"):
         ledger.set_meta("thresholds", thresholds)
         _draw(run, ledger, config, thresholds, world, rng, stage)
+    ledger.set_meta("run_id", make_id("r", root.name, seed))
     if reached >= STAGES.index("all"):
+        intervene(ledger)
         _train(run, ledger, config, world, rng)
     return run, ledger, config
 
@@ -137,7 +190,7 @@ def _write_prompts(
                 words,
                 (name, companion) if companion else (name,),
                 attributes,
-                parent if k == 1 else None,
+                parent if k == 1 else rows[-1].id if status != "admitted" else None,
                 k // 4,
                 status,
                 critique,
@@ -294,4 +347,5 @@ if __name__ == "__main__":
     from segsmith.report.build import build_report
 
     made, book, settings = make_run(Path(sys.argv[1]), world=sys.argv[2:] != ["shapes"], prompts_per_class=8)
+    remember(made, book)
     print(build_report(made, book, settings))

@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import math
 import re
@@ -8,20 +10,21 @@ import pytest
 from make_run import STAGES, make_run
 from PIL import Image as PILImage
 
-from segsmith.memory.ledger import VerdictRow
+from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, VerdictRow
 from segsmith.memory.store import png_bytes, write_atomic
-from segsmith.report import charts, facts, gallery, pictures
+from segsmith.report import charts, facts, gallery, pictures, sheets
 from segsmith.report.build import build_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}<!--"
 
 
 class Page(HTMLParser):
-    """Counts elements, keeps attributes, text and the bodies of scripts."""
+    """Counts elements, keeps attributes, text, styles and the bodies of scripts."""
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
         self.elements, self.attributes, self.scripts, self.text, self._open = {}, [], [], "", None
+        self.style, self.data = "", {}
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
@@ -29,16 +32,27 @@ class Page(HTMLParser):
         self.attributes += [(tag, *a) for a in attrs]
         self._open = tag
         if tag == "script":
-            self.scripts.append("")
+            self._id = dict(attrs).get("id")
+            if dict(attrs).get("type"):
+                self.data[self._id] = ""
+            else:
+                self.scripts.append("")
 
     def handle_endtag(self, tag):
         self._open = None
 
     def handle_data(self, data):
-        if self._open == "script":
+        if self._open == "script" and self._id:
+            self.data[self._id] += data
+        elif self._open == "script":
             self.scripts[-1] += data
-        elif self._open != "style":
+        elif self._open == "style":
+            self.style += data
+        else:
             self.text += data
+
+    def load(self, name):
+        return json.loads(self.data[name], parse_constant=lambda word: pytest.fail(word))
 
 
 def build(root, **options):
@@ -62,8 +76,10 @@ def test_page_needs_nothing_but_itself(whole):
         if name == "href":
             assert value.startswith("#")
         assert not name.startswith("on")
-    assert page.elements["script"] == 2
+        assert name != "style"
+    assert len(page.scripts) == 1
     assert "link" not in page.elements
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", page.style)
 
 
 def test_page_tells_what_the_ledger_holds(whole):
@@ -79,20 +95,30 @@ def test_page_tells_what_the_ledger_holds(whole):
     ):
         assert word in text
     assert f"{book.evaluation['real']['miou']:.3f}" in text
-    assert all(p.text in text for p in book.prompts.values() if p.status == "admitted")
+    assert set(Page(html).load("prompt-table")["text"]) == {p.text for p in book.prompts.values()}
+    assert set(Page(html).load("index")["id"]) == set(book.verdicts)
+    for word in (
+        "65452 in, 11750 out",
+        "0.28 US dollars",
+        "SmolLM2-135M",
+        "Apache-2.0",
+        "no cartoons",
+        "a tail",
+    ):
+        assert word in text
+    assert re.search(r"Energy\s*unknown", text)
     assert f"per_class = {config.per_class}" in text
     assert "Not there yet" not in text
 
 
-def test_policy_allows_exactly_the_script_in_the_page(whole):
-    import base64
-    import hashlib
-
+def test_policy_allows_exactly_the_script_and_the_style_in_the_page(whole):
     page = Page(whole[0])
-    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
     policy = next(v for t, n, v in page.attributes if t == "meta" and n == "content" and "script-src" in v)
-    assert f"'sha256-{digest}'" in policy
-    assert "default-src 'none'" in policy
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    for rule, text in (("script-src", page.scripts[0]), ("style-src", page.style)):
+        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
 
 
 def test_hostile_names_and_texts_stay_text(tmp_path):
@@ -109,15 +135,18 @@ def test_hostile_names_and_texts_stay_text(tmp_path):
     ledger.add_verdicts([VerdictRow(rejected, False, HOSTILE, {"probability": 0.1})])
     ledger.set_meta("versions", {HOSTILE: HOSTILE})
     ledger.set_meta("summary", {"command": HOSTILE})
+    ledger.add_decision(DecisionRow("verdict", rejected, "accept", note=HOSTILE))
+    ledger.add_guidance(GuidanceRow(names[0], HOSTILE, {}))
+    ledger.add_models([ModelRow("llm", HOSTILE, HOSTILE, HOSTILE)])
     html = build_report(run, ledger, config).read_text("utf-8")
     ledger.close()
     page = Page(html)
     assert set(page.elements) == set(Page(calm).elements)
-    assert page.elements["script"] == 2
-    assert html.lower().count("</script") == 2
+    assert page.elements["script"] == html.lower().count("</script") == Page(calm).elements["script"]
+    assert page.style.count("}") == Page(calm).style.count("}")
     assert not [a for a in page.attributes if a[1].startswith("on")]
-    details = json.loads(page.scripts[0])
-    assert any(HOSTILE in value for rows in details.values() for name, value in rows if name == "prompt")
+    assert all(HOSTILE in text for text in page.load("prompt-table")["text"])
+    assert HOSTILE.replace("_", " ") in page.load("index")["reasons"]
     assert HOSTILE in page.text
     assert set(page.elements) & {"iframe", "object", "embed"} == set()
 
@@ -130,9 +159,8 @@ def test_a_run_that_stopped_early_says_so(tmp_path, stage):
     assert (gaps == 0) == (stage == "all")
     if stage == "empty":
         assert "Nothing made yet" in text
-        assert gaps >= 7
+        assert gaps >= 6
     if stage == "drawn":
-        assert "No mask has been made." in text
         assert "accepted pictures, no masks yet" in text
 
 
@@ -171,25 +199,27 @@ def test_numbers_that_are_not_finite_do_not_break_the_page(tmp_path):
     html = build_report(run, ledger, config).read_text("utf-8")
     ledger.close()
     assert not re.search(r"\b(nan|inf)\b", Page(html).text.lower())
-    json.loads(Page(html).scripts[0], parse_constant=lambda name: pytest.fail(name))
+    page = Page(html)
+    assert [page.load(name) for name in page.data]
 
 
-def test_many_images_stay_a_small_page_with_the_counts_said(tmp_path):
-    run, ledger, config = make_run(tmp_path, classes=("a", "b", "c", "d"), prompts_per_class=20, size=64)
-    noise = png_bytes(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
-    for path in run.images.glob("*.png"):
-        path.write_bytes(noise)  # the worst a JPEG can meet
-    page = build_report(run, ledger, config)
-    book = facts.read_book(ledger)
-    ledger.close()
-    assert len(book.images) == 160
-    assert page.stat().st_size < 6_000_000
-    text = page.read_text("utf-8")
-    assert (
-        text.count('class="pic"') <= gallery.STRIP + gallery.ACCEPTED + gallery.REJECTED + gallery.MASKS + 24
-    )
-    assert f"{gallery.MASKS} of {len(book.masks)} shown" in text
-    assert f"{gallery.ACCEPTED} of {len(book.accepted)}" in text
+def test_pictures_beyond_the_first_look_are_inert_text(whole):
+    html, book, _, _ = whole
+    page = Page(html)
+    shown = page.elements["img"]
+    assert shown <= 2 * gallery.STRIP + gallery.ACCEPTED + gallery.REJECTED + 3 * gallery.TEST
+    rows = [row for name in page.data if name.startswith("sheet-") for row in page.load(name)["rows"]]
+    assert len(rows) == len(book.verdicts)
+    assert html.index('id="sheet-0"') > html.index("</main>")
+
+
+def test_more_pictures_than_the_cap_are_sampled_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(sheets.fill_shelf, "__defaults__", ((), 30))
+    html, book, *_ = build(tmp_path, classes=("a", "b", "c", "d", "e", "f"))
+    page = Page(html)
+    assert len(book.verdicts) > 30
+    assert len(page.load("index")["id"]) == 30
+    assert f"30 of {len(book.verdicts)} judged pictures are in this page" in re.sub(r"\s+", " ", page.text)
 
 
 def test_funnel_and_class_rows_add_up(whole):
@@ -228,7 +258,6 @@ def test_overlay_is_transparent_on_background_hatched_on_unknown_and_named(tmp_p
     mask[:10, 40:] = 255
     write_atomic(tmp_path / "m.png", png_bytes(mask))
     found = pictures.overlay(tmp_path / "m.png", ("cat", "dog"))
-    import base64
     import io
 
     rgba = np.asarray(PILImage.open(io.BytesIO(base64.b64decode(found.uri.split(",")[1]))).convert("RGBA"))

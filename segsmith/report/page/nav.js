@@ -1,0 +1,10 @@
+// The section in view is marked in the bar above.
+const links = new Map($$("nav a").map((link) => [link.hash.slice(1), link]));
+const watcher = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) continue;
+    for (const link of links.values()) link.removeAttribute("aria-current");
+    links.get(target.id)?.setAttribute("aria-current", "true");
+  }
+}, { rootMargin: "-30% 0px -65%" });
+for (const id of links.keys()) watcher.observe(document.getElementById(id));
