@@ -1,7 +1,7 @@
 """An OpenAI-style server that obeys a script: what it supports, and how each request goes wrong.
 
 `faults(n)` names what happens to the n-th chat request (from 0), or nothing: half, fenced, prose, garbage,
-cut_body, drop, hang, or a status such as "429".
+cut_body, drop, hang, die, or a status such as "429".
 """
 
 import contextlib
@@ -170,7 +170,9 @@ class ScriptedChatServer:
             return handler.reply(200, b"\x00\xff<html>not what you think")
         if fault == "hang":
             time.sleep(30)
-        if fault in ("drop", "hang"):
+        if fault == "die":
+            self.close()
+        if fault in ("drop", "hang", "die"):
             with contextlib.suppress(OSError):
                 handler.connection.shutdown(socket.SHUT_RDWR)
             return None

@@ -3,6 +3,7 @@
 llama.cpp and vLLM are the real ones, with SmolLM2; the scripted servers lack or spoil one thing each.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Literal
 
 import httpx
@@ -164,12 +166,8 @@ def test_words_that_want_out_of_the_schema_stay_words(chat, words):
 
 def test_an_answer_that_does_not_fit_into_the_limit_is_never_passed_on_as_half(chat):
     """LONG characters do not fit into 60 tokens; the scripted servers have no such limit and may answer."""
-    try:
-        reply = ask(chat, Essay)
-    except BadReply as bad:
-        assert "tries" in str(bad)
-    else:
-        assert len(reply.text) >= LONG
+    with contextlib.suppress(BadReply):
+        assert len(ask(chat, Essay).text) >= LONG
 
 
 # -- servers of our own ----------------------------------------------------------------------------
@@ -177,7 +175,11 @@ def test_an_answer_that_does_not_fit_into_the_limit_is_never_passed_on_as_half(c
 
 def listeners(port):
     """Local addresses that a port of this machine is bound to (Linux)."""
-    rows = [line.split() for name in ("tcp", "tcp6") for line in open(f"/proc/net/{name}").readlines()[1:]]
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
     return [
         row[1].rsplit(":", 1)[0]
         for row in rows
