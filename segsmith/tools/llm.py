@@ -261,7 +261,7 @@ def _remote(config: LLMConfig, api_key: str | None) -> Endpoint:
 
 def _check_url(config: LLMConfig, where: Endpoint) -> None:
     timeout_s = min(config.timeout_s, CHECK_TIMEOUT_S)
-    client = connect(where, timeout_s, retries=TRANSPORT_RETRIES)
+    client = connect(where, timeout_s, retries=CHECK_TRIES)
     listed: Sequence[str] = ()
     problem: Exception | None = None
     for _ in range(CHECK_TRIES):

@@ -1,0 +1,146 @@
+"""The whole build with its language model behind a URL: a real llama.cpp process, and one that misbehaves."""
+
+import pytest
+from scripted_chat_server import ScriptedChatServer
+
+from segsmith.config import Config, LLMConfig
+from segsmith.errors import SegsmithError
+from segsmith.graph.run import build_run
+from segsmith.memory.ledger import Ledger
+from segsmith.memory.store import RunFolder
+from segsmith.prompts.vocabulary import load_vocabulary
+from segsmith.tools.llamacpp import llama_server
+
+KEY = "sk-a-key-nobody-may-find"
+SMALL = {
+    "classes": ("cat", "dog"),
+    "per_class": 3,
+    "trainer": {"epochs": 1},
+    "evaluation": {"images": 0},
+}
+
+
+def config_for(url, **llm):
+    settings = {
+        "server": "openai",
+        "model": "scripted",
+        "base_url": url,
+        "concurrency": 2,
+        "timeout_s": 60,
+        **llm,
+    }
+    return Config(**SMALL, llm=settings)
+
+
+def build(config, folder):
+    return list(build_run(config, folder))
+
+
+def check_whole(folder, key):
+    """A finished run of 2 x 3 images, nothing odd in its prompts, and no trace of the key."""
+    run = RunFolder(folder)
+    ledger = Ledger(run.ledger)
+    try:
+        assert {name: tally["accepted"] for name, tally in ledger.tallies().items()} == {"cat": 3, "dog": 3}
+        words = load_vocabulary()
+        for prompt in ledger.prompts():
+            assert prompt.attributes["place"] in words.places
+            assert prompt.attributes["light"] in words.lights
+            assert "{" not in prompt.text
+        usage = ledger.usage()["llm"]
+    finally:
+        ledger.close()
+    assert (run.voc / "ImageSets").is_dir()
+    assert run.report.exists()
+    for path in folder.rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path
+    return usage
+
+
+@pytest.mark.slow
+def test_a_llama_cpp_process_behind_a_url_serves_a_whole_build(tmp_path, monkeypatch):
+    pytest.importorskip("xllamacpp")
+    try:
+        server = llama_server(LLMConfig(concurrency=2), tmp_path / "server.log")
+    except SegsmithError as error:
+        pytest.skip(str(error))
+    with server:
+        where = server.endpoint()
+        monkeypatch.setenv("OPENAI_API_KEY", where.api_key)
+        events = build(config_for(where.base_url, model="smollm2-135m-instruct"), tmp_path / "run")
+        assert events[-1]["kind"] == "end"
+        usage = check_whole(tmp_path / "run", where.api_key)
+    assert usage.calls >= 4
+    assert usage.tokens_in > 100
+    assert usage.usd == 0
+
+
+@pytest.mark.slow
+def test_a_build_outlives_a_server_that_spoils_a_third_of_its_replies_and_dies_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    spoilt = ("half", None, "garbage", None, None, "half", None, None, "500", None)
+    server = ScriptedChatServer(lambda n: "die" if n == 5 else spoilt[n % 10] if n > 1 else None, key=KEY)
+    config = config_for(server.url, usd_per_million_in=1.0, usd_per_million_out=4.0)
+    with pytest.raises(SegsmithError, match=server.url) as caught:
+        build(config, tmp_path / "run")
+    assert "same command" in caught.value.remedy
+    assert "\n" not in str(caught.value)
+    server.open()
+    assert build(config, tmp_path / "run")[-1]["kind"] == "end"
+    usage = check_whole(tmp_path / "run", KEY)
+    answered = sum(fault in (None, "half") for fault in server.happened)
+    assert usage.tokens_in == 100 * answered
+    assert usage.usd == pytest.approx(answered * (100 * 1.0 + 20 * 4.0) / 1e6)
+    assert build(config, tmp_path / "run")[-1]["kind"] == "already_done"
+    server.close()
+
+
+@pytest.mark.slow
+def test_no_more_is_asked_when_the_money_is_spent(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = ScriptedChatServer(key=KEY)
+    config = config_for(server.url, usd_per_million_in=100.0)  # a cent a question
+    config = config.model_copy(
+        update={"budget": config.budget.model_copy(update={"max_usd": 0.02, "patience": 1})}
+    )
+    build(config, tmp_path / "run")
+    # Two at once may pass the gate together; nobody passes it later.
+    assert 2 <= len(server.happened) <= 3
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("server_has", "config_has", "words"),
+    [
+        ({"key": "another"}, {}, "OPENAI_API_KEY"),
+        ({"models": ("big", "small")}, {}, "big, small"),
+    ],
+)
+def test_a_wrong_key_and_an_unknown_model_are_said_before_anything_is_written(
+    tmp_path, monkeypatch, server_has, config_has, words
+):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = ScriptedChatServer(**server_has)
+    with pytest.raises(SegsmithError) as caught:
+        build(config_for(server.url, **config_has), tmp_path / "run")
+    server.close()
+    said = str(caught.value)
+    assert words in said
+    assert KEY not in said
+    assert said.isprintable()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_url_that_refuses_is_said_before_anything_is_written(tmp_path):
+    server = ScriptedChatServer()
+    server.close()
+    with pytest.raises(SegsmithError, match=server.url):
+        build(config_for(server.url), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_key_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(SegsmithError, match="key"):
+        build(config_for(None), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
