@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from segsmith.cli.console import app, out, quiet_libraries
+from segsmith.cli.console import app, err, out, quiet_libraries
 
 
 @app.command()
@@ -34,11 +34,18 @@ def evaluate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    open_: Annotated[bool, typer.Option("--open", help="show it in the web browser")] = False,
+) -> None:
     """Write report.html of a run again, whatever state it is in."""
+    import webbrowser
+
     from segsmith.report.build import build_report
 
-    _write_of_run(run, build_report)
+    path = _write_of_run(run, build_report)
+    if open_ and not webbrowser.open(path.resolve().as_uri()):
+        err.print("no web browser was found; open the file above in one")
 
 
 @app.command()
@@ -49,11 +56,15 @@ def gallery(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     _write_of_run(run, write_contact_sheet)
 
 
-def _write_of_run(run: Path, write: Callable[[Any, Any, Any], Path]) -> None:
-    """Let `write` make its file from a run's folder, ledger and config, and print where it lies."""
-    from segsmith.graph.deps import opened
+def _write_of_run(run: Path, write: Callable[[Any, Any, Any], Path]) -> Path:
+    """Let `write` make its file from a run's folder, ledger and config, and say where it lies."""
+    from segsmith.graph.deps import forget, opened
 
     deps = opened(str(run))
-    path = write(deps.run, deps.ledger, deps.config)
-    deps.close()
+    try:
+        path = write(deps.run, deps.ledger, deps.config)
+    finally:
+        deps.close()
+        forget(deps)
     out.print(escape(str(path)), soft_wrap=True)
+    return path

@@ -305,3 +305,22 @@ def test_line_chart_takes_any_curve(points):
     numbers = re.findall(r' (?:x|y|x1|y1|cx|cy)="([^"]+)"', svg)
     assert all(-1 <= float(n) <= 500 for n in numbers)
     assert ("polyline" in svg) == bool(points)
+
+
+def test_report_command_opens_the_page_when_asked(tmp_path, monkeypatch, capsys):
+    import sys
+    import webbrowser
+
+    from segsmith import cli
+
+    run, ledger, _ = make_run(tmp_path / "run", classes=("cat", "dog"), size=64, prompts_per_class=2)
+    ledger.close()
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url))
+    for flags in ([], ["--open"]):
+        monkeypatch.setattr(sys, "argv", ["segsmith", "report", str(run.root), *flags])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+    assert opened == [run.report.as_uri()]
+    assert "no web browser" in capsys.readouterr().err  # the stand-in opens none

@@ -5,7 +5,7 @@ let opener = null;
 
 async function look(row) {
   closer.dataset.row = row;
-  const [word, sure] = verdictWords(row);
+  const [word] = verdictWords(row);
   $("#closer-verdict").textContent = word;
   $("#closer-verdict").className = `badge ${index.accepted[row] ? "yes" : "no"}`;
   $("#closer-prompt").textContent = promptText(row);
@@ -18,7 +18,7 @@ async function look(row) {
   paint($(".stage", closer), row);
   const { facts } = await detail(row);
   if (closer.dataset.row !== String(row)) return;
-  const told = [["score", sure], ...index.fields.map((name, k) => [name, facts[k]])];
+  const told = index.fields.map((name, k) => [name, facts[k]]);
   $("dl", closer).replaceChildren(
     ...told
       .filter(([, value]) => value)

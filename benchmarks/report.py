@@ -1,0 +1,138 @@
+"""What the report costs: size, build time and time to first paint, at 300 and at 20,000 pictures.
+
+`python -m benchmarks.report` fills run folders with pictures of the simulator (a few hundred scenes, repeated)
+and opens each page in chromium, five times. Needs chromium and chromedriver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from segsmith.memory.ledger import ImageRow, LabelRow, MaskRow, PromptRow, VerdictRow
+from segsmith.memory.store import RunFolder
+from segsmith.report.build import build_report
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "report"))
+
+from make_run import make_run, remember
+
+OPENINGS = 5
+COLUMNS = {
+    "pictures": "pictures", "MB": "size, MB", "build_s": "build, s", "peak_GB": "peak memory, GB",
+    "first_paint": "first paint, ms", "loaded": "whole page, ms", "last_page": "last page, ms",
+}  # fmt: skip
+
+
+def fill(root: Path, wanted: int) -> tuple[RunFolder, Any, Any]:
+    """A run of `wanted` pictures: one of some hundred scenes, its prompts and pictures repeated under new ids."""
+    run, ledger, config = make_run(root, world=True, prompts_per_class=25)
+    prompts = ledger.prompts("admitted")
+    images, verdicts, masks = ledger.images(), ledger.verdicts(), ledger.masks()
+    labels = {source: ledger.labels(source) for source in ("prompt", "clip", "relabel")}
+    extra: dict[str, list[Any]] = {name: [] for name in ("prompts", "images", "verdicts", "masks", "labels")}
+    for copy in range(1, -(-wanted // len(images))):
+        room = wanted - copy * len(images)
+        extra["prompts"] += [
+            PromptRow(f"{p.id}-{copy}", p.class_name, f"{p.text}, take {copy}", p.classes, p.attributes,
+                      p.parent_id, p.round, p.status, p.critique)
+            for p in prompts
+        ]  # fmt: skip
+        for image in images[:room]:
+            new = f"{image.id}-{copy}"
+            os.link(run.image(image.id), run.image(new))
+            extra["images"].append(
+                ImageRow(
+                    new, f"{image.prompt_id}-{copy}", image.seed, image.backend, image.round, image.sha256
+                )
+            )
+            old = verdicts[image.id]
+            extra["verdicts"].append(VerdictRow(new, old.accepted, old.reason, old.scores))
+            if image.id in masks:
+                os.link(run.mask(image.id), run.mask(new))
+                mask = masks[image.id]
+                extra["masks"].append(MaskRow(new, mask.pixels, mask.ignore_share, mask.sources))
+            extra["labels"] += [
+                LabelRow(new, row.source, row.classes, row.scores)
+                for rows in labels.values()
+                if (row := rows.get(image.id))
+            ]
+    for name, rows in extra.items():
+        getattr(ledger, f"add_{name}")(rows)
+    remember(run, ledger)
+    return run, ledger, config
+
+
+def open_page(page: Path) -> dict[str, float]:
+    """Milliseconds from the start of navigation, and from asking for the last page to its first picture."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    try:
+        driver.set_window_size(1280, 900)
+        driver.get(page.as_uri())
+        deadline = time.monotonic() + 30
+        while not driver.execute_script("return document.querySelectorAll('#grid canvas.photo').length"):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{page} painted no picture")
+            time.sleep(0.02)
+        return driver.execute_async_script("""
+            const done = arguments[0];
+            const paint = performance.getEntriesByName('first-contentful-paint')[0];
+            const [nav] = performance.getEntriesByType('navigation');
+            const start = performance.now();
+            document.querySelector('[data-turn=last]').click();
+            const wait = () => document.querySelector('#grid canvas.photo')
+                ? done({first_paint: paint.startTime, loaded: nav.domContentLoadedEventEnd,
+                        last_page: performance.now() - start})
+                : requestAnimationFrame(wait);
+            wait();
+        """)
+    finally:
+        driver.quit()
+
+
+def measure(wanted: int, folder: Path) -> dict[str, float]:
+    run, ledger, config = fill(folder / str(wanted), wanted)
+    start = time.perf_counter()
+    page = build_report(run, ledger, config)
+    built = time.perf_counter() - start
+    ledger.close()
+    opened = [open_page(page) for _ in range(OPENINGS)]
+    return {
+        "pictures": wanted,
+        "MB": page.stat().st_size / 1e6,
+        "build_s": built,
+        "peak_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        **{key: statistics.median(one[key] for one in opened) for key in opened[0]},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, nargs="+", default=[300, 20_000])
+    arguments = parser.parse_args()
+    print(f"| {' | '.join(COLUMNS.values())} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for wanted in arguments.pictures:
+            row = measure(wanted, Path(folder))
+            # By name: WebDriver sorts the keys of what a script returns.
+            cells = (f"{row[key]:,}" if key == "pictures" else f"{row[key]:.1f}" for key in COLUMNS)
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The report in a real browser: Debian's chromium, driven over chromedriver, with the network watched."""
+
+import json
+import shutil
+import time
+
+import pytest
+from make_run import make_run, remember
+
+from segsmith.report.build import build_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER),
+        reason="no chromium with chromedriver (apt install chromium chromium-driver)",
+    ),
+]
+
+
+class Browser:
+    """A chromium of its own for one page; `requests` are the addresses it asked for."""
+
+    def __init__(self, downloads, page, *arguments):
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for argument in (
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            *arguments,
+        ):
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+        self.requests, self.page = [], page
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+        )
+        self.driver.get(page.as_uri())
+
+    def js(self, code, *arguments):
+        return self.driver.execute_script(code, *arguments)
+
+    def until(self, code, seconds=8):
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.js(f"return {code}")):
+            assert time.monotonic() < end, f"never true: {code}"
+            time.sleep(0.05)
+        return value
+
+    def press(self, *keys):
+        """Keys as a person types them, to whatever has the focus."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def watch(self):
+        """Addresses asked for since the last call, but for the page itself and what it carries inside."""
+        log = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        asked = [m["params"]["request"]["url"] for m in log if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in asked if url != self.page.as_uri() and not url.startswith(("data:", "blob:"))]
+
+    def complaints(self):
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("run")
+    run, ledger, config = make_run(root, size=64, prompts_per_class=8)
+    remember(run, ledger)
+    page = build_report(run, ledger, config)
+    verdicts = ledger.verdicts()
+    ledger.close()
+    return page, verdicts
+
+
+@pytest.fixture
+def browser(made, tmp_path):
+    page, _ = made
+    one = Browser(tmp_path, page)
+    yield one
+    try:
+        assert one.watch() == []
+        assert one.complaints() == []
+    finally:
+        one.driver.quit()
+
+
+def painted(browser):
+    return browser.until("document.querySelectorAll('#grid canvas.photo').length")
+
+
+def test_opens_and_pages_through_every_picture(browser, made):
+    _, verdicts = made
+    painted(browser)
+    seen = set()
+    while True:
+        shown = browser.js("return [...document.querySelectorAll('#grid .pic')].map(b => b.dataset.id)")
+        assert not seen & set(shown)
+        seen |= set(shown)
+        if browser.js("return document.querySelector('[data-turn=next]').disabled"):
+            break
+        browser.js("document.querySelector('[data-turn=next]').click()")
+    assert seen == set(verdicts)
+    # What is painted is a picture, not an empty canvas.
+    painted(browser)
+    assert browser.js("""
+        const c = document.querySelector('#grid canvas.photo');
+        return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size > 2""")
+
+
+def test_masks_can_be_taken_off_and_shown_alone(browser):
+    painted(browser)
+    style = "getComputedStyle(document.querySelector('#grid canvas.%s')).opacity"
+    assert float(browser.js(f"return {style % 'mask'}")) == pytest.approx(0.6)
+    for view, mask, photo in (("photo", 0, 1), ("mask", 1, 0)):
+        browser.js(f"document.querySelector('label[for=view-{view}]').click()")
+        assert float(browser.js(f"return {style % 'mask'}")) == mask
+        assert float(browser.js(f"return {style % 'photo'}")) == photo
+
+
+def test_filters_agree_with_the_ledger(browser, made):
+    _, verdicts = made
+    browser.js("""
+        const f = document.querySelector('#filters');
+        f.elements.verdict.value = 'rejected';
+        f.dispatchEvent(new Event('input'))""")
+    rejected = sum(not v.accepted for v in verdicts.values())
+    assert browser.js("return document.querySelector('#count').textContent").endswith(f"of {rejected}")
+
+
+def test_marks_by_key_survive_a_reload_and_download_as_decisions(browser, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    painted(browser)
+    browser.js("document.querySelector('#grid .pic').focus()")
+    focused = "return document.activeElement.dataset.id"
+    first = browser.js(focused)
+    browser.press("r", Keys.ARROW_RIGHT, "a")
+    second = browser.js(focused)
+    browser.press(Keys.ARROW_RIGHT, "r", "u")
+    assert len({first, second, browser.js(focused)}) == 3
+    browser.driver.refresh()
+    painted(browser)
+    browser.js("document.querySelector('#export').click()")
+    path = tmp_path / "decisions.jsonl"
+    end = time.monotonic() + 8
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"kind": "verdict", "subject": first, "action": "reject", "note": ""},
+        {"kind": "verdict", "subject": second, "action": "accept", "note": ""},
+    ]
+    browser.watch()  # the reload of the page itself
+
+
+def test_closer_look_by_keyboard_gives_the_focus_back(browser):
+    from selenium.webdriver.common.keys import Keys
+
+    painted(browser)
+    browser.js("document.querySelector('#grid .pic').focus()")
+    browser.press(Keys.ENTER)
+    browser.until("document.querySelector('#closer').open && document.querySelector('#closer dl div')")
+    before = browser.js("return document.querySelector('#closer').dataset.row")
+    browser.press(Keys.ARROW_RIGHT)
+    assert browser.js("return document.querySelector('#closer').dataset.row") != before
+    browser.press(Keys.ESCAPE)
+    browser.until("!document.querySelector('#closer').open")
+    assert browser.js("return document.activeElement.matches('#grid .pic')")
+
+
+def test_first_tab_stop_skips_the_navigation_and_the_map_answers_keys(browser):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.press(Keys.TAB)
+    assert browser.js("return document.activeElement.className") == "skip"
+    browser.js("document.querySelector('#map-frame').focus()")
+    browser.press(Keys.ARROW_RIGHT)
+    told = browser.js("return document.querySelector('#map-told').textContent")
+    browser.press(Keys.ARROW_RIGHT)
+    assert told.strip() != ""
+    assert browser.js("return document.querySelector('#map-told').textContent") != told
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_nothing_sticks_out_sideways(browser, width):
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    painted(browser)
+    assert browser.js("return document.documentElement.scrollWidth") <= width
+
+
+def test_without_storage_the_page_says_so_and_goes_on(made, tmp_path):
+    page, _ = made
+    one = Browser(tmp_path, page)
+    try:
+        one.driver.execute_cdp_cmd(
+            "Page.addScriptToEvaluateOnNewDocument",
+            {
+                "source": "Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied') }})"
+            },
+        )
+        one.driver.refresh()
+        painted(one)
+        one.js("document.querySelector('#grid [data-mark=accept]').click()")
+        assert "1 marked" in one.js("return document.querySelector('#mark-count').textContent")
+        assert "keeps no marks" in one.js("return document.querySelector('#mark-note').textContent")
+    finally:
+        one.driver.quit()
+
+
+def test_dark_mode_is_dark(browser):
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    paper = browser.js("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert max(paper) < 60
