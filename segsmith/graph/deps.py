@@ -113,7 +113,8 @@ class Deps:
         """The `ImageTextEncoder`; also the source of the towers that ViT and segmenter start from."""
         from segsmith.tools.clip import OpenClipEncoder
 
-        return OpenClipEncoder.load(self.config.judge.clip)
+        compute = self.config.compute
+        return OpenClipEncoder.load(self.config.judge.clip, compute.device, compute.precision)
 
     @once
     def backend(self) -> ImageBackend:
@@ -126,7 +127,6 @@ class Deps:
     @once
     def prompt_agent(self) -> PromptAgent:
         from segsmith.memory.prompts import PromptMemory
-        from segsmith.tools.simulator import synonyms
 
         folder = Path(self.config.memory) if self.config.memory else self.run.memory
         return PromptAgent(
@@ -136,7 +136,7 @@ class Deps:
             ledger=self.ledger,
             config=self.config.prompts,
             classes=self.config.classes,
-            synonyms=synonyms,
+            synonyms=self._synonyms(),
             able=self.config.llm.able,
             seed=self.config.seed,
             workers=self.config.llm.concurrency,
@@ -148,15 +148,13 @@ class Deps:
 
     @once
     def judge_agent(self) -> JudgeAgent:
-        from segsmith.tools.simulator import synonyms
-
         return JudgeAgent(
             self.encoder,
             self.ledger,
             self.run,
             self.config.judge,
             self.config.classes,
-            synonyms,
+            self._synonyms(),
             quota=self.config.per_class,
         )
 
@@ -172,38 +170,70 @@ class Deps:
             self.config.seed,
         )
 
+    def _synonyms(self) -> Callable[[str], tuple[str, ...]]:
+        """Other words for a class: the simulator's, which draws only its own nouns; else the name alone.
+
+        With a real image model any noun is a class, and a sprite's synonym could be another thing.
+        """
+        if self.config.images.backend == "simulator":
+            from segsmith.tools.simulator import synonyms
+
+            return synonyms
+        return lambda class_name: (class_name,)
+
     def _classifier(self) -> Any:
         from segsmith.tools.vit import TimmPatchClassifier
 
-        classes = self.config.classes
+        config, classes = self.config, self.config.classes
+        if config.labeler.vit != "judge":
+            return TimmPatchClassifier.from_timm(
+                config.labeler.vit,
+                len(classes),
+                config.labeler,
+                config.seed,
+                pretrained=":" not in config.labeler.vit,
+                device=config.compute.device,
+                precision=config.compute.precision,
+            )
         return TimmPatchClassifier.from_encoder(
-            self.encoder, len(classes), self.config.labeler, self.config.seed, class_names=classes
+            self.encoder, len(classes), config.labeler, config.seed, class_names=classes
         )
 
     def _segmenter(self) -> Any:
         from segsmith.tools.sam import SamSegmenter
 
-        return SamSegmenter.load(self.config.labeler.sam)
+        compute = self.config.compute
+        return SamSegmenter.load(self.config.labeler.sam, compute.device, compute.precision)
 
 
 _open: dict[str, Deps] = {}
 
 
 def check_models(config: Config, *, ask_llm: bool = True) -> None:
-    """Open every model file a config names, once, and let it go: what is missing is said before the run starts.
+    """Fetch what is missing (offline: refuse), open every model file a config names, once, and let it go.
 
-    Raises `SegsmithError` with what to type. No server is started; one named by its URL is asked only where
-    `ask_llm`, since a run that is past its prompts needs none.
+    So what is missing or broken is said before the run starts. Raises `SegsmithError` with what to type. No
+    server is started; one named by its URL is asked only where `ask_llm`, since a run that is past its
+    prompts needs none.
     """
     from segsmith.tools.clip import OpenClipEncoder
     from segsmith.tools.llm import check_llm
+    from segsmith.tools.model_files import require
+    from segsmith.tools.needs import needs_of
     from segsmith.tools.sam import SamSegmenter
 
+    require(needs_of(config), config.offline)
     if ask_llm or config.llm.server != "openai":
         check_llm(config.llm, api_key())
-    OpenClipEncoder.load(config.judge.clip)
+    compute = config.compute
+    OpenClipEncoder.load(config.judge.clip, compute.device, compute.precision)
+    if config.labeler.vit != "judge":
+        from segsmith.tools.vit import TimmPatchClassifier
+
+        spec = config.labeler.vit
+        TimmPatchClassifier.from_timm(spec, 1, config.labeler, 0, pretrained=":" not in spec, device="cpu")
     if config.labeler.use_sam:
-        SamSegmenter.load(config.labeler.sam)
+        SamSegmenter.load(config.labeler.sam, compute.device, compute.precision)
 
 
 def register(deps: Deps) -> None:

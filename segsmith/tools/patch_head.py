@@ -23,6 +23,7 @@ blocks patches answer for themselves (MaskCLIP, Zhou et al. 2022, section 3.2, d
 """
 START_SPREAD = 3.0
 """Standard deviation of a class's pooled logits before training: sure enough to rank, soft enough to learn."""
+CALIBRATION_BATCH = 256
 MIN_SPREAD = 1e-4
 """Below this the pictures are all alike, and scaling would only blow up rounding."""
 
@@ -61,10 +62,15 @@ class PatchHead(nn.Module):
         return self.head(patches).transpose(1, 2).unflatten(2, (side, side))
 
     @torch.no_grad()
-    def calibrate(self, tokens: torch.Tensor, target: torch.Tensor, top_k: int) -> None:
+    def calibrate(self, tokens: torch.Tensor, rows: torch.Tensor, target: torch.Tensor, top_k: int) -> None:
         """Set scale and bias so that, before training, 0 lies between what a class's pictures score and
-        what others do; a class without pictures starts below 0 for all of them."""
-        pooled = torch.cat([top_k_pool(self(part), top_k) for part in tokens.split(256)])
+        what others do; a class without pictures starts below 0 for all of them.
+
+        The pictures are `rows` of `tokens`, fetched in batches from wherever they lie.
+        """
+        device = self.head.weight.device
+        batches = rows.split(CALIBRATION_BATCH)
+        pooled = torch.cat([top_k_pool(self(tokens[part].to(device).float()), top_k) for part in batches])
         spread = float(pooled.std(0, correction=0).mean())
         if self.has_start and spread > MIN_SPREAD:
             self.head.weight.mul_(START_SPREAD / spread)

@@ -25,6 +25,8 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
 from segsmith.errors import SegsmithError
+from segsmith.tools.devices import autocast, choose_device, choose_dtype
+from segsmith.tools.model_files import sam_file
 from segsmith.tools.protocols import Image, MaskCandidates
 
 MINI = Path(__file__).parent.parent / "checkpoints" / "mini_sam"
@@ -125,20 +127,23 @@ def config_json(sizes: SamSizes) -> str:
 class SamSegmenter:
     """A `PointSegmenter` around any `Sam`."""
 
-    def __init__(self, sam: Sam, name: str, device: str = "cpu") -> None:
+    def __init__(self, sam: Sam, name: str, device: str = "cpu", precision: str = "auto") -> None:
         self.name = name
         self._device = torch.device(device)
+        self._dtype = choose_dtype(device, precision)
         self._sam = sam.eval().requires_grad_(False).to(self._device)
         self._resize = ResizeLongestSide(sam.image_encoder.img_size)
 
     @classmethod
-    def load(cls, spec: str, device: str = "auto") -> SamSegmenter:
+    def load(cls, spec: str, device: str = "auto", precision: str = "auto") -> SamSegmenter:
         """Load "mini", a folder with config.json and model.safetensors, or an official ``sam_vit_*.pth``.
 
-        `device` is "auto" (CUDA where there is one) or a torch device name. Raises `SegsmithError` when the
-        file is missing, damaged or of an unknown shape.
+        "sam_vit_b", "sam_vit_l" and "sam_vit_h" are the official files as ``segsmith models pull`` keeps
+        them. `device` and `precision` as in `segsmith.tools.devices`: the image encoder runs in that format,
+        prompts and masks in float32. Raises `SegsmithError` when the file is missing, damaged or of an
+        unknown shape.
         """
-        path = MINI if spec == "mini" else Path(spec).expanduser()
+        path = MINI if spec == "mini" else sam_file(spec) or Path(spec).expanduser()
         if path.is_dir():
             sam = _load_folder(path)
         elif path.is_file():
@@ -146,7 +151,7 @@ class SamSegmenter:
         else:
             raise SegsmithError(f"SAM checkpoint {path} does not exist.", _REMEDY)
         name = path.name if path.is_dir() else path.stem
-        return cls(sam, name, _pick_device(device))
+        return cls(sam, name, choose_device(device), precision)
 
     def segment(self, image: Image, point_sets: Sequence[NDArray[np.float32]]) -> list[MaskCandidates]:
         """Candidates per point set, at the size of `image`; no point sets, no candidates.
@@ -174,7 +179,8 @@ class SamSegmenter:
             batch = wanted[start : start + images_per_batch]
             resized = [torch.as_tensor(self._resize.apply_image(images[i])) for i in batch]
             inputs = [self._sam.preprocess(r.permute(2, 0, 1).to(self._device)) for r in resized]
-            embeddings = self._sam.image_encoder(torch.stack(inputs))
+            with autocast(str(self._device), self._dtype):
+                embeddings = self._sam.image_encoder(torch.stack(inputs)).float()
             for i, small, embedding in zip(batch, resized, embeddings, strict=True):
                 size = (images[i].shape[0], images[i].shape[1])
                 results[i] = self._decode(embedding, point_sets[i], size, (small.shape[0], small.shape[1]))
@@ -232,7 +238,8 @@ class SamSegmenter:
 
 
 _REMEDY = (
-    "Set labeler.sam to 'mini', a folder with config.json and model.safetensors, or a sam_vit_*.pth file."
+    "Set labeler.sam to 'mini', sam_vit_b, sam_vit_l or sam_vit_h, a sam_vit_*.pth file, "
+    "or a folder with config.json and model.safetensors."
 )
 
 
@@ -255,8 +262,10 @@ def _load_official(path: Path) -> Sam:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         width = int(state["image_encoder.pos_embed"].shape[-1])
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
-        raise SegsmithError(f"{path} is not a whole SAM checkpoint: {error!s:.200}.", _REMEDY) from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError,
+            AttributeError, ValueError) as error:  # fmt: skip
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SegsmithError(f"{path} is not a whole SAM checkpoint: {reason:.160}.", _REMEDY) from None
     if width not in OFFICIAL:
         known = ", ".join(map(str, OFFICIAL))
         raise SegsmithError(f"{path} holds a SAM of unknown width {width} (known: {known}).", _REMEDY)
@@ -267,20 +276,8 @@ def _fill(sam: Sam, state: dict[str, Tensor], source: Path) -> Sam:
     try:
         sam.load_state_dict(state)
     except RuntimeError as error:
+        reason = " ".join(str(error).split())
         raise SegsmithError(
-            f"The weights in {source} do not fit the model: {error!s:.200}.", _REMEDY
+            f"The weights in {source} do not fit the model: {reason:.160}.", _REMEDY
         ) from None
     return sam
-
-
-def _pick_device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SegsmithError(
-            f"There is no device {device!r}: {reason:.120}", "Use auto, cpu or cuda."
-        ) from None
-    return device

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ from timm.models.vision_transformer import VisionTransformer
 from segsmith.config import LabelerConfig
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.seeds import top_k_pool
-from segsmith.tools.clip import OpenClipEncoder, choose_device
+from segsmith.tools.clip import READ_ERRORS, OpenClipEncoder
+from segsmith.tools.devices import autocast, choose_device, choose_dtype, training_dtype
 from segsmith.tools.patch_head import PatchHead
 from segsmith.tools.protocols import Image, PatchScores
 from segsmith.tools.towers import tower_as_timm
@@ -33,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHT_DECAY = 0.05
 BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
+MAX_FEATURES_IN_MEMORY = 2 << 30
+"""Bytes of frozen features kept in memory; more (ViT-L, thousands of pictures) go to an unnamed file."""
 JITTER = 0.15
 """Largest change of brightness and tint of the jittered views, as a share of the value range."""
 
@@ -57,6 +62,7 @@ class TimmPatchClassifier:
         start: torch.Tensor | None = None,
         map_scale: int = 2,
         device: str = "auto",
+        precision: str = "auto",
     ) -> None:
         """`start` is (C, D): where the head's weights begin; without it they begin near 0.
 
@@ -64,6 +70,7 @@ class TimmPatchClassifier:
         shifted by parts of a patch, and the scores are interleaved.
         """
         self.device = torch.device(choose_device(device))
+        self.dtype = choose_dtype(str(self.device), precision)
         self.trunk = trunk.to(self.device).eval().requires_grad_(False)
         self.n_classes = n_classes
         self.settings = settings
@@ -102,12 +109,13 @@ class TimmPatchClassifier:
         size = config["size"]
         return cls(trunk, n_classes, settings, seed, name=f"vit:{encoder.name}", start=start,
                    size=size if isinstance(size, int) else size[0], mean=config["mean"],
-                   std=config["std"], map_scale=map_scale, device=str(encoder.device))  # fmt: skip
+                   std=config["std"], map_scale=map_scale, device=str(encoder.device),
+                   precision=encoder.precision)  # fmt: skip
 
     @classmethod
     def from_timm(
         cls,
-        name: str,
+        spec: str,
         n_classes: int,
         settings: LabelerConfig,
         seed: int,
@@ -115,22 +123,22 @@ class TimmPatchClassifier:
         pretrained: bool = False,
         map_scale: int = 2,
         device: str = "auto",
+        precision: str = "auto",
     ) -> TimmPatchClassifier:
-        """Start from a timm model by name; `pretrained` weights are downloaded by timm.
+        """Start from a timm ViT: ``name``, or ``name:file`` with weights of that name in a local file.
 
-        Raises `SegsmithError` when there is no such model, or it is not a plain ViT.
+        `pretrained` lets timm take a bare name's weights from the hub or its cache. Files are read as
+        safetensors or with ``weights_only``. Raises `SegsmithError` when there is no such model or file, the
+        weights do not fit, or it is not a plain ViT.
         """
+        name, _, file = spec.partition(":")
         if not timm.is_model(name):
             raise SegsmithError(f"timm has no model {name!r}.", "List them with timm.list_models('vit*').")
-        try:
-            trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
-        except TypeError:  # only ViTs and their kin take a dynamic size
-            trunk = None
-        if not isinstance(trunk, VisionTransformer):
-            raise SegsmithError(f"The timm model {name!r} is not a VisionTransformer.", "Name a vit_* model.")
+        trunk = _timm_vit(name, Path(file).expanduser() if file else None, pretrained)
         cfg: Any = trunk.pretrained_cfg
-        return cls(trunk, n_classes, settings, seed, name=f"vit:{name}", size=cfg["input_size"][-1],
-                   mean=cfg["mean"], std=cfg["std"], map_scale=map_scale, device=device)  # fmt: skip
+        return cls(trunk, n_classes, settings, seed, name=f"vit:{spec}", size=cfg["input_size"][-1],
+                   mean=cfg["mean"], std=cfg["std"], map_scale=map_scale, device=device,
+                   precision=precision)  # fmt: skip
 
     def out_of_fold(
         self, images: Sequence[Image], labels: NDArray[np.float32], groups: Sequence[str]
@@ -152,10 +160,11 @@ class TimmPatchClassifier:
             if not len(kept):
                 logger.warning("One group only: the relabelling model sees the images that it relabels.")
                 kept = held_out
-            model = self._train([view[kept] for view in views], target[kept], number)
+            model = self._train(views, torch.from_numpy(kept), target, number)
             for where in np.array_split(held_out, math.ceil(len(held_out) / self.settings.batch_size)):
+                rows = torch.from_numpy(where)
                 fine, pooled = self._predict(
-                    model, [images[i] for i in where], views[0][where], views[1][where]
+                    model, [images[i] for i in where], views[0, rows], views[1, rows]
                 )
                 if maps is None:
                     maps = np.zeros((len(images), *fine.shape[1:]), np.float32)
@@ -165,20 +174,23 @@ class TimmPatchClassifier:
 
     # -- views and features -----------------------------------------------------------------------
 
-    def _training_views(self, images: Sequence[Image]) -> list[torch.Tensor]:
-        """Frozen features of four views: the image, its mirror, and both in other colours."""
+    def _training_views(self, images: Sequence[Image]) -> torch.Tensor:
+        """Frozen features (4, N, L, D) of four views: the image, its mirror, and both in other colours."""
         generator = torch.Generator().manual_seed(self.seed)
-        views: list[list[torch.Tensor]] = [[], [], [], []]
+        views: torch.Tensor | None = None
+        done = 0
         for batch in self._batches(images):
             tint = (torch.rand(len(batch), 3, 1, 1, generator=generator) * 2 - 1) * JITTER
             gain = 1 + (torch.rand(len(batch), 1, 1, 1, generator=generator) * 2 - 1) * JITTER
-            for view, pixels in zip(
-                views,
-                (batch, batch.flip(-1), batch * gain + tint, batch.flip(-1) * gain + tint),
-                strict=True,
-            ):
-                view.append(self._frozen(pixels).half().cpu())
-        return [torch.cat(view) for view in views]
+            tinted = batch * gain + tint
+            for number, pixels in enumerate((batch, batch.flip(-1), tinted, tinted.flip(-1))):
+                features = self._frozen(pixels).half().cpu()
+                if views is None:
+                    views = _half_store((4, len(images), *features.shape[1:]))
+                views[number, done : done + len(batch)] = features
+            done += len(batch)
+        assert views is not None
+        return views
 
     def _batches(self, images: Sequence[Image]) -> Iterator[torch.Tensor]:
         """(B, 3, size, size) in [0, 1]."""
@@ -200,33 +212,35 @@ class TimmPatchClassifier:
         """Tokens after the frozen blocks, (B, P + h * w, D), of pictures in [0, 1]; P prefix tokens."""
         x = ((pixels - self.mean) / self.std).to(self.device, memory_format=torch.channels_last)
         trunk: Any = self.trunk
-        (tokens,) = trunk.forward_intermediates(
-            x, indices=[self.frozen - 1], return_prefix_tokens=True, stop_early=True,
-            output_fmt="NLC", intermediates_only=True,
-        )  # fmt: skip
+        with autocast(str(self.device), self.dtype):
+            (tokens,) = trunk.forward_intermediates(
+                x, indices=[self.frozen - 1], return_prefix_tokens=True, stop_early=True,
+                output_fmt="NLC", intermediates_only=True,
+            )  # fmt: skip
         if isinstance(tokens, tuple):
             tokens = torch.cat([tokens[1], tokens[0]], dim=1)
         return tokens
 
     # -- one fold ---------------------------------------------------------------------------------
 
-    def _train(self, views: Sequence[torch.Tensor], target: torch.Tensor, fold: int) -> PatchHead:
-        """A fresh upper half trained on (N, L, D) features with (N, C) labels in [0, 1]."""
+    def _train(self, views: torch.Tensor, kept: torch.Tensor, target: torch.Tensor, fold: int) -> PatchHead:
+        """A fresh upper half trained on the rows `kept` of (V, N, L, D) features and (N, C) labels in [0, 1]."""
         settings = self.settings
         generator = torch.Generator().manual_seed(self.seed * 1000 + fold)
         model = PatchHead(self.trunk, self.frozen, self.n_classes, self.start, generator).to(self.device)
-        model.calibrate(views[0].float().to(self.device), target.to(self.device), settings.top_k)
+        model.calibrate(views[0], kept, target[kept].to(self.device), settings.top_k)
         optimizer = torch.optim.AdamW(
             model.parameter_groups(settings.learning_rate), weight_decay=WEIGHT_DECAY
         )
-        steps = settings.epochs * math.ceil(len(target) / settings.batch_size)
+        steps = settings.epochs * math.ceil(len(kept) / settings.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_cosine, steps=steps))
-        stacked = torch.stack(list(views))
         for _ in range(settings.epochs):
-            for rows in torch.randperm(len(target), generator=generator).split(settings.batch_size):
+            for picked in torch.randperm(len(kept), generator=generator).split(settings.batch_size):
+                rows = kept[picked]
                 view = torch.randint(len(views), (len(rows),), generator=generator)
-                logits = model(stacked[view, rows].float().to(self.device))
-                pooled = top_k_pool(logits, settings.top_k)
+                with autocast(str(self.device), training_dtype(self.dtype)):
+                    logits = model(views[view, rows].to(self.device).float())
+                pooled = top_k_pool(logits.float(), settings.top_k)
                 loss = functional.binary_cross_entropy_with_logits(pooled, target[rows].to(self.device))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -242,7 +256,7 @@ class TimmPatchClassifier:
 
         `plain` and `mirrored` are the frozen features of `images` and of their mirror images.
         """
-        ways = [model(features.float().to(self.device)) for features in (plain, mirrored)]
+        ways = [self._scores(model, features) for features in (plain, mirrored)]
         coarse = (ways[0] + ways[1].flip(-1)) / 2
         pooled = top_k_pool(coarse, self.settings.top_k)
         if self.map_scale == 1:
@@ -255,8 +269,46 @@ class TimmPatchClassifier:
         for row, y in enumerate(starts):
             for column, x in enumerate(starts):
                 window = padded[..., y : y + self.size, x : x + self.size]
-                fine[..., row::scale, column::scale] = model(self._frozen(window))
+                fine[..., row::scale, column::scale] = self._scores(model, self._frozen(window))
         return fine, pooled
+
+    def _scores(self, model: PatchHead, features: torch.Tensor) -> torch.Tensor:
+        with autocast(str(self.device), self.dtype):
+            return model(features.to(self.device).float()).float()
+
+
+def _timm_vit(name: str, file: Path | None, pretrained: bool) -> VisionTransformer:
+    """The trunk without a classifier, for pictures of any size."""
+    options: dict[str, Any] = {"pretrained": pretrained}
+    if file is not None:
+        if not file.is_file():
+            raise SegsmithError(f"The ViT weights {file} do not exist.", _VIT_REMEDY)
+        # timm's own conversions (CLIP towers, other sizes of input) run on the file as on a download.
+        options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    try:
+        trunk = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError:  # only ViTs and their kin take a dynamic size
+        trunk = None
+    except READ_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SegsmithError(
+            f"Cannot load the ViT {name} from {file or 'the hub'}: {reason:.160}.", _VIT_REMEDY
+        ) from None
+    if not isinstance(trunk, VisionTransformer):
+        raise SegsmithError(f"The timm model {name!r} is not a VisionTransformer.", "Name a vit_* model.")
+    return trunk
+
+
+_VIT_REMEDY = "Set labeler.vit to 'judge', a timm ViT, or name:file with weights of that name."
+
+
+def _half_store(shape: tuple[int, ...]) -> torch.Tensor:
+    """An empty half-precision tensor; a large one lies in a file that vanishes with the process."""
+    count = math.prod(shape)
+    if count * 2 <= MAX_FEATURES_IN_MEMORY:
+        return torch.empty(shape, dtype=torch.half)
+    with tempfile.NamedTemporaryFile(prefix="segsmith-features-") as file:
+        return torch.from_file(file.name, shared=True, size=count, dtype=torch.half).view(shape)
 
 
 def group_folds(groups: Sequence[str], folds: int, seed: int) -> list[NDArray[np.int64]]:

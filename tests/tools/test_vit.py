@@ -101,10 +101,10 @@ def test_no_image_is_scored_by_a_model_that_saw_its_group(monkeypatch):
     real_train, real_predict = tool._train, tool._predict
     keys = tool._training_views(images)[0].flatten(1)[:, :50]
 
-    def train(views, target, fold):
-        rows = views[0].flatten(1)[:, :50]
+    def train(views, kept, target, fold):
+        rows = views[0, kept].flatten(1)[:, :50]
         trained.append({i for i in range(12) for row in rows if torch.equal(row, keys[i])})
-        return real_train(views, target, fold)
+        return real_train(views, kept, target, fold)
 
     def predict(model, held_out, *features):
         groups_seen = {groups[i] for i in trained[-1]}
@@ -196,7 +196,7 @@ class FakeEncoder:
 
     def __init__(self, model):
         self.model, self.tower, self.name = model, model.visual, "fake"
-        self.device = torch.device("cpu")
+        self.device, self.precision = torch.device("cpu"), "auto"
         self.preprocess_config = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
     def embed_texts(self, texts):

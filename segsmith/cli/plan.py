@@ -1,0 +1,71 @@
+"""`segsmith plan`: what a build will take, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from segsmith.cli.console import app, out
+from segsmith.cli.models import ConfigOption, OfflineOption, PresetOption, SetOption, readable, settings_for
+from segsmith.errors import SegsmithError
+
+
+@app.command()
+def plan(
+    classes: Annotated[str, typer.Option(help="class names, separated by commas: cat,dog,bus")] = "",
+    per_class: Annotated[int | None, typer.Option(help="accepted images wanted of each class")] = None,
+    preset: PresetOption = "auto",
+    offline: OfflineOption = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    like: Annotated[Path | None, typer.Option(help="take the figures from this run folder")] = None,
+) -> None:
+    """Images to draw, LLM tokens, hours, disk, GPU memory and dollars; nothing is drawn, asked or fetched."""
+    pairs = [*(set_ or [])]
+    if per_class is not None:
+        pairs.append(f"per_class={per_class}")
+    settings = settings_for(preset, offline, config, pairs)
+    if classes:
+        from segsmith.config import merged_config
+
+        settings = merged_config(settings, {"classes": tuple(classes.split(","))}, "--classes")
+    if not settings.classes:
+        raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")
+    from segsmith.graph.deps import opened
+    from segsmith.graph.estimate import estimate, measure, recall
+
+    figures = recall(settings)
+    if like is not None:
+        deps = opened(str(like))
+        figures = measure(deps.ledger, deps.run, deps.config)
+        deps.close()
+        if figures is None:
+            raise SegsmithError(f"{like} drew too little to measure anything.", "Name a finished run.")
+    made = estimate(settings, figures)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    wanted = settings.per_class * len(settings.classes)
+    table.add_row(
+        "images to draw", f"{made.images:,}", f"for {wanted:,} accepted: {escape(made.sources['yield'])}"
+    )
+    table.add_row("prompts", f"{made.prompts:,}", f"{settings.images.per_prompt} images each")
+    table.add_row(
+        "LLM tokens",
+        f"{made.tokens_in + made.tokens_out:,}",
+        f"{made.tokens_in:,} in, {made.tokens_out:,} out",
+    )
+    table.add_row("hours", f"{made.hours:.1f}", escape(made.sources["time"]))
+    table.add_row("disk", readable(made.disk), f"and {readable(made.to_fetch)} of models to fetch")
+    table.add_row("GPU memory", readable(made.gpu), "at its fullest, an estimate" if made.gpu else "none")
+    table.add_row(
+        "dollars",
+        f"{made.usd:.2f}",
+        "at the prices in the config" if made.usd else "no prices, or no paid model",
+    )
+    out.print(table)

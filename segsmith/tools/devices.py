@@ -1,0 +1,58 @@
+"""Which device computes, and in which number format."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from segsmith.errors import SegsmithError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: str = "auto") -> str:
+    """ "auto" becomes "cuda", "mps" or "cpu", the first there is; a named device is tried.
+
+    Raises `SegsmithError` for a device this machine or this torch does not have.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise SegsmithError(
+            f"There is no device {device!r}: {reason:.120}", "Use auto, cpu, cuda, cuda:<number> or mps."
+        ) from None
+    return device
+
+
+def choose_dtype(device: str, precision: str = "auto") -> torch.dtype:
+    """The format of the large products on `device`.
+
+    "auto": bfloat16 on a GPU that computes in it (Ampere and later), float16 on an older one and on MPS,
+    float32 on a CPU, where bfloat16 without native support is far slower.
+    """
+    if precision != "auto":
+        return PRECISIONS[precision]
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.get_device_capability(device)[0] >= 8
+        return torch.bfloat16 if native else torch.float16
+    return torch.float16 if kind == "mps" else torch.float32
+
+
+def autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Mixed precision in `dtype` for inference; float32 is plain computation."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype)
+
+
+def training_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The format to train in: float16 would need its gradients scaled, so it becomes float32."""
+    return torch.float32 if dtype == torch.float16 else dtype
