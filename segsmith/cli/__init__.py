@@ -9,7 +9,7 @@ import sys
 
 from rich.markup import escape
 
-from segsmith.cli import about, build, runs  # noqa: F401
+from segsmith.cli import about, build, datasets, runs  # noqa: F401
 from segsmith.cli.console import app, err
 from segsmith.errors import SegsmithError
 

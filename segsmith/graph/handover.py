@@ -14,9 +14,9 @@ EXAMPLES = 12
 
 def export_dataset(deps: Deps) -> None:
     """Write ``dataset/`` in PASCAL VOC's layout."""
-    from segsmith.exports.voc import export_voc
+    from segsmith.exports.export import export_dataset as export
 
-    summary = export_voc(deps.run, deps.ledger, deps.config)
+    summary = export(deps.run, deps.ledger, deps.config)
     deps.ledger.log("exported", path=str(deps.run.voc), splits=dict(summary.splits))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.memory.store import png_bytes
-from segsmith.segmentation.palette import voc_palette
+from segsmith.segmentation.voc_layout import VocLayout
 from segsmith.tools.simulator import real_world
 
 Pair = tuple[str, NDArray[np.uint8], NDArray[np.uint8]]
@@ -34,18 +34,17 @@ def write_voc(folder: Path, classes: Sequence[str], splits: dict[str, Iterable[P
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
+
+    def put(name: str, data: bytes) -> None:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).write_bytes(data)
+
     try:
-        for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-            (aside / part).mkdir(parents=True)
+        layout = VocLayout(put, tuple(splits))
         for split, pairs in splits.items():
-            names = []
             for name, image, label_map in pairs:
-                (aside / "JPEGImages" / f"{name}.png").write_bytes(png_bytes(image))
-                mask = png_bytes(label_map, voc_palette())
-                (aside / "SegmentationClass" / f"{name}.png").write_bytes(mask)
-                names.append(f"{name}\n")
-            (aside / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(names))
-        (aside / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+                layout.add(split, name, (".png", png_bytes(image)), label_map)
+        layout.finish(classes)
         aside.chmod(0o755)
         os.rename(aside, folder)
     except BaseException:

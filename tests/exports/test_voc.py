@@ -11,8 +11,8 @@ from PIL import Image as PILImage
 
 from segsmith.config import load_config
 from segsmith.errors import SegsmithError
+from segsmith.exports.export import export_dataset
 from segsmith.exports.splits import split_by_group
-from segsmith.exports.voc import export_voc
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, PromptRow, VerdictRow, prompt_families
 from segsmith.memory.store import RunFolder, png_bytes, read_index_map, write_atomic
 from segsmith.segmentation.palette import voc_palette
@@ -73,7 +73,7 @@ def test_export_reads_back_as_voc(filled, tmp_path):
     torchvision = pytest.importorskip("torchvision")
     run, ledger, config = filled
     out = tmp_path / "VOCdevkit/VOC2012"
-    summary = export_voc(run, ledger, config, out)
+    summary = export_dataset(run, ledger, config, out=out)
     assert summary.images == 18
     assert summary.written
     assert summary.folder == out
@@ -98,7 +98,7 @@ def test_export_reads_back_as_voc(filled, tmp_path):
 
 def test_families_stay_together_in_the_export(filled):
     run, ledger, config = filled
-    out = export_voc(run, ledger, config).folder
+    out = export_dataset(run, ledger, config).folder
     homes = {
         i.split("-")[0].replace("i1", "i0"): set() for s in ("train", "val", "test") for i in ids(out, s)
     }
@@ -112,7 +112,7 @@ def test_families_stay_together_in_the_export(filled):
 def test_labels_csv_prefers_relabel_then_clip_and_survives_odd_text(filled):
     run, ledger, config = filled
     ledger.add_prompts([prompt("p4", text='a cat, "red"\nand a comma')])
-    out = export_voc(run, ledger, config).folder
+    out = export_dataset(run, ledger, config).folder
     with (out / "labels.csv").open(newline="") as file:
         rows = {r["image_id"]: r for r in csv.DictReader(file)}
     assert rows["i2-0"]["classes"] == "potted plant"
@@ -124,12 +124,12 @@ def test_labels_csv_prefers_relabel_then_clip_and_survives_odd_text(filled):
 
 def test_same_run_is_not_written_twice_and_a_changed_one_is(filled):
     run, ledger, config = filled
-    first = export_voc(run, ledger, config)
+    first = export_dataset(run, ledger, config)
     before = os.stat(first.folder).st_ino
-    assert not export_voc(run, ledger, config).written
+    assert not export_dataset(run, ledger, config).written
     assert os.stat(first.folder).st_ino == before
     ledger.add_verdicts([VerdictRow("i9-0", False, "blurred", {})])
-    again = export_voc(run, ledger, config)
+    again = export_dataset(run, ledger, config)
     assert again.written
     assert again.images == 17
     assert not (again.folder / "JPEGImages/i9-0.jpg").exists()
@@ -138,16 +138,16 @@ def test_same_run_is_not_written_twice_and_a_changed_one_is(filled):
 
 def test_a_damaged_export_is_mended(filled):
     run, ledger, config = filled
-    out = export_voc(run, ledger, config).folder
+    out = export_dataset(run, ledger, config).folder
     (out / "SegmentationClass/i2-0.png").write_bytes(b"")
-    assert export_voc(run, ledger, config).written
+    assert export_dataset(run, ledger, config).written
     assert read_index_map(out / "SegmentationClass/i2-0.png").shape == (20, 30)
 
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_failed_swap_keeps_the_old_export(filled, monkeypatch, failing):
     run, ledger, config = filled
-    out = export_voc(run, ledger, config).folder
+    out = export_dataset(run, ledger, config).folder
     kept = (out / "manifest.json").read_text()
     ledger.add_verdicts([VerdictRow("i9-0", False, "blurred", {})])
     calls, real = [], os.replace
@@ -158,18 +158,18 @@ def test_a_failed_swap_keeps_the_old_export(filled, monkeypatch, failing):
             raise OSError("disk full")
         real(a, b)
 
-    monkeypatch.setattr("segsmith.exports.voc.os.replace", replace)
-    with pytest.raises(OSError, match="disk full"):
-        export_voc(run, ledger, config)
+    monkeypatch.setattr("segsmith.exports.folder.os.replace", replace)
+    with pytest.raises(SegsmithError, match="disk full"):
+        export_dataset(run, ledger, config)
     assert (out / "manifest.json").read_text() == kept
 
 
 def test_a_kill_between_the_renames_loses_nothing(filled):
     run, ledger, config = filled
-    out = export_voc(run, ledger, config).folder
+    out = export_dataset(run, ledger, config).folder
     os.replace(out, out.with_name(".voc.old"))
     (out.with_name(".voc.part") / "JPEGImages").mkdir(parents=True)
-    assert not export_voc(run, ledger, config).written
+    assert not export_dataset(run, ledger, config).written
     assert json.loads((out / "manifest.json").read_text())["files"]
 
 
@@ -179,18 +179,18 @@ def test_refusals_say_what_to_do(filled, tmp_path):
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("x")
     with pytest.raises(SegsmithError, match="Name a new or empty folder"):
-        export_voc(run, ledger, config, foreign)
+        export_dataset(run, ledger, config, out=foreign)
     assert (foreign / "thesis.tex").exists()
     write_atomic(run.mask("i3-0"), png_bytes(np.full((20, 30), 3, np.uint8)))
     with pytest.raises(SegsmithError, match="index 3"):
-        export_voc(run, ledger, config)
+        export_dataset(run, ledger, config)
     assert not (run.dataset / "voc").exists()
     write_atomic(run.mask("i3-0"), png_bytes(np.zeros((20, 20), np.uint8)))
     with pytest.raises(SegsmithError, match="its mask"):
-        export_voc(run, ledger, config)
+        export_dataset(run, ledger, config)
     run.mask("i3-0").unlink()
     with pytest.raises(SegsmithError, match="not in its folder"):
-        export_voc(run, ledger, config)
+        export_dataset(run, ledger, config)
 
 
 def test_nothing_to_export(tmp_path):
@@ -198,7 +198,7 @@ def test_nothing_to_export(tmp_path):
     run.create()
     ledger = Ledger(run.ledger)
     with pytest.raises(SegsmithError, match="nothing to export"):
-        export_voc(run, ledger, load_config(flags={"classes": ["cat"]}))
+        export_dataset(run, ledger, load_config(flags={"classes": ["cat"]}))
     ledger.close()
 
 
