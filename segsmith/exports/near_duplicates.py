@@ -34,7 +34,8 @@ class NearDuplicates:
     """Compares each picture with those before it, by a perceptual hash and then by a thumbnail.
 
     The hash says which of the lowest 8 x 8 frequencies of the brightness are above their median (Zauner 2010),
-    so it survives resizing and compression. Cut into one band more than the bits that may differ, two hashes of a pair share a band.
+    so it survives resizing and compression. Cut into one band more than the bits that may differ, two hashes
+    of a pair share a band.
     """
 
     def __init__(self) -> None:
