@@ -110,7 +110,10 @@ def decide(
 
 
 def class_probabilities(
-    evidence: Sequence[Evidence], classes: Sequence[str], scale: float
+    evidence: Sequence[Evidence],
+    classes: Sequence[str],
+    scale: float,
+    among: Sequence[Evidence] | None = None,
 ) -> NDArray[np.float64]:
     """(N, C) probability of each class in each picture, from centred cosines.
 
@@ -121,12 +124,14 @@ def class_probabilities(
     - *Rivals.* An asked class meets the backgrounds and the classes nobody asked for, but not its companions:
       otherwise a picture of the asked cat and the asked dog could give neither more than a half. A class
       that was not asked for meets all.
+
+    The medians are those of `among`, by default of the evidence itself.
     """
     if not evidence:
         return np.zeros((0, len(classes)))
     asked = np.array([[name in e.asked for name in classes] for e in evidence])
     cosines = np.array([e.cosines for e in evidence], dtype=np.float64)
-    logits = scale * (cosines - _usual(cosines, asked))
+    logits = scale * (cosines - _usual(evidence if among is None else among, classes))
     n = len(classes)
     probabilities = np.empty((len(evidence), n))
     for row, (values, named) in enumerate(zip(logits, asked, strict=True)):
@@ -161,11 +166,15 @@ def calibrate(
     return thresholds
 
 
-def _usual(cosines: NDArray[np.float64], asked: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _usual(evidence: Sequence[Evidence], classes: Sequence[str]) -> NDArray[np.float64] | float:
     """(C + B,) median cosine of each class where not asked for, and of each background; 0 with few pictures."""
-    n = asked.shape[1]
+    if len(evidence) < MIN_NEGATIVES:
+        return 0.0
+    n = len(classes)
+    asked = np.array([[name in e.asked for name in classes] for e in evidence])
+    cosines = np.array([e.cosines for e in evidence], dtype=np.float64)
     if (~asked).sum(axis=0).min() < MIN_NEGATIVES:
-        return np.zeros(cosines.shape[1])
+        return 0.0
     classes = [np.median(cosines[~asked[:, i], i]) for i in range(n)]
     return np.concatenate([classes, np.median(cosines[:, n:], axis=0)])
 
@@ -194,6 +203,7 @@ class JudgeAgent:
             + list(encoder.embed_texts(background_prompts()))
         )
         self._evidence: dict[str, Evidence] = {}
+        self._thresholds: dict[str, float] = {}
         self._signatures: list[tuple[str, Vectors]] = []
 
     def judge(self) -> dict[str, float]:
@@ -215,8 +225,28 @@ class JudgeAgent:
                 labels.append(LabelRow(row.id, "prompt", prompt.classes, dict.fromkeys(prompt.classes, 1.0)))
                 labels.append(self._pseudo_label(row.id, prompt, shares, decision.thresholds))
         self._ledger.add_labels(labels)
+        self._thresholds = decision.thresholds
         self._ledger.set_meta("thresholds", decision.thresholds)
         return decision.thresholds
+
+    def look(self, prompts: Sequence[PromptRow], previews: Sequence[Image]) -> list[tuple[float, float]]:
+        """A first opinion on pictures still being drawn, one per prompt; nothing is kept.
+
+        Returns the probability of the prompt's class and the threshold of the last judgement, by the rules of
+        `class_probabilities`: cosines are centred by what was measured of finished pictures.
+        """
+        cosines = self._encoder.embed_images(previews) @ self._texts.T
+        seen = [
+            Evidence("", p.id, p.class_name, p.classes, tuple(map(float, cosine)), 1.0, False, -1.0)
+            for p, cosine in zip(prompts, cosines, strict=True)
+        ]
+        earlier = list(self._evidence.values()) if self._thresholds else []
+        shares = class_probabilities(seen, self._classes, self._encoder.logit_scale, among=earlier)
+        start = max(self._config.min_probability, UNCALIBRATED)
+        return [
+            (float(row[self._classes.index(p.class_name)]), self._thresholds.get(p.class_name, start))
+            for p, row in zip(prompts, shares, strict=True)
+        ]
 
     def returned(self, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
         """Class -> those of the prompts whose every picture failed to show the class.
@@ -227,6 +257,9 @@ class JudgeAgent:
         reasons: dict[str, set[str]] = defaultdict(set)
         for row in self._ledger.images():
             reasons[row.prompt_id].add(verdicts[row.id].reason if row.id in verdicts else "undecided")
+        for given_up in self._ledger.undrawn():  # the online filter is the judge's own early opinion
+            early = given_up.reason == "filtered"
+            reasons[given_up.prompt_id].add("not_there" if early else given_up.reason)
         failed: dict[str, list[str]] = {}
         for prompt_id in prompt_ids:
             if reasons[prompt_id] == {"not_there"}:

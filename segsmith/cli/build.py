@@ -53,7 +53,8 @@ def build(
     settings = load_config(preset=preset or "sim", file=config, flags=flags)
     if not settings.classes:
         raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")
-    check_drawable(settings.classes)
+    if settings.images.backend == "simulator":
+        check_drawable(settings.classes)
     if settings.judge.clip == "mini" and (strange := untaught(settings.classes)):
         unknown = escape(", ".join(strange))
         out.print(f"[yellow]The mini CLIP was never taught {unknown}: expect a poor yield there.[/yellow]")

@@ -138,10 +138,13 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     left = None if limit is None else max(0, limit - len(deps.ledger.images()))
     prompts = [deps.ledger.prompt(p) for p in state["draw"]]
     started = time.monotonic()
+    counts = deps.ledger.tallies()
+    lacking = {c: deps.config.per_class - counts.get(c, {}).get("accepted", 0) for c in deps.config.classes}
     drawn = deps.image_agent.draw(
         prompts,
         state.get("round", 0),
         limit=left,
+        lacking=lacking,
         on_batch=lambda done, total: tell({"kind": "draw", "done": done, "total": total}),
     )
     deps.ledger.log("drawn", images=len(drawn), seconds=time.monotonic() - started)
@@ -166,6 +169,7 @@ def judge(state: RunState, runtime: Context) -> dict[str, Any]:
 def label(state: RunState, runtime: Context) -> dict[str, Any]:
     """Relabel every accepted picture by a ViT that did not train on it."""
     deps, tell = opened(runtime.context.run), get_stream_writer()
+    deps.release_images()
     tell({"kind": "stage", "name": "relabelling"})
     changed = deps.labeler_agent.relabel()
     deps.ledger.log("relabelled", changed=changed)

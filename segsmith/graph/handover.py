@@ -58,7 +58,7 @@ def evaluate_segmenter(deps: Deps) -> dict[str, Any]:
             {"checkpoint": checkpoint, "dataset": str(deps.run.voc), "split": "val"}
         )
     settings = deps.config.evaluation
-    if settings.images:
+    if settings.images and deps.config.images.backend == "simulator":
         world = write_test_world(
             deps.run.evaluation / "real",
             deps.config.classes,
