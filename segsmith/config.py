@@ -131,6 +131,37 @@ class FaultRates(Section):
     duplicate: float = Field(0.05, ge=0, le=1, description="repeats the picture of the seed before")
 
 
+class FilterConfig(Section):
+    """The online filter (IAA): pictures are looked at part-way, and hopeless ones are not finished."""
+
+    enabled: bool = Field(False, description="diffusion only; Stable Diffusion 1, 2, XL and 3")
+    at: float = Field(0.4, gt=0, lt=1, description="share of the denoising steps before the look (ours)")
+    floor: float = Field(
+        0.2, ge=0, le=1, description="share of the judge's threshold a preview must reach (ours)"
+    )
+    spare: float = Field(
+        1.5, ge=1, description="a class stops when so many times what it lacks look good (ours)"
+    )
+
+
+class HostedImagesConfig(Section):
+    """Images from a server that speaks OpenAI's images.generate. The key is OPENAI_API_KEY, never a setting."""
+
+    base_url: str | None = Field(None, description="URL of the server; none means api.openai.com")
+    request_size: str = Field("1024x1024", description="size asked for; replies are cut square and resized")
+    quality: str | None = Field(None, description="quality asked for, in the provider's words")
+    reply: Literal["b64_json", "url"] | None = Field(
+        None, description="response_format asked for; none where the model takes no such setting"
+    )
+    send_seed: bool = Field(False, description="send the seed, too; OpenAI refuses it, other servers obey it")
+    usd_per_image: float | None = Field(
+        None, ge=0, description="price of one picture; needed to hold budget.max_usd"
+    )
+    concurrency: int = Field(4, ge=1, le=64, description="requests in flight")
+    retries: int = Field(5, ge=0, le=20, description="further tries after 429, 5xx, or no answer")
+    timeout_s: float = Field(180, gt=0, description="one try")
+
+
 class ImagesConfig(Section):
     """The image agent and its backend."""
 
@@ -140,11 +171,39 @@ class ImagesConfig(Section):
     )
     model: str | None = Field(None, description="diffusion: hub id or folder; hosted: name of the model")
     revision: str | None = Field(None, description="diffusion: branch, tag or commit on the hub")
-    steps: int = Field(30, ge=1, le=500, description="diffusion: denoising steps")
-    guidance: float = Field(5.0, ge=0, description="diffusion: classifier-free guidance; 0 for turbo models")
+    variant: str | None = Field(None, description="diffusion: variant of the weight files, e.g. fp16")
+    unet: str | None = Field(
+        None, description="diffusion: safetensors file of other UNet weights, e.g. SDXL-Lightning's"
+    )
+    steps: int | None = Field(None, ge=1, le=500, description="denoising steps; none: the pipeline's own")
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        le=50,
+        description="classifier-free guidance; 0 for turbo models; none: the pipeline's own",
+    )
+    negative_prompt: str = Field("", description="what no picture should show")
+    scheduler: Literal["euler", "euler_ancestral", "dpm++", "unipc", "ddim", "lcm"] | None = Field(
+        None, description="sampler; none: the pipeline's own"
+    )
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
+        None, description="of the sampler; distilled models such as Lightning want trailing"
+    )
+    device: str = Field("auto", description="auto: cuda, then mps, then cpu; or a torch device")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the GPU has it, else float16; float32 on a CPU"
+    )
+    offload: Literal["auto", "none", "model", "sequential"] = Field(
+        "auto", description="keep parts in main memory; auto: by the GPU memory that is free"
+    )
+    compile: bool = Field(False, description="torch.compile the denoiser: slow start, faster pictures")
+    filter: FilterConfig = Field(default_factory=FilterConfig)
+    hosted: HostedImagesConfig = Field(default_factory=HostedImagesConfig)
     size: int = Field(128, ge=64, le=2048, description="side of the square image, pixels")
     per_prompt: int = Field(2, ge=1, le=64, description="images drawn from one prompt")
-    batch_size: int = Field(32, ge=1, description="images in one call of the backend")
+    batch_size: int = Field(
+        32, ge=1, description="images in one call of the backend at most; halved when memory ends"
+    )
     faults: FaultRates = Field(default_factory=FaultRates)
 
 
@@ -279,7 +338,11 @@ class Config(BaseSettings):
     classes: tuple[str, ...] = Field((), description="class names, in the order of the mask's indices from 1")
     per_class: int = Field(40, ge=1, description="accepted images wanted of each class")
     seed: int = Field(0, ge=0)
-    offline: bool = Field(False, description="fetch nothing: a missing model is an error")
+    offline: bool = Field(
+        False,
+        exclude=True,  # about this sitting, not about the run: it may differ when a run goes on
+        description="fetch nothing: a missing model is an error",
+    )
     memory: str | None = Field(
         None, description="folder of a prompt memory shared by runs; none: the run's own"
     )

@@ -4,38 +4,89 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from segsmith.config import ImagesConfig
-from segsmith.memory.ledger import ImageRow, Ledger, PromptRow
+from segsmith.errors import SegsmithError
+from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, UndrawnRow, UsageRow
 from segsmith.memory.store import RunFolder, make_id, png_bytes, seed_of, write_atomic
-from segsmith.tools.protocols import SEEDS_PER_PROMPT, Image, ImageBackend, ImageRequest, OutOfMemory
+from segsmith.tools.protocols import (
+    SEEDS_PER_PROMPT,
+    Cancelled,
+    Drawn,
+    Gate,
+    Image,
+    ImageBackend,
+    ImageRequest,
+    NoImage,
+    OutOfMemory,
+)
 
 log = logging.getLogger(__name__)
+
+Look = Callable[[Sequence[PromptRow], Sequence[Image]], Sequence[tuple[float, float]]]
+"""The judge's quick look: per picture the probability of its class, and the threshold it will have to reach."""
+BATCH_KEY = "image_batch_size"
+"""Ledger key of {backend: the batch that fitted}, so that a resumed run does not run out of memory again."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to draw."""
+
+    id: str
+    prompt: PromptRow
+    request: ImageRequest
 
 
 class ImageAgent:
     """Draws what is not drawn yet; the same run always draws the same pictures."""
 
     def __init__(
-        self, backend: ImageBackend, ledger: Ledger, run: RunFolder, config: ImagesConfig, seed: int
+        self,
+        backend: ImageBackend,
+        ledger: Ledger,
+        run: RunFolder,
+        config: ImagesConfig,
+        seed: int,
+        *,
+        max_usd: float | None = None,
+        look: Look | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`look` switches the online filter on; `stopped` says that the person wants the run to end."""
         self._backend = backend
         self._ledger = ledger
         self._run = run
         self._config = config
         self._seed = seed
-        self._batch_size = config.batch_size
+        self._max_usd = max_usd
+        self._look = look
+        self._stopped = stopped
+        fitted = (ledger.get_meta(BATCH_KEY) or {}).get(backend.name, config.batch_size)
+        self._batch_size = min(config.batch_size, fitted)
 
     def waiting(self) -> dict[str, list[str]]:
         """Class -> admitted prompts with images still to draw, oldest first."""
-        drawn = Counter(row.prompt_id for row in self._ledger.images())
+        done = Counter(row.prompt_id for row in self._ledger.images())
+        done.update(row.prompt_id for row in self._ledger.undrawn())
         waiting: dict[str, list[str]] = {}
         for prompt in self._ledger.prompts("admitted"):
-            if drawn[prompt.id] < self._config.per_prompt:
+            if done[prompt.id] < self._config.per_prompt:
                 waiting.setdefault(prompt.class_name, []).append(prompt.id)
         return waiting
+
+    def affordable(self) -> float:
+        """Pictures that what is left of the budget still pays for; infinite without a price or a cap."""
+        price = self._backend.usd_per_image
+        if self._max_usd is None or not price:
+            return math.inf
+        spent = sum(row.usd for row in self._ledger.usage().values())
+        return max(0, math.floor((self._max_usd - spent) / price + 1e-9))
 
     def draw(
         self,
@@ -43,47 +94,168 @@ class ImageAgent:
         round_: int,
         *,
         limit: int | None = None,
+        lacking: Mapping[str, int] | None = None,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[str]:
-        """Draw every prompt's images that the ledger lacks, at most `limit`; returns their ids in order.
+        """Draw every prompt's images that the ledger lacks, at most `limit`; returns the ids drawn, in order.
 
-        Each batch is saved before the next one starts, so a crash costs one batch. On out-of-memory the
-        batch is halved and the smaller size kept. `on_batch` hears (drawn so far, in all).
+        A picture's file is written as soon as it is there, and a file whose row a crash took is taken over, so
+        nothing is drawn or paid for twice. Rows follow at the end of a batch, in the order of the requests.
+        On out-of-memory the batch is halved and the smaller size remembered. Drawing ends early, without an
+        error, when the next picture would cost more than the budget has left. With the online filter, a class of
+        `lacking` (pictures it still needs) stops when enough look good; the rest waits. `on_batch` hears
+        (done so far, in all). Raises `Cancelled`, or `SegsmithError` when one picture alone is too large.
         """
-        there = {row.id for row in self._ledger.images()}
-        todo = [row for prompt in prompts for row in self._rows(prompt, round_) if row[0] not in there]
-        todo = todo[:limit]
-        position = 0
-        while position < len(todo):
+        there = {row.id for row in self._ledger.images()} | {row.id for row in self._ledger.undrawn()}
+        todo = [task for prompt in prompts for task in self._tasks(prompt) if task.id not in there][:limit]
+        total, position = len(todo), 0
+        good: dict[str, set[str]] = {}
+        drawn: list[str] = []
+        while position < total:
             batch = todo[position : position + self._batch_size]
+            begun = [t for t in batch if not self._enough(t.prompt.class_name, good, lacking)]
+            payable = self._affordable_part(begun)
             try:
-                images = self._backend.draw([request for _, _, request in batch])
+                drawn += self._draw_batch(
+                    payable,
+                    round_,
+                    partial(self._gate, good=good, lacking=lacking),
+                    partial(self._step, on_batch, position, len(batch), total),
+                )
             except OutOfMemory:
-                if self._batch_size == 1:
-                    raise
-                self._batch_size = max(1, self._batch_size // 2)
-                log.warning("out of memory: going on with batches of %d images", self._batch_size)
+                self._halve(len(batch))
                 continue
-            self._save(batch, images, round_)
+            if len(payable) < len(begun):
+                self._ledger.log("budget_spent", usd=self._max_usd, undone=total - position - len(payable))
+                break
             position += len(batch)
-            on_batch(position, len(todo))
-        return [image_id for image_id, _, _ in todo]
+            on_batch(position, total)
+        return drawn
 
-    def _rows(self, prompt: PromptRow, round_: int) -> list[tuple[str, str, ImageRequest]]:
+    def _tasks(self, prompt: PromptRow) -> list[Task]:
         first = SEEDS_PER_PROMPT * (seed_of(self._seed, prompt.id) % 2_000_000)
-        rows = []
-        for seed in range(first, first + self._config.per_prompt):
-            image_id = make_id("i", prompt.id, seed, self._backend.name, self._config.size)
-            rows.append((image_id, prompt.id, ImageRequest(prompt.text, seed)))
-        return rows
+        return [
+            Task(
+                make_id("i", prompt.id, seed, self._backend.name, self._config.size),
+                prompt,
+                ImageRequest(prompt.text, seed),
+            )
+            for seed in range(first, first + self._config.per_prompt)
+        ]
 
-    def _save(
-        self, batch: Sequence[tuple[str, str, ImageRequest]], images: Sequence[Image], round_: int
-    ) -> None:
+    def _affordable_part(self, batch: list[Task]) -> list[Task]:
+        """The head of the batch that the budget pays for; files that are there already cost nothing."""
+        left, part = self.affordable(), []
+        for task in batch:
+            left -= not self._run.image(task.id).exists()
+            if left < 0:
+                break
+            part.append(task)
+        return part
+
+    def _draw_batch(
+        self,
+        batch: Sequence[Task],
+        round_: int,
+        gate: Callable[[Sequence[Task]], Gate | None],
+        on_step: Callable[[float], None],
+    ) -> list[str]:
+        """Ids of the images this batch has now; rows are written even when the backend fails half-way."""
+        new = [task for task in batch if not self._run.image(task.id).exists()]
+        given_up: dict[str, Drawn] = {}
+        try:
+            if new:
+                for result in self._backend.draw([task.request for task in new], gate(new), on_step):
+                    task = new[result.index]
+                    self._count(result)
+                    if result.image is None:
+                        given_up[task.id] = result
+                    else:
+                        write_atomic(self._run.image(task.id), png_bytes(result.image))
+        finally:
+            there = [task for task in batch if self._run.image(task.id).exists()]
+            self._ledger.add_images(self._image_row(task, round_) for task in there)
+            self._record_given_up(batch, given_up, round_)
+        return [task.id for task in there]
+
+    def _image_row(self, task: Task, round_: int) -> ImageRow:
+        digest = hashlib.sha256(self._run.image(task.id).read_bytes()).hexdigest()
+        return ImageRow(task.id, task.prompt.id, task.request.seed, self._backend.name, round_, digest)
+
+    def _record_given_up(self, batch: Sequence[Task], given_up: Mapping[str, Drawn], round_: int) -> None:
+        """Hopeless and refused pictures are done with; those a full class did not need stay to be drawn."""
         rows = []
-        for (image_id, prompt_id, request), image in zip(batch, images, strict=True):
-            data = png_bytes(image)
-            write_atomic(self._run.image(image_id), data)
-            digest = hashlib.sha256(data).hexdigest()
-            rows.append(ImageRow(image_id, prompt_id, request.seed, self._backend.name, round_, digest))
-        self._ledger.add_images(rows)
+        for task in batch:
+            result = given_up.get(task.id)
+            if result is not None and result.reason is not None and result.reason != "quota":
+                rows.append(UndrawnRow(task.id, task.prompt.id, round_, result.reason, result.detail))
+        self._ledger.add_undrawn(rows)
+        stopped = Counter(
+            task.prompt.class_name
+            for task in batch
+            if task.id in given_up and given_up[task.id].reason == "quota"
+        )
+        for name, count in stopped.items():
+            self._ledger.log("stopped", **{"class": name, "images": count, "reason": "quota"})
+
+    def _count(self, result: Drawn) -> None:
+        if self._backend.usd_per_image or result.usd:
+            images = int(result.image is not None)
+            self._ledger.add_usage(
+                UsageRow("images", self._backend.name, calls=1, images=images, usd=result.usd)
+            )
+
+    # -- the online filter ------------------------------------------------------------------------
+
+    def _gate(
+        self, batch: Sequence[Task], good: dict[str, set[str]], lacking: Mapping[str, int] | None
+    ) -> Gate | None:
+        """The look at this batch's previews; `good` collects, per class, the pictures that look accepted."""
+        look = self._look
+        if look is None:
+            return None
+
+        def gate(indices: Sequence[int], previews: Sequence[Image]) -> list[NoImage | None]:
+            tasks = [batch[index] for index in indices]
+            reasons: list[NoImage | None] = []
+            for task, (probability, threshold) in zip(
+                tasks, look([task.prompt for task in tasks], previews), strict=True
+            ):
+                name = task.prompt.class_name
+                if probability < self._config.filter.floor * threshold:
+                    reasons.append("filtered")
+                elif self._enough(name, good, lacking):
+                    reasons.append("quota")
+                else:
+                    reasons.append(None)
+                    if probability >= threshold:
+                        good.setdefault(name, set()).add(task.id)
+            return reasons
+
+        return gate
+
+    def _enough(self, name: str, good: Mapping[str, set[str]], lacking: Mapping[str, int] | None) -> bool:
+        if not lacking or name not in lacking:
+            return False
+        return len(good.get(name, ())) >= self._config.filter.spare * lacking[name]
+
+    # -- the device -------------------------------------------------------------------------------
+
+    def _step(
+        self, on_batch: Callable[[int, int], None], before: int, size: int, total: int, share: float
+    ) -> None:
+        """A part of the batch is done: tell so, unless the person wants to stop."""
+        if self._stopped():
+            raise Cancelled
+        on_batch(before + int(share * size), total)
+
+    def _halve(self, tried: int) -> None:
+        if tried == 1:
+            raise SegsmithError(
+                f"The device has too little memory for one {self._config.size} px image of {self._backend.name}.",
+                "Set images.offload = 'sequential', a smaller images.size, or a smaller model.",
+            )
+        self._batch_size = tried // 2
+        sizes = self._ledger.get_meta(BATCH_KEY) or {}
+        self._ledger.set_meta(BATCH_KEY, {**sizes, self._backend.name: self._batch_size})
+        log.warning("out of memory: going on with batches of %d images", self._batch_size)

@@ -114,7 +114,10 @@ def decide(
 
 
 def class_probabilities(
-    evidence: Sequence[Evidence], classes: Sequence[str], scale: float
+    evidence: Sequence[Evidence],
+    classes: Sequence[str],
+    scale: float,
+    among: Sequence[Evidence] | None = None,
 ) -> NDArray[np.float64]:
     """(N, C) probability of each class in each picture, from centred cosines.
 
@@ -125,12 +128,14 @@ def class_probabilities(
     - *Rivals.* An asked class meets the backgrounds and the classes nobody asked for, but not its companions:
       otherwise a picture of the asked cat and the asked dog could give neither more than a half. A class
       that was not asked for meets all.
+
+    The medians are those of `among`, by default of the evidence itself.
     """
     if not evidence:
         return np.zeros((0, len(classes)))
     asked = np.array([[name in e.asked for name in classes] for e in evidence])
     cosines = np.array([e.cosines for e in evidence], dtype=np.float64)
-    logits = scale * (cosines - _usual(cosines, asked))
+    logits = scale * (cosines - _usual(evidence if among is None else among, classes))
     n = len(classes)
     probabilities = np.empty((len(evidence), n))
     for row, (values, named) in enumerate(zip(logits, asked, strict=True)):
@@ -169,11 +174,15 @@ def calibrate(
     return thresholds
 
 
-def _usual(cosines: NDArray[np.float64], asked: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _usual(evidence: Sequence[Evidence], classes: Sequence[str]) -> NDArray[np.float64] | float:
     """(C + B,) median cosine of each class where not asked for, and of each background; 0 with few pictures."""
-    n = asked.shape[1]
+    if len(evidence) < MIN_NEGATIVES:
+        return 0.0
+    n = len(classes)
+    asked = np.array([[name in e.asked for name in classes] for e in evidence])
+    cosines = np.array([e.cosines for e in evidence], dtype=np.float64)
     if (~asked).sum(axis=0).min() < MIN_NEGATIVES:
-        return np.zeros(cosines.shape[1])
+        return 0.0
     classes = [np.median(cosines[~asked[:, i], i]) for i in range(n)]
     return np.concatenate([classes, np.median(cosines[:, n:], axis=0)])
 
@@ -219,6 +228,26 @@ class JudgeAgent:
         record(self._ledger, decision, self._classes, self._config)
         return decision.thresholds
 
+    def look(self, prompts: Sequence[PromptRow], previews: Sequence[Image]) -> list[tuple[float, float]]:
+        """A first opinion on pictures still being drawn, one per prompt; nothing is kept.
+
+        Returns the probability of the prompt's class and the threshold of the last judgement, by the rules of
+        `class_probabilities`: cosines are centred by what was measured of finished pictures.
+        """
+        cosines = self._encoder.embed_images(previews) @ self._texts.T
+        seen = [
+            Evidence("", p.id, p.class_name, p.classes, tuple(map(float, cosine)), 1.0, False, -1.0)
+            for p, cosine in zip(prompts, cosines, strict=True)
+        ]
+        thresholds = self._ledger.get_meta("thresholds") or {}
+        earlier = measured(self._ledger) if thresholds else []
+        shares = class_probabilities(seen, self._classes, self._encoder.logit_scale, among=earlier)
+        start = max(self._config.min_probability, UNCALIBRATED)
+        return [
+            (float(row[self._classes.index(p.class_name)]), thresholds.get(p.class_name, start))
+            for p, row in zip(prompts, shares, strict=True)
+        ]
+
     def returned(self, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
         """Class -> those of the prompts whose every picture failed to show the class.
 
@@ -228,6 +257,9 @@ class JudgeAgent:
         reasons: dict[str, set[str]] = defaultdict(set)
         for row in self._ledger.images():
             reasons[row.prompt_id].add(verdicts[row.id].reason if row.id in verdicts else "undecided")
+        for given_up in self._ledger.undrawn():  # the online filter is the judge's own early opinion
+            early = given_up.reason == "filtered"
+            reasons[given_up.prompt_id].add("not_there" if early else given_up.reason)
         failed: dict[str, list[str]] = {}
         for prompt_id in prompt_ids:
             if reasons[prompt_id] == {"not_there"}:
@@ -283,14 +315,14 @@ class JudgeAgent:
         return tuple(map(float, weights / weights.sum()))
 
 
-def reconsider(ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: int) -> Decision:
-    """Decide about every measured picture from the ledger alone; writes nothing, loads no model."""
+def measured(ledger: Ledger) -> list[Evidence]:
+    """What was measured of every picture, in the order of drawing."""
     prompts = {p.id: p for p in ledger.prompts()}
-    measured = ledger.evidence()
+    rows = ledger.evidence()
     evidence = []
     for image in ledger.images():
-        if image.id in measured:
-            row, prompt = measured[image.id], prompts[image.prompt_id]
+        if image.id in rows:
+            row, prompt = rows[image.id], prompts[image.prompt_id]
             evidence.append(
                 Evidence(
                     image_id=image.id,
@@ -304,6 +336,12 @@ def reconsider(ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quot
                     text_shares=row.text_shares,
                 )
             )
+    return evidence
+
+
+def reconsider(ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: int) -> Decision:
+    """Decide about every measured picture from the ledger alone; writes nothing, loads no model."""
+    evidence = measured(ledger)
     return decide(evidence, classes, float(ledger.get_meta("logit_scale") or 1.0), config, quota)
 
 

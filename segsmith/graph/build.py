@@ -151,8 +151,12 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
         if cap_reached(deps.config.budget.model_copy(update={"max_images": None}), 0, -1, spent(deps.ledger)):
             raise _Enough
 
+    counts = deps.ledger.tallies()
+    lacking = {c: deps.config.per_class - counts.get(c, {}).get("accepted", 0) for c in deps.config.classes}
     with suppress(_Enough):
-        deps.image_agent.draw(prompts, state.get("round", 0), limit=left, on_batch=on_batch)
+        deps.image_agent.draw(
+            prompts, state.get("round", 0), limit=left, lacking=lacking, on_batch=on_batch
+        )
     deps.ledger.log("drawn", images=done, seconds=time.monotonic() - started)
     return {}
 
@@ -180,6 +184,7 @@ def judge(state: RunState, runtime: Context) -> dict[str, Any]:
 def label(state: RunState, runtime: Context) -> dict[str, Any]:
     """Relabel every accepted picture by a ViT that did not train on it."""
     deps, tell = opened(runtime.context.run), get_stream_writer()
+    deps.release_images()
     tell({"kind": "stage", "name": "relabelling"})
     changed = deps.labeler_agent.relabel()
     deps.ledger.log("relabelled", changed=changed)

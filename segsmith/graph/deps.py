@@ -56,16 +56,24 @@ class Deps:
         self._stack.callback(self.ledger.close)
         self._opening = threading.RLock()
         self._made: dict[str, Any] = {}
+        self.stopping = threading.Event()
+        """Set when the person stops the run: nodes end at the next step they can."""
 
     def use(self, **parts: Any) -> Deps:
         """Take these parts (``prompt_agent=...``, ``backend=...``) instead of opening what the config names."""
         self._made.update(parts)
         return self
 
+    def release_images(self) -> None:
+        """Free the device of the image model: the line has moved on. It opens again if it must draw again."""
+        if "backend" in self._made:
+            self._made["backend"].close()
+
     def close(self) -> None:
-        """Stop the servers this run started, close its files."""
+        """Stop the servers this run started, free the image model, close its files."""
         if "chat" in self._made:
             self._log_llm_trouble(self._made["chat"])
+        self.release_images()
         self._stack.close()
 
     # -- outside models ---------------------------------------------------------------------------
@@ -118,9 +126,19 @@ class Deps:
 
     @once
     def backend(self) -> ImageBackend:
+        """What draws; a local pipeline is loaded at the first picture."""
+        images = self.config.images
+        if images.backend == "diffusion":
+            from segsmith.tools.diffusion import DiffusionBackend
+
+            return DiffusionBackend(images, offline=self.config.offline)
+        if images.backend == "hosted":
+            from segsmith.tools.hosted_images import HostedImages
+
+            return HostedImages(images, api_key=api_key())
         from segsmith.tools.simulator import Simulator
 
-        return Simulator(self.config.images.faults, self.config.classes, self.config.images.size)
+        return Simulator(images.faults, self.config.classes, images.size)
 
     # -- agents -----------------------------------------------------------------------------------
 
@@ -144,7 +162,17 @@ class Deps:
 
     @once
     def image_agent(self) -> ImageAgent:
-        return ImageAgent(self.backend, self.ledger, self.run, self.config.images, self.config.seed)
+        config = self.config
+        return ImageAgent(
+            self.backend,
+            self.ledger,
+            self.run,
+            config.images,
+            config.seed,
+            max_usd=config.budget.max_usd,
+            look=self.judge_agent.look if config.images.filter.enabled else None,
+            stopped=self.stopping.is_set,
+        )
 
     @once
     def judge_agent(self) -> JudgeAgent:
@@ -209,6 +237,26 @@ class Deps:
 _open: dict[str, Deps] = {}
 
 
+def check_images(config: Config) -> None:
+    """See that the image backend can start; a pipeline that is not here yet is fetched.
+
+    Raises `SegsmithError` with what to type.
+    """
+    if config.images.backend == "diffusion":
+        from segsmith.tools.diffusion import check_diffusion
+
+        check_diffusion(config.images, offline=config.offline)
+    elif config.images.backend == "hosted":
+        from segsmith.tools.hosted_images import check_hosted
+
+        check_hosted(config.images, api_key=api_key(), max_usd=config.budget.max_usd)
+    if config.images.filter.enabled and config.images.backend != "diffusion":
+        raise SegsmithError(
+            "The online filter looks into a local diffusion process; there is none.",
+            "Set images.filter.enabled = false, or images.backend = 'diffusion'.",
+        )
+
+
 def check_models(config: Config, *, ask_llm: bool = True) -> None:
     """Fetch what is missing (offline: refuse), open every model file a config names, once, and let it go.
 
@@ -223,6 +271,7 @@ def check_models(config: Config, *, ask_llm: bool = True) -> None:
     from segsmith.tools.sam import SamSegmenter
 
     require(needs_of(config), config.offline)
+    check_images(config)
     if ask_llm or config.llm.server != "openai":
         check_llm(config.llm, api_key())
     compute = config.compute

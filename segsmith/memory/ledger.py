@@ -43,6 +43,13 @@ CREATE TABLE IF NOT EXISTS images (
     round INTEGER NOT NULL,
     sha256 TEXT NOT NULL            -- of the PNG file images/<id>.png
 );
+CREATE TABLE IF NOT EXISTS undrawn (
+    id TEXT PRIMARY KEY,            -- the id the image would have had
+    prompt_id TEXT NOT NULL REFERENCES prompts(id),
+    round INTEGER NOT NULL,
+    reason TEXT NOT NULL,           -- filtered | refused | unsafe
+    detail TEXT NOT NULL            -- the backend's own words
+);
 CREATE TABLE IF NOT EXISTS verdicts (
     image_id TEXT PRIMARY KEY REFERENCES images(id),
     accepted INTEGER NOT NULL,
@@ -145,6 +152,17 @@ class ImageRow:
     backend: str
     round: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class UndrawnRow:
+    """A picture that was begun or asked for and will not be finished; it is not tried again."""
+
+    id: str
+    prompt_id: str
+    round: int
+    reason: Literal["filtered", "refused", "unsafe"]
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -291,6 +309,9 @@ class Ledger:
     def add_images(self, rows: Iterable[ImageRow]) -> None:
         self._upsert("images", [(r.id, r.prompt_id, r.seed, r.backend, r.round, r.sha256) for r in rows])
 
+    def add_undrawn(self, rows: Iterable[UndrawnRow]) -> None:
+        self._upsert("undrawn", [(r.id, r.prompt_id, r.round, r.reason, r.detail) for r in rows])
+
     def add_verdicts(self, rows: Iterable[VerdictRow]) -> None:
         self._upsert("verdicts", [(r.image_id, int(r.accepted), r.reason, _dump(r.scores)) for r in rows])
 
@@ -378,6 +399,10 @@ class Ledger:
             f"SELECT i.* FROM images i LEFT JOIN verdicts v ON v.image_id=i.id WHERE {where} ORDER BY i.rowid"
         )
         return [ImageRow(*row) for row in rows]
+
+    def undrawn(self) -> list[UndrawnRow]:
+        """Pictures given up before they were finished, in the order they were given up."""
+        return [UndrawnRow(*row) for row in self._all("SELECT * FROM undrawn ORDER BY rowid")]
 
     def accepted(self) -> list[ImageRow]:
         """Accepted images in the order they were drawn."""

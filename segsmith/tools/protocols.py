@@ -6,9 +6,9 @@ are interchangeable. Arrays are numpy; images are (H, W, 3) uint8 RGB unless a d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +39,59 @@ class ImageRequest:
     seed: int
 
 
+NoImage = Literal["filtered", "quota", "refused", "unsafe"]
+"""Why a request has no image: a hopeless preview, a class that has enough, a provider's or the model's own veto."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What became of one request of a batch."""
+
+    index: int
+    """Place of the request in the batch."""
+    image: Image | None
+    reason: NoImage | None = None
+    """Set where there is no image."""
+    detail: str = ""
+    """The backend's own words about the reason."""
+    usd: float = 0.0
+    """What it cost."""
+
+
+Gate = Callable[[Sequence[int], Sequence[Image]], Sequence[NoImage | None]]
+"""Looks at previews of unfinished pictures, given with the places of their requests; a reason drops one."""
+
+
+def unwatched(share: float) -> None:
+    """Default of `on_step`: nobody listens."""
+
+
 @runtime_checkable
 class ImageBackend(Protocol):
     """Draws pictures from text."""
 
     name: str
-    """Model id and revision, kept with every image."""
+    """Model id, revision and settings, kept with every image."""
+    usd_per_image: float
+    """Price of a picture; 0 on one's own machine."""
 
-    def draw(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        """One image per request, in order; the same request always gives the same image."""
+    def draw(
+        self,
+        requests: Sequence[ImageRequest],
+        gate: Gate | None = None,
+        on_step: Callable[[float], None] = unwatched,
+    ) -> Iterator[Drawn]:
+        """What became of each request, each once, as soon as it is known.
+
+        A local backend gives the same image for the same request, whatever else is in the batch. `gate` may
+        drop pictures part-way, where the backend can show a preview. `on_step` hears the share of the batch
+        that is done, in (0, 1], and may raise `Cancelled`; what is paid for is handed over before that leaves.
+        Raises `OutOfMemory` before anything was handed over, or `SegsmithError`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device; the next `draw` opens the model again."""
         ...
 
 
@@ -143,6 +187,10 @@ class ChatModel(Protocol):
 
 class OutOfMemory(Exception):
     """A backend's device ran out of memory; the same work in smaller batches may fit."""
+
+
+class Cancelled(Exception):
+    """The person in front of the run stopped it; the run folder is whole."""
 
 
 class BadReply(Exception):

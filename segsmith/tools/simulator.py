@@ -6,7 +6,7 @@ asks `Simulator.truth`: the evaluation. No agent is given that method; they see 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Literal
@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from segsmith.config import FaultRates
 from segsmith.errors import SegsmithError
-from segsmith.tools.protocols import SEEDS_PER_PROMPT, Image, ImageRequest
+from segsmith.tools.protocols import SEEDS_PER_PROMPT, Drawn, Gate, Image, ImageRequest, unwatched
 from segsmith.world.language import ObjectSpec, SceneSpec, parse
 from segsmith.world.nouns import find_noun, suggest
 from segsmith.world.scene import Scene, compose, random_spec
@@ -40,12 +40,23 @@ class Simulator:
 
     def __init__(self, faults: FaultRates, pool: Sequence[str], size: int = 128) -> None:
         self.name = "segsmith-simulator/1"
+        self.usd_per_image = 0.0
         self._faults = faults
         self._pool = tuple(dict.fromkeys(noun.name for c in pool if (noun := find_noun(c))))
         self._size = size
 
-    def draw(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        return [self.truth(request).image for request in requests]
+    def draw(
+        self,
+        requests: Sequence[ImageRequest],
+        gate: Gate | None = None,  # a scene is composed at once: there is nothing to preview
+        on_step: Callable[[float], None] = unwatched,
+    ) -> Iterator[Drawn]:
+        for index, request in enumerate(requests):
+            yield Drawn(index, self.truth(request).image)
+            on_step((index + 1) / len(requests))
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def truth(self, request: ImageRequest) -> Drawing:
         """What `draw` gives for this request, with its mask and faults. For evaluation only."""

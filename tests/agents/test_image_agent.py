@@ -7,9 +7,10 @@ import pytest
 
 from segsmith.agents.image import ImageAgent
 from segsmith.config import ImagesConfig
+from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger, PromptRow
 from segsmith.memory.store import RunFolder, read_image
-from segsmith.tools.protocols import OutOfMemory
+from segsmith.tools.protocols import Drawn, OutOfMemory, unwatched
 
 
 class Backend:
@@ -18,11 +19,15 @@ class Backend:
     def __init__(self, room=99):
         self.room, self.batches = room, []
 
-    def draw(self, requests):
+    usd_per_image = 0.0
+
+    def draw(self, requests, gate=None, on_step=unwatched):
         if len(requests) > self.room:
             raise OutOfMemory
         self.batches.append([r.seed for r in requests])
-        return [np.random.default_rng(r.seed).integers(0, 255, (8, 8, 3), dtype=np.uint8) for r in requests]
+        for index, r in enumerate(requests):
+            yield Drawn(index, np.random.default_rng(r.seed).integers(0, 255, (8, 8, 3), dtype=np.uint8))
+            on_step((index + 1) / len(requests))
 
 
 @pytest.fixture
@@ -91,7 +96,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(place):
 
 
 def test_a_picture_too_large_for_the_device_is_an_error(place):
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(SegsmithError, match="too little memory for one 128 px image"):
         agent(place, Backend(room=0)).draw(place[1].prompts("admitted"), 0)
 
 

@@ -13,6 +13,7 @@ from segsmith.graph.deps import Deps, forget, register
 from segsmith.graph.state import RunContext
 from segsmith.memory.ledger import PromptRow, VerdictRow
 from segsmith.memory.store import RunFolder, make_id
+from segsmith.tools.protocols import Drawn
 
 
 class Prompts:
@@ -63,9 +64,15 @@ class Backend:
     def __init__(self):
         self.drawn = 0
 
-    def draw(self, requests):
+    usd_per_image = 0.0
+    closed = False
+
+    def draw(self, requests, gate=None, on_step=None):
         self.drawn += len(requests)
-        return [np.full((8, 8, 3), 90, dtype=np.uint8) for _ in requests]
+        return (Drawn(i, np.full((8, 8, 3), 90, dtype=np.uint8)) for i in range(len(requests)))
+
+    def close(self):
+        self.closed = True
 
 
 class Judge:
@@ -151,6 +158,7 @@ def test_it_goes_round_until_every_class_has_its_quota_and_then_to_the_end(make)
     assert accepted(deps) == {"cat": 6, "dog": 6}
     assert deps.labeler_agent.steps == ["label", "segment", "export", "train"]
     assert deps.ledger.get_meta("evaluation") == {"real": {"miou": 1.0}}
+    assert deps.backend.closed  # labelling has the device to itself
     assert state["admitted"] == len(deps.ledger.prompts("admitted"))
 
 

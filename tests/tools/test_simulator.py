@@ -22,11 +22,13 @@ def request(seed=1000, prompt="a photo of a cat in a park"):
 
 def test_it_is_an_image_backend_and_repeats_itself():
     assert isinstance(simulator(), ImageBackend)
-    (a,), (b,) = simulator().draw([request()]), simulator().draw([request()])
+    (a,), (b,), (other,) = (
+        [drawn.image for drawn in simulator().draw([r])] for r in (request(), request(), request(1001))
+    )
     assert a.shape == (128, 128, 3)
     assert a.dtype == np.uint8
     assert np.array_equal(a, b)
-    assert not np.array_equal(a, simulator().draw([request(1001)])[0])
+    assert not np.array_equal(a, other)
 
 
 def test_without_faults_the_asked_things_are_there():

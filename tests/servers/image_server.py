@@ -1,0 +1,220 @@
+"""A local server that speaks OpenAI's images.generate, draws with the simulator, and misbehaves on demand.
+
+It stands in for a hosted image model in tests and benchmarks. What it does wrong is a function of the
+request's own key and of how often that request came, so a run meets the same faults whatever its timing.
+
+Run it alone: ``python -m tests.servers.image_server --port 8090``; its address is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from segsmith.config import FaultRates
+from segsmith.memory.store import png_bytes
+from segsmith.tools.protocols import ImageRequest
+from segsmith.tools.simulator import Simulator
+
+
+@dataclass
+class Manners:
+    """How the server behaves; rates are shares of the pictures asked for."""
+
+    busy: float = 0.0
+    """429 with Retry-After, at the first try of a picture."""
+    broken: float = 0.0
+    """500, at the first try."""
+    slow: float = 0.0
+    """Answers `delay_s` late, at the first try."""
+    refusals: float = 0.0
+    """400 with code content_policy_violation, at every try."""
+    delay_s: float = 0.5
+    retry_after: str = "0.05"
+    key: str | None = None
+    """The only key let in; None lets everybody in."""
+    reply: str = "b64_json"
+    always: int | None = None
+    """Answer every request with this status."""
+    garbage: bool = False
+    """Answer 200 with something that is no picture."""
+    size: int = 128
+    classes: tuple[str, ...] = ("cat", "dog")
+
+
+@dataclass
+class Account:
+    """What the server saw. `drawn` counts pictures made and billed, by idempotency key."""
+
+    requests: int = 0
+    drawn: Counter[str] = field(default_factory=Counter)
+    refused: set[str] = field(default_factory=set)
+    statuses: Counter[int] = field(default_factory=Counter)
+    most_at_once: int = 0
+    in_flight: int = 0
+    bodies: list[dict] = field(default_factory=list)
+
+
+class ImageServer:
+    """`url` is the base URL for a client; `account` what happened."""
+
+    def __init__(self, manners: Manners, port: int = 0) -> None:
+        self.manners, self.account = manners, Account()
+        self._lock = threading.Lock()
+        self._tries: Counter[str] = Counter()
+        self._files: dict[str, bytes] = {}
+        self._simulator = Simulator(FaultRates(), manners.classes, manners.size)
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+
+    def serve(self) -> None:
+        self._http.serve_forever(poll_interval=0.02)
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def answer(self, body: dict, headers) -> tuple[int, dict, dict]:
+        """(status, headers, JSON) of one images/generations request."""
+        manners, account = self.manners, self.account
+        key = headers.get("Idempotency-Key") or f"{body['prompt']}/{body.get('seed')}"
+        with self._lock:
+            account.requests += 1
+            account.bodies.append(body)
+            self._tries[key] += 1
+            first = self._tries[key] == 1
+        if manners.always:
+            return manners.always, {"Retry-After": manners.retry_after}, _error("told to", "server_error")
+        if manners.key and headers.get("Authorization") != f"Bearer {manners.key}":
+            return 401, {}, _error("Incorrect API key provided", "invalid_api_key")
+        if manners.garbage:
+            return 200, {}, {"created": 0, "data": [{"b64_json": base64.b64encode(b"no picture").decode()}]}
+        lot = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32
+        fault = _fault(manners, lot)
+        if fault == "refusals":
+            account.refused.add(key)
+            return (
+                400,
+                {},
+                _error("Your request was rejected by our safety system", "content_policy_violation"),
+            )
+        if first and fault == "busy":
+            return (
+                429,
+                {"Retry-After": manners.retry_after},
+                _error("Rate limit reached", "rate_limit_exceeded"),
+            )
+        if first and fault == "broken":
+            return 500, {}, _error("The server had an error", "server_error")
+        data = self._picture(key, body)  # a slow picture is made, and billed, whether or not somebody waits
+        if first and fault == "slow":
+            time.sleep(manners.delay_s)
+        if manners.reply == "url":
+            return 200, {}, {"created": 0, "data": [{"url": self.url.removesuffix("/v1") + f"/files/{key}"}]}
+        return 200, {}, {"created": 0, "data": [{"b64_json": base64.b64encode(data).decode()}]}
+
+    def file(self, key: str) -> bytes | None:
+        return self._files.get(key)
+
+    def _picture(self, key: str, body: dict) -> bytes:
+        """Drawn once per idempotency key, as a careful provider does."""
+        with self._lock:
+            if key not in self._files:
+                seed = body.get("seed")
+                seed = (
+                    int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") if seed is None else seed
+                )
+                (drawn,) = self._simulator.draw([ImageRequest(body["prompt"], seed)])
+                self._files[key] = png_bytes(drawn.image)
+                self.account.drawn[key] += 1
+            return self._files[key]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: ImageServer
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        account, lock = self.owner.account, self.owner._lock
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        with lock:
+            account.in_flight += 1
+            account.most_at_once = max(account.most_at_once, account.in_flight)
+        try:
+            if self.path != "/v1/images/generations":
+                status, headers, reply = 404, {}, _error("no such path", "not_found")
+            else:
+                status, headers, reply = self.owner.answer(body, self.headers)
+        finally:
+            with lock:
+                account.in_flight -= 1
+        with lock:
+            account.statuses[status] += 1
+        self._send(status, json.dumps(reply).encode(), "application/json", headers)
+
+    def do_GET(self) -> None:
+        data = self.owner.file(self.path.removeprefix("/files/"))
+        self._send(200 if data else 404, data or b"", "image/png", {})
+
+    def _send(self, status: int, data: bytes, kind: str, headers: dict) -> None:
+        try:
+            self.send_response(status)
+            for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the client gave up waiting
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def _fault(manners: Manners, lot: float) -> str:
+    """Which fault falls to a picture whose lot, in [0, 1), was drawn; at most one."""
+    for name in ("refusals", "busy", "broken", "slow"):
+        lot -= getattr(manners, name)
+        if lot < 0:
+            return name
+    return ""
+
+
+def _error(message: str, code: str) -> dict:
+    return {"error": {"message": message, "code": code, "type": "error", "param": None}}
+
+
+@contextmanager
+def image_server(**manners) -> Iterator[ImageServer]:
+    """A running server on a free port, stopped at the end."""
+    server = ImageServer(Manners(**manners))
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--port", type=int, default=8090)
+    for rate in ("busy", "broken", "slow", "refusals"):
+        options.add_argument(f"--{rate}", type=float, default=0.0)
+    options.add_argument("--classes", default="cat,dog")
+    given = vars(options.parse_args())
+    port, classes = given.pop("port"), tuple(given.pop("classes").split(","))
+    running = ImageServer(Manners(**given, classes=classes), port)
+    print(running.url, flush=True)
+    running.serve()
