@@ -16,7 +16,7 @@ from segsmith.errors import SegsmithError
 from segsmith.tools import llamacpp
 from segsmith.tools.endpoint import Endpoint, RemoteServer
 from segsmith.tools.llamacpp import gguf_path
-from segsmith.tools.llm import BudgetSpent, OpenAIChat, check_llm, open_chat
+from segsmith.tools.llm import OpenAIChat, open_chat
 from segsmith.tools.protocols import BadReply, ChatModel
 from segsmith.tools.replies import json_objects, parse_reply
 
