@@ -21,7 +21,7 @@ def ledger(
     as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
 ) -> None:
     """Where a run's pictures went: the funnel, the refusals by reason, class by class, prompt by prompt."""
-    from segsmith.graph.deps import opened
+    from segsmith.graph.deps import forget, opened
     from segsmith.memory.funnel import read_funnel
 
     deps = opened(str(run))
@@ -30,6 +30,7 @@ def ledger(
             f"This run has no class {class_name!r}.", f"Name one of: {', '.join(deps.config.classes)}."
         )
     book = read_funnel(deps.ledger, (class_name,) if class_name else deps.config.classes)
+    forget(deps)
     deps.close()
     if as_json:
         typer.echo(

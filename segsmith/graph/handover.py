@@ -37,7 +37,7 @@ def record_models(deps: Deps) -> None:
         "segmenter": f"{config.trainer.architecture} {config.trainer.encoder}",
     }
     # The simulator, the mini checkpoints and the segmenter are part of this package, under its licence.
-    ours = {"simulator": "Apache-2.0; sprites CC-BY-4.0 (twemoji)", "mini": "Apache-2.0"}
+    ours = {"segsmith-simulator": "Apache-2.0; sprites CC-BY-4.0 (twemoji)", "mini": "Apache-2.0"}
     rows = []
     for role, name in names.items():
         licence = next((text for start, text in ours.items() if name.startswith(start)), "")
