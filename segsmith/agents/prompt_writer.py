@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, create_model
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, create_model
 
 from segsmith.agents.prompt_draft import Draft
 from segsmith.agents.prompt_rules import Lexicon, named_classes
@@ -24,7 +24,16 @@ from segsmith.tools.protocols import BadReply, ChatModel
 logger = logging.getLogger(__name__)
 
 State = Annotated[str, StringConstraints(pattern="^[a-z]+( [a-z]+){0,4}$", max_length=40)]
-Sentence = Annotated[str, StringConstraints(min_length=20, max_length=220)]
+
+
+def _one_line(text: str) -> str:
+    """Refuse what no caption holds: control characters, line breaks, overrides of the reading direction."""
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return text
+
+
+Sentence = Annotated[str, StringConstraints(min_length=20, max_length=220), AfterValidator(_one_line)]
 
 
 class PromptWriter:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from rich.markup import escape
-
-from segsmith.cli import about, build, datasets, models, plan, runs, weak  # noqa: F401
-from segsmith.cli.console import app, err
+from segsmith.cli import about, build, datasets, ledger, models, plan, runs, weak  # noqa: F401
+from segsmith.cli.console import app, err, shown
 from segsmith.errors import SegsmithError
 
 
@@ -19,7 +17,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except SegsmithError as error:
-        err.print(f"[red]segsmith:[/red] {escape(str(error))}", soft_wrap=True)
+        err.print(f"[red]segsmith:[/red] {shown(str(error))}", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on from here")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from segsmith.cli.console import app, out, quiet_libraries, settings_of
+from segsmith.cli.console import app, out, quiet_libraries, settings_of, shown
 from segsmith.errors import SegsmithError
 
 
@@ -35,13 +34,23 @@ def build(
     ] = None,
     max_images: Annotated[int | None, typer.Option(help="draw at most so many images")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="fetch nothing from anywhere")] = False,
+    max_hours: Annotated[
+        float | None, typer.Option(help="write and draw for at most so many hours, over all sittings")
+    ] = None,
+    max_usd: Annotated[
+        float | None, typer.Option(help="spend at most so many dollars on hosted models")
+    ] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="run.toml of another run: build the same again in --out")
+    ] = None,
 ) -> None:
     """Write prompts, draw, judge, relabel, segment, export, train and evaluate.
 
     The same command again goes on where it stopped, or says that it is done.
     """
     from segsmith.cli.models import chosen_preset, pull_missing
-    from segsmith.config import load_config
+    from segsmith.config import load_config, merged_config
+    from segsmith.graph.record import installed_versions, read_record
 
     flags: dict[str, Any] = settings_of(set_ or [])
     names = tuple(classes.split(",")) if classes else ()
@@ -49,12 +58,26 @@ def build(
     flags |= {key: value for key, value in given.items() if value is not None}
     if memory is not None:
         flags["memory"] = str(memory)
-    if max_images is not None:
-        flags.setdefault("budget", {})["max_images"] = max_images
     if offline:
         flags["offline"] = True
-    preset, why = chosen_preset(preset, offline, out_dir)
-    settings = load_config(preset=preset, file=config, flags=flags)
+    caps = {"max_images": max_images, "max_hours": max_hours, "max_usd": max_usd}
+    for cap, value in caps.items():
+        if value is not None:
+            flags.setdefault("budget", {})[cap] = value
+    why = ""
+    if from_ is not None:
+        if preset or config:
+            raise SegsmithError("--from brings all settings.", "Leave --preset and --config out.")
+        record = read_record(from_)
+        other = [n for n, v in installed_versions().items() if record.versions.get(n, v) != v]
+        if other:
+            out.print(
+                f"[yellow]other versions than then, so pictures may differ: {', '.join(other)}[/yellow]"
+            )
+        settings = merged_config(record.config, flags, str(from_))
+    else:
+        preset, why = chosen_preset(preset, offline, out_dir)
+        settings = load_config(preset=preset, file=config, flags=flags)
     if not settings.classes:
         raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")
     if settings.images.backend == "simulator":
@@ -62,12 +85,12 @@ def build(
 
         check_drawable(settings.classes)
         if settings.judge.clip == "mini" and (strange := untaught(settings.classes)):
-            unknown = escape(", ".join(strange))
+            unknown = shown(", ".join(strange))
             out.print(
                 f"[yellow]The mini CLIP was never taught {unknown}: expect a poor yield there.[/yellow]"
             )
     if why:
-        out.print(f"preset [b]{preset}[/b]: {escape(why)}", soft_wrap=True)
+        out.print(f"preset [b]{preset}[/b]: {shown(why)}", soft_wrap=True)
     quiet_libraries()
     pull_missing(settings)
     _run(settings, out_dir)
@@ -103,7 +126,7 @@ def _keep_figures(run: Any, settings: Any) -> None:
 def _summary(end: dict[str, Any], settings: Any) -> None:
     run, evaluation, spent = end["run"], end["evaluation"], end["summary"]
     if end["kind"] == "already_done":
-        out.print(f"{escape(str(run.root))} is done. Nothing was left to do.")
+        out.print(f"{shown(str(run.root))} is done. Nothing was left to do.")
     table = Table(box=None, pad_edge=False)
     for heading in ("class", "accepted", "drawn", "yield", "IoU, held out", "IoU, real world"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
@@ -111,7 +134,7 @@ def _summary(end: dict[str, Any], settings: Any) -> None:
         tally = end["tallies"].get(name, {})
         accepted, judged = tally.get("accepted", 0), tally.get("judged", 0)
         table.add_row(
-            escape(name),
+            shown(name),
             f"{accepted}/{settings.per_class}",
             str(tally.get("drawn", 0)),
             f"{accepted / judged:.0%}" if judged else "-",
@@ -131,10 +154,10 @@ def _summary(end: dict[str, Any], settings: Any) -> None:
         f"{end['drawn']} images drawn, {end['accepted']} accepted, {minutes:.1f} min, peak {memory:.1f} GiB"
     )
     if end["missing"]:
-        short = ", ".join(f"{escape(c)} {n}" for c, n in end["missing"].items())
+        short = ", ".join(f"{shown(c)} {n}" for c, n in end["missing"].items())
         words = {
             "stalled": "no accepted image in several rounds",
-            "budget_spent": "the budget is spent",
+            "budget_spent": f"the cap {end['cap']} is reached" if end["cap"] else "the budget is spent",
             "nothing_accepted": "not one image was accepted",
         }[end["reason"]]
         out.print(f"[yellow]Missing, because {words}: {short}[/yellow]")
@@ -144,7 +167,7 @@ def _summary(end: dict[str, Any], settings: Any) -> None:
         ("segmenter", run.checkpoints / "segmenter.safetensors"),
     ):
         if path.exists():
-            out.print(f"{title:10}{escape(str(path))}", soft_wrap=True)
+            out.print(f"{title:10}{shown(str(path))}", soft_wrap=True)
 
 
 def _iou(evaluation: dict[str, Any], world: str, name: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from segsmith.errors import SegsmithError
 
@@ -19,6 +21,9 @@ app = typer.Typer(
 )
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode categories that nobody can see: control, format, surrogate, private, unassigned, separators of lines."""
 
 
 def settings_of(pairs: list[str]) -> dict[str, Any]:
@@ -40,6 +45,23 @@ def settings_of(pairs: list[str]) -> dict[str, Any]:
             node = node.setdefault(section, {})
         node[last] = value
     return tree
+
+
+def shown(text: str) -> str:
+    """Text of a model, a file or a person as it may be printed: no markup, and nothing that steers the terminal.
+
+    Control characters (ESC above all) and those that turn the reading direction appear as ``\\x1b``; line breaks
+    and tabs as spaces.
+    """
+    safe = "".join(
+        " "
+        if c in "\n\r\t"
+        else c
+        if unicodedata.category(c) not in UNSEEN
+        else c.encode("unicode_escape").decode()
+        for c in text
+    )
+    return escape(safe)
 
 
 def quiet_libraries() -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from segsmith.cli.console import app, out, quiet_libraries
+from segsmith.cli.console import app, out, quiet_libraries, shown
 
 SHOWN = 50
 """Problems printed; the rest is counted."""
@@ -38,7 +37,7 @@ def export(
     splits = ", ".join(f"{name} {n}" for name, n in summary.splits.items())
     state = "" if summary.written else " (was there already)"
     out.print(f"{summary.images} images: {splits}{state}")
-    out.print(escape(str(summary.folder)), soft_wrap=True)
+    out.print(shown(str(summary.folder)), soft_wrap=True)
 
 
 @app.command()
@@ -60,7 +59,7 @@ def validate(
         markup=False,
     )
     for problem in found.problems[:SHOWN]:
-        out.print(f"[red]{problem.kind}[/red] {escape(f'{problem.where}: {problem.text}')}", soft_wrap=True)
+        out.print(f"[red]{problem.kind}[/red] {shown(f'{problem.where}: {problem.text}')}", soft_wrap=True)
     if len(found.problems) > SHOWN:
         out.print(f"... and {len(found.problems) - SHOWN} more")
     for kind, count in Counter(problem.kind for problem in found.problems).most_common():

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from segsmith.cli.console import app, out, quiet_libraries, settings_of
+from segsmith.cli.console import app, out, quiet_libraries, settings_of, shown
 
 if TYPE_CHECKING:
     from segsmith.config import Config
@@ -58,7 +57,7 @@ def settings_for(preset: str, offline: bool, config: Path | None, set_: list[str
     quiet_libraries()
     chosen, why = chosen_preset(preset, offline)
     if why:
-        out.print(f"preset [b]{chosen}[/b]: {escape(why)}", soft_wrap=True)
+        out.print(f"preset [b]{chosen}[/b]: {shown(why)}", soft_wrap=True)
     flags: dict[str, Any] = settings_of(set_ or [])
     if offline:
         flags["offline"] = True
@@ -121,10 +120,10 @@ def _pull_with_progress(missing: list[Any]) -> None:
 
             def told(file: str, done: int, total: int, tasks: dict[str, Any] = tasks) -> None:
                 if file not in tasks:
-                    tasks[file] = progress.add_task(escape(_short(file, 40)), total=total or None)
+                    tasks[file] = progress.add_task(shown(_short(file, 40)), total=total or None)
                 progress.update(tasks[file], completed=done, total=total or None)
 
-            progress.console.print(f"{need.role}: {escape(need.name)}", soft_wrap=True)
+            progress.console.print(f"{need.role}: {shown(need.name)}", soft_wrap=True)
             fetch(need, told)
 
 
@@ -143,9 +142,9 @@ def _print_models(settings: Config) -> None:
         missing += size if found is None else 0
         table.add_row(
             need.role,
-            escape(_short(_last(need.name), 34)),
+            shown(_short(_last(need.name), 34)),
             readable(size),
-            escape((found and found.licence) or need.licence or "see its card"),
+            shown((found and found.licence) or need.licence or "see its card"),
             need.kind,
             ((found and found.sha256) or need.sha256)[:12] or "-",
             _here(need.kind, found is not None),
@@ -193,8 +192,8 @@ def doctor(
     for line in examine(settings):
         healthy = healthy and line.ok
         mark = "[green]ok  [/green]" if line.ok else "[red]miss[/red]"
-        out.print(f"{mark} {line.what:9} {escape(line.found)}", soft_wrap=True)
+        out.print(f"{mark} {line.what:9} {shown(line.found)}", soft_wrap=True)
         if line.remedy:
-            out.print(f"               {escape(line.remedy)}", soft_wrap=True)
+            out.print(f"               {shown(line.remedy)}", soft_wrap=True)
     if not healthy:
         raise typer.Exit(1)

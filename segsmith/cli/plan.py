@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from segsmith.cli.console import app, out
+from segsmith.cli.console import app, out, shown
 from segsmith.cli.models import ConfigOption, OfflineOption, PresetOption, SetOption, readable, settings_for
 from segsmith.errors import SegsmithError
 
@@ -52,7 +51,7 @@ def plan(
     table.add_column(overflow="fold")
     wanted = settings.per_class * len(settings.classes)
     table.add_row(
-        "images to draw", f"{made.images:,}", f"for {wanted:,} accepted: {escape(made.sources['yield'])}"
+        "images to draw", f"{made.images:,}", f"for {wanted:,} accepted: {shown(made.sources['yield'])}"
     )
     table.add_row("prompts", f"{made.prompts:,}", f"{settings.images.per_prompt} images each")
     table.add_row(
@@ -60,7 +59,7 @@ def plan(
         f"{made.tokens_in + made.tokens_out:,}",
         f"{made.tokens_in:,} in, {made.tokens_out:,} out",
     )
-    table.add_row("hours", f"{made.hours:.1f}", escape(made.sources["time"]))
+    table.add_row("hours", f"{made.hours:.1f}", shown(made.sources["time"]))
     table.add_row("disk", readable(made.disk), f"and {readable(made.to_fetch)} of models to fetch")
     table.add_row("GPU memory", readable(made.gpu), "at its fullest, an estimate" if made.gpu else "none")
     table.add_row(

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from segsmith.cli.console import app, err, out, quiet_libraries
+from segsmith.cli.console import app, err, out, quiet_libraries, shown
 
 
 @app.command()
@@ -28,7 +27,7 @@ def evaluate(
     table.add_column("class")
     table.add_column("IoU", justify="right")
     for name, iou in score.iou_per_class.items():
-        table.add_row(escape(name), "absent" if iou != iou else f"{iou:.3f}")
+        table.add_row(shown(name), "absent" if iou != iou else f"{iou:.3f}")
     out.print(table)
     out.print(f"mIoU [b]{score.miou:.3f}[/b]   pixel accuracy {score.pixel_accuracy:.3f}")
 
@@ -66,5 +65,5 @@ def _write_of_run(run: Path, write: Callable[[Any, Any, Any], Path]) -> Path:
     finally:
         deps.close()
         forget(deps)
-    out.print(escape(str(path)), soft_wrap=True)
+    out.print(shown(str(path)), soft_wrap=True)
     return path

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from segsmith.cli.console import app, out, quiet_libraries, settings_of
+from segsmith.cli.console import app, out, quiet_libraries, settings_of, shown
 from segsmith.errors import SegsmithError
 
 
@@ -31,7 +30,7 @@ def weaken(
         )
     share = weaken_dataset(dataset, out_dir, kind, seed)
     out.print(f"{kind}: {share:.2%} of the pixels of split train keep their label")
-    out.print(escape(str(out_dir)), soft_wrap=True)
+    out.print(shown(str(out_dir)), soft_wrap=True)
 
 
 @app.command()
@@ -71,7 +70,7 @@ def refine(
     words = ", ".join(f"{reason} {n}" for reason, n in sorted(refused.items())) or "none"
     out.print(f"{done.images} images: labelled pixels {done.drawn_share:.2%} -> {done.known_share:.1%}")
     out.print(f"pieces SAM outlined: {done.how.get('sam:ok', 0)}; refused: {words}")
-    out.print(escape(str(voc)), soft_wrap=True)
+    out.print(shown(str(voc)), soft_wrap=True)
     if train:
         _train(voc, out_dir / "checkpoints", config, seed)
 
@@ -89,7 +88,7 @@ def _train(voc: Path, checkpoints: Path, config: object, seed: int) -> None:
     if result.validation is not None:
         table = Table("class", "IoU", box=None, pad_edge=False)
         for name, iou in result.validation.iou_per_class.items():
-            table.add_row(escape(name), "absent" if iou != iou else f"{iou:.3f}")
+            table.add_row(shown(name), "absent" if iou != iou else f"{iou:.3f}")
         out.print(table)
         out.print(f"mIoU on split val [b]{result.validation.miou:.3f}[/b]")
-    out.print(escape(str(result.checkpoint)), soft_wrap=True)
+    out.print(shown(str(result.checkpoint)), soft_wrap=True)

@@ -154,9 +154,7 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     counts = deps.ledger.tallies()
     lacking = {c: deps.config.per_class - counts.get(c, {}).get("accepted", 0) for c in deps.config.classes}
     with suppress(_Enough):
-        deps.image_agent.draw(
-            prompts, state.get("round", 0), limit=left, lacking=lacking, on_batch=on_batch
-        )
+        deps.image_agent.draw(prompts, state.get("round", 0), limit=left, lacking=lacking, on_batch=on_batch)
     deps.ledger.log("drawn", images=done, seconds=time.monotonic() - started)
     return {}
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -87,6 +88,15 @@ def read_index_map(path: Path) -> NDArray[np.uint8]:
         return np.asarray(picture)
 
 
+def _plain(name: str) -> str:
+    """The id, if it can be nothing but a file name: a ledger may come from somebody else."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+        raise SegsmithError(
+            f"The ledger names a picture {name!r}, which is no id.", "Do not use this run folder."
+        )
+    return name
+
+
 class RunFolder:
     """Paths of one run. Nothing here deletes anything."""
 
@@ -120,11 +130,11 @@ class RunFolder:
 
     def image(self, image_id: str) -> Path:
         """Where the PNG of an image lies."""
-        return self.images / f"{image_id}.png"
+        return self.images / f"{_plain(image_id)}.png"
 
     def mask(self, image_id: str) -> Path:
         """Where the palette PNG of an image's mask lies."""
-        return self.masks / f"{image_id}.png"
+        return self.masks / f"{_plain(image_id)}.png"
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -1,0 +1,308 @@
+"""Kill a build at random moments over its whole length, let the same command go on, and compare.
+
+    python -m benchmarks.kill_anywhere --kills 60 --seed 0 --out kills.json
+
+The processes are forked from one that has imported the heavy libraries, so a killed build costs seconds. The
+language model is scripted (its answer follows from its question) unless ``--llama`` asks for the real server;
+its answers vary from run to run, so then only what the ledger had promised before the kill is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+TABLES = {
+    "prompts": "*",
+    "images": "*",
+    "evidence": "*",
+    "verdicts": "*",
+    "labels": "*",
+    "masks": "*",
+}
+FILES = ("images", "masks", "dataset", "evaluation", "checkpoints/segmenter.safetensors")
+FORK = multiprocessing.get_context("fork")
+
+
+def small_config(**changes: Any) -> Any:
+    """Two classes, a few tiny pictures, every stage of the line."""
+    from segsmith.config import load_config
+
+    flags: dict[str, Any] = {
+        "classes": ("cat", "dog"),
+        "per_class": 4,
+        "images": {"size": 64, "batch_size": 4},
+        "labeler": {"epochs": 1, "folds": 2},
+        "trainer": {"epochs": 3, "batch_size": 4},
+        "evaluation": {"images": 6},
+        "llm": {"concurrency": 1},
+        **changes,
+    }
+    return load_config(flags=flags)
+
+
+class ScriptedChat:
+    """A `ChatModel` whose answer follows from question and seed: it takes one of each offered choice."""
+
+    name = "scripted"
+    concurrency = 1
+
+    def __init__(self, tell: Any) -> None:
+        from segsmith.tools.llm import Usage
+
+        self.usage = Usage()
+        self._tell = tell
+
+    def ask(self, system: str, user: str, schema: Any, *, seed: int) -> Any:
+        self._tell("ask", hashlib.sha256(f"{user}{seed}".encode()).hexdigest()[:12])
+        rng = random.Random(seed)
+        fields = schema.model_json_schema()["properties"]
+        chosen = {
+            name: rng.choice(field["enum"]) if "enum" in field else field["const"]
+            for name, field in fields.items()
+        }
+        return schema.model_validate(chosen)
+
+
+class CountingBackend:
+    """Passes everything on to the simulator and writes down what was drawn."""
+
+    def __init__(self, inner: Any, tell: Any) -> None:
+        self._inner = inner
+        self._tell = tell
+        self.name = inner.name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def draw(self, requests: Any) -> Any:
+        images = self._inner.draw(requests)
+        for request in requests:
+            self._tell("draw", f"{request.seed}")
+        return images
+
+
+def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:
+    """One sitting of a build; what it does goes to `journal`, a line each."""
+    from segsmith.graph import run as run_module
+    from segsmith.graph.deps import Deps
+
+    handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def tell(kind: str, what: str) -> None:
+        os.write(handle, f"{kind} {what}\n".encode())
+
+    def deps_of(config: Any, run: Any) -> Any:
+        deps = Deps(config, run)
+        if not llama:
+            deps.use(chat=ScriptedChat(tell))
+        return deps.use(backend=CountingBackend(deps.backend, tell))
+
+    run_module.Deps = deps_of  # type: ignore[assignment,misc]
+    tell("start", str(os.getpid()))
+    for event in run_module.build_run(config, out, "kill_anywhere"):
+        if event["kind"] == "epoch":
+            tell("epoch", str(event["epoch"]))
+    tell("end", "")
+
+
+def _child(config: Any, out: Path, journal: Path, llama: bool) -> None:
+    quiet = os.open(journal.with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    # SIGKILL loses no page that was written, only a power cut does; and this waits for all disks of the machine.
+    os.sync = lambda: None
+    build_once(config, out, journal, llama)
+
+
+def sitting(config: Any, out: Path, journal: Path, *, kill_after: float | None, llama: bool = False) -> bool:
+    """Run a sitting, killing it after so many seconds; True when it came to its end."""
+    process = FORK.Process(target=_child, args=(config, out, journal, llama))
+    process.start()
+    process.join(kill_after)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        process.join()
+        return False
+    if process.exitcode:
+        raise RuntimeError(f"the build failed: {journal.with_suffix('.err').read_text()[-2000:]}")
+    return True
+
+
+def fingerprint(out: Path) -> dict[str, str]:
+    """What a finished run holds: table -> hash of its rows, file -> hash of its bytes, and the loss curve."""
+    found: dict[str, str] = {}
+    db = sqlite3.connect(out / "ledger.db")
+    for table, columns in TABLES.items():
+        key = {"prompts": "id", "images": "id"}.get(table, "image_id")
+        rows = db.execute(f"SELECT {columns} FROM {table} ORDER BY {key}").fetchall()
+        found[f"table {table}"] = _sha(repr(rows).encode())
+    epochs = [
+        json.loads(d) for (d,) in db.execute("SELECT detail FROM events WHERE kind='epoch' ORDER BY id")
+    ]
+    db.close()
+    found["loss curve"] = repr(sorted({e["epoch"]: e["loss"] for e in epochs}.items()))
+    for name in FILES:
+        paths = [out / name] if (out / name).is_file() else sorted((out / name).rglob("*"))
+        found |= {str(p.relative_to(out)): _sha(p.read_bytes()) for p in paths if p.is_file()}
+    return found
+
+
+def leftovers(out: Path) -> list[str]:
+    """Half-written files, and files of pictures or masks that no row names."""
+    db = sqlite3.connect(out / "ledger.db")
+    known = {f"images/{i}.png" for (i,) in db.execute("SELECT id FROM images")}
+    known |= {f"masks/{i}.png" for (i,) in db.execute("SELECT image_id FROM masks")}
+    db.close()
+    strange = [p for p in out.rglob("*") if ".part" in p.name or p.name.endswith(".old")]
+    files = [p for room in ("images", "masks") for p in (out / room).iterdir()]
+    strange += [p for p in files if str(p.relative_to(out)) not in known]
+    return sorted({str(p.relative_to(out)) for p in strange})
+
+
+def memory_matches(out: Path) -> bool:
+    """Does the prompt memory hold exactly the admitted prompts?"""
+    code = FORK.Process(target=_memory_child, args=(out,))
+    code.start()
+    code.join()
+    return code.exitcode == 0
+
+
+def _memory_child(out: Path) -> None:
+    import chromadb
+    from chromadb.config import Settings
+
+    client = chromadb.PersistentClient(str(out / "memory"), Settings(anonymized_telemetry=False))
+    held = sorted(i for c in client.list_collections() for i in c.get(include=[])["ids"])
+    db = sqlite3.connect(out / "ledger.db")
+    admitted = sorted(i for (i,) in db.execute("SELECT id FROM prompts WHERE status='admitted'"))
+    sys.exit(held != admitted)
+
+
+def promised(out: Path) -> dict[str, str]:
+    """Rows of pictures that the ledger names right after a kill, with the bytes that lie there."""
+    if not (out / "ledger.db").exists():
+        return {}
+    db = sqlite3.connect(out / "ledger.db")
+    try:
+        rows = db.execute("SELECT id, sha256 FROM images").fetchall()
+    except sqlite3.OperationalError:  # killed before the tables were there
+        rows = []
+    db.close()
+    whole = {i: sha for i, sha in rows if _sha((out / "images" / f"{i}.png").read_bytes()) == sha}
+    assert len(whole) == len(rows), "the ledger names a picture that is not whole"
+    return whole
+
+
+def journal_of(path: Path) -> Counter[str]:
+    return Counter(line.split()[0] for line in path.read_text().splitlines())
+
+
+def repeats(path: Path) -> dict[str, int]:
+    """Kind of work -> how often something that had been done was done again."""
+    counts = Counter(path.read_text().splitlines())
+    again: Counter[str] = Counter()
+    for line, n in counts.items():
+        again[line.split()[0]] += n - 1
+    return {kind: again[kind] for kind in ("ask", "draw", "epoch")}
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def preload() -> None:
+    """Import what every sitting needs, once; no threads may be started here, for the children are forked."""
+    import torch
+
+    import segsmith.exports.voc
+    import segsmith.graph.build
+    import segsmith.report.build
+    import segsmith.segmentation.trainer
+    import segsmith.tools.clip
+    import segsmith.tools.llm
+    import segsmith.tools.sam
+    import segsmith.tools.simulator
+    import segsmith.tools.vit  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def kill_anywhere(
+    folder: Path, kills: int, seed: int, *, llama: bool = False, say: Any = lambda line: None
+) -> dict[str, Any]:
+    """Build once without a stop, then `kills` times with one; returns the figures."""
+    preload()
+    os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
+    config = small_config()
+    began = time.monotonic()
+    sitting(config, folder / "whole", folder / "whole.txt", kill_after=None, llama=llama)
+    length = time.monotonic() - began
+    want = fingerprint(folder / "whole")
+    assert not leftovers(folder / "whole"), leftovers(folder / "whole")
+    rng = random.Random(seed)
+    moments = [length * (i + rng.random()) / kills for i in range(kills)]
+    figures: dict[str, Any] = {
+        "kills": kills, "seconds of the uninterrupted build": round(length, 1), "killed in time": 0,
+        "identical": 0, "half-written or unknown files": 0, "memory consistent": 0, "lost pictures": 0,
+        "again": Counter(), "most again": Counter(),
+        "work of the whole build": dict(journal_of(folder / "whole.txt")),
+        "different": [],
+    }  # fmt: skip
+    for number, moment in enumerate(moments):
+        out, journal = folder / f"run{number}", folder / f"run{number}.txt"
+        killed = not sitting(config, out, journal, kill_after=moment, llama=llama)
+        before = promised(out)
+        sitting(config, out, journal, kill_after=None, llama=llama)
+        got = fingerprint(out)
+        figures["killed in time"] += killed
+        different = sorted(k for k in {*want, *got} if want.get(k) != got.get(k))
+        figures["identical"] += not different
+        if different and not llama:
+            figures["different"].append({"moment": round(moment, 2), "what": different[:6]})
+        figures["half-written or unknown files"] += len(leftovers(out))
+        figures["memory consistent"] += memory_matches(out)
+        figures["lost pictures"] += sum(got.get(f"images/{i}.png") != sha for i, sha in before.items())
+        again = repeats(journal)
+        figures["again"].update(again)
+        for kind, n in again.items():
+            figures["most again"][kind] = max(figures["most again"][kind], n)
+        say(
+            f"{number + 1}/{kills} at {moment:.2f} s: {'identical' if not different else different[:4]}, {again}"
+        )
+        shutil.rmtree(out)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--llama", action="store_true", help="the real llama.cpp server writes the prompts")
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = kill_anywhere(
+            Path(folder), given.kills, given.seed, llama=given.llama, say=lambda line: print(line, flush=True)
+        )
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if given.out:
+        given.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

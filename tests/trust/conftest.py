@@ -1,0 +1,52 @@
+"""One small finished build that the tests of this folder copy and question."""
+
+import shutil
+import sys
+
+import pytest
+from trust_run import KEY, SMALL, scripted_deps
+
+from benchmarks import kill_anywhere as bench
+from segsmith import cli
+from segsmith.graph import run as run_module
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run, built with a key in the environment. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", KEY)
+        patch.setattr(run_module, "Deps", scripted_deps)
+        list(run_module.build_run(bench.small_config(**SMALL), out, "segsmith build"))
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run that a test may change."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """Build with the scripted language model; returns the last event."""
+    monkeypatch.setattr(run_module, "Deps", scripted_deps)
+    return lambda config, out: list(run_module.build_run(config, out, "segsmith build"))[-1]
+
+
+@pytest.fixture
+def segsmith(monkeypatch, capsys):
+    """Run the command; returns (exit code, stdout, stderr)."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["segsmith", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command

@@ -1,0 +1,136 @@
+"""Full disks, read-only folders and memory that ran out: one line, and the same command goes on afterwards."""
+
+import errno
+import os
+import sqlite3
+import subprocess
+
+import pytest
+
+from benchmarks import kill_anywhere as bench
+from segsmith.errors import SegsmithError
+from segsmith.graph import run as run_module
+from segsmith.graph.deps import Deps
+from segsmith.graph.failures import explained, one_line
+from segsmith.memory.store import RunFolder
+from segsmith.tools.protocols import OutOfMemory
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Builds whose language model is scripted and whose backend is the test's."""
+    wrap = {"backend": lambda inner: inner}
+
+    def deps_of(config, run):
+        deps = Deps(config, run)
+        return deps.use(chat=bench.ScriptedChat(lambda *_: None), backend=wrap["backend"](deps.backend))
+
+    monkeypatch.setattr(run_module, "Deps", deps_of)
+    return wrap
+
+
+def build(out):
+    config = bench.small_config(trainer={"epochs": 1}, evaluation={"images": 0}, per_class=2)
+    return [event["kind"] for event in run_module.build_run(config, out)][-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/r/images/x.png"),
+            "/r/images/x.png may not be written",
+        ),
+        (sqlite3.OperationalError("database or disk is full"), "disk is full"),
+        (sqlite3.OperationalError("attempt to write a readonly database"), "may not be written"),
+        (MemoryError(), "Memory ran out"),
+        (OutOfMemory("CUDA out of memory"), "Memory ran out"),
+        (OSError(errno.EIO, "Input/output error", "/r/a"), "Input/output error"),
+    ],
+)
+def test_what_a_machine_does_is_one_line_with_the_remedy(tmp_path, error, words):
+    with pytest.raises(SegsmithError, match=words) as caught, one_line(tmp_path):
+        raise error
+    assert "same command again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fault_of_the_program_stays_visible(tmp_path):
+    assert explained(ValueError("a bug"), tmp_path) is None
+
+
+def test_a_backend_out_of_memory_ends_in_one_line_and_the_run_goes_on(tmp_path, scripted):
+    class Greedy:
+        def __init__(self, inner):
+            self.inner, self.name = inner, inner.name
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def draw(self, requests):
+            raise OutOfMemory("no memory for one image")
+
+    scripted["backend"] = Greedy
+    with pytest.raises(SegsmithError, match="Memory ran out"):
+        build(tmp_path / "run")
+    scripted["backend"] = lambda inner: inner
+    assert build(tmp_path / "run") == "end"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs of 3 MB; needs root and the right to mount."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(where)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small tmpfs cannot be mounted here (needs root)")
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=False)
+
+
+def test_a_full_disk_and_then_space(small_disk, scripted):
+    with pytest.raises(SegsmithError, match="disk is full"):
+        build(small_disk / "run")
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    assert build(small_disk / "run") == "end"
+    assert bench.leftovers(small_disk / "run") == []
+
+
+def test_a_folder_made_read_only_in_mid_run(small_disk, scripted):
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+
+    def then_read_only(inner):
+        draw = inner.draw
+
+        class Backend:
+            name = inner.name
+
+            def draw(self, requests):
+                images = draw(requests)
+                # A file system with a file open for writing cannot be made read-only, a bind mount of it can.
+                for part in ("images",):
+                    folder = str(small_disk / "run" / part)
+                    subprocess.run(["mount", "--bind", folder, folder], check=True)
+                    subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+                return images
+
+        return Backend()
+
+    scripted["backend"] = then_read_only
+    with pytest.raises(SegsmithError, match="may not be written to any more"):
+        build(small_disk / "run")
+    subprocess.run(["umount", str(small_disk / "run" / "images")], check=True)
+    scripted["backend"] = lambda inner: inner
+    assert build(small_disk / "run") == "end"
+
+
+def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    with run.held(), pytest.raises(SegsmithError) as caught, RunFolder(tmp_path / "run").held():
+        pass
+    assert f"process {os.getpid()} on {os.uname().nodename} since 20" in str(caught.value)

@@ -1,0 +1,31 @@
+"""docs/ledger.md says what the ledger is."""
+
+import re
+import sqlite3
+from pathlib import Path
+
+from segsmith.memory.ledger import SCHEMA, SCHEMA_VERSION, Ledger
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text("utf-8")
+
+
+def test_the_document_holds_the_real_schema(tmp_path):
+    written = re.search(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL).group(1)
+    assert written.strip() == SCHEMA.strip()
+    assert f"schema version {SCHEMA_VERSION}" in DOCUMENT
+    Ledger(tmp_path / "ledger.db").close()
+    db = sqlite3.connect(tmp_path / "ledger.db")
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+    tables -= {"sqlite_sequence"}
+    assert tables == set(re.findall(r"^\| `(\w+)` \|", DOCUMENT, re.MULTILINE))
+
+
+def test_a_ledger_of_the_schema_before_is_taken_over(tmp_path):
+    Ledger(tmp_path / "ledger.db").close()
+    with sqlite3.connect(tmp_path / "ledger.db") as db:
+        db.execute("DROP TABLE evidence")
+        db.execute("UPDATE meta SET value='2' WHERE key='schema_version'")
+    ledger = Ledger(tmp_path / "ledger.db")
+    assert ledger.get_meta("schema_version") == SCHEMA_VERSION
+    assert ledger.evidence() == {}
+    ledger.close()

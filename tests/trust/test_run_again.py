@@ -1,0 +1,113 @@
+"""Reading a run, judging it again, raising its caps, building it anew, and where its pictures come from."""
+
+import json
+
+from trust_run import KEY, SMALL, scripted_deps
+
+from benchmarks import kill_anywhere as bench
+from segsmith.config import merged_config
+from segsmith.graph.record import read_record
+from segsmith.memory.ledger import Ledger
+
+
+def test_the_funnel_narrows_and_adds_up(finished, segsmith):
+    code, text, _ = segsmith("ledger", finished, "--json", "--prompts")
+    assert code == 0
+    book = json.loads(text)
+    for name, counts in book["classes"].items():
+        steps = [counts[step] for step in ("drawn", "accepted", "labelled", "masked")]
+        assert steps == sorted(steps, reverse=True), name
+        assert counts["admitted"] <= counts["written"]
+    assert book["all"]["drawn"] - book["all"]["accepted"] == sum(book["image_rejects"].values())
+    assert sum(p["drawn"] for p in book["prompts"]) == book["all"]["drawn"]
+    code, text, _ = segsmith("ledger", finished, "--class", "cat")
+    assert code == 0
+    assert "dog" not in text
+    assert segsmith("ledger", finished, "--class", "yak")[0] == 2
+
+
+def test_the_same_settings_give_the_same_verdicts_without_any_model(finished, segsmith, monkeypatch):
+    from segsmith.tools.clip import OpenClipEncoder
+
+    monkeypatch.setattr(OpenClipEncoder, "load", lambda *_: 1 / 0)
+    code, text, _ = segsmith("rejudge", finished, "--calibrated", "--dry-run")
+    assert code == 0
+    assert "No verdict changes" in text
+
+
+def test_rejudging_shows_first_then_writes_and_the_build_goes_on_from_there(run, segsmith, build):
+    config = read_record(run / "run.toml").asked
+    before = bench.fingerprint(run)
+    code, text, _ = segsmith("rejudge", run, "--threshold", "cat=1.0", "--dry-run")
+    assert code == 0
+    assert "Nothing was written" in text
+    assert bench.fingerprint(run) == before
+    code, text, _ = segsmith("rejudge", run, "--threshold", "cat=1.0")
+    assert "made again" in text
+    assert read_record(run / "run.toml").config.judge.thresholds == {"cat": 1.0}
+    capped = merged_config(config, {"budget": {"max_images": 1}}, "test")  # judge again, but draw no more
+    end = build(capped, run)
+    assert end["kind"] == "end"
+    assert end["tallies"]["cat"]["accepted"] == 0
+    assert end["missing"] == {"cat": 3}
+    exported = (run / "dataset" / "provenance.jsonl").read_text().splitlines()
+    assert {json.loads(line)["class"] for line in exported} == {"dog"}
+    segsmith("rejudge", run, "--calibrated")
+    assert build(config, run)["tallies"]["cat"]["accepted"] == 3
+
+
+def test_a_cap_holds_on_resume_is_said_and_may_be_raised(tmp_path, build):
+    config = bench.small_config(**SMALL)
+    capped = merged_config(config, {"budget": {"max_images": 5}}, "test")
+    end = build(capped, tmp_path / "run")
+    assert end["drawn"] == 5
+    assert end["cap"] == "max_images = 5"
+    assert end["missing"]
+    again = build(capped, tmp_path / "run")
+    assert (again["kind"], again["drawn"]) == ("already_done", 5)
+    end = build(config, tmp_path / "run")
+    assert end["reason"] == "quota_met"
+    assert read_record(tmp_path / "run" / "run.toml").asked.budget.max_images is None
+
+
+def test_hours_and_dollars_stop_a_run_too(tmp_path, build):
+    config = bench.small_config(**SMALL)
+    (tmp_path / "run").mkdir()
+    end = build(merged_config(config, {"budget": {"max_hours": 1e-7}}, "test"), tmp_path / "run")
+    assert end["cap"].startswith("max_hours")
+    assert end["missing"]
+
+
+def test_run_toml_builds_the_same_dataset_again(finished, tmp_path, segsmith, monkeypatch):
+    from segsmith.graph import run as run_module
+
+    monkeypatch.setattr(run_module, "Deps", scripted_deps)
+    code, _, said = segsmith("build", "--from", finished / "run.toml", "--out", tmp_path / "again")
+    assert (code, said) == (0, "")
+    assert bench.fingerprint(tmp_path / "again") == bench.fingerprint(finished)
+
+
+def test_every_exported_picture_says_where_it_comes_from(finished):
+    ids = (finished / "dataset/voc/labels.csv").read_text().splitlines()[1:]
+    records = [json.loads(line) for line in (finished / "dataset/provenance.jsonl").read_text().splitlines()]
+    assert {r["image_id"] for r in records} == {line.split(",")[0] for line in ids}
+    for record in records:
+        assert record["prompt"]["text"]
+        assert record["seed"] >= 0
+        assert record["image_model"]["id"]
+        assert record["image_model"]["revision"]
+        assert record["image_model"]["licence"]
+        assert record["verdict"]["scores"]["probability"] >= 0
+        assert record["versions"]["segsmith"]
+
+
+def test_the_key_is_nowhere(finished):
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_a_ledger_can_be_read_while_nobody_builds(finished):
+    ledger = Ledger(finished / "ledger.db")
+    assert len(ledger.evidence()) == len(ledger.images())
+    ledger.close()
