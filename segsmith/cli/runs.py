@@ -15,14 +15,26 @@ from segsmith.cli.console import app, err, out, quiet_libraries, shown
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="a segmenter.safetensors of a run, or its folder")],
-    dataset: Annotated[Path, typer.Option(help="a dataset in PASCAL VOC's layout")],
-    split: Annotated[str, typer.Option(help="a file of ImageSets/Segmentation")] = "val",
+    dataset: Annotated[Path, typer.Option(help="VOC, COCO, Ultralytics, CVAT or Hugging Face folder")],
+    split: Annotated[str, typer.Option(help="which of its splits")] = "val",
 ) -> None:
-    """Intersection over union of a trained segmenter on a labelled dataset, class by class."""
-    quiet_libraries()
-    from segsmith.segmentation.trainer import evaluate as evaluate_checkpoint
+    """Intersection over union of a trained segmenter on a labelled dataset, class by class.
 
-    score = evaluate_checkpoint(checkpoint, dataset, split)
+    Classes are matched by name; what the segmenter does not know is background.
+    """
+    quiet_libraries()
+    from segsmith.exports.imports import ImportedSplit
+    from segsmith.segmentation.inference import evaluate_on
+
+    def open_split(classes: tuple[str, ...]) -> ImportedSplit:
+        data = ImportedSplit(dataset, split, classes)
+        for problem in data.source.skipped:
+            err.print(f"[yellow]skipped[/yellow] {shown(problem)}", soft_wrap=True)
+        if data.ignored_classes:
+            out.print(f"counted as background: {shown(', '.join(data.ignored_classes))}", soft_wrap=True)
+        return data
+
+    score = evaluate_on(checkpoint, open_split)
     table = Table(box=None, pad_edge=False)
     table.add_column("class")
     table.add_column("IoU", justify="right")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,23 +33,50 @@ def predict(model: nn.Module, images: NDArray[np.uint8] | Sequence[NDArray[np.ui
     return torch.cat(batches).numpy() if batches else np.zeros((0, 0, 0), np.uint8)
 
 
+class LabelledImages(Protocol):
+    """What `evaluate_on` reads: a `VocFolder`, or a split of any other dataset."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of index 1 and up."""
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of every image."""
+
+    def __len__(self) -> int: ...
+
+    def raw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """(H, W, 3) uint8 image and (H, W) uint8 label map."""
+
+
 def evaluate(checkpoint: Path, dataset_root: Path, split: str = "test") -> SegmentationScore:
-    """Score a checkpoint on one split, at the size of each label.
+    """Score a checkpoint on one split in VOC's layout, at the size of each label.
 
     Raises `SegsmithError` when checkpoint and dataset do not have the same classes in the same order.
     """
+    return evaluate_on(checkpoint, lambda _: VocFolder(dataset_root, split))
+
+
+def evaluate_on(
+    checkpoint: Path, open_data: Callable[[tuple[str, ...]], LabelledImages]
+) -> SegmentationScore:
+    """Score a checkpoint on what `open_data` gives for the checkpoint's classes.
+
+    Raises `SegsmithError` when the data has not those classes in that order.
+    """
     model, meta = load_segmenter(checkpoint)
-    data = VocFolder(dataset_root, split)
+    data = open_data(meta.classes)
     if meta.classes != data.classes:
         raise SegsmithError(
-            f"The checkpoint knows the classes {', '.join(meta.classes)}; the dataset {dataset_root} has "
+            f"The checkpoint knows the classes {', '.join(meta.classes)}; the dataset has "
             f"{', '.join(data.classes)}.",
             "Evaluate on a dataset with the same classes in the same order.",
         )
     return score_pairs(predicted_pairs(model.to(Accelerator().device), data), data.classes)
 
 
-def predicted_pairs(model: nn.Module, data: VocFolder) -> Iterator[tuple[Tensor, Tensor]]:
+def predicted_pairs(model: nn.Module, data: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
     """(prediction, truth) label maps in batches of one size, in the order of the split."""
     start = 0
     while start < len(data):

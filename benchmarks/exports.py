@@ -1,0 +1,83 @@
+"""What an export costs beside a plain copy of the same bytes, and how many planted defects validate finds.
+
+`python -m benchmarks.exports --images 2000` makes a run, writes and reads it in every format, and prints a
+table. The copy is of the export's own files, in the same minute, with `shutil.copytree` and a sync.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.made_up_run import make_run
+from benchmarks.planted_defects import DEFECTS, spoiled
+from segsmith.exports.collection import Collection, collect
+from segsmith.exports.export import export_dataset
+from segsmith.exports.formats import EXPORTS
+from segsmith.exports.validate import validate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=128)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="segsmith-exports-") as name:
+        folder = Path(name)
+        throughput(folder, given.images, given.size)
+        defects(folder)
+
+
+def throughput(folder: Path, images: int, size: int) -> None:
+    run, ledger, config = make_run(folder / "run", images, size)
+    data = Collection(run, config.classes, collect(run, ledger, config), "")
+    print(
+        f"{images} images of {size} px\n\nformat      files    MB  export s   copy s  ratio  img/s  validate s"
+    )
+    for form in EXPORTS:
+        export_seconds = timed(lambda form=form: export_dataset(run, ledger, config, form))
+        out = run.dataset / form
+        copy_seconds = timed(lambda out=out: (shutil.copytree(out, folder / "copy"), os.sync()))
+        files = [p for p in out.rglob("*") if p.is_file()]
+        megabytes = sum(p.stat().st_size for p in files) / 1e6
+        found = []
+        check_seconds = timed(lambda out=out, found=found: found.append(validate(out, data)))
+        alarms = len(found[0].problems)
+        print(
+            f"{form:10} {len(files):6} {megabytes:5.0f} {export_seconds:9.1f} {copy_seconds:8.2f} "
+            f"{export_seconds / copy_seconds:6.1f} {images / export_seconds:6.0f} {check_seconds:9.1f}"
+            + (f"  {alarms} false alarms" if alarms else "")
+        )
+        shutil.rmtree(folder / "copy")
+    ledger.close()
+
+
+def defects(folder: Path) -> None:
+    run, ledger, config = make_run(folder / "small", 40, 64)
+    data = Collection(run, config.classes, collect(run, ledger, config), "")
+    clean = {form: export_dataset(run, ledger, config, form).folder for form in EXPORTS}
+    alarms = sum(len(validate(path, data).problems) for path in clean.values())
+    missed = []
+    for one in DEFECTS:
+        found = validate(spoiled(clean[one.form], folder, one), data if one.with_run else None)
+        if one.kind not in {p.kind for p in found.problems}:
+            missed.append(one.name)
+    print(
+        f"\nplanted defects found: {len(DEFECTS) - len(missed)} of {len(DEFECTS)}; missed: {missed or 'none'}"
+    )
+    print(f"alarms on six clean exports: {alarms}")
+    ledger.close()
+
+
+def timed(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
