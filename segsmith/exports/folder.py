@@ -69,6 +69,8 @@ def replace_folder(out: Path, digest: str, write: Callable[[Sink], None]) -> boo
         raise SegsmithError(
             f"The export to {out} failed: {error.strerror or error}.", "Make room, or name another --out."
         ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return True
 
 
