@@ -6,6 +6,7 @@ latents a scheduler's step implies, and the places where a batch's state lies wh
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ def watched(scheduler: Any, watch: StepWatch) -> Iterator[None]:
     """
     inner = scheduler.step
 
+    @functools.wraps(inner)  # pipelines read its signature to learn whether it takes their generators
     def step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **more: Any) -> Any:
         if watch.wants_clean():
             watch.clean = clean_latents(scheduler, model_output, timestep, sample)

@@ -1,6 +1,7 @@
 """The image agent: the same pictures every time, saved before the row, batches that shrink when memory ends."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from segsmith.agents.image import ImageAgent
 from segsmith.config import ImagesConfig
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger, PromptRow
-from segsmith.memory.store import RunFolder, read_image
-from segsmith.tools.protocols import Drawn, OutOfMemory, unwatched
+from segsmith.memory.store import RunFolder, png_bytes, read_image
+from segsmith.tools.protocols import Cancelled, Drawn, OutOfMemory, unwatched
 
 
 class Backend:
@@ -43,11 +44,10 @@ def place(tmp_path):
     ledger.close()
 
 
-def agent(place, backend, **settings):
+def agent(place, backend, *, max_usd=None, look=None, stopped=lambda: False, **settings):
     run, ledger = place
-    return ImageAgent(
-        backend, ledger, run, ImagesConfig(**{"per_prompt": 4, "batch_size": 8, **settings}), seed=0
-    )
+    config = ImagesConfig(**{"per_prompt": 4, "batch_size": 8, **settings})
+    return ImageAgent(backend, ledger, run, config, 0, max_usd=max_usd, look=look, stopped=stopped)
 
 
 def test_waiting_prompts_are_the_admitted_ones_with_pictures_missing(place):
@@ -104,3 +104,124 @@ def test_the_limit_holds(place):
     backend = Backend()
     assert len(agent(place, backend).draw(place[1].prompts("admitted"), 0, limit=5)) == 5
     assert sum(map(len, backend.batches)) == 5
+
+
+def test_what_a_crash_left_is_taken_over_and_not_drawn_again(place):
+    run, ledger = place
+
+    class Dies(Backend):
+        def draw(self, requests, gate=None, on_step=unwatched):
+            for drawn in super().draw(requests):
+                if drawn.index == 3:
+                    raise KeyboardInterrupt
+                yield drawn
+
+    prompts = ledger.prompts("admitted")
+    with pytest.raises(KeyboardInterrupt):
+        agent(place, Dies()).draw(prompts, 0)
+    assert len(ledger.images()) == 3
+    orphan = agent(place, Backend())._tasks(prompts[1])[0]
+    run.image(orphan.id).write_bytes(png_bytes(np.zeros((8, 8, 3), np.uint8)))  # its row never came
+    backend = Backend()
+    assert len(agent(place, backend).draw(prompts, 0)) == 5
+    assert sum(map(len, backend.batches)) == 4
+    assert orphan.id in {row.id for row in ledger.images()}
+
+
+def test_rows_follow_the_requests_whatever_came_first(place):
+    class Shuffled(Backend):
+        def draw(self, requests, gate=None, on_step=unwatched):
+            yield from reversed(list(super().draw(requests)))
+
+    ids = agent(place, Shuffled()).draw(place[1].prompts("admitted"), 0)
+    assert [row.id for row in place[1].images()] == ids
+    assert [row.seed % 1000 for row in place[1].images()] == [0, 1, 2, 3] * 2
+
+
+def test_a_batch_that_fitted_is_remembered_by_the_next_sitting(place):
+    agent(place, Backend(room=3)).draw([place[1].prompt("p1")], 0)
+    backend = Backend(room=3)
+    agent(place, backend).draw([place[1].prompt("p2")], 0)
+    assert [len(b) for b in backend.batches] == [2, 2]
+
+
+class Veto(Backend):
+    """Refuses every second request."""
+
+    def draw(self, requests, gate=None, on_step=unwatched):
+        for drawn in super().draw(requests):
+            yield Drawn(drawn.index, None, "refused", "not nice") if drawn.index % 2 else drawn
+
+
+def test_refused_pictures_are_counted_and_never_asked_for_again(place):
+    ledger, prompts = place[1], place[1].prompts("admitted")
+    assert len(agent(place, Veto()).draw(prompts, 0)) == 4
+    assert [(row.reason, row.detail) for row in ledger.undrawn()] == [("refused", "not nice")] * 4
+    assert agent(place, Veto()).waiting() == {}
+    backend = Backend()
+    assert agent(place, backend).draw(prompts, 1) == []
+    assert backend.batches == []
+
+
+class Priced(Backend):
+    usd_per_image = 0.04
+
+    def draw(self, requests, gate=None, on_step=unwatched):
+        for drawn in super().draw(requests):
+            yield replace(drawn, usd=0.04)
+
+
+def test_drawing_stops_before_the_budget_is_overdrawn(place):
+    ledger, prompts = place[1], place[1].prompts("admitted")
+    it = agent(place, Priced(), batch_size=2, max_usd=0.21)
+    assert len(it.draw(prompts, 0)) == 5
+    assert ledger.usage()["images"].usd == pytest.approx(0.2)
+    assert ledger.usage()["images"].images == 5
+    assert it.affordable() == 0
+    again = Priced()
+    assert agent(place, again, max_usd=0.21).draw(prompts, 0) == []  # over a resume, too
+    assert again.batches == []
+    assert len(ledger.events("budget_spent")) == 2
+
+
+class Previewing(Backend):
+    """Shows the gate each batch as it will be."""
+
+    def draw(self, requests, gate=None, on_step=unwatched):
+        drawn = list(super().draw(requests))
+        reasons = gate([d.index for d in drawn], [d.image for d in drawn]) if gate else [None] * len(drawn)
+        for d, reason in zip(drawn, reasons, strict=True):
+            yield Drawn(d.index, None, reason) if reason else d
+
+
+def looks(values):
+    """A judge's look that gives these probabilities in turn, with a threshold of one half."""
+    left = iter(values)
+    return lambda prompts, previews: [(next(left), 0.5) for _ in prompts]
+
+
+def test_hopeless_pictures_are_given_up_for_good(place):
+    ledger, prompts = place[1], place[1].prompts("admitted")
+    it = agent(place, Previewing(), look=looks([0.9, 0.05] * 4))
+    assert len(it.draw(prompts, 0)) == 4
+    assert [row.reason for row in ledger.undrawn()] == ["filtered"] * 4
+    assert it.waiting() == {}
+
+
+def test_a_class_that_has_enough_stops_and_its_pictures_wait(place):
+    ledger, prompts = place[1], place[1].prompts("admitted")
+    backend = Previewing()
+    it = agent(place, backend, look=looks([0.9] * 8), batch_size=4)
+    assert len(it.draw(prompts, 0, lacking={"cat": 2})) == 3  # 1.5 times what is lacking
+    assert len(backend.batches) == 1  # the second batch is not begun
+    assert ledger.undrawn() == []
+    assert it.waiting() == {"cat": ["p1", "p2"]}
+    assert [d["images"] for _, _, d in ledger.events("stopped")] == [1]
+
+
+def test_a_stopped_run_keeps_what_is_drawn(place):
+    stop = []
+    it = agent(place, Backend(), batch_size=2, stopped=lambda: len(stop) > 2 or bool(stop.append(1)))
+    with pytest.raises(Cancelled):
+        it.draw(place[1].prompts("admitted"), 0)
+    assert 2 <= len(place[1].images()) <= 4

@@ -1,0 +1,150 @@
+"""A pipeline that is not whole, not there or too large is said in one line; memory decides where parts lie."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from segsmith.config import ImagesConfig
+from segsmith.errors import SegsmithError
+from segsmith.tools.diffusion import (
+    DiffusionBackend,
+    check_diffusion,
+    choose_dtype,
+    choose_offload,
+    is_out_of_memory,
+    to_uint8,
+)
+from segsmith.tools.protocols import ImageRequest, OutOfMemory
+from tests import tiny_pipelines
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tiny_pipelines.save("sd", tmp_path_factory.mktemp("p") / "sd")
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "sd")
+
+
+def config(model, **settings):
+    return ImagesConfig(**{"backend": "diffusion", "model": str(model), "size": 64, "steps": 2, **settings})
+
+
+def test_a_whole_pipeline_passes(folder):
+    check_diffusion(config(folder))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: cut(next(f.glob("unet/*.safetensors"))), "cannot be read"),
+        (lambda f: (f / "model_index.json").unlink(), "holds no model_index.json"),
+        (lambda f: (f / "model_index.json").write_text("{"), "is no pipeline index"),
+        (lambda f: shutil.rmtree(f / "vae"), "lacks its part 'vae'"),
+        (lambda f: [p.rename(p.with_suffix(".bin")) for p in f.glob("*/*.safetensors")], "no safetensors"),
+    ],
+)
+def test_a_damaged_pipeline_is_found_before_the_run(folder, damage, says):
+    damage(folder)
+    with pytest.raises(SegsmithError, match=says) as caught:
+        check_diffusion(config(folder))
+    assert caught.value.remedy
+
+
+def test_a_folder_that_lacks_weights_of_one_part_is_found_when_it_is_loaded(folder):
+    next(folder.glob("unet/*.safetensors")).unlink()
+    with pytest.raises(SegsmithError, match="cannot be loaded"):
+        list(DiffusionBackend(config(folder)).draw([ImageRequest("a cat", 1)]))
+
+
+def test_no_such_folder():
+    with pytest.raises(SegsmithError, match="is no folder and no hub id"):
+        check_diffusion(config("./nowhere"))
+    with pytest.raises(SegsmithError, match="No image model"):
+        check_diffusion(ImagesConfig(backend="diffusion"))
+
+
+def test_offline_fetches_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SegsmithError, match="not on this machine, and offline fetches nothing"):
+        check_diffusion(config("nobody/no-such-model"), offline=True)
+
+
+def test_a_hub_that_does_not_answer(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(SegsmithError, match="could not be fetched from the hub"):
+        check_diffusion(config("nobody/no-such-model"))
+
+
+def test_the_filter_is_refused_for_pipelines_whose_batches_cannot_shrink(tmp_path):
+    flux = tiny_pipelines.save("flux", tmp_path / "flux")
+    with pytest.raises(SegsmithError, match="filter cannot take pictures out"):
+        check_diffusion(config(flux, filter={"enabled": True}))
+
+
+def test_settings_that_change_pictures_change_the_name(folder):
+    names = {
+        DiffusionBackend(config(folder, **s)).name
+        for s in ({}, {"steps": 3}, {"guidance": 1.0}, {"negative_prompt": "blur"}, {"revision": "x"})
+    }
+    assert len(names) == 5
+    assert len({DiffusionBackend(config(folder, compile=c)).name for c in (True, False)}) == 1
+
+
+def test_other_unet_weights_are_drawn_with(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(next(folder.glob("unet/*.safetensors")))
+    save_file({k: v + 0.05 for k, v in weights.items()}, tmp_path / "other.safetensors")
+    request = [ImageRequest("a cat", 1)]
+    (plain,) = DiffusionBackend(config(folder)).draw(request)
+    (other,) = DiffusionBackend(config(folder, unet=str(tmp_path / "other.safetensors"))).draw(request)
+    assert not np.array_equal(plain.image, other.image)
+
+
+def test_out_of_memory_is_said_in_our_own_words(folder, monkeypatch):
+    it = DiffusionBackend(config(folder))
+    unet = it._open().unet
+    monkeypatch.setattr(
+        unet, "forward", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+    )
+    with pytest.raises(OutOfMemory):
+        list(it.draw([ImageRequest("a cat", 1)]))
+    monkeypatch.undo()
+    assert next(iter(it.draw([ImageRequest("a cat", 1)]))).image is not None
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [(None, "none"), (16 * GIB, "none"), (8 * GIB, "model"), (2 * GIB, "sequential")],
+)
+def test_free_memory_decides_where_parts_lie(free, expected):
+    assert choose_offload([5 * GIB, 2 * GIB, GIB // 2], free) == expected
+
+
+def test_formats_by_device():
+    assert choose_dtype("cpu", "auto") is torch.float32
+    assert choose_dtype("mps", "auto") is torch.float16
+    assert choose_dtype("cpu", "bfloat16") is torch.bfloat16
+
+
+def test_pictures_that_are_no_numbers_are_black():
+    assert to_uint8(np.full((2, 2, 3), np.nan)).max() == 0
+    assert to_uint8(np.array([[[2.0, 0.5, -1.0]]])).tolist() == [[[255, 128, 0]]]
