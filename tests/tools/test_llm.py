@@ -11,12 +11,12 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from segsmith.config import LLMConfig
+from segsmith.config import LLMConfig, parse_config
 from segsmith.errors import SegsmithError
 from segsmith.tools import llamacpp
 from segsmith.tools.endpoint import Endpoint, RemoteServer
 from segsmith.tools.llamacpp import gguf_path
-from segsmith.tools.llm import OpenAIChat, open_chat
+from segsmith.tools.llm import BudgetSpent, OpenAIChat, check_llm, open_chat
 from segsmith.tools.protocols import BadReply, ChatModel
 from segsmith.tools.replies import json_objects, parse_reply
 
@@ -308,3 +308,67 @@ def test_the_real_model_answers_in_the_schema_and_is_quiet(smollm2, capfd):
     assert usage["calls"] == 3 + usage["retries"]
     assert usage["completion_tokens"] > 3
     assert capfd.readouterr() == ("", "")
+
+
+# -- what is said before anything starts -----------------------------------------------------------
+
+
+def test_a_missing_vllm_names_the_command():
+    with pytest.raises(SegsmithError, match="no-such-vllm") as caught:
+        check_llm(LLMConfig(server="vllm", vllm_command="no-such-vllm"))
+    assert "pip install" in caught.value.remedy
+
+
+def test_a_vllm_that_cannot_start_is_one_line_with_its_last_words(tmp_path):
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\necho 'ValueError: no such model' >&2\nexit 3\n")
+    program.chmod(0o755)
+    config = LLMConfig(server="vllm", vllm_command=str(program), model="m")
+    with open_chat(config) as chat, pytest.raises(SegsmithError, match="no such model") as caught:
+        ask(chat)
+    assert "llm.model" in caught.value.remedy
+
+
+def test_a_server_that_is_never_ready_is_given_up(tmp_path):
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    config = LLMConfig(server="vllm", vllm_command=str(program), model="m", start_timeout_s=0.5)
+    with open_chat(config) as chat, pytest.raises(SegsmithError, match="not ready"):
+        ask(chat)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:hunter2@host/v1", "https://host/v1?api-key=hunter2", "host:80/v1", "ftp://h/v1"]
+)
+def test_a_url_that_holds_a_secret_or_is_none_is_refused_without_showing_it(url):
+    with pytest.raises(SegsmithError, match="base_url") as caught:
+        parse_config({"llm": {"server": "openai", "base_url": url}}, "test")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["--trust-remote-code", "--host=0.0.0.0", "--api-key"])
+def test_flags_that_would_open_the_server_are_refused(flag):
+    with pytest.raises(SegsmithError, match="vllm_flags"):
+        parse_config({"llm": {"vllm_flags": [flag]}}, "test")
+
+
+def test_nothing_is_asked_once_the_money_is_spent(server):
+    config = LLMConfig(server="openai", base_url=server.url, usd_per_million_in=1e5, timeout_s=10)
+    spent = []
+    with open_chat(config, note=spent.append, usd_left=lambda: 1.5 - sum(s.usd for s in spent)) as chat:
+        ask(chat)
+        ask(chat)
+        with pytest.raises(BudgetSpent):
+            ask(chat)
+    assert [s.usd for s in spent] == [1.0, 1.0]
+    assert len(server.requests) == 2
+
+
+def test_a_bad_reply_is_asked_again_with_what_was_wrong(server):
+    server.replies = [BAD["wrong type"], GOOD]
+    ask(chat_with(server.url))
+    *_, answer, complaint = server.requests[1]["messages"]
+    assert (answer["role"], answer["content"]) == ("assistant", BAD["wrong type"])
+    assert "count" in complaint["content"]
+    assert '"enum"' in complaint["content"]
