@@ -1,0 +1,98 @@
+"""What every `PatchClassifier` promises, asked of each tower a labeler can start from."""
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from segsmith.config import LabelerConfig
+from segsmith.errors import SegsmithError
+from segsmith.tools import vit
+from segsmith.tools.clip import OpenClipEncoder
+from segsmith.tools.protocols import PatchClassifier
+from segsmith.tools.vit import TimmPatchClassifier
+
+SETTINGS = LabelerConfig(folds=2, epochs=1, batch_size=4, top_k=2)
+NAME = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def timm_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("timm") / "vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model(NAME, num_classes=10).state_dict(), file)
+    return file
+
+
+@pytest.fixture(
+    scope="module", params=["mini CLIP's tower", "mini, bfloat16", "open_clip's ViT", "timm file"]
+)
+def classifier(request, timm_file):
+    if request.param == "timm file":
+        return TimmPatchClassifier.from_timm(f"{NAME}:{timm_file}", 2, SETTINGS, 0, device="cpu")
+    if request.param == "open_clip's ViT":
+        torch.manual_seed(0)
+        vision = {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
+        text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+        model = open_clip.CLIP(16, vision, text)
+        encoder = OpenClipEncoder(
+            model, open_clip.image_transform(64, False), open_clip.SimpleTokenizer(), name="x"
+        )
+        encoder.model.visual.preprocess_cfg = {"size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    else:
+        precision = "bfloat16" if "bfloat16" in request.param else "auto"
+        encoder = OpenClipEncoder.load("mini", device="cpu", precision=precision)
+    return TimmPatchClassifier.from_encoder(encoder, 2, SETTINGS, 0, class_names=("cat", "dog"))
+
+
+@pytest.fixture(scope="module")
+def asked():
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (70, 90, 3)).astype(np.uint8) for _ in range(6)]
+    return images, np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 0, 1]], list("aabbcc")
+
+
+def test_scores_are_probabilities_of_every_patch_and_picture(classifier, asked):
+    assert isinstance(classifier, PatchClassifier)
+    scores = classifier.out_of_fold(*asked)
+    assert scores.probabilities.shape == (6, 2)
+    assert scores.maps.shape[:2] == (6, 2)
+    assert scores.maps.shape[2] == scores.maps.shape[3] > 1
+    for values in (scores.maps, scores.probabilities):
+        assert values.dtype == np.float32
+        assert np.isfinite(values).all()
+        assert 0 <= values.min() <= values.max() <= 1
+
+
+def test_the_same_question_gets_the_same_answer(classifier, asked):
+    first, again = classifier.out_of_fold(*asked), classifier.out_of_fold(*asked)
+    np.testing.assert_array_equal(first.maps, again.maps)
+
+
+def test_features_that_do_not_fit_into_memory_give_the_same_scores(classifier, asked, monkeypatch):
+    before = classifier.out_of_fold(*asked)
+    monkeypatch.setattr(vit, "MAX_FEATURES_IN_MEMORY", 0)
+    np.testing.assert_array_equal(classifier.out_of_fold(*asked).maps, before.maps)
+
+
+def test_weights_of_the_file_are_the_ones_used(timm_file):
+    used = TimmPatchClassifier.from_timm(f"{NAME}:{timm_file}", 2, SETTINGS, 0, device="cpu")
+    torch.manual_seed(0)
+    original = timm.create_model(NAME, num_classes=10)
+    torch.testing.assert_close(used.trunk.state_dict()["blocks.3.attn.qkv.weight"],
+                               original.state_dict()["blocks.3.attn.qkv.weight"])  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other model"])
+def test_a_file_that_is_not_the_one_costs_one_line(timm_file, tmp_path, damage):
+    name, file = NAME, tmp_path / "w.safetensors"
+    if damage == "cut":
+        file.write_bytes(timm_file.read_bytes()[:100_000])
+    elif damage == "other model":
+        name, file = "vit_small_patch16_224", timm_file
+    with pytest.raises(SegsmithError) as error:
+        TimmPatchClassifier.from_timm(f"{name}:{file}", 2, SETTINGS, 0, device="cpu")
+    assert "\n" not in str(error.value)
+    assert "labeler.vit" in str(error.value)

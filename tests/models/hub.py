@@ -1,0 +1,94 @@
+"""A model hub and a file server in a few lines: they know ranges, cut connections and can lie about content."""
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, body):
+        server = self.server
+        path = unquote(urlsplit(self.path).path)
+        server.asked.append((self.command, path, self.headers.get("Range")))
+        if path.startswith("/api/models/"):
+            return self._info(path.removeprefix("/api/models/").split("/revision/")[0])
+        repository, _, rest = path[1:].partition("/resolve/")
+        content = server.repositories.get(repository, {}).get(rest.partition("/")[2])
+        if content is None:
+            content = server.files.get(path)
+        if content is None:
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
+        start = 0
+        if server.ranges and (asked := self.headers.get("Range")):
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        sent = server.lies.get(path, content)[start:]
+        self._send(206 if start else 200, sent if body else b"", headers, length=len(sent))
+
+    def _info(self, repository):
+        files = self.server.repositories.get(repository)
+        if files is None:
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        siblings = [
+            {
+                "rfilename": name,
+                "size": len(content),
+                "blobId": "0" * 40,
+                "lfs": {
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                    "size": len(content),
+                    "pointerSize": 1,
+                },
+            }
+            for name, content in files.items()
+        ]
+        info = {"id": repository, "sha": COMMIT, "siblings": siblings, "cardData": {"license": "mit"}}
+        return self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status, content, headers, length=None):
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        if self.server.cuts and len(content) > 1000:
+            self.server.cuts -= 1
+            content, self.close_connection = content[: len(content) // 2], True
+        self.wfile.write(content)
+
+
+@contextmanager
+def serving(files=None, repositories=None, *, cuts=0, ranges=True, lies=None):
+    """A server on a free port; `asked` lists (method, path, Range) of every request."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.repositories = files or {}, repositories or {}
+    server.cuts, server.ranges, server.lies, server.asked = cuts, ranges, lies or {}, []
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,143 @@
+"""`segsmith models` and `models pull` as a user runs them, against a small hub on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hub import COMMIT, serving
+
+WEIGHTS = bytes(range(256)) * 2000
+REPOSITORIES = {
+    "lab/tiny-clip": {"open_clip_config.json": b"{}", "open_clip_model.safetensors": WEIGHTS, "x.bin": b"no"},
+    "lab/tiny-diffusion": {
+        "model_index.json": b"{}",
+        "unet/config.json": b'{"unet": 1}',
+        "unet/diffusion_pytorch_model.safetensors": WEIGHTS,
+        "unet/diffusion_pytorch_model.fp16.safetensors": WEIGHTS[::-1],
+        "unet/diffusion_pytorch_model.bin": WEIGHTS,
+        "whole-model.safetensors": WEIGHTS,
+    },
+    "lab/pickles-only": {"pytorch_model.bin": WEIGHTS, "config.json": b"{}"},
+    # The hub's client goes on at whole chunks of 10 MB, so a cut shows in a file of more than twice that.
+    "lab/large-clip": {"open_clip_model.safetensors": WEIGHTS * 48},
+    "lab/gguf": {"small.q4.gguf": b"GGUF" + WEIGHTS},
+}
+DIFFUSION = ["--set", "images.backend=diffusion", "--set"]
+
+
+@pytest.fixture
+def segsmith(tmp_path):
+    """Run the command with its own caches; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments, hub="http://127.0.0.1:9"):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "SEGSMITH_"))}
+        environment |= {
+            "HF_ENDPOINT": hub,
+            "HF_HOME": str(tmp_path / "hf"),
+            "SEGSMITH_CACHE": str(tmp_path / "cache"),
+            "COLUMNS": "100",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        command = [sys.executable, "-m", "segsmith.cli", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=120
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def row_of(role, text):
+    """The words of a role's row in the printed table."""
+    table = text[text.index("licence") :]
+    return next(line for line in table.splitlines() if line.startswith(role)).split()
+
+
+def test_pull_survives_cut_connections_and_then_is_here_even_offline(segsmith, tmp_path):
+    clip = ["--preset", "sim", "--set", "judge.clip=hf-hub:lab/large-clip"]
+    code, text, _ = segsmith("models", *clip)
+    assert code == 0
+    assert row_of("judge", text)[-1] == "no"
+    with serving(repositories=REPOSITORIES, cuts=2) as hub:
+        code, text, complaint = segsmith("models", "pull", *clip, hub=hub.url)
+        assert code == 0, complaint
+        assert any(r for _, _, r in hub.asked)  # a cut was taken up, not begun again
+    code, text, _ = segsmith("models", *clip, "--offline")
+    assert code == 0
+    row = row_of("judge", text)
+    assert row[-1] == "yes"
+    assert "mit" in row
+    (record,) = (json.loads(p.read_text()) for p in (tmp_path / "cache" / "models").glob("hub-*.json"))
+    assert record["commit"] == COMMIT
+
+
+def test_of_a_pipeline_half_precision_alone_is_fetched_and_no_pickle(segsmith):
+    with serving(repositories=REPOSITORIES) as hub:
+        code, _, complaint = segsmith(
+            "models", "pull", "--preset", "sim", *DIFFUSION, "images.model=lab/tiny-diffusion", hub=hub.url
+        )
+        fetched = {path.partition("/resolve/")[2].partition("/")[2] for m, path, _ in hub.asked if m == "GET"}
+    assert code == 0, complaint
+    assert fetched - {""} == {
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+    }
+
+
+def test_a_gguf_of_the_hub(segsmith):
+    gguf = ["--preset", "sim", "--set", "llm.gguf=hf:lab/gguf/small.q4.gguf"]
+    with serving(repositories=REPOSITORIES) as hub:
+        code, text, complaint = segsmith("models", "pull", *gguf, hub=hub.url)
+    assert code == 0, complaint
+    assert row_of("llm", text)[-1] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("judge.clip=hf-hub:lab/nothing", "The hub has no model 'lab/nothing'"),
+        ("judge.clip=hf-hub:lab/pickles-only", "holds no"),
+        ("llm.gguf=hf:lab/gguf", "names no file"),
+        ("llm.gguf=hf:lab/gguf/other.gguf", "holds no"),
+    ],
+)
+def test_what_the_hub_does_not_have_costs_one_line(segsmith, setting, words):
+    with serving(repositories=REPOSITORIES) as hub:
+        code, _, complaint = segsmith("models", "pull", "--preset", "sim", "--set", setting, hub=hub.url)
+    assert code == 2
+    assert words in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_a_file_that_arrives_damaged_is_said_and_removed(segsmith):
+    path = f"/lab/tiny-clip/resolve/{COMMIT}/open_clip_model.safetensors"
+    clip = ["--preset", "sim", "--set", "judge.clip=hf-hub:lab/tiny-clip"]
+    with serving(repositories=REPOSITORIES, lies={path: b"?" + WEIGHTS[1:]}) as hub:
+        code, _, complaint = segsmith("models", "pull", *clip, hub=hub.url)
+        assert code == 2
+        assert "arrived damaged" in complaint
+        hub.lies.clear()
+        code, _, complaint = segsmith("models", "pull", *clip, hub=hub.url)
+    assert code == 0, complaint
+
+
+def test_offline_with_a_model_missing(segsmith):
+    code, _, complaint = segsmith("models", "pull", "--preset", "cpu", "--offline")
+    assert code == 2
+    assert "--offline fetches nothing" in complaint
+    assert complaint.count("\n") == 1
+    code, _, complaint = segsmith("models", "pull", "--preset", "hosted", "--offline")
+    assert code == 2
+    assert "--offline asks nobody" in complaint
+
+
+@pytest.mark.parametrize("preset", ["sim", "cpu", "gpu", "hosted"])
+def test_the_table_fits_a_hundred_columns_and_names_every_role(segsmith, preset):
+    code, text, _ = segsmith("models", "--preset", preset)
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 100
+    for role in ("llm", "images", "judge", "masks"):
+        assert role in text

@@ -1,0 +1,84 @@
+"""Presets, the catalogue, and what --preset auto picks."""
+
+from pathlib import Path
+
+import pytest
+
+from segsmith.config import PRESETS, load_config
+from segsmith.tools import auto
+from segsmith.tools.auto import GB, choose
+from segsmith.tools.catalogue import KNOWN
+from segsmith.tools.machine import Gpu, Machine
+from segsmith.tools.needs import needs_of
+
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+
+
+def machine(*gpu_gb, disk=500):
+    gpus = tuple(Gpu("a GPU", n * GB, n * GB) for n in gpu_gb)
+    return Machine(8, 64 * GB, disk * GB, gpus)
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """What is installed and fetched, and how often the hub was looked at."""
+
+    class World:
+        here: tuple = ()
+        vllm = True
+        online = True
+        looks = 0
+
+        def hub(self):
+            self.looks += 1
+            return self.online
+
+    world = World()
+    monkeypatch.setattr(auto, "present", lambda preset: preset in world.here)
+    monkeypatch.setattr(auto, "installed", lambda package: world.vllm)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("gpus", "here", "online", "offline", "vllm", "picked", "words", "looks"),
+    [
+        ((), (), True, False, True, "sim", "no GPU", 0),
+        ((), ("cpu",), False, True, True, "cpu", "are here", 0),
+        ((8,), (), True, False, True, "sim", "8 GB", 0),
+        ((8, 24), (), True, False, True, "gpu", "hub is in reach", 1),
+        ((24,), (), False, False, True, "sim", "out of reach", 1),
+        ((24,), ("gpu",), False, True, True, "gpu", "models are here", 0),
+        ((24,), (), True, True, True, "sim", "out of reach", 0),
+        ((80,), (), True, False, False, "sim", "vLLM is not installed", 0),
+        ((80,), ("cpu",), False, False, True, "cpu", "out of reach", 1),
+    ],
+)
+def test_auto_picks_what_the_machine_can_run_and_says_why(
+    world, gpus, here, online, offline, vllm, picked, words, looks
+):
+    world.here, world.online, world.vllm = here, online, vllm
+    choice = choose(machine(*gpus), offline=offline, hub=world.hub)
+    assert choice.preset == picked
+    assert words in choice.why
+    assert world.looks == looks
+
+
+def test_auto_never_picks_what_costs_money(world, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    world.here = ("hosted",)
+    assert choose(machine(), hub=world.hub).preset == "sim"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_model_of_a_preset_is_known_and_argued(preset):
+    text = DOCS.read_text("utf-8")
+    for need in needs_of(load_config(preset=preset)):
+        if need.kind != "service":
+            assert need.known is not None, need.name
+            assert need.licence in text
+        assert need.where.rpartition("/")[2] in text or need.name in text
+
+
+def test_hashes_are_whole():
+    for name, known in KNOWN.items():
+        assert known.sha256 == "" or len(known.sha256) == 64, name
