@@ -29,7 +29,7 @@ def evaluate(
     def open_split(classes: tuple[str, ...]) -> ImportedSplit:
         data = ImportedSplit(dataset, split, classes)
         for problem in data.source.skipped:
-            err.print(f"[yellow]skipped[/yellow] {shown(problem)}", soft_wrap=True)
+            err.print(f"[yellow]skipped[/yellow] {shown(str(problem))}", soft_wrap=True)
         if data.ignored_classes:
             out.print(f"counted as background: {shown(', '.join(data.ignored_classes))}", soft_wrap=True)
         return data

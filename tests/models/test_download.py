@@ -50,9 +50,9 @@ def test_a_server_without_ranges_starts_again(tmp_path):
 
 
 def test_another_file_than_expected_is_not_kept(tmp_path):
-    with serving({"/f.pth": CONTENT}, lies={"/f.pth": b"z" + CONTENT[1:]}) as server:
-        with pytest.raises(SegsmithError, match="not the file expected"):
-            download(f"{server.url}/f.pth", tmp_path / "f.pth", SHA, 0, nobody)
+    lying = serving({"/f.pth": CONTENT}, lies={"/f.pth": b"z" + CONTENT[1:]})
+    with lying as server, pytest.raises(SegsmithError, match="not the file expected"):
+        download(f"{server.url}/f.pth", tmp_path / "f.pth", SHA, 0, nobody)
     assert not list(tmp_path.iterdir())
 
 
