@@ -59,6 +59,7 @@ class ScriptedChat:
 
     name = "scripted"
     concurrency = 1
+    restarts = 0
 
     def __init__(self, tell: Any) -> None:
         from segsmith.tools.llm import Usage

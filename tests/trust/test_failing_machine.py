@@ -68,7 +68,7 @@ def test_a_backend_out_of_memory_ends_in_one_line_and_the_run_goes_on(tmp_path, 
         def __getattr__(self, name):
             return getattr(self.inner, name)
 
-        def draw(self, requests):
+        def draw(self, requests, *_):
             raise OutOfMemory("no memory for one image")
 
     scripted["backend"] = Greedy
@@ -107,16 +107,16 @@ def test_a_folder_made_read_only_in_mid_run(small_disk, scripted):
         draw = inner.draw
 
         class Backend:
-            name = inner.name
+            name, usd_per_image, close = inner.name, 0.0, inner.close
 
-            def draw(self, requests):
-                images = draw(requests)
+            def draw(self, requests, *how):
+                images = list(draw(requests, *how))
                 # A file system with a file open for writing cannot be made read-only, a bind mount of it can.
                 for part in ("images",):
                     folder = str(small_disk / "run" / part)
                     subprocess.run(["mount", "--bind", folder, folder], check=True)
                     subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
-                return images
+                return iter(images)
 
         return Backend()
 
