@@ -63,7 +63,7 @@ def test_a_tower_without_convolutions_points_to_random_weights():
     ("changes", "words"),
     [
         ({"encoder_init": "clip"}, "no image tower"),
-        ({"encoder_init": "imagenet"}, "'clip' or 'none'"),
+        ({"encoder_init": "imagenet"}, "'pretrained' or 'none'"),
         ({"architecture": "DeepLabV4"}, "DeepLabV3Plus"),
         ({"encoder": "tu-no_such_net"}, "no_such_net"),
         ({"encoder": "no_such_net"}, "no_such_net"),
