@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -57,6 +58,13 @@ class BuildProgress:
     ) -> None:
         self._progress.update(self._line, visible=False)
         self._progress.stop()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the live picture off the screen, for a conversation."""
+        self._progress.stop()
+        yield
+        self._progress.start()
 
     def show(self, event: Mapping[str, Any]) -> None:
         """Take one event of `build_run`."""

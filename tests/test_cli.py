@@ -123,3 +123,15 @@ def test_nouns_and_diagram_print(segsmith):
     code, text, _ = segsmith("diagram")
     assert code == 0
     assert text.startswith("flowchart TD")
+
+
+def test_step_and_why_of_no_run(segsmith, tmp_path):
+    for arguments in (
+        ["step", tmp_path],
+        ["why", tmp_path, "i-1"],
+        ["step", tmp_path, "--answers", tmp_path / "x"],
+    ):
+        code, _, complaint = segsmith(*arguments)
+        assert code == 2
+        assert "not a run folder" in complaint
+    assert not list(tmp_path.iterdir())

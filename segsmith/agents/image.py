@@ -71,12 +71,13 @@ class ImageAgent:
         self._batch_size = min(config.batch_size, fitted)
 
     def waiting(self) -> dict[str, list[str]]:
-        """Class -> admitted prompts with images still to draw, oldest first."""
+        """Class -> admitted prompts with images still to draw, oldest first, without those a person put aside."""
         done = Counter(row.prompt_id for row in self._ledger.images())
         done.update(row.prompt_id for row in self._ledger.undrawn())
+        aside = self._put_aside()
         waiting: dict[str, list[str]] = {}
         for prompt in self._ledger.prompts("admitted"):
-            if done[prompt.id] < self._config.per_prompt:
+            if done[prompt.id] < self._config.per_prompt and prompt.id not in aside:
                 waiting.setdefault(prompt.class_name, []).append(prompt.id)
         return waiting
 
@@ -107,7 +108,9 @@ class ImageAgent:
         (done so far, in all). Raises `Cancelled`, or `SegsmithError` when one picture alone is too large.
         """
         there = {row.id for row in self._ledger.images()} | {row.id for row in self._ledger.undrawn()}
-        todo = [task for prompt in prompts for task in self._tasks(prompt) if task.id not in there][:limit]
+        aside = self._put_aside()
+        wanted = [prompt for prompt in prompts if prompt.id not in aside]
+        todo = [task for prompt in wanted for task in self._tasks(prompt) if task.id not in there][:limit]
         total, position = len(todo), 0
         good: dict[str, set[str]] = {}
         drawn: list[str] = []
@@ -131,6 +134,10 @@ class ImageAgent:
             position += len(batch)
             on_batch(position, total)
         return drawn
+
+    def _put_aside(self) -> set[str]:
+        """Prompts that a person rejected, or replaced by an edited one."""
+        return {i for i, row in self._ledger.decisions("prompt").items() if row.action != "accept"}
 
     def _tasks(self, prompt: PromptRow) -> list[Task]:
         first = SEEDS_PER_PROMPT * (seed_of(self._seed, prompt.id) % 2_000_000)

@@ -62,9 +62,17 @@ class Decision:
 
 
 def decide(
-    evidence: Sequence[Evidence], classes: Sequence[str], scale: float, config: JudgeConfig, quota: int
+    evidence: Sequence[Evidence],
+    classes: Sequence[str],
+    scale: float,
+    config: JudgeConfig,
+    quota: int,
+    human: Mapping[str, bool] | None = None,
 ) -> Decision:
     """Judge all pictures from what was measured of them.
+
+    `human` is image id -> accepted, by a person: it wins over every test, with the reason ``person``, and
+    such pictures are counted first towards their prompt's and their class's share.
 
     Reasons, tested in this order: ``blank``, ``duplicate``, ``blurred``, ``not_there`` (under the threshold),
     ``beyond_top_k`` (better pictures of the same prompt exist), ``surplus`` (the class has its quota), ``ok``.
@@ -77,8 +85,12 @@ def decide(
     typical = float(np.median([e.sharpness for e in evidence])) if evidence else 0.0
     reasons: dict[str, str] = {}
     passed: list[Evidence] = []
+    human = human or {}
+    chosen = [e for e in evidence if human.get(e.image_id)]
     for item in evidence:
-        if not config.enabled:
+        if item.image_id in human:
+            reasons[item.image_id] = "person"
+        elif not config.enabled:
             passed.append(item)
         elif item.blank:
             reasons[item.image_id] = "blank"
@@ -95,6 +107,9 @@ def decide(
         passed.sort(key=lambda e: (-target[e.image_id], e.image_id))
     of_prompt: Counter[str] = Counter()
     of_class: Counter[str] = Counter()
+    for item in chosen:
+        of_prompt[item.prompt_id] += 1
+        of_class[item.target] += 1
     for item in passed:
         if config.enabled and of_prompt[item.prompt_id] >= config.top_k:
             reasons[item.image_id] = "beyond_top_k"
@@ -106,7 +121,10 @@ def decide(
             of_class[item.target] += 1
     verdicts = [
         VerdictRow(
-            e.image_id, reasons[e.image_id] == "ok", reasons[e.image_id], _scores(e, classes, p, thresholds)
+            e.image_id,
+            human.get(e.image_id, reasons[e.image_id] == "ok"),
+            reasons[e.image_id],
+            _scores(e, classes, p, thresholds),
         )
         for e, p in zip(evidence, probabilities, strict=True)
     ]
@@ -342,7 +360,8 @@ def measured(ledger: Ledger) -> list[Evidence]:
 def reconsider(ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: int) -> Decision:
     """Decide about every measured picture from the ledger alone; writes nothing, loads no model."""
     evidence = measured(ledger)
-    return decide(evidence, classes, float(ledger.get_meta("logit_scale") or 1.0), config, quota)
+    human = {i: row.action == "accept" for i, row in ledger.decisions("verdict").items()}
+    return decide(evidence, classes, float(ledger.get_meta("logit_scale") or 1.0), config, quota, human)
 
 
 def record(ledger: Ledger, decision: Decision, classes: Sequence[str], config: JudgeConfig) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from segsmith.config import LabelerConfig
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, prompt_families
 from segsmith.memory.store import RunFolder, png_bytes, read_image, seed_of, write_atomic
-from segsmith.segmentation.masks import MaskSettings, PlannedMask, finish_mask, plan_mask
+from segsmith.segmentation.masks import MaskSettings, finish_mask, plan_mask
 from segsmith.segmentation.merge import ignore_share, pixel_counts
 from segsmith.segmentation.palette import voc_palette
 from segsmith.tools.protocols import PatchClassifier, PointSegmenter
@@ -79,6 +79,7 @@ class LabelerAgent:
         families = [family[r.prompt_id] for r in rows]
         images = [read_image(self._run.image(r.id)) for r in rows]
         scores = self._classifier().out_of_fold(images, targets, families)
+        decided = self._ledger.decisions("label")
         labels, changed = [], 0
         for row, probabilities in zip(rows, scores.probabilities, strict=True):
             named = dict(zip(self._classes, map(float, probabilities), strict=True))
@@ -87,6 +88,8 @@ class LabelerAgent:
             after = before
             if self._config.relabel:
                 after = decide_labels((*before, *prompt.classes), named, prompt.class_name, self._config)
+            if row.id in decided:  # a person's labels stand; the ViT's opinion stays beside them
+                after = tuple(c for c in self._classes if c in decided[row.id].value["labels"])
             changed += len(set(before) ^ set(after))
             labels.append(LabelRow(row.id, "relabel", after, named))
         self._save_maps(rows, scores.maps)
@@ -94,12 +97,12 @@ class LabelerAgent:
         return changed
 
     def segment(self, on_batch: Callable[[int, int], None] = lambda done, total: None) -> int:
-        """Masks for every accepted picture that has none; returns how many were made."""
-        there = set(self._ledger.masks())
+        """Masks for every accepted picture that has none for its labels; returns how many were made."""
+        labels = self._ledger.labels("relabel")
+        there = {i for i, mask in self._ledger.masks().items() if i in labels and made_for(mask, labels[i])}
         todo = [r for r in self._ledger.accepted() if r.id not in there]
         if not todo:
             return 0
-        labels = self._ledger.labels("relabel")
         maps = self._load_maps()
         settings = MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None
@@ -117,21 +120,22 @@ class LabelerAgent:
                 for row, image in zip(chunk, images, strict=True)
             ]
             finished = finish_mask(images, plans, segmenter, settings)
-            self._save_masks(chunk, plans, finished)
+            self._save_masks(chunk, labels, finished)
             on_batch(start + len(chunk), len(todo))
         return len(todo)
 
     def _save_masks(
         self,
         rows: Sequence[ImageRow],
-        plans: Sequence[PlannedMask],
+        labels: Mapping[str, LabelRow],
         finished: Sequence[tuple[NDArray[np.uint8], dict[str, int]]],
     ) -> None:
         records = []
         for row, (label_map, sources) in zip(rows, finished, strict=True):
             write_atomic(self._run.mask(row.id), png_bytes(label_map, voc_palette()))
             counts = pixel_counts(label_map, self._classes)
-            records.append(MaskRow(row.id, counts, ignore_share(label_map), sources))
+            how = {**sources, "labels": list(labels[row.id].classes)}
+            records.append(MaskRow(row.id, counts, ignore_share(label_map), how))
         self._ledger.add_masks(records)
 
     def _save_maps(self, rows: Sequence[ImageRow], maps: NDArray[np.float32]) -> None:
@@ -144,3 +148,8 @@ class LabelerAgent:
     def _load_maps(self) -> dict[str, NDArray[np.float32]]:
         with np.load(self._maps_file) as file:
             return dict(zip(file["ids"].tolist(), file["maps"].astype(np.float32), strict=True))
+
+
+def made_for(mask: MaskRow, labels: LabelRow) -> bool:
+    """Was the mask made under these labels? One that does not say so is taken at its word."""
+    return tuple(mask.sources.get("labels", labels.classes)) == labels.classes

@@ -12,17 +12,27 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
-from segsmith.agents.prompt_critic import check_novelty, check_relevance, check_rules, review, still_good
+from segsmith.agents.guidance import Wish, leaning, understand
+from segsmith.agents.prompt_critic import (
+    check_novelty,
+    check_relevance,
+    check_rules,
+    check_wishes,
+    review,
+    still_good,
+)
 from segsmith.agents.prompt_draft import Draft, explanation_of, from_row, reason_of, to_row
-from segsmith.agents.prompt_rules import make_lexicon, spoken_name
+from segsmith.agents.prompt_rules import broken_rule, make_lexicon, named_classes, spoken_name
 from segsmith.agents.prompt_space import Offer, Planner, with_article
 from segsmith.agents.prompt_writer import PromptWriter
 from segsmith.config import PromptsConfig
+from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger, PromptStatus
-from segsmith.memory.prompts import PromptMemory, Remembered, Seen
-from segsmith.memory.store import seed_of
+from segsmith.memory.prompts import ATTRIBUTES, PromptMemory, Remembered, Seen
+from segsmith.memory.store import make_id, seed_of
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import load_vocabulary
 from segsmith.tools.protocols import BadReply, ChatModel, ImageTextEncoder
@@ -97,6 +107,9 @@ class PromptAgent:
         """The drafts in order, each with its `problem` and `numbers`; the cheapest test first."""
         judged: list[Draft] = [{**draft, "problem": "", "numbers": {}} for draft in drafts]
         check_rules(judged, self._lexicon, self._encoder)
+        for name in {draft["class_name"] for draft in judged}:
+            of_class = [draft for draft in still_good(judged) if draft["class_name"] == name]
+            check_wishes(of_class, self._wish(name).words)
         check_relevance(still_good(judged), self._classes, list(self._spoken.values()), self._encoder)
         if self._config.remember:
             check_novelty(
@@ -159,11 +172,64 @@ class PromptAgent:
             for row in rows
         ]
 
+    # -- a person's word --------------------------------------------------------------------------
+
+    def edited(self, prompt_id: str, text: str) -> Draft:
+        """A person's text for a prompt, as its child. Raises `SegsmithError` for one that cannot be drawn.
+
+        It must keep the rules on words and name the class; other classes of the list it may name freely.
+        """
+        row, text = self._ledger.prompt(prompt_id), " ".join(text.split())
+        named = named_classes(text, self._lexicon)
+        broken = broken_rule(
+            text, list(dict.fromkeys((row.class_name, *named))), self._lexicon, self._encoder.fits
+        )
+        if broken:
+            raise SegsmithError(
+                f"This text cannot be a prompt: {broken}.", "Change it, or reject the prompt."
+            )
+        companion = next((name for name in self._classes if name in named and name != row.class_name), "")
+        return Draft(
+            id=make_id("p", row.class_name, text),
+            class_name=row.class_name,
+            text=text,
+            attributes={**self._said_in(text), "companion": companion},
+            parent_id=prompt_id,
+            refines=0,
+            round=row.round,
+            classes=[name for name in self._classes if name in named],
+            problem="",
+            numbers={},
+        )
+
+    def admit_edit(self, prompt_id: str, text: str) -> str:
+        """Admit a person's text without a critique, since a person outranks it; returns its id."""
+        draft = self.edited(prompt_id, text)
+        try:
+            return self._ledger.prompt(draft["id"]).id
+        except KeyError:
+            pass
+        with self._memory.lock:
+            self._memory.add([self._remembered(draft)])
+            row = to_row(draft, "admitted")
+            self._ledger.add_prompts([replace(row, critique={**row.critique, "reason": "person"})])
+        return draft["id"]
+
+    def _said_in(self, text: str) -> dict[str, str]:
+        """The cell of the attribute space that a person's text visits, as far as the vocabulary knows its words."""
+        found = understand(text, self._lexicon, self._words).wish.prefer
+        return {name: found.get(name, ("",))[0] for name in ATTRIBUTES}
+
+    def _wish(self, class_name: str) -> Wish:
+        return leaning(self._ledger.guidance(), class_name, self._words)
+
     # -- writing ----------------------------------------------------------------------------------
 
     def _write(self, class_name: str, offer: Offer, advice: str, round: int, *which: object) -> Draft | None:
         """One draft, asked with a seed made of `which`; None, logged, when the model gives no usable reply."""
         seed = seed_of(self._seed, class_name, round, *which)
+        if self._able and (wish := self._wish(class_name)):
+            advice += fill("wishes", wishes=str(wish))
         try:
             return self._writer.write(class_name, offer, advice, round, seed)
         except BadReply as bad:
@@ -218,7 +284,14 @@ class PromptAgent:
         explore = self._config.explore and self._config.remember
         visits = self._memory.visits(class_name, but_run=self._run_id, from_round=round) if explore else {}
         rng = random.Random(seed_of(self._seed, class_name, round, *which))
-        return Planner(self._words, self._writer.suits(class_name), visits, rng, explore=explore)
+        return Planner(
+            self._words,
+            self._writer.suits(class_name),
+            visits,
+            rng,
+            explore=explore,
+            wish=self._wish(class_name),
+        )
 
     def _companion(self, class_name: str, round: int, index: int) -> str:
         """A second class of the list that is at home in the same places, or ""; drawn by the seed."""
@@ -244,21 +317,20 @@ class PromptAgent:
         near = self._memory.nearest([draft["text"]], seen=here)[0]
         if near is not None and near.cosine >= self._config.novelty_delta:
             return False
-        self._memory.add(
-            [
-                Remembered(
-                    id=draft["id"],
-                    text=draft["text"],
-                    class_name=draft["class_name"],
-                    attributes=draft["attributes"],
-                    run_id=self._run_id,
-                    round=draft["round"],
-                    parent_id=draft["parent_id"],
-                    score=draft["numbers"].get("rationality", 1.0),
-                )
-            ]
-        )
+        self._memory.add([self._remembered(draft)])
         return True
+
+    def _remembered(self, draft: Draft) -> Remembered:
+        return Remembered(
+            id=draft["id"],
+            text=draft["text"],
+            class_name=draft["class_name"],
+            attributes=draft["attributes"],
+            run_id=self._run_id,
+            round=draft["round"],
+            parent_id=draft["parent_id"],
+            score=draft["numbers"].get("rationality", 1.0),
+        )
 
     def _settle(self, drafts: Sequence[Draft], status: PromptStatus) -> None:
         """Write refused drafts to the ledger; a prompt that was admitted once stays admitted."""

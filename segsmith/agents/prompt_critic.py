@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from segsmith.agents.guidance import unwanted_word
 from segsmith.agents.prompt_draft import Draft
 from segsmith.agents.prompt_rules import Lexicon, broken_rule
 from segsmith.agents.prompt_space import with_article
@@ -42,6 +43,13 @@ def check_rules(drafts: Sequence[Draft], lexicon: Lexicon, encoder: ImageTextEnc
         broken = broken_rule(draft["text"], asked_classes(draft), lexicon, encoder.fits)
         if broken:
             draft["problem"] = f"rule: {broken}"
+
+
+def check_wishes(drafts: Sequence[Draft], avoided: Sequence[str]) -> None:
+    """A word that a person asked to leave out breaks a rule."""
+    for draft in drafts:
+        if word := unwanted_word(draft["text"], avoided):
+            draft["problem"] = f"rule: it says {word!r}, which a person asked to leave out"
 
 
 def check_relevance(
@@ -88,6 +96,7 @@ def check_novelty(
             rivals.append((known.cosine, known.text))
         cosine, text = max(rivals, default=(-1.0, ""))
         draft["numbers"]["nearest_cosine"] = round(cosine, 4)
+        draft["nearest"] = text
         if cosine >= delta:
             draft["problem"] = f"familiar: it is too close to {text!r}"
         else:

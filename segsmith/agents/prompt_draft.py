@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from segsmith.memory.ledger import PromptRow, PromptStatus
 
@@ -26,6 +26,8 @@ class Draft(TypedDict):
     """Empty, or ``reason: explanation`` with one of `REASONS`."""
     numbers: dict[str, float]
     """What the critique measured."""
+    nearest: NotRequired[str]
+    """The likest prompt in memory at that time, whose cosine is among the numbers."""
 
 
 REASONS = ("rule", "off_topic", "familiar", "irrational", "unreviewed", "not_there", "bad_reply", "repeated")
@@ -55,7 +57,12 @@ def to_row(draft: Draft, status: PromptStatus) -> PromptRow:
         parent_id=draft["parent_id"],
         round=draft["round"],
         status=status,
-        critique={"reason": reason_of(draft["problem"]), "problem": draft["problem"], **draft["numbers"]},
+        critique={
+            "reason": reason_of(draft["problem"]),
+            "problem": draft["problem"],
+            **({"nearest": draft["nearest"]} if draft.get("nearest") else {}),
+            **draft["numbers"],
+        },
     )
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from segsmith.agents.guidance import Wish, unwanted_word
 from segsmith.memory.prompts import Cell
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import Suited, Vocabulary
@@ -15,6 +16,8 @@ OFFERED_PLACES = 4
 OFFERED_LIGHTS = 3
 OFFERED_WEATHERS = 2
 OFFERED_STATES = 4
+LEANING = 0.6
+"""Share of offers held to what a person prefers; the rest still explores (ours)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Planner:
 
     Every offer counts as a fraction of a visit to what it offers, so the offers of one batch spread over
     the space although they are asked at the same time. Without `explore` every offer is the whole list in
-    its own order, in or out of doors.
+    its own order, in or out of doors. A person's `wish` goes before both: what it avoids is not offered where
+    anything else is left, and `LEANING` of the offers hold only what it prefers.
     """
 
     def __init__(
@@ -48,7 +52,9 @@ class Planner:
         rng: random.Random,
         *,
         explore: bool,
+        wish: Wish | None = None,
     ) -> None:
+        self._wish = wish or Wish()
         self._vocabulary = vocabulary
         self._suited = suited
         self._visits = defaultdict[Cell, float](float, visits)
@@ -64,32 +70,64 @@ class Planner:
         left out where more is left.
         """
         shun = shun or {}
+        lean = bool(self._wish.prefer) and self._rng.random() < LEANING
         both = tuple(p for p in self._suited.places if p in shared)
-        places = _without(both or self._suited.places, shun.get("place"))
+        places = self._places(_without(both or self._suited.places, shun.get("place")), lean)
         if not self._explore:
             first = self._rng.choice(places)
             places = self._same_side(first, places)
             return Offer(
                 places=places,
-                lights=self._vocabulary.lights_of(first),
-                weathers=self._vocabulary.weathers_of(first),
-                states=self._suited.states,
-                viewpoint=self._rng.choice(tuple(self._vocabulary.viewpoints)),
+                lights=self._wished("light", self._vocabulary.lights_of(first), lean),
+                weathers=self._wished("weather", self._vocabulary.weathers_of(first), lean),
+                states=self._wished("state", self._suited.states, lean),
+                viewpoint=self._rng.choice(
+                    self._wished("viewpoint", tuple(self._vocabulary.viewpoints), lean)
+                ),
                 companion=companion,
             )
         first = self._least("place", places, 1)[0]
         places = self._least("place", self._same_side(first, places), OFFERED_PLACES)
-        lights = _without(self._vocabulary.lights_of(first), shun.get("light"))
+        lights = self._wished("light", _without(self._vocabulary.lights_of(first), shun.get("light")), lean)
+        weathers = self._wished("weather", self._vocabulary.weathers_of(first), lean)
+        states = self._wished("state", _without(self._suited.states, shun.get("state")), lean)
+        viewpoints = self._wished("viewpoint", tuple(self._vocabulary.viewpoints), lean)
         offer = Offer(
             places=places,
             lights=self._least("light", lights, OFFERED_LIGHTS, beside=places),
-            weathers=self._least("weather", self._vocabulary.weathers_of(first), OFFERED_WEATHERS),
-            states=self._least("state", _without(self._suited.states, shun.get("state")), OFFERED_STATES),
-            viewpoint=self._least("viewpoint", tuple(self._vocabulary.viewpoints), 1)[0],
+            weathers=self._least("weather", weathers, OFFERED_WEATHERS),
+            states=self._least("state", states, OFFERED_STATES),
+            viewpoint=self._least("viewpoint", viewpoints, 1)[0],
             companion=companion,
         )
         self._count(offer)
         return offer
+
+    def _places(self, places: Sequence[str], lean: bool) -> tuple[str, ...]:
+        """Places by the wish; one that is preferred is offered though the vocabulary would not think of it.
+
+        Preferred lights and weathers count here too: rain is not to be had indoors.
+        """
+        prefer = self._wish.prefer
+        wanted = prefer.get("place", ()) if lean else ()
+        left = tuple(wanted) or self._wished("place", places, lean)
+        if lean:
+            for attribute, of in (
+                ("light", self._vocabulary.lights_of),
+                ("weather", self._vocabulary.weathers_of),
+            ):
+                fitting = tuple(p for p in left if set(of(p)) & set(prefer.get(attribute, ())))
+                left = fitting or left
+        return left
+
+    def _wished(self, attribute: str, options: Sequence[str], lean: bool) -> tuple[str, ...]:
+        """The options without those avoided, and with `lean` only those preferred; never none of some."""
+        avoided = self._wish.avoid.get(attribute, ())
+        left = [o for o in options if not _any_of(o, avoided) and not unwanted_word(o, self._wish.words)]
+        left = left or list(options)
+        if lean and (preferred := self._wish.prefer.get(attribute)):
+            left = [o for o in left if _any_of(o, preferred)] or left
+        return tuple(left)
 
     def _same_side(self, first: str, places: Sequence[str]) -> tuple[str, ...]:
         inside = first in self._vocabulary.indoor
@@ -153,3 +191,8 @@ def with_article(phrase: str) -> str:
 def _without(options: Sequence[str], shunned: str | None) -> tuple[str, ...]:
     left = tuple(option for option in options if option != shunned)
     return left or tuple(options)
+
+
+def _any_of(option: str, names: Sequence[str]) -> bool:
+    """Is the option one of the names, or a state that holds one as a word ("old red")?"""
+    return option in names or any(name in option.split() for name in names)

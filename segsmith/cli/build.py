@@ -43,6 +43,9 @@ def build(
     from_: Annotated[
         Path | None, typer.Option("--from", help="run.toml of another run: build the same again in --out")
     ] = None,
+    step: Annotated[
+        bool, typer.Option("--step", help="pause at prompts, verdicts, labels and masks, and ask you")
+    ] = False,
 ) -> None:
     """Write prompts, draw, judge, relabel, segment, export, train and evaluate.
 
@@ -93,17 +96,29 @@ def build(
         out.print(f"preset [b]{preset}[/b]: {shown(why)}", soft_wrap=True)
     quiet_libraries()
     pull_missing(settings)
-    _run(settings, out_dir)
+    run_build(settings, out_dir, step=step)
 
 
-def _run(settings: Any, out_dir: Path) -> None:
+def run_build(settings: Any, out_dir: Path, *, step: bool = False) -> None:
+    """Build in `out_dir` with live progress and a closing summary; with `step`, ask at each pause."""
+    from segsmith.cli.review import converse
     from segsmith.graph.run import build_run
     from segsmith.progress import BuildProgress
 
     command = shlex.join(["segsmith", *sys.argv[1:]])
     with BuildProgress(out, settings.classes, settings.per_class) as progress:
         end = None
-        for event in build_run(settings, out_dir, command):
+        events = build_run(settings, out_dir, command, step=step)
+        for event in events:
+            if event["kind"] == "pause":
+                with progress.aside():
+                    if not converse(event["deps"], event["review"], event["subjects"]):
+                        events.close()
+                        out.print(
+                            f"stopped here; go on with: segsmith step {shown(str(out_dir))}", soft_wrap=True
+                        )
+                        break
+                continue
             progress.show(event)
             if event["kind"] in ("end", "already_done"):
                 end = event

@@ -151,7 +151,7 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> tuple[Record, ...
     """
     prompts = {p.id: p for p in ledger.prompts()}
     families = prompt_families(prompts.values())
-    masked, verdicts = ledger.masks(), ledger.verdicts()
+    masked, verdicts = ledger.masks().keys() - ledger.rejected("mask"), ledger.verdicts()
     by_source = [ledger.labels(source) for source in ("relabel", "clip", "prompt")]
     images = [image for image in ledger.accepted() if image.id in masked]
     if not images:

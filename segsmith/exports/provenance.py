@@ -24,9 +24,9 @@ def write_provenance(run: RunFolder, ledger: Ledger, versions: Mapping[str, str]
     families = prompt_families(prompts.values())
     verdicts, masks, labels = ledger.verdicts(), ledger.masks(), ledger.labels("relabel")
     models = {role: _model(row) for role, row in ledger.models().items()}
-    lines = []
+    lines, refused = [], ledger.rejected("mask")
     for image in ledger.accepted():
-        if image.id not in masks:
+        if image.id not in masks or image.id in refused:
             continue
         prompt = prompts[image.prompt_id]
         record: dict[str, Any] = {

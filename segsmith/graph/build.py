@@ -17,6 +17,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from segsmith.agents.director import ClassTally, cap_reached, plan_round, spent
+from segsmith.graph import review
 from segsmith.graph.deps import opened
 from segsmith.graph.handover import evaluate_segmenter, export_dataset, train_segmenter
 from segsmith.graph.state import PromptResult, PromptState, RunContext, RunState
@@ -199,12 +200,48 @@ def segment(state: RunState, runtime: Context) -> dict[str, Any]:
     return {}
 
 
+# -- a person's look; without --step these pass straight through ------------------------------------
+
+
+def review_prompts(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Pause at prompts nobody has looked at."""
+    review.pause(opened(runtime.context.run), "prompt", runtime.context.step)
+    return {}
+
+
+def review_verdicts(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Pause at new or changed verdicts; where a person says otherwise, judge again around that."""
+    review.pause(opened(runtime.context.run), "verdict", runtime.context.step)
+    return {}
+
+
+def review_labels(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Pause at labels."""
+    review.pause(opened(runtime.context.run), "label", runtime.context.step)
+    return {}
+
+
+def review_masks(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Pause at masks."""
+    review.pause(opened(runtime.context.run), "mask", runtime.context.step)
+    return {}
+
+
+def route_masks(state: RunState, runtime: Context) -> Literal["masks_stand", "labels_edited"]:
+    """After `review_masks`: a mask whose labels a person changed is made, and shown, again."""
+    lagging = runtime.context.step and review.lagging_masks(opened(runtime.context.run).ledger)
+    return "labels_edited" if lagging else "masks_stand"
+
+
+# -- from labels to a score ------------------------------------------------------------------------
+
+
 def export(state: RunState, runtime: Context) -> dict[str, Any]:
     """Write the dataset in PASCAL VOC's layout, split by prompt family."""
     deps, tell = opened(runtime.context.run), get_stream_writer()
     tell({"kind": "stage", "name": "exporting"})
     export_dataset(deps)
-    deps.ledger.set_meta("built_from", {"verdict": sorted(row.id for row in deps.ledger.accepted())})
+    deps.ledger.set_meta("built_from", review.inputs(deps.ledger))
     return {}
 
 
@@ -233,6 +270,8 @@ def build_graph(checkpointer: Any = None) -> Any:
     graph.add_node("write_prompts", build_prompt_graph())
     for node in (draw, judge, label, segment, export, train, evaluate):
         graph.add_node(node)
+    for node in (review_prompts, review_verdicts, review_labels, review_masks):
+        graph.add_node(node)
 
     graph.add_edge(START, "direct")
     graph.add_conditional_edges(
@@ -247,11 +286,17 @@ def build_graph(checkpointer: Any = None) -> Any:
             "nothing_accepted": END,
         },
     )
-    graph.add_edge("write_prompts", "direct")
+    graph.add_edge("write_prompts", "review_prompts")
+    graph.add_edge("review_prompts", "direct")
     graph.add_edge("draw", "judge")
-    graph.add_edge("judge", "direct")
-    graph.add_edge("label", "segment")
-    graph.add_edge("segment", "export")
+    graph.add_edge("judge", "review_verdicts")
+    graph.add_edge("review_verdicts", "direct")
+    graph.add_edge("label", "review_labels")
+    graph.add_edge("review_labels", "segment")
+    graph.add_edge("segment", "review_masks")
+    graph.add_conditional_edges(
+        "review_masks", route_masks, {"masks_stand": "export", "labels_edited": "segment"}
+    )
     graph.add_edge("export", "train")
     graph.add_edge("train", "evaluate")
     graph.add_edge("evaluate", END)

@@ -6,8 +6,8 @@ import os
 import resource
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from segsmith.graph.deps import Deps, check_models, forget, register
 from segsmith.graph.failures import one_line
 from segsmith.graph.provenance import model_rows
 from segsmith.graph.record import RunRecord, installed_versions, read_record, resumed, write_record
+from segsmith.graph.review import REENTER, stale
 from segsmith.graph.state import RunContext
 from segsmith.memory.store import PART, RunFolder
 
@@ -25,15 +26,21 @@ THREAD = "build"
 RECURSION_LIMIT = 10_000
 """Steps of one invocation; the director's own budget ends a run long before."""
 Event = dict[str, Any]
+_NOTHING = object()
 
 
-def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
+def build_run(config: Config, out: Path, command: str = "", *, step: bool = False) -> Generator[Event]:
     """Run the graph in `out`, yielding progress events; resumes or says ``{"kind": "already_done"}``.
+
+    With `step` it yields ``pause`` (review: kind of decision, subjects, deps) at each review node with something
+    to look at, and goes on when the next event is asked for. A finished run whose decisions have changed since
+    is taken up again where they count.
 
     Events: ``start`` (resumed: bool), those the nodes stream (``draw``, ``judge``, ``stage``, ``segment``,
     ``epoch``), ``route`` (reason) and ``end``. Raises `SegsmithError` for what a user can mend.
     """
     from langgraph.checkpoint.sqlite import SqliteSaver
+    from langgraph.types import Command
 
     from segsmith.graph.build import build_graph
 
@@ -59,8 +66,9 @@ def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
             "max_concurrency": max(2, config.llm.concurrency),
         }
         snapshot = graph.get_state(options)
-        if snapshot.values and _wants_more(deps, snapshot):
-            graph.update_state(options, {}, as_node="judge")
+        if snapshot.values and (node := _taken_up_at(deps, snapshot)):
+            graph.update_state(options, {}, as_node=node)
+            deps.ledger.set_meta("finished_at", None)
             snapshot = graph.get_state(options)
         if snapshot.values and not snapshot.next:
             if not run.report.exists():  # it was killed between its last node and its report
@@ -71,19 +79,33 @@ def build_run(config: Config, out: Path, command: str = "") -> Iterator[Event]:
         deps.ledger.set_meta("versions", installed_versions())
         deps.ledger.add_models(model_rows(config))
         clock = _Clock(deps, command)
-        stream = graph.stream(
-            None if snapshot.values else {"round": 0},
-            options,
-            context=RunContext(run=str(run.root)),
-            stream_mode=["custom", "updates"],
-            durability="sync",
-        )
-        for mode, item in stream:
-            clock.save()
-            if mode == "custom":
-                yield item
-            elif "direct" in item:
-                yield {"kind": "route", "reason": item["direct"]["reason"]}
+        given: Any = None if snapshot.values else {"round": 0}
+        while given is not _NOTHING:
+            stream = graph.stream(
+                given,
+                options,
+                context=RunContext(run=str(run.root), step=step),
+                stream_mode=["custom", "updates"],
+                durability="sync",
+            )
+            given = _NOTHING
+            for mode, item in stream:
+                clock.save()
+                if mode == "custom":
+                    yield item
+                elif "direct" in item:
+                    yield {"kind": "route", "reason": item["direct"]["reason"]}
+                elif "__interrupt__" in item:
+                    asked = item["__interrupt__"][0].value
+                    given = Command(resume=True)
+            if given is not _NOTHING:
+                with clock.stopped():
+                    yield {
+                        "kind": "pause",
+                        "review": asked["kind"],
+                        "subjects": asked["subjects"],
+                        "deps": deps,
+                    }
         clock.save()
         _write_report(deps)
         yield {"kind": "end", **_ending(deps, graph.get_state(options).values)}
@@ -109,21 +131,19 @@ def _record_of(run: RunFolder, config: Config) -> RunRecord:
     return resumed(read_record(run.config), config, run.root)
 
 
-def _wants_more(deps: Deps, snapshot: Any) -> bool:
-    """Has what the run was built from changed since, by `segsmith rejudge` or by a raised cap?"""
-    built_from = deps.ledger.get_meta("built_from")
-    accepted = sorted(row.id for row in deps.ledger.accepted())
-    if built_from is not None and built_from["verdict"] != accepted and not snapshot.next:
-        return True
+def _taken_up_at(deps: Deps, snapshot: Any) -> str:
+    """The node behind which a run goes on because what it was built from has changed; "" where nothing has.
+
+    By `segsmith rejudge`, by a person's decisions, or by a raised cap.
+    """
+    if not snapshot.next and (changed := stale(deps.ledger)):
+        return REENTER[changed]
     drawing_ended = snapshot.values.get("reason") in ("budget_spent", "nothing_accepted")
-    return (
-        drawing_ended
-        and "direct" not in snapshot.next
-        and cap_reached(
-            deps.config.budget, len(deps.ledger.images()), snapshot.values.get("round", 0), spent(deps.ledger)
-        )
-        != snapshot.values.get("cap", "")
-    )
+    if not drawing_ended or "direct" in snapshot.next:
+        return ""
+    images, rounds = len(deps.ledger.images()), snapshot.values.get("round", 0)
+    cap = cap_reached(deps.config.budget, images, rounds, spent(deps.ledger))
+    return "judge" if cap != snapshot.values.get("cap", "") else ""
 
 
 class _Clock:
@@ -134,6 +154,13 @@ class _Clock:
         self._before = deps.ledger.get_meta("summary") or {}
         self._started = time.monotonic()
         self._command = command
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """A person's time to think is not the run's."""
+        since = time.monotonic()
+        yield
+        self._started += time.monotonic() - since
 
     def save(self) -> None:
         elapsed = time.monotonic() - self._started

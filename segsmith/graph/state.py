@@ -17,6 +17,8 @@ class RunContext:
     """What the graph is invoked with: the run folder, by which nodes find config, ledger and tools."""
 
     run: str
+    step: bool = False
+    """Pause for a person's look at prompts, verdicts, labels and masks."""
 
 
 class RunState(TypedDict, total=False):

@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS undrawn (
 CREATE TABLE IF NOT EXISTS verdicts (
     image_id TEXT PRIMARY KEY REFERENCES images(id),
     accepted INTEGER NOT NULL,
-    reason TEXT NOT NULL,           -- ok | blank | duplicate | blurred | not_there | beyond_top_k | surplus
+    reason TEXT NOT NULL,           -- ok | blank | duplicate | blurred | not_there | beyond_top_k | surplus | person
     scores TEXT NOT NULL            -- JSON object of numbers
 );
 CREATE TABLE IF NOT EXISTS evidence (
@@ -457,6 +457,10 @@ class Ledger:
             "SELECT kind, subject, action, value, note, source FROM decisions WHERE kind=? ORDER BY id", kind
         )
         return {r[1]: DecisionRow(r[0], r[1], r[2], json.loads(r[3]), r[4], r[5]) for r in rows}
+
+    def rejected(self, kind: DecisionKind) -> set[str]:
+        """Subjects that a person turned down."""
+        return {subject for subject, row in self.decisions(kind).items() if row.action == "reject"}
 
     def guidance(self, *, active_only: bool = True) -> list[GuidanceRow]:
         """Wishes, oldest first."""

@@ -28,6 +28,8 @@ class Vocabulary:
     weathers: Mapping[str, str]
     viewpoints: Mapping[str, str]
     kinds: Mapping[str, Mapping[str, list[str]]]
+    said: Mapping[str, Mapping[str, list[str]]]
+    """Attribute -> value -> what else people say for it."""
 
     @property
     def places(self) -> dict[str, str]:
@@ -77,4 +79,5 @@ def load_vocabulary() -> Vocabulary:
         weathers=words["weathers"],
         viewpoints=words["viewpoints"],
         kinds=words["kinds"],
+        said=words["said"],
     )

@@ -1,0 +1,291 @@
+"""What the ledger says about a run, a prompt and a picture, in short plain lines; nothing is guessed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal
+
+from segsmith.agents.prompt_rules import Lexicon, named_classes
+from segsmith.agents.replies import nth
+from segsmith.memory.ledger import (
+    DecisionKind,
+    DecisionRow,
+    ImageRow,
+    LabelRow,
+    Ledger,
+    PromptRow,
+    VerdictRow,
+)
+
+Standing = Literal["any", "accepted", "rejected"]
+
+WORDS = {
+    "ok": "it passed every test",
+    "blank": "the picture is blank or broken",
+    "duplicate": "it is nearly the same as an earlier picture",
+    "blurred": "it is far less sharp than the others",
+    "not_there": "the {target} is under its threshold",
+    "beyond_top_k": "its prompt has better pictures",
+    "surplus": "{target} has its quota of better pictures",
+    "person": "a person decided so",
+}
+"""The judge's reasons in words."""
+
+FOUND = {
+    "sam:ok": "SAM, from points on the seed",
+    "seed": "the patch scores alone",
+}
+"""How a component of a mask was found; what is not here is shown as it stands."""
+TOP_CLASSES = 3
+
+
+class RunFacts:
+    """One reading of a run's ledger. Make another one after a decision. `size` is the images' side, pixels."""
+
+    def __init__(self, ledger: Ledger, classes: Sequence[str], quota: int, size: int) -> None:
+        self._area_px = size * size
+        self.classes = tuple(classes)
+        self._ledger = ledger
+        self._quota = quota
+
+    @cached_property
+    def prompts(self) -> dict[str, PromptRow]:
+        return {p.id: p for p in self._ledger.prompts()}
+
+    @cached_property
+    def images(self) -> dict[str, ImageRow]:
+        return {row.id: row for row in self._ledger.images()}
+
+    @cached_property
+    def verdicts(self) -> dict[str, VerdictRow]:
+        return self._ledger.verdicts()
+
+    @cached_property
+    def labels(self) -> dict[str, dict[str, LabelRow]]:
+        """Source -> image id -> labels."""
+        return {source: self._ledger.labels(source) for source in ("prompt", "clip", "relabel")}
+
+    @cached_property
+    def of_class(self) -> dict[str, list[str]]:
+        """Class -> its images in the order they were drawn."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for row in self.images.values():
+            groups[self.target(row.id)].append(row.id)
+        return groups
+
+    def target(self, image_id: str) -> str:
+        """The class an image was drawn for."""
+        return self.prompts[self.images[image_id].prompt_id].class_name
+
+    # -- the run ----------------------------------------------------------------------------------
+
+    def status(self, class_name: str = "") -> list[str]:
+        """A line per class, or for one: written, admitted, drawn, accepted, what is missing, why pictures fell."""
+        return [self._class_line(name) for name in ([class_name] if class_name else self.classes)]
+
+    def behind(self) -> list[str]:
+        """Classes under their quota, the furthest behind first."""
+        short = {name: self._quota - self._accepted(name) for name in self.classes}
+        lines = [
+            f"{name} is {missing} accepted pictures short of {self._quota}"
+            for name, missing in sorted(short.items(), key=lambda item: -item[1])
+            if missing > 0
+        ]
+        return lines or ["no class is behind: every class has its quota"]
+
+    def _accepted(self, name: str) -> int:
+        return sum(i in self.verdicts and self.verdicts[i].accepted for i in self.of_class[name])
+
+    def _class_line(self, name: str) -> str:
+        mine = [p for p in self.prompts.values() if p.class_name == name]
+        reasons = Counter(
+            self.verdicts[i].reason
+            for i in self.of_class[name]
+            if i in self.verdicts and not self.verdicts[i].accepted
+        )
+        fell = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        return (
+            f"{name}: {len(mine)} prompts written, {sum(p.status == 'admitted' for p in mine)} admitted, "
+            f"{len(self.of_class[name])} pictures drawn, {self._accepted(name)} of {self._quota} accepted"
+            + (f"; rejected: {fell}" if fell else "")
+        )
+
+    # -- one picture ------------------------------------------------------------------------------
+
+    def nth_image(self, class_name: str, number: int, standing: Standing = "any") -> str | None:
+        """The id of a class's `number`-th picture (from 1, in the order of drawing) among those of a standing."""
+        ids = [i for i in self.of_class[class_name] if standing == "any" or self._standing(i) == standing]
+        return ids[number - 1] if 0 < number <= len(ids) else None
+
+    def verdict_line(self, image_id: str) -> str:
+        """The verdict with its grounds: "rejected, not_there: the bus is under its threshold (0.012 < 0.030)"."""
+        verdict = self.verdicts.get(image_id)
+        if verdict is None:
+            return "not judged yet"
+        scores, name = verdict.scores, self.target(image_id)
+        numbers = {
+            "not_there": ("probability", "threshold"),
+            "ok": ("probability", "threshold"),
+            "duplicate": ("duplicate_cosine",),
+            "blurred": ("sharpness",),
+        }.get(verdict.reason, ())
+        grounds = ", ".join(f"{key} {scores[key]:.3f}" for key in numbers if key in scores)
+        words = WORDS.get(verdict.reason, verdict.reason).format(target=name)
+        return f"{'accepted' if verdict.accepted else 'rejected'}, {verdict.reason}: {words}" + (
+            f" ({grounds})" if grounds else ""
+        )
+
+    def top_classes(self, image_id: str) -> list[tuple[str, float]]:
+        """CLIP's likeliest classes of the picture, best first, the class it was drawn for always among them."""
+        scores = self.verdicts[image_id].scores if image_id in self.verdicts else {}
+        ranked = sorted(
+            ((k[2:], p) for k, p in scores.items() if k.startswith("p:")), key=lambda item: -item[1]
+        )
+        name = self.target(image_id)
+        return ranked[:TOP_CLASSES] + [item for item in ranked[TOP_CLASSES:] if item[0] == name]
+
+    def label_lines(self, image_id: str) -> list[str]:
+        """The labels of each source, with the probabilities they rest on."""
+        names = {"prompt": "prompt", "clip": "CLIP", "relabel": "ViT"}
+        lines = []
+        for source, spoken in names.items():
+            row = self.labels[source].get(image_id)
+            if row is not None:
+                shares = ", ".join(f"{c} {row.scores[c]:.2f}" for c in self.classes if c in row.scores)
+                shown = f"   ({shares})" if source != "prompt" and shares else ""
+                lines.append(f"{spoken:6} {', '.join(row.classes) or 'none'}{shown}")
+        return lines
+
+    def mask_lines(self, image_id: str) -> list[str]:
+        """Shares of pixels, how the parts were found, and the labels they were made for."""
+        mask = self._ledger.masks().get(image_id)
+        if mask is None:
+            return ["no mask yet"]
+        found = [(name, count / self._area_px) for name, count in mask.pixels.items() if count]
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in found) or "no class"
+        how = ", ".join(
+            f"{FOUND.get(key, key)} x{count}" for key, count in mask.sources.items() if isinstance(count, int)
+        )
+        return [f"pixels: {shares}, unknown {mask.ignore_share:.1%}", f"found by: {how or 'nothing found'}"]
+
+    def prompt_lines(self, prompt_id: str) -> list[str]:
+        """Text, attributes, nearest prompt in memory, critique."""
+        prompt = self.prompts[prompt_id]
+        critique = prompt.critique
+        attributes = ", ".join(f"{name} {value}" for name, value in prompt.attributes.items() if value)
+        lines = [prompt.text, f"{attributes}; round {prompt.round}, {prompt.status}"]
+        if critique.get("nearest"):
+            lines.append(
+                f"nearest in memory: {critique['nearest']} (cosine {critique['nearest_cosine']:.3f})"
+            )
+        numbers = ", ".join(
+            f"{key.replace('_', ' ')} {value:.3f}"
+            for key, value in critique.items()
+            if isinstance(value, float) and key != "nearest_cosine"
+        )
+        lines.append(
+            f"critique: {critique.get('problem') or 'no objection'}" + (f" ({numbers})" if numbers else "")
+        )
+        return lines
+
+    def life(self, image_id: str) -> dict[str, list[str]]:
+        """One image's whole story, section by section."""
+        row = self.images[image_id]
+        line: list[str] = []
+        prompt: PromptRow | None = self.prompts[row.prompt_id]
+        while prompt is not None and prompt.id not in line:
+            line.append(prompt.id)
+            prompt = self.prompts.get(prompt.parent_id or "")
+        sections = {
+            f"prompt {line[0]}": self.prompt_lines(line[0]),
+            **{f"refined from {i}": self.prompt_lines(i) for i in line[1:]},
+            "drawn": [f"seed {row.seed} by {row.backend}, round {row.round}, sha256 {row.sha256[:16]}"],
+            "verdict": [self.verdict_line(image_id), self._scores_line(image_id)],
+            "labels": self.label_lines(image_id) or ["none yet"],
+            "mask": self.mask_lines(image_id),
+        }
+        decided = [said for i in reversed(line) for said in self.decisions("prompt", i)]
+        for kind in ("verdict", "label", "mask"):
+            decided += self.decisions(kind, image_id)
+        return {**sections, "decided by a person": decided or ["nothing"]}
+
+    def decisions(self, kind: DecisionKind, subject: str) -> list[str]:
+        """What a person decided about a prompt or a picture; a line or none."""
+        decision = self._ledger.decisions(kind).get(subject)
+        return [decision_line(decision)] if decision else []
+
+    def models(self) -> list[str]:
+        """The models of the run, by role."""
+        return [f"{m.role}: {m.name} {m.revision}".strip() for m in self._ledger.models().values()]
+
+    def _scores_line(self, image_id: str) -> str:
+        return "CLIP: " + (", ".join(f"{c} {p:.3f}" for c, p in self.top_classes(image_id)) or "not measured")
+
+    def _standing(self, image_id: str) -> Standing | Literal["undecided"]:
+        verdict = self.verdicts.get(image_id)
+        return "undecided" if verdict is None else "accepted" if verdict.accepted else "rejected"
+
+    # -- questions without a model ----------------------------------------------------------------
+
+    def answer(self, question: str, lexicon: Lexicon, present: str = "") -> list[str]:
+        """Lines that answer "why was the third bus rejected?", "which class is behind?", an id, or a class.
+
+        `present` is the id of the image on the screen. No answer is an empty list.
+        """
+        if match := re.search(r"\b[ip]-[0-9a-f]{3,12}\b", question.lower()):
+            return self._of_id(match.group())
+        names = named_classes(question, lexicon)
+        words = set(re.findall(r"[a-z]+", question.lower()))
+        if (number := nth(question)) and names:
+            return self._of_nth(names[0], number, "rejected" if "rejected" in words else "any")
+        if words & {"behind", "missing", "short", "left", "lacking"}:
+            return self.behind()
+        if names:
+            return [line for name in names for line in self.status(name)]
+        if words & {"status", "many", "far", "progress", "accepted", "rejected", "drawn"}:
+            return self.status()
+        return self._of_id(present) if present else []
+
+    def _of_nth(self, name: str, number: int, standing: Standing) -> list[str]:
+        """The n-th picture drawn; where "rejected" was said and that one is not, the n-th rejected one."""
+        found, first = self.nth_image(name, number), ""
+        if found and standing == "rejected" and self._standing(found) != "rejected":
+            first = f"{name} number {number} was not rejected; among the rejected, number {number} is:"
+            found = self.nth_image(name, number, standing)
+        if found is None and first:
+            return [
+                f"{name} number {number} was not rejected: {self.verdict_line(self.of_class[name][number - 1])}"
+            ]
+        if found is None:
+            return [f"{name} has no picture number {number}: {len(self.of_class[name])} are drawn"]
+        return [first, *self._of_id(found)] if first else self._of_id(found)
+
+    def _of_id(self, beginning: str) -> list[str]:
+        images = [i for i in self.images if i.startswith(beginning)]
+        prompts = [i for i in self.prompts if i.startswith(beginning)]
+        if len(images) == 1:
+            i = images[0]
+            number = self.of_class[self.target(i)].index(i) + 1
+            return [
+                f"{i} is {self.target(i)} number {number} in the order of drawing: {self.verdict_line(i)}",
+                self._scores_line(i),
+                f"prompt: {self.prompts[self.images[i].prompt_id].text}",
+            ]
+        if len(prompts) == 1:
+            return self.prompt_lines(prompts[0])
+        return [f"{beginning} names {'several things' if images or prompts else 'nothing'} of this run"]
+
+
+def decision_line(row: DecisionRow) -> str:
+    """A person's decision in words."""
+    value = ", ".join(
+        f"{key} {', '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in row.value.items()
+    )
+    return (
+        f"{row.kind}: {row.action}"
+        + (f" ({value})" if value else "")
+        + (f', "{row.note}"' if row.note else "")
+    )

@@ -1,0 +1,158 @@
+"""Commands of a person's own decisions: `step` and `why`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segsmith.cli.console import app, out, quiet_libraries, shown
+from segsmith.errors import SegsmithError
+
+if TYPE_CHECKING:
+    from segsmith.graph.deps import Deps
+
+FINISHED_KINDS = ("verdict", "label", "mask")
+"""What a finished run still asks about; its prompts are drawn already."""
+
+
+@app.command()
+def step(
+    run: Annotated[Path, typer.Argument(help="a run folder, stopped or finished")],
+    answers: Annotated[
+        Path | None, typer.Option(help="take decisions from this file instead of asking; see docs/step.md")
+    ] = None,
+) -> None:
+    """Go through prompts, verdicts, labels and masks of a run, and decide otherwise where you like.
+
+    A run that is not finished goes on from where it stopped, pausing for you.
+    """
+    quiet_libraries()
+    config = _config(run)
+    if answers is not None:
+        _take(run, answers)
+    elif _finished(run):
+        _look_back(run)
+    else:
+        from segsmith.cli.build import run_build
+
+        run_build(config, run, step=True)
+
+
+@app.command()
+def why(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    image_id: Annotated[str, typer.Argument(help="an image's id, or the beginning of it")],
+) -> None:
+    """Tell one image's whole life: prompt and ancestors, seed, scores, verdict, labels, mask, your decisions."""
+    from segsmith.agents.run_facts import RunFacts
+    from segsmith.cli.cards import life
+    from segsmith.graph.review import find_id
+    from segsmith.memory.ledger import Ledger
+    from segsmith.memory.store import RunFolder
+
+    config, folder = _config(run), RunFolder(run)
+    ledger = Ledger(folder.ledger)
+    try:
+        facts = RunFacts(ledger, config.classes, config.per_class, config.images.size)
+        found = find_id(list(facts.images), image_id)
+        out.print(
+            f"[b]{found}[/b]  {shown(facts.target(found))}  {shown(str(folder.image(found)))}",
+            soft_wrap=True,
+        )
+        out.print(life(facts, found), soft_wrap=True)
+        for line in facts.models():
+            out.print(f"[dim]{shown(line)}[/dim]", soft_wrap=True)
+    finally:
+        ledger.close()
+
+
+def converse(deps: Deps, kind: Any, subjects: list[str]) -> bool:
+    """Hold the conversation of one pause; False when the person wants to stop here."""
+    from segsmith.cli.talk import Conversation, Quit, read_line
+
+    try:
+        Conversation(deps, out, read_line).hold(kind, subjects)
+    except Quit:
+        return False
+    return True
+
+
+def _config(run: Path) -> Any:
+    from segsmith.graph.record import read_record
+    from segsmith.memory.store import RunFolder
+
+    folder = RunFolder(run)
+    if not folder.config.exists():
+        raise SegsmithError(f"{run} is not a run folder (no run.toml).", "Start one with `segsmith build`.")
+    return read_record(folder.config).asked
+
+
+def _finished(run: Path) -> bool:
+    from segsmith.memory.ledger import Ledger
+    from segsmith.memory.store import RunFolder
+
+    ledger = Ledger(RunFolder(run).ledger)
+    try:
+        return ledger.get_meta("finished_at") is not None
+    finally:
+        ledger.close()
+
+
+def _held(run: Path, stack: ExitStack) -> Deps:
+    """The run's parts, with its folder held, until the stack closes."""
+    from segsmith.graph.deps import Deps, forget, register
+    from segsmith.memory.store import RunFolder
+
+    folder = RunFolder(run)
+    stack.enter_context(folder.held())
+    deps = Deps(_config(run), folder)
+    stack.callback(deps.close)
+    register(deps)
+    stack.callback(forget, deps)
+    return deps
+
+
+def _take(run: Path, answers: Path) -> None:
+    from segsmith.graph.review import read_answers, record, stale
+
+    with ExitStack() as stack:
+        deps = _held(run, stack)
+        rows = read_answers(deps, answers)
+        for row in rows:
+            record(deps, row)
+        finished, changed = deps.ledger.get_meta("finished_at") is not None, stale(deps.ledger)
+    out.print(f"{len(rows)} decisions are in the ledger")
+    if not finished:
+        out.print(f"go on with: segsmith step {shown(str(run))}", soft_wrap=True)
+    elif changed:
+        out.print(
+            "the dataset changes; to make it again, type the `segsmith build` command of this run once more"
+        )
+    else:
+        out.print("they change nothing in the dataset")
+
+
+def _look_back(run: Path) -> None:
+    from segsmith.graph.review import pending, stale
+
+    with ExitStack() as stack:
+        deps = _held(run, stack)
+        todo = {kind: pending(deps.ledger, kind) for kind in FINISHED_KINDS}  # type: ignore[arg-type]
+        out.print(
+            "this run is finished: "
+            + ", ".join(f"{len(ids)} {kind}s" for kind, ids in todo.items())
+            + " to look at"
+        )
+        for kind, ids in todo.items():
+            if ids and not converse(deps, kind, ids):
+                break
+        changed = stale(deps.ledger)
+    if changed:
+        out.print(
+            "your decisions change the dataset; to make it again, type the `segsmith build` command once more"
+        )
+    else:
+        out.print("nothing in the dataset changes")
