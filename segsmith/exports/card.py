@@ -27,13 +27,15 @@ def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str
     evaluation = ledger.get_meta("evaluation") or {}
     # Prompts are what models wrote: as one line of an indented block they cannot become Markdown.
     texts = dict.fromkeys(" ".join(r.prompt.text.split()) for r in records)
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
     environment.filters["cell"] = _cell
     template = resources.files("segsmith.exports").joinpath("card.md.jinja").read_text("utf-8")
     verdicts = ledger.decisions("verdict")
     return environment.from_string(template).render(
         images=len(records),
-        counts={split: sum(r.split == split for r in records) for split in SPLITS},
+        splits=", ".join(f"{split} {sum(r.split == split for r in records)}" for split in SPLITS),
         classes=[_class(i, name, records, rows, tallies) for i, name in enumerate(config.classes, 1)],
         unknown=sum(row.ignore_share for row in rows) / len(rows),
         prompts=len(ledger.prompts("admitted")),

@@ -113,11 +113,11 @@ def test_the_card_names_models_licences_yield_quality_and_limits(made_up, tmp_pa
     try:
         text = write_card(deps.ledger, deps.config, made_up[0].records)
         assert "| images | made-up | 1 | Apache-2.0 | package |" in text
-        assert "20 of 20" not in text
         assert "| 1 | cat |" in text
         assert "10 of 10" in text
         assert "Not measured yet" in text
-        assert "no person has checked them" in text
+        assert "No person has checked them" in text
+        assert "\n\n    a cat | number 0" in text
         deps.ledger.set_meta("evaluation", {"real": {"miou": 0.4321}})
         deps.ledger.log("missing", **{"class": "bus", "have": 3, "want": 9})
         text = write_card(deps.ledger, deps.config, made_up[0].records)
