@@ -86,8 +86,7 @@ def estimate(config: Config, figures: Figures | None) -> Estimate:
 
 
 def _llm_usd(config: Config, tokens_in: int, tokens_out: int) -> float:
-    prices = [getattr(config.llm, f"usd_per_million_{way}", 0.0) for way in ("in", "out")]
-    return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
+    return (tokens_in * config.llm.usd_per_million_in + tokens_out * config.llm.usd_per_million_out) / 1e6
 
 
 def stated(config: Config) -> Figures:
@@ -101,7 +100,7 @@ def stated(config: Config) -> Figures:
         tokens_in_per_prompt=TOKENS_IN,
         tokens_out_per_prompt=TOKENS_OUT,
         bytes_per_image=BYTES_PER_PIXEL * size * size,
-        usd_per_image=getattr(config.images, "usd_per_image", 0.0),
+        usd_per_image=config.images.hosted.usd_per_image or 0.0,
         source="the director's prior, 3 of 5; no run with these models was measured here",
     )
 

@@ -75,7 +75,7 @@ KNOWN: Mapping[str, Known] = {
         seconds_per_image=33.0,
         seconds_source="SDXL with CPU offload on a 24 GB L4, datadreamer PR 36",
     ),
-    "gpt-image-1": Known(
+    "gpt-image-2": Known(
         "OpenAI terms of service", 0, seconds_per_image=20.0, seconds_source="a guess, not a measurement"
     ),
     # Judges
@@ -121,6 +121,8 @@ class Need:
     """hub: the first of these files there is (see `pick`), or every file that fits one of them."""
     pick: Literal["first", "all"] = "all"
     known: Known | None = None
+    variant: str = ""
+    """hub: which of a pipeline's weights, e.g. "fp16"."""
     config: str = ""
     """hub: a small file that is fetched beside the one picked."""
 

@@ -174,7 +174,7 @@ def _install(need: Need) -> None:
 
 def _record_file(need: Need) -> Path:
     name = f"{need.where}@{need.revision or 'main'}".replace("/", "--")
-    digest = hashlib.sha256(repr((need.patterns, need.pick)).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(repr((need.patterns, need.pick, need.variant)).encode()).hexdigest()[:8]
     return cache_dir() / "models" / f"hub-{name}-{digest}.json"
 
 
@@ -220,9 +220,14 @@ def _fetch_from_hub(need: Need, told: Told) -> None:
         files = _chosen(need, {s.rfilename: s for s in info.siblings or ()})
         hashes: dict[str, str] = {}
         for file in files:
+            # By the branch's name, not its commit: then the cache notes what the branch is, and libraries that
+            # ask for no revision find the files offline. Its hash tells if it moved in the meantime.
             path = Path(
                 hf_hub_download(
-                    need.where, file.rfilename, revision=info.sha, tqdm_class=_told_by(told, file.rfilename)
+                    need.where,
+                    file.rfilename,
+                    revision=need.revision or None,
+                    tqdm_class=_told_by(told, file.rfilename),
                 )
             )
             if file.lfs is not None:
@@ -245,8 +250,8 @@ def _fetch_from_hub(need: Need, told: Told) -> None:
 def _chosen(need: Need, there: Mapping[str, Any]) -> list[Any]:
     """Which files of a repository to fetch.
 
-    Weights come as safetensors; where a repository has them in half precision too (``*.fp16.safetensors``,
-    diffusers' convention), those alone, and never a second copy of the whole model in one file at the top.
+    Weights come as safetensors, of a pipeline those of one variant (``*.fp16.safetensors``, diffusers'
+    convention), and never a second copy of the whole pipeline in one file at the top.
     """
     if need.pick == "first":
         first = next((f for f in need.patterns if f in there), None)
@@ -254,19 +259,29 @@ def _chosen(need: Need, there: Mapping[str, Any]) -> list[Any]:
         wanted = "one of " + ", ".join(need.patterns)
     else:
         fitting = [n for n in there if any(fnmatch.fnmatch(n, p) for p in need.patterns)]
-        half = {n.replace(".fp16.safetensors", ".safetensors") for n in fitting if ".fp16." in n}
         pipeline = "model_index.json" in there
-        names = [
-            n
-            for n in fitting
-            if n not in half and not (pipeline and "/" not in n and n.endswith(".safetensors"))
-        ]
+        names = [n for n in fitting if not (pipeline and n.endswith(".safetensors") and "/" not in n)]
+        if pipeline:
+            names = _of_variant(names, need.variant)
         wanted = "safetensors"
         if not any(n.endswith(".safetensors") for n in names):
             names = []
     if not names:
         raise SegsmithError(f"{need.where} on the hub holds no {wanted}.", f"Name another {need.role} model.")
     return [there[n] for n in sorted(names, key=lambda n: n != names[0])]
+
+
+def _of_variant(names: list[str], variant: str) -> list[str]:
+    """Of each weights file the one of `variant`, or the plain one where a part has no such variant."""
+    mark = f".{variant}." if variant else ""
+    chosen = {n for n in names if mark and mark in n}
+    covered = {n.rpartition("/")[0] for n in chosen}
+    for name in names:
+        weights = name.endswith((".safetensors", ".safetensors.index.json"))
+        plain = ".fp16." not in name and ".non_ema." not in name
+        if not weights or (plain and name.rpartition("/")[0] not in covered):
+            chosen.add(name)
+    return [n for n in names if n in chosen]
 
 
 def _told_by(told: Told, file: str) -> type:

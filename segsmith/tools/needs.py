@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from segsmith.config import Config
 from segsmith.errors import SegsmithError
-from segsmith.tools.catalogue import KNOWN, SAM_FILES, SAM_URL, Kind, Need, Role
+from segsmith.tools.catalogue import KNOWN, SAM_FILES, SAM_URL, Need, Role
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """The order in which open_clip looks for weights in a repository."""
@@ -63,8 +64,9 @@ def _images(config: Config) -> Need:
             "Type e.g. --set images.model=stabilityai/sd-turbo",
         )
     if images.backend == "hosted":
-        return _service("images", images.model, "https://api.openai.com/v1")
-    return _hub_or_folder("images", images.model, images.revision or "", PIPELINE_FILES)
+        return _service("images", images.model, images.hosted.base_url or "https://api.openai.com/v1")
+    need = _hub_or_folder("images", images.model, images.revision or "", PIPELINE_FILES)
+    return replace(need, variant=images.variant or "")
 
 
 def _judge(spec: str) -> Need:
@@ -158,8 +160,8 @@ def _hub(
     revision: str = "",
     config: str = "",
 ) -> Need:
-    kind: Kind = "hub"
-    return Need(role, name, kind, repository, revision, patterns, pick, KNOWN.get(repository), config)
+    known = KNOWN.get(repository)
+    return Need(role, name, "hub", repository, revision, patterns, pick=pick, known=known, config=config)
 
 
 def _service(role: Role, name: str, url: str) -> Need:

@@ -73,18 +73,34 @@ def test_pull_survives_cut_connections_and_then_is_here_even_offline(segsmith, t
     assert record["commit"] == COMMIT
 
 
-def test_of_a_pipeline_half_precision_alone_is_fetched_and_no_pickle(segsmith):
+@pytest.mark.parametrize("variant", ["", "fp16"])
+def test_of_a_pipeline_one_variant_is_fetched_and_no_pickle(segsmith, variant):
     with serving(repositories=REPOSITORIES) as hub:
+        settings = [*DIFFUSION, "images.model=lab/tiny-diffusion", "--set", f"images.variant={variant}"]
         code, _, complaint = segsmith(
-            "models", "pull", "--preset", "sim", *DIFFUSION, "images.model=lab/tiny-diffusion", hub=hub.url
+            "models", "pull", "--preset", "sim", *(settings if variant else settings[:-2]), hub=hub.url
         )
         fetched = {path.partition("/resolve/")[2].partition("/")[2] for m, path, _ in hub.asked if m == "GET"}
     assert code == 0, complaint
     assert fetched - {""} == {
         "model_index.json",
         "unet/config.json",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
+        f"unet/diffusion_pytorch_model{'.' * bool(variant)}{variant}.safetensors",
     }
+
+
+def test_what_was_pulled_is_found_by_libraries_that_name_no_revision(segsmith, tmp_path):
+    from huggingface_hub import try_to_load_from_cache
+
+    with serving(repositories=REPOSITORIES) as hub:
+        code, _, complaint = segsmith(
+            "models", "pull", "--preset", "sim", "--set", "judge.clip=hf-hub:lab/tiny-clip", hub=hub.url
+        )
+    assert code == 0, complaint
+    found = try_to_load_from_cache(
+        "lab/tiny-clip", "open_clip_model.safetensors", cache_dir=tmp_path / "hf" / "hub"
+    )
+    assert isinstance(found, str)
 
 
 def test_a_gguf_of_the_hub(segsmith):
@@ -113,7 +129,7 @@ def test_what_the_hub_does_not_have_costs_one_line(segsmith, setting, words):
 
 
 def test_a_file_that_arrives_damaged_is_said_and_removed(segsmith):
-    path = f"/lab/tiny-clip/resolve/{COMMIT}/open_clip_model.safetensors"
+    path = "/lab/tiny-clip/resolve/main/open_clip_model.safetensors"
     clip = ["--preset", "sim", "--set", "judge.clip=hf-hub:lab/tiny-clip"]
     with serving(repositories=REPOSITORIES, lies={path: b"?" + WEIGHTS[1:]}) as hub:
         code, _, complaint = segsmith("models", "pull", *clip, hub=hub.url)
