@@ -16,6 +16,7 @@ from segsmith.config import Config
 from segsmith.errors import SegsmithError
 from segsmith.graph.deps import Deps, check_models, forget, register
 from segsmith.graph.failures import one_line
+from segsmith.graph.interrupt import stop_on_interrupt
 from segsmith.graph.provenance import model_rows
 from segsmith.graph.record import RunRecord, installed_versions, read_record, resumed, write_record
 from segsmith.graph.review import REENTER, stale
@@ -55,6 +56,7 @@ def build_run(config: Config, out: Path, command: str = "", *, step: bool = Fals
         write_record(run.config, record)
         deps = Deps(config, run)
         stack.callback(deps.close)
+        stack.enter_context(stop_on_interrupt(deps.stopping))
         register(deps)
         stack.callback(forget, deps)
         checkpoints = sqlite3.connect(run.graph, check_same_thread=False)

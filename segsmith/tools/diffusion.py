@@ -17,6 +17,7 @@ import torch
 from segsmith.config import ImagesConfig
 from segsmith.errors import SegsmithError
 from segsmith.tools.denoising import SHRINKABLE, NothingLeft, StepWatch, watched
+from segsmith.tools.devices import choose_device, choose_dtype
 from segsmith.tools.diffusion_files import check_tensors, load_tensors, pipeline_folder, settings_name
 from segsmith.tools.protocols import Drawn, Gate, Image, ImageRequest, OutOfMemory, unwatched
 
@@ -175,7 +176,7 @@ class DiffusionBackend:
         try:
             pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
                 folder,
-                torch_dtype=choose_dtype(self._device, config.dtype),
+                dtype=choose_dtype(self._device, config.dtype),
                 variant=config.variant,
                 use_safetensors=True,
                 local_files_only=True,
@@ -254,26 +255,6 @@ def can_shrink(pipe: Any) -> bool:
     # A UNet distilled with guidance as an input keeps a row of it per sample where no callback reaches.
     own_guidance = unet is not None and unet.config.get("time_cond_proj_dim") is not None
     return type(pipe).__name__ in SHRINKABLE and not own_guidance
-
-
-def choose_device(device: str) -> str:
-    """ "auto" becomes "cuda", "mps" or "cpu", the first there is."""
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def choose_dtype(device: str, dtype: str) -> torch.dtype:
-    """ "auto": bfloat16 on GPUs that compute in it (Ampere and later), float16 on others, float32 on a CPU."""
-    if dtype != "auto":
-        named: torch.dtype = getattr(torch, dtype)
-        return named
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    return torch.float16 if kind == "mps" else torch.float32
 
 
 def choose_offload(part_bytes: Sequence[int], free_bytes: int | None) -> str:

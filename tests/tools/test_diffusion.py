@@ -8,10 +8,10 @@ import torch
 
 from segsmith.config import ImagesConfig
 from segsmith.errors import SegsmithError
+from segsmith.tools.devices import choose_dtype
 from segsmith.tools.diffusion import (
     DiffusionBackend,
     check_diffusion,
-    choose_dtype,
     choose_offload,
     is_out_of_memory,
     to_uint8,

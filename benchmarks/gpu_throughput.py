@@ -1,0 +1,184 @@
+"""Full-size models with random weights on a GPU, through our adapters, against a bare loop of the same batch.
+
+What the adapter costs is the question, not what the pictures show, so weights are random and nothing is
+downloaded. Bare and adapted runs alternate in one process; the ratio is of medians.
+
+    python -m benchmarks.gpu_throughput            # SDXL's sizes, on a GPU (about 8 GiB)
+    python -m benchmarks.gpu_throughput --tiny     # the same code on a CPU, to see that it runs
+
+CLIP and SAM have rows of their own with ``--clip NAME:FILE`` and ``--sam FILE`` (random-weight files will do).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from segsmith.config import ImagesConfig
+from segsmith.tools.devices import choose_device
+from segsmith.tools.diffusion import DiffusionBackend
+from segsmith.tools.protocols import ImageRequest, OutOfMemory
+from tests import tiny_pipelines
+
+
+def save_sdxl(folder: Path) -> Path:
+    """Stable Diffusion XL's architecture, its published sizes, random weights in float16."""
+    words = tiny_pipelines.tokenizer()
+    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    with torch.device("cuda"):  # initialising 2.6 G weights takes minutes on a CPU
+        first = CLIPTextModel(CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **ends
+        ))  # fmt: skip
+        second = CLIPTextModelWithProjection(CLIPTextConfig(
+            hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+            projection_dim=1280, hidden_act="gelu", **ends,
+        ))  # fmt: skip
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=128, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
+            use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )  # fmt: skip
+        vae = diffusers.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=1024,
+            scaling_factor=0.13025,
+        )  # fmt: skip
+    pipe = diffusers.StableDiffusionXLPipeline(
+        vae=vae, text_encoder=first, text_encoder_2=second, tokenizer=words, tokenizer_2=words, unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading"
+        ),
+    )  # fmt: skip
+    pipe.to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+def seconds(work: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def against(
+    name: str, ours: Callable[[], object], bare: Callable[[], object], items: int, repeats: int
+) -> None:
+    """Print items per second of both ways, alternating, and the ratio of their medians."""
+    ours(), bare()
+    pairs = [(seconds(ours), seconds(bare)) for _ in range(repeats)]
+    a, b = (statistics.median(times) for times in zip(*pairs, strict=True))
+    print(f"{name:34} {items / a:8.2f}/s ours  {items / b:8.2f}/s {other}  ratio {b / a:.3f}", flush=True)
+
+
+def diffusion(folder: Path, size: int, steps: int, batch: int, repeats: int) -> None:
+    backend = DiffusionBackend(ImagesConfig(
+        backend="diffusion", model=str(folder), size=size, steps=steps, guidance=5.0
+    ))  # fmt: skip
+    pipe = backend._open()
+    requests = [ImageRequest(f"a photo of thing {i}", i) for i in range(batch)]
+
+    def bare():
+        generators = [torch.Generator("cpu").manual_seed(r.seed) for r in requests]
+        return pipe(
+            prompt=[r.prompt for r in requests], height=size, width=size, num_inference_steps=steps,
+            guidance_scale=5.0, generator=generators, output_type="np",
+        ).images  # fmt: skip
+
+    against(
+        f"diffusion, {size} px, {steps} steps, {batch}",
+        lambda: list(backend.draw(requests)),
+        bare,
+        batch,
+        repeats,
+    )
+    half = batch // 2
+    saved = lambda: list(backend.draw(requests, lambda i, _: [None if k < half else "filtered" for k in i]))  # noqa: E731
+    against("  with half of them filtered", saved, bare, batch, repeats)
+    if torch.cuda.is_available():
+        print(f"  peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        out_of_memory(backend, requests)
+
+
+def out_of_memory(backend: DiffusionBackend, requests: list[ImageRequest]) -> None:
+    """Take the GPU's memory away until a batch fails, then see that one picture still comes."""
+    hoard, unit = [], 2**30
+    while torch.cuda.mem_get_info()[0] > 2 * unit:
+        hoard.append(torch.empty(unit, dtype=torch.uint8, device="cuda"))
+    try:
+        list(backend.draw(requests * 8))
+        print("  out of memory: could not be provoked")
+    except OutOfMemory:
+        hoard.clear()
+        torch.cuda.empty_cache()
+        (drawn,) = backend.draw(requests[:1])
+        print(f"  out of memory: said so, and drew again: {drawn.image is not None}")
+
+
+def clip(spec: str, batch: int, repeats: int) -> None:
+    from PIL import Image
+
+    from segsmith.tools.clip import OpenClipEncoder
+
+    encoder = OpenClipEncoder.load(spec)
+    images = [np.random.default_rng(i).integers(0, 255, (512, 512, 3), dtype=np.uint8) for i in range(batch)]
+
+    def bare():
+        pixels = torch.stack([encoder.preprocess(Image.fromarray(i)) for i in images]).to(encoder.device)
+        with torch.inference_mode(), encoder._precision():
+            return encoder.model.encode_image(pixels, normalize=True).cpu()
+
+    against(f"CLIP {spec}, {batch}", lambda: encoder.embed_images(images), bare, batch, repeats)
+
+
+def sam(spec: str, repeats: int) -> None:
+    from segsmith.tools.sam import SamSegmenter
+
+    segmenter = SamSegmenter.load(spec)
+    image = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
+    points = [np.array([[200.0 + 50 * i, 300.0]], dtype=np.float32) for i in range(8)]
+    one = lambda: segmenter.segment(image, points)  # noqa: E731
+    each = lambda: [segmenter.segment(image, [p]) for p in points]  # noqa: E731
+    against("SAM, 8 prompts of one image", one, each, 1, repeats, other="prompt by prompt")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("--tiny", action="store_true", help="tiny models on whatever device there is")
+    options.add_argument("--clip", default="", help="open_clip name:file, e.g. ViT-L-14:random.safetensors")
+    options.add_argument("--sam", default="", help="a SAM checkpoint file")
+    options.add_argument("--batch", type=int, default=4)
+    options.add_argument("--steps", type=int, default=20)
+    options.add_argument("--repeats", type=int, default=3)
+    given = options.parse_args()
+    if not given.tiny and not torch.cuda.is_available():
+        raise SystemExit("No CUDA device: add --tiny to see that it runs.")
+    print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, device {choose_device('auto')}")
+    with tempfile.TemporaryDirectory() as folder:
+        if given.tiny:
+            pipeline, size = tiny_pipelines.save("sdxl", Path(folder) / "p"), tiny_pipelines.SIDE
+        else:
+            pipeline, size = save_sdxl(Path(folder) / "p"), 1024
+        diffusion(pipeline, size, given.steps, given.batch, given.repeats)
+    if given.clip or given.tiny:
+        clip(given.clip or "mini", 16, given.repeats)
+    if given.sam or given.tiny:
+        sam(given.sam or "mini", given.repeats)
+
+
+if __name__ == "__main__":
+    main()
