@@ -62,7 +62,7 @@ class ScriptedChat:
     restarts = 0
 
     def __init__(self, tell: Any) -> None:
-        from segsmith.tools.llm import Usage
+        from segsmith.tools.llm_usage import Usage
 
         self.usage = Usage()
         self._tell = tell
@@ -229,7 +229,7 @@ def preload() -> None:
     """Import what every sitting needs, once; no threads may be started here, for the children are forked."""
     import torch
 
-    import segsmith.exports.voc
+    import segsmith.exports.export
     import segsmith.graph.build
     import segsmith.report.build
     import segsmith.segmentation.trainer
