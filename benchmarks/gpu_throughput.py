@@ -76,7 +76,12 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def against(
-    name: str, ours: Callable[[], object], bare: Callable[[], object], items: int, repeats: int
+    name: str,
+    ours: Callable[[], object],
+    bare: Callable[[], object],
+    items: int,
+    repeats: int,
+    other: str = "bare",
 ) -> None:
     """Print items per second of both ways, alternating, and the ratio of their medians."""
     ours(), bare()

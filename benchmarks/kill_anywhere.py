@@ -89,11 +89,10 @@ class CountingBackend:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def draw(self, requests: Any) -> Any:
-        images = self._inner.draw(requests)
-        for request in requests:
-            self._tell("draw", f"{request.seed}")
-        return images
+    def draw(self, requests: Any, *watching: Any) -> Any:
+        for drawn in self._inner.draw(requests, *watching):
+            self._tell("draw", f"{requests[drawn.index].seed}")
+            yield drawn
 
 
 def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:

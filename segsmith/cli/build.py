@@ -22,8 +22,12 @@ def build(
     ] = Path("runs/run"),
     per_class: Annotated[int | None, typer.Option(help="accepted images wanted of each class")] = None,
     preset: Annotated[
-        str, typer.Option(help="which models to use: auto, sim, cpu, gpu or hosted (see docs/models.md)")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            show_default="auto",
+            help="which models to use: auto, sim, cpu, gpu or hosted (see docs/models.md)",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="any setting, e.g. --set judge.top_k=3")
@@ -79,7 +83,7 @@ def build(
             )
         settings = merged_config(record.config, flags, str(from_))
     else:
-        preset, why = chosen_preset(preset, offline, out_dir)
+        preset, why = chosen_preset(preset or "auto", offline, out_dir)
         settings = load_config(preset=preset, file=config, flags=flags)
     if not settings.classes:
         raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")

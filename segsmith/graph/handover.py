@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from segsmith import __version__
 from segsmith.graph.deps import Deps
-from segsmith.memory.ledger import ModelRow
 
 EXAMPLES = 12
 """Pictures of the test world whose predictions are kept for the report."""
@@ -20,31 +18,8 @@ def export_dataset(deps: Deps) -> None:
     from segsmith.exports.provenance import write_provenance
 
     summary = export(deps.run, deps.ledger, deps.config)
-    record_models(deps)
     write_provenance(deps.run, deps.ledger, deps.ledger.get_meta("versions") or {})
     deps.ledger.log("exported", path=str(deps.run.voc), splits=dict(summary.splits))
-
-
-def record_models(deps: Deps) -> None:
-    """Name in the ledger the models that no adapter has named yet: what the config says, no more."""
-    known, config = deps.ledger.models(), deps.config
-    names = {
-        "llm": config.llm.model,
-        "images": deps.ledger.images()[0].backend,
-        "judge": config.judge.clip,
-        "labeler": config.judge.clip,
-        "masks": config.labeler.sam,
-        "segmenter": f"{config.trainer.architecture} {config.trainer.encoder}",
-    }
-    # The simulator, the mini checkpoints and the segmenter are part of this package, under its licence.
-    ours = {"segsmith-simulator": "Apache-2.0; sprites CC-BY-4.0 (twemoji)", "mini": "Apache-2.0"}
-    rows = []
-    for role, name in names.items():
-        licence = next((text for start, text in ours.items() if name.startswith(start)), "")
-        revision = __version__ if licence else ""
-        if role not in known:
-            rows.append(ModelRow(role, name, revision, licence, "package" if licence else "file"))  # type: ignore[arg-type]
-    deps.ledger.add_models(rows)
 
 
 def train_segmenter(deps: Deps, on_epoch: Callable[[Mapping[str, Any]], None]) -> None:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from segsmith import __version__
 from segsmith.config import Config
 from segsmith.memory.ledger import ModelRow
 from segsmith.tools.catalogue import Kind, Need
@@ -21,15 +22,22 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".gguf")
 
 
 def model_rows(config: Config) -> list[ModelRow]:
-    """One row a role, with the commit, licence and hash of the weights where they are known or here."""
-    return [_row(need, find(need) or Found(Path())) for need in needs_of(config)]
+    """One row a role, with the commit, licence and hash of the weights where they are known or here.
+
+    What is part of this package has its version for a revision; the segmenter is trained here, from these settings.
+    """
+    rows = [_row(need, find(need) or Found(Path())) for need in needs_of(config)]
+    known = {row.role for row in rows}
+    trainer = config.trainer
+    segmenter = ModelRow("segmenter", f"{trainer.architecture} {trainer.encoder}", __version__, "", "package")
+    return rows if "segmenter" in known else [*rows, segmenter]
 
 
 def _row(need: Need, found: Found) -> ModelRow:
     return ModelRow(
         role=need.role,
         name=need.name,
-        revision=found.revision or need.revision,
+        revision=found.revision or need.revision or (__version__ if need.kind == "package" else ""),
         licence=found.licence or need.licence,
         source=SOURCES[need.kind],
         sha256=found.sha256 or need.sha256 or _hash_of(found.path),
