@@ -78,7 +78,7 @@ def test_every_model_of_a_run_is_in_its_provenance(tmp_path):
     weights = tmp_path / "my.pth"
     weights.write_bytes(b"weights")
     rows = {row.role: row for row in model_rows(Config(labeler={"sam": str(weights)}))}
-    assert set(rows) == {"llm", "images", "judge", "masks"}
+    assert set(rows) == {"llm", "images", "judge", "masks", "segmenter"}
     assert rows["masks"].sha256 == hashlib.sha256(b"weights").hexdigest()
     assert rows["masks"].source == "file"
     mini = packaged_checkpoint("mini_clip") / "open_clip_model.safetensors"

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import kill_anywhere as bench
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_a_build_killed_anywhere_ends_as_if_it_had_not_been(tmp_path):
     bench.preload()
     config = bench.small_config(trainer={"epochs": 2, "batch_size": 4}, evaluation={"images": 2})
