@@ -259,10 +259,12 @@ class LabelerConfig(Section):
         0.7, ge=0, le=1, description="SeSAM tau2: most of another class's seed inside (our reading)"
     )
     selection: Literal["ratios", "weights"] = Field(
-        "ratios", description="which of two readings of tau1 and tau2 selects SAM's mask (segmentation/sesam.py)"
+        "ratios",
+        description="which of two readings of tau1 and tau2 selects SAM's mask (segmentation/sesam.py)",
     )
     points_from: Literal["skeleton", "confidence"] = Field(
-        "skeleton", description="points on the skeleton (SeSAM), or where the scores are highest (an ablation)"
+        "skeleton",
+        description="points on the skeleton (SeSAM), or where the scores are highest (an ablation)",
     )
     seed_level: float = Field(
         0.25, gt=0, le=1, description="share of a map's own maximum from which a pixel is a seed (ours)"
@@ -311,10 +313,13 @@ class TrainerConfig(Section):
         True, description="the student sees repainted pictures, the teacher plain ones; off: both see plain"
     )
     step0: bool = Field(
-        True, description="the teacher's confident labels join the weak ones before SAM is asked again (SeSAM)"
+        True,
+        description="the teacher's confident labels join the weak ones before SAM is asked again (SeSAM)",
     )
     refresh_every: int = Field(
-        4, ge=0, description="epochs between questions to SAM; 0: asked once, before the training (SeSAM; ours)"
+        4,
+        ge=0,
+        description="epochs between questions to SAM; 0: asked once, before the training (SeSAM; ours)",
     )
     patience: int = Field(
         0, ge=0, description="epochs without a better mIoU on split val after which training stops; 0: never"

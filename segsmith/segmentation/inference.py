@@ -103,6 +103,13 @@ def opinions(model: nn.Module, sources: LabelSources) -> Iterator[Opinion]:
         yield Opinion(labels.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
 
 
+def opinions_of(checkpoint: Path, dataset_root: Path, drawn_classes_only: bool) -> Iterator[Opinion]:
+    """`opinions` of a finished segmenter on split train of a VOC-layout dataset."""
+    model, _ = load_segmenter(checkpoint)
+    sources = LabelSources(VocFolder(dataset_root, "train"), drawn_classes_only)
+    return opinions(model.to(Accelerator().device), sources)
+
+
 def _predict_batch(model: nn.Module, images: Tensor) -> Tensor:
     return _logits(model, images).argmax(dim=1).to(torch.uint8).cpu()
 

@@ -61,9 +61,9 @@ def joint_loss(
     SeSAM "balances" given, SAM and confident teacher labels; how is not known to us. ``"sources"``: the mean
     over each source's own pixels, averaged by the weights, so that a few drawn points count as much as a
     whole mask. ``"pixels"``: the mean over all labelled pixels, each with its source's weight. `weights` are
-    the classes'. A source without a known pixel adds 0; no source at all gives 0.
+    the classes'. A source without a known pixel adds 0; no source at all gives 0 and no gradient.
     """
-    total, norm, share = logits.new_zeros(()), logits.new_zeros(()), 0.0
+    total, norm, share = logits.sum() * 0, logits.new_zeros(()), 0.0
     for labels, weight in sources:
         loss = F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
         size = weights[labels[labels != IGNORE]].sum()

@@ -68,11 +68,14 @@ def refine_weak(
     """
     found = finish_mask(images, plans, segmenter, settings)
     return [
-        (_settled(label_map, drawn, how), how) for (label_map, how), drawn in zip(found, drawn_maps, strict=True)
+        (_settled(label_map, drawn, how), how)
+        for (label_map, how), drawn in zip(found, drawn_maps, strict=True)
     ]
 
 
-def _settled(label_map: NDArray[np.uint8], drawn: NDArray[np.uint8], how: dict[str, int]) -> NDArray[np.uint8]:
+def _settled(
+    label_map: NDArray[np.uint8], drawn: NDArray[np.uint8], how: dict[str, int]
+) -> NDArray[np.uint8]:
     settled, known = label_map.copy(), drawn != IGNORE
     if any(reason != "sam:ok" for reason in how) or not (how or known.any()):
         settled[label_map == 0] = IGNORE
@@ -123,9 +126,7 @@ class WeakRefiner:
                 yield label_map
             self._on_image(start + len(names), len(data))
 
-    def _plan(
-        self, name: str, drawn: NDArray[np.uint8], opinion: Opinion | None, round_: int
-    ) -> PlannedMask:
+    def _plan(self, name: str, drawn: NDArray[np.uint8], opinion: Opinion | None, round_: int) -> PlannedMask:
         rng = np.random.default_rng(seed_of("refine", self._seed, name, round_))
         weak = drawn if self._seeds is None else self._seeds(name)
         if opinion is None:

@@ -73,7 +73,7 @@ class LabelSources(Dataset[Sample]):
         maps = [given]
         if self._sam is not None:
             # What somebody drew is not SAM's to say, and would count twice.
-            maps.append(np.where(given == IGNORE, _decoded(self._sam[index]), IGNORE).astype(np.uint8))
+            maps.append(np.where(given == IGNORE, pixels_of(self._sam[index]), IGNORE).astype(np.uint8))
         return Sample(
             torch.from_numpy(image).permute(2, 0, 1).float() / 255,
             torch.from_numpy(np.stack(maps)).long(),
@@ -121,7 +121,8 @@ def load_maps(path: Path, names: Sequence[str]) -> list[bytes]:
         ) from None
 
 
-def _decoded(png: bytes) -> NDArray[np.uint8]:
+def pixels_of(png: bytes) -> NDArray[np.uint8]:
+    """(H, W) uint8 of one PNG of `load_maps`."""
     with PILImage.open(io.BytesIO(png)) as picture:
         return np.asarray(picture)
 
@@ -137,6 +138,4 @@ def _fit(sample: Sample, size: tuple[int, int]) -> Sample:
     if image.shape[-2:] == size:
         return sample
     resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    return Sample(
-        resized, F.interpolate(labels[None].float(), size, mode="nearest-exact")[0].long(), allowed
-    )
+    return Sample(resized, F.interpolate(labels[None].float(), size, mode="nearest-exact")[0].long(), allowed)

@@ -136,7 +136,8 @@ class _Run:
         self.data, self.validation, self.out, self.config, self.seed = data, validation, out, config, seed
         # A batch is split between the processes, so that their number does not change what is learnt.
         self.accelerator = Accelerator(
-            mixed_precision=_precision(config.precision), dataloader_config=DataLoaderConfiguration(split_batches=True)
+            mixed_precision=_precision(config.precision),
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
         self.sources, self.sam = LabelSources(data, config.drawn_classes_only), sam
         self.size = _common_size(data.sizes)
@@ -233,7 +234,9 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         logits = self._logits(self.model, view)
-        weighed = zip(batch.labels.unbind(1), (self.config.given_weight, self.config.sam_weight), strict=False)
+        weighed = zip(
+            batch.labels.unbind(1), (self.config.given_weight, self.config.sam_weight), strict=False
+        )
         sources = [(labels, weight) for labels, weight in weighed if weight]
         if self.config.teacher_weight and epoch >= self.config.teacher_from * self.config.epochs:
             with torch.no_grad():

@@ -30,7 +30,9 @@ def test_the_loss_counts_known_pixels_by_their_weight():
     labels = torch.tensor([[[0, 1, 255]]])
     weights = torch.tensor([1.0, 3.0])
     first, second = np.log1p(np.exp(-2)), np.log1p(np.exp(-1))
-    assert joint_loss(logits, [(labels, 1)], weights, "sources").item() == pytest.approx((first + 3 * second) / 4)
+    assert joint_loss(logits, [(labels, 1)], weights, "sources").item() == pytest.approx(
+        (first + 3 * second) / 4
+    )
     assert joint_loss(logits, [(torch.full((1, 1, 3), 255), 1)], weights, "sources").item() == 0
 
 
