@@ -258,6 +258,14 @@ class LabelerConfig(Section):
     tau2: float = Field(
         0.7, ge=0, le=1, description="SeSAM tau2: most of another class's seed inside (our reading)"
     )
+    selection: Literal["ratios", "weights"] = Field(
+        "ratios",
+        description="which of two readings of tau1 and tau2 selects SAM's mask (segmentation/sesam.py)",
+    )
+    points_from: Literal["skeleton", "confidence"] = Field(
+        "skeleton",
+        description="points on the skeleton (SeSAM), or where the scores are highest (an ablation)",
+    )
     seed_level: float = Field(
         0.25, gt=0, le=1, description="share of a map's own maximum from which a pixel is a seed (ours)"
     )
@@ -278,16 +286,46 @@ class TrainerConfig(Section):
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights that are evaluated")
+    given_weight: float = Field(1, ge=0, description="weight of the dataset's own labels (ours)")
+    sam_weight: float = Field(
+        1, ge=0, description="weight of SAM's labels, where `refine` asks SAM; 0: off (SeSAM; value ours)"
+    )
     teacher_weight: float = Field(
         0,
         ge=0,
         description="weight of the averaged network's confident labels on unknown pixels; 0: off (SeSAM)",
+    )
+    balance: Literal["sources", "pixels"] = Field(
+        "sources",
+        description="'sources': each source's mean loss counts by its weight, however few its pixels; "
+        "'pixels': every labelled pixel counts by its source's weight (ours)",
     )
     teacher_threshold: float = Field(
         0.9, gt=0, lt=1, description="how sure the teacher must be of a pixel's class (ours)"
     )
     teacher_from: float = Field(
         0.3, ge=0, le=1, description="share of the epochs before the teacher is listened to (ours)"
+    )
+    drawn_classes_only: bool = Field(
+        True, description="the teacher may name only classes that are labelled in that picture (ours)"
+    )
+    strong_view: bool = Field(
+        True, description="the student sees repainted pictures, the teacher plain ones; off: both see plain"
+    )
+    step0: bool = Field(
+        True,
+        description="the teacher's confident labels join the weak ones before SAM is asked again (SeSAM)",
+    )
+    refresh_every: int = Field(
+        4,
+        ge=0,
+        description="epochs between questions to SAM; 0: asked once, before the training (SeSAM; ours)",
+    )
+    patience: int = Field(
+        0, ge=0, description="epochs without a better mIoU on split val after which training stops; 0: never"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the forward pass; auto: bfloat16 on a GPU that has it, else float32"
     )
     save_every: int = Field(1, ge=1, description="epochs between checkpoints to resume from")
 

@@ -157,6 +157,7 @@ def read(root: Path) -> LabelledDataset:
         items,
         problems,
         exact_images=lossless(items),
+        knows_background=all("void" in image for _, content, _ in opened for image in content["images"]),
     )
 
 
@@ -246,6 +247,8 @@ def _geometry(a: Mapping[str, Any], image: Mapping[str, Any]) -> tuple[str, str]
     pixels = _rle_of(a, image)
     if pixels is None:
         return "bad_mask", "has no mask that pycocotools reads"
+    if _leaves(a, image):
+        return "bad_mask", "has a polygon that leaves the image; it is cut at the edge"
     from pycocotools import mask as rle
 
     area, tight = float(rle.area(pixels)), rle.toBbox(pixels)
@@ -259,6 +262,18 @@ def _geometry(a: Mapping[str, Any], image: Mapping[str, Any]) -> tuple[str, str]
     if not isinstance(stated, int | float) or abs(stated - area) > slack:
         return "bad_area", f"has area {stated}, but its mask has {area:.0f} pixels"
     return None
+
+
+def _leaves(a: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
+    """Is a corner of one of its polygons outside the image?"""
+    polygons = a["segmentation"] if isinstance(a["segmentation"], list) else []
+    for polygon in polygons:
+        xs, ys = polygon[::2], polygon[1::2]
+        if min(xs) < -BOX_SLACK or min(ys) < -BOX_SLACK:
+            return True
+        if max(xs) > image["width"] + BOX_SLACK or max(ys) > image["height"] + BOX_SLACK:
+            return True
+    return False
 
 
 def _corners(box: Sequence[float]) -> NDArray[np.float64]:

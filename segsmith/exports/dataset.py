@@ -57,7 +57,8 @@ class LabelledDataset:
     """`items` is walked as often as one likes; `problems` are those found without reading pixels.
 
     A format without splits puts everything into split "". `exact_images` is False where the format stores
-    JPEG, so that a comparison with the original must allow for it.
+    JPEG, so that a comparison with the original must allow for it. `knows_background` is False where 0 in a
+    label map may also mean that nobody drew there.
     """
 
     format: str
@@ -67,6 +68,7 @@ class LabelledDataset:
     problems: list[Problem] = field(default_factory=list)
     has_label_maps: bool = True
     exact_images: bool = True
+    knows_background: bool = True
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)

@@ -28,6 +28,7 @@ class ImportedDataset:
     items: tuple[Item, ...]
     skipped: tuple[Problem, ...]
     has_label_maps: bool
+    knows_background: bool = True
 
     @property
     def splits(self) -> dict[str, int]:
@@ -69,7 +70,9 @@ def import_dataset(root: Path, split: str | None = None) -> ImportedDataset:
             f"{root} has no usable image{f' in split {split!r}' if split else ''}.{reason}",
             f"Splits of this dataset: {have}.",
         )
-    return ImportedDataset(root, data.classes, tuple(items), tuple(skipped), data.has_label_maps)
+    return ImportedDataset(
+        root, data.classes, tuple(items), tuple(skipped), data.has_label_maps, data.knows_background
+    )
 
 
 def _check(item: Item, classes: Sequence[str]) -> None:

@@ -210,22 +210,9 @@ class Deps:
         return lambda class_name: (class_name,)
 
     def _classifier(self) -> Any:
-        from segsmith.tools.vit import TimmPatchClassifier
+        from segsmith.tools.classifier import open_classifier
 
-        config, classes = self.config, self.config.classes
-        if config.labeler.vit != "judge":
-            return TimmPatchClassifier.from_timm(
-                config.labeler.vit,
-                len(classes),
-                config.labeler,
-                config.seed,
-                pretrained=":" not in config.labeler.vit,
-                device=config.compute.device,
-                precision=config.compute.precision,
-            )
-        return TimmPatchClassifier.from_encoder(
-            self.encoder, len(classes), config.labeler, config.seed, class_names=classes
-        )
+        return open_classifier(self.config, self.config.classes, self.config.seed, lambda: self.encoder)
 
     def _segmenter(self) -> Any:
         from segsmith.tools.sam import SamSegmenter

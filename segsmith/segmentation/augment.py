@@ -1,6 +1,6 @@
 """Variation of training batches, in two halves: `place` moves pixels (weak), `restyle` repaints them (strong).
 
-Batches are (B, 3, H, W) in [0, 1] with (B, H, W) labels. Everything random comes from `generator` (on the
+Batches are (B, 3, H, W) in [0, 1] with (B, S, H, W) labels. Everything random comes from `generator` (on the
 CPU): the same state, the same batch.
 """
 
@@ -31,7 +31,10 @@ def restyle(images: Tensor, generator: torch.Generator) -> Tensor:
 def place(
     images: Tensor, labels: Tensor, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Flip, scale and crop to `size` (H, W), labels alike; a label is 255 where the picture was left."""
+    """Flip, scale and crop to `size` (H, W), labels alike; a label is 255 where the picture was left.
+
+    `labels` is (B, S, H, W): S label maps of each picture, which move together.
+    """
     count, (height, width) = len(images), images.shape[-2:]
     zoom = torch.exp(_uniform(count, math.log(0.7), math.log(1.6), generator))
     flip = 1 - 2 * _chosen(count, 0.5, generator)
@@ -43,8 +46,8 @@ def place(
     grid = F.affine_grid(theta, [count, 1, *size], align_corners=False).to(images.device)
     moved = F.grid_sample(images, grid, "bilinear", "reflection", align_corners=False)
     # Labels go in shifted by one, so that the zeros outside can be told from background.
-    shifted = (labels + 1).unsqueeze(1).float()
-    placed = F.grid_sample(shifted, grid, "nearest", "zeros", align_corners=False)[:, 0].long() - 1
+    shifted = (labels + 1).float()
+    placed = F.grid_sample(shifted, grid, "nearest", "zeros", align_corners=False).long() - 1
     return moved, torch.where(placed < 0, IGNORE, placed)
 
 

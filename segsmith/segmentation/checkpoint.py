@@ -61,6 +61,8 @@ class TrainingState:
     ema_updates: int
     optimizer: Mapping[str, Any]
     reports: list[dict[str, Any]]
+    sam_round: int | None = None
+    """Epoch before which SAM was last asked: the round of its labels in use. None: never."""
 
 
 def save_segmenter(out: Path, weights: Mapping[str, Tensor], meta: SegmenterMeta) -> Path:
@@ -114,6 +116,7 @@ def save_state(folder: Path, state: TrainingState) -> None:
     index = {
         "slot": slot,
         "epoch": state.epoch,
+        "sam_round": state.sam_round,
         "fingerprint": state.fingerprint,
         "ema_updates": state.ema_updates,
         "reports": state.reports,

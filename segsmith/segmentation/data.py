@@ -2,11 +2,13 @@
 
 Layout, as our own export writes it: ``JPEGImages/<id>.png`` (or .jpg), ``SegmentationClass/<id>.png``
 (palette or grey indices), ``ImageSets/Segmentation/<split>.txt`` (an id a line) and ``classes.txt`` (a name
-a line; line i is index i, 0 is background, 255 unknown).
+a line; line i is index i, 0 is background, 255 unknown). ``labels.csv``, where there is one, names the classes
+of whole images (columns image_id and classes, the latter separated by ``|``).
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
@@ -42,6 +43,7 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         self.split = split
         self.classes = read_classes(root)
         self.ids = _read_ids(root, split)
+        self._image_labels = _read_image_labels(root, self.classes)
         self._images = [_image_path(root, name) for name in self.ids]
         self._labels = [root / "SegmentationClass" / f"{name}.png" for name in self.ids]
         pixels = sum(math.prod(size) for size in self.sizes)
@@ -63,6 +65,12 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         """(H, W, 3) uint8 image and (H, W) uint8 label, as stored."""
         return self._kept[index] if self._kept is not None else self._read(index)
 
+    def present(self, index: int) -> tuple[int, ...]:
+        """Class indices from 1 that the image's mask or ``labels.csv`` names, ascending; () if neither does."""
+        counts = np.bincount(self.raw(index)[1].ravel(), minlength=256)
+        drawn = {int(v) for v in np.nonzero(counts[1:IGNORE])[0] + 1}
+        return tuple(sorted(drawn | self._image_labels.get(self.ids[index], set())))
+
     @property
     def in_memory(self) -> bool:
         """Are the pixels kept, so that reading an item costs nothing?"""
@@ -78,6 +86,7 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
     def fingerprint(self) -> str:
         """Changes when an id, an image or a label does; of a large dataset, when a file's size does."""
         digest = hashlib.sha256("\n".join((*self.classes, "", *self.ids)).encode())
+        digest.update(repr([sorted(self._image_labels.get(name, ())) for name in self.ids]).encode())
         for pair in self._kept or ():
             for array in pair:
                 digest.update(np.ascontiguousarray(array).data)
@@ -149,23 +158,29 @@ def read_classes(root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def stack(items: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A batch (B, 3, H, W) and (B, H, W) of items, those of another size resized; labels stay labels."""
-    images, labels = zip(*(_fit(image, label, size) for image, label in items), strict=True)
-    return torch.stack(images), torch.stack(labels)
-
-
-def _fit(image: Tensor, label: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    if image.shape[-2:] == size:
-        return image, label
-    resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    return resized, F.interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0].long()
-
-
 def _read_ids(root: Path, split: str) -> list[str]:
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     have = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
     return _lines(path, f"Splits of this dataset: {have}.")
+
+
+def _read_image_labels(root: Path, classes: Sequence[str]) -> dict[str, set[int]]:
+    """Image id -> class indices, from ``labels.csv``; empty without that file."""
+    path = root / "labels.csv"
+    if not path.exists():
+        return {}
+    index_of = {name: i for i, name in enumerate(classes, 1)}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {
+                row["image_id"]: {index_of[name] for name in filter(None, row["classes"].split("|"))}
+                for row in csv.DictReader(file)
+            }
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
+        raise SegsmithError(
+            f"{path} cannot be read ({type(error).__name__}: {error}).",
+            "Mend that file: columns image_id and classes, classes of classes.txt separated by |.",
+        ) from None
 
 
 def _lines(path: Path, remedy: str) -> list[str]:

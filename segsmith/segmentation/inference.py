@@ -18,6 +18,7 @@ from segsmith.segmentation.checkpoint import load_segmenter
 from segsmith.segmentation.data import VocFolder
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import STRIDE, normalise
+from segsmith.segmentation.sources import LabelSources, Opinion
 
 PREDICT_BATCH = 32
 
@@ -89,12 +90,37 @@ def predicted_pairs(model: nn.Module, data: LabelledImages) -> Iterator[tuple[Te
         start = stop
 
 
-@torch.inference_mode()
+def opinions(model: nn.Module, sources: LabelSources) -> Iterator[Opinion]:
+    """What the teacher `model` sees in each picture of a training split, in order, at the picture's size.
+
+    Classes that a picture cannot show are out of the question (`LabelSources.allowed`).
+    """
+    for index in range(len(sources)):
+        image = torch.from_numpy(sources.data.raw(index)[0]).permute(2, 0, 1)[None]
+        impossible = ~sources.allowed(index).to(next(model.parameters()).device)
+        scores = _logits(model, image)[0].masked_fill(impossible[:, None, None], -torch.inf).softmax(0)
+        confidence, labels = scores.max(dim=0)
+        yield Opinion(labels.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
+
+
+def opinions_of(checkpoint: Path, dataset_root: Path, drawn_classes_only: bool) -> Iterator[Opinion]:
+    """`opinions` of a finished segmenter on split train of a VOC-layout dataset."""
+    model, _ = load_segmenter(checkpoint)
+    sources = LabelSources(VocFolder(dataset_root, "train"), drawn_classes_only)
+    return opinions(model.to(Accelerator().device), sources)
+
+
 def _predict_batch(model: nn.Module, images: Tensor) -> Tensor:
+    return _logits(model, images).argmax(dim=1).to(torch.uint8).cpu()
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """(B, C + 1, H, W) float32 of (B, 3, H, W) uint8, at the same size."""
     height, width = images.shape[-2:]
     device = next(model.parameters()).device
     padded = F.pad(
         images.to(device).float() / 255, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate"
     )
-    logits = model.eval()(normalise(model, padded).to(memory_format=torch.channels_last))
-    return logits[..., :height, :width].argmax(dim=1).to(torch.uint8).cpu()
+    logits: Tensor = model.eval()(normalise(model, padded).to(memory_format=torch.channels_last))
+    return logits[..., :height, :width].float()

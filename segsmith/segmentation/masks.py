@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from segsmith.config import LabelerConfig
 from segsmith.segmentation.merge import Region, merge_masks
 from segsmith.segmentation.seeds import seed_masks, upsample_maps
-from segsmith.segmentation.sesam import components, select_mask, skeleton_points
+from segsmith.segmentation.sesam import components, confidence_points, select_mask, skeleton_points
 from segsmith.tools.protocols import Image, MaskCandidates, PointSegmenter
 
 
@@ -23,6 +24,8 @@ class MaskSettings:
     points: int
     tau1: float
     tau2: float
+    selection: Literal["ratios", "weights"]
+    points_from: Literal["skeleton", "confidence"]
     border_px: int
     seed_level: float
     min_area_px: int
@@ -66,9 +69,24 @@ def plan_mask(
     plan = PlannedMask(size, seeds)
     for index, seed in seeds.items():
         for piece in components(seed, settings.min_area_px):
-            points = skeleton_points(piece, settings.points, rng)
+            points = sample_points(piece, rng, settings, scores[index])
             plan.parts.append(Component(index, piece, points, float(scores[index][piece].mean())))
     return plan
+
+
+def sample_points(
+    piece: NDArray[np.bool_],
+    rng: np.random.Generator,
+    settings: MaskSettings,
+    confidence: NDArray[np.float32] | None,
+) -> NDArray[np.float32]:
+    """(n, 2) float32 (x, y) points of a piece (SeSAM, step 2).
+
+    Taken from its skeleton, or where `confidence` (H, W) is highest if the settings say so and there is one.
+    """
+    if settings.points_from == "confidence" and confidence is not None:
+        return confidence_points(confidence, piece, settings.points)
+    return skeleton_points(piece, settings.points, rng)
 
 
 def finish_mask(
@@ -103,7 +121,9 @@ def _finish(
         for index, seed in plan.seeds.items():
             if index != part.class_index:
                 others |= seed
-        chosen = select_mask(candidates, part.seed, others, settings.tau1, settings.tau2)
+        chosen = select_mask(
+            candidates, part.seed, others, settings.tau1, settings.tau2, reading=settings.selection
+        )
         how[f"sam:{chosen.reason}"] += 1
         if chosen.index is None:
             uncertain |= part.seed

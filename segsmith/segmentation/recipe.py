@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,22 +50,41 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, steps - climb))))
 
 
-def known_pixel_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cross-entropy over known pixels; 0 rather than nan when all are 255."""
-    total = F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
-    known = labels[labels != IGNORE]
-    return total / weights[known].sum().clamp(min=1)
+def joint_loss(
+    logits: Tensor,
+    sources: Sequence[tuple[Tensor, float]],
+    weights: Tensor,
+    balance: Literal["sources", "pixels"],
+) -> Tensor:
+    """Cross-entropy with several sources of (B, H, W) labels, each with its weight; 255 says nothing.
+
+    SeSAM "balances" given, SAM and confident teacher labels; how is not known to us. ``"sources"``: the mean
+    over each source's own pixels, averaged by the weights, so that a few drawn points count as much as a
+    whole mask. ``"pixels"``: the mean over all labelled pixels, each with its source's weight. `weights` are
+    the classes'. A source without a known pixel adds 0; no source at all gives 0 and no gradient.
+    """
+    total, norm, share = logits.sum() * 0, logits.new_zeros(()), 0.0
+    for labels, weight in sources:
+        loss = F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
+        size = weights[labels[labels != IGNORE]].sum()
+        if balance == "sources":
+            total, share = total + weight * loss / size.clamp(min=1), share + weight
+        else:
+            total, norm = total + weight * loss, norm + weight * size
+    return total / (max(share, 1e-9) if balance == "sources" else norm.clamp(min=1))
 
 
 @torch.no_grad()
-def teacher_labels(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
+def teacher_labels(logits: Tensor, known: Tensor, allowed: Tensor, threshold: float) -> Tensor:
     """(B, H, W) labels for the unknown pixels: the teacher's class where it is at least `threshold` sure.
 
-    255 where `labels` are known, so that nothing counts twice, and where the teacher is unsure. `logits` are
-    (B, C + 1, H, W). SeSAM calls these high-confidence pseudo-labels; its threshold is unknown to us.
+    255 where `known` (B, H, W) is true, so that nothing counts twice, and where the teacher is unsure.
+    `logits` are (B, C + 1, H, W); a class that is not `allowed` (B, C + 1) in a picture is out of the question
+    there. SeSAM calls these high-confidence pseudo-labels; its threshold is unknown to us.
     """
-    confidence, guess = logits.softmax(dim=1).max(dim=1)
-    return torch.where((labels == IGNORE) & (confidence >= threshold), guess, IGNORE)
+    possible = logits.masked_fill(~allowed[:, :, None, None], -torch.inf)
+    confidence, guess = possible.softmax(dim=1).max(dim=1)
+    return torch.where(~known & (confidence >= threshold), guess, IGNORE)
 
 
 def class_weights(pixels: NDArray[np.int64]) -> Tensor:

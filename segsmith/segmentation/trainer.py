@@ -1,4 +1,8 @@
-"""Training of the segmenter, on whatever device accelerate finds."""
+"""Training of the segmenter, on whatever devices accelerate finds.
+
+Labels come from up to three sources (SeSAM): the dataset's own, SAM's where the caller brings a `SamLabels`,
+and those of the teacher, the average of the student's weights.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -29,11 +34,13 @@ from segsmith.segmentation.checkpoint import (
     save_segmenter,
     save_state,
 )
-from segsmith.segmentation.data import EpochSampler, VocFolder, stack
-from segsmith.segmentation.inference import evaluate, predict, predicted_pairs
+from segsmith.segmentation.data import EpochSampler, VocFolder
+from segsmith.segmentation.inference import evaluate, opinions, predict, predicted_pairs
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import STRIDE, build_segmenter, decoder_of, normalisation, normalise
-from segsmith.segmentation.recipe import Ema, class_weights, known_pixel_loss, learning_rate, teacher_labels
+from segsmith.segmentation.recipe import Ema, class_weights, joint_loss, learning_rate, teacher_labels
+from segsmith.segmentation.sources import LabelSources, SamLabels, Sample, save_maps, stack
+from segsmith.tools.protocols import IGNORE
 
 __all__ = ["EpochReport", "TrainResult", "evaluate", "load_segmenter", "predict", "train"]
 
@@ -49,7 +56,10 @@ CROP = 0.75
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch, counted from 1. `miou` is of the averaged weights on split val, None without one."""
+    """One epoch, counted from 1. `miou` is of the averaged weights on split val, None without one.
+
+    `loss` and `images_per_second` are of all processes together; `seconds` includes questions to SAM.
+    """
 
     epoch: int
     epochs: int
@@ -62,7 +72,11 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training. `validation` scores the checkpoint on split val, None without one."""
+    """A finished training. `validation` scores the checkpoint on split val, None without one.
+
+    It has fewer reports than epochs were asked for where `TrainerConfig.patience` stopped it; the checkpoint is
+    then the average of the last epoch.
+    """
 
     checkpoint: Path
     classes: tuple[str, ...]
@@ -77,6 +91,7 @@ def train(
     seed: int,
     *,
     clip_tower: nn.Module | None = None,
+    sam: SamLabels | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainResult:
     """Train on split train of a VOC-layout dataset and write ``segmenter.safetensors`` + ``.json`` to `out`.
@@ -84,7 +99,9 @@ def train(
     Every `config.save_every` epochs the state goes to ``out/training``; the same call goes on from there
     and ends with the same weights as an uninterrupted one, because all randomness of an epoch follows from
     (seed, epoch). A state of other data or settings is not used, and replaced. `clip_tower` is needed for
-    ``encoder_init = "clip"`` only. Raises `SegsmithError` for an unusable dataset or setting, and when
+    ``encoder_init = "clip"`` only. With `sam`, its labels are a second source: asked for before the first epoch
+    and again every `config.refresh_every` epochs, then with the teacher's opinions. Under ``accelerate launch``
+    every process calls this with the same arguments, and shares of each batch are theirs. Raises `SegsmithError` for an unusable dataset or setting, and when
     the loss stops being a number.
     """
     data, validation = VocFolder(dataset_root, "train"), _optional_split(dataset_root, "val")
@@ -95,9 +112,9 @@ def train(
     except OSError as error:
         raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Name another folder.") from None
     with torch.random.fork_rng():
-        run = _Run(data, validation, out, config, seed, clip_tower)
-        for epoch in range(run.epoch, config.epochs):
-            report = run.one_epoch(epoch)
+        run = _Run(data, validation, out, config, seed, clip_tower, sam if config.sam_weight else None)
+        while not run.done():
+            report = run.one_epoch()
             if on_epoch is not None:
                 on_epoch(report)
         return run.finish()
@@ -114,9 +131,15 @@ class _Run:
         config: TrainerConfig,
         seed: int,
         clip_tower: nn.Module | None,
+        sam: SamLabels | None,
     ) -> None:
         self.data, self.validation, self.out, self.config, self.seed = data, validation, out, config, seed
-        self.accelerator = Accelerator(mixed_precision="bf16" if _has_bf16() else "no")
+        # A batch is split between the processes, so that their number does not change what is learnt.
+        self.accelerator = Accelerator(
+            mixed_precision=_precision(config.precision),
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+        self.sources, self.sam = LabelSources(data, config.drawn_classes_only), sam
         self.size = _common_size(data.sizes)
         self.window = _window(self.size)
         torch.manual_seed(seed_of("weights", seed))
@@ -124,7 +147,7 @@ class _Run:
         batch = min(config.batch_size, max(len(data), 2))
         self.sampler = EpochSampler(len(data), batch, seed)
         loader = DataLoader(
-            data,
+            self.sources,
             batch_size=batch,
             sampler=self.sampler,
             collate_fn=partial(stack, size=self.size),
@@ -133,15 +156,27 @@ class _Run:
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
         self.ema = Ema(self._bare(), config.ema)
-        self.weights = class_weights(data.class_pixels()).to(self.accelerator.device)
         self.reports: list[EpochReport] = []
         self.epoch = 0
-        self.fingerprint = _fingerprint(data, config, seed)
+        self.sam_round: int | None = None
+        self.fingerprint = _fingerprint(data, config, seed, "" if sam is None else sam.name)
         self._resume()
+        self.weights = self._class_weights()
 
-    def one_epoch(self, epoch: int) -> EpochReport:
-        """Train epoch `epoch`, counted from 0; validate, save, report."""
-        started = time.perf_counter()
+    def done(self) -> bool:
+        """Are all epochs trained, or has split val seen no progress for `patience` of them?"""
+        if self.epoch >= self.config.epochs:
+            return True
+        scores = [report.miou for report in self.reports if report.miou is not None]
+        best = scores.index(max(scores)) if scores else 0
+        return bool(self.config.patience and len(scores) - best > self.config.patience)
+
+    def one_epoch(self) -> EpochReport:
+        """Train the next epoch; validate, save, report."""
+        started, epoch = time.perf_counter(), self.epoch
+        if self._asks_sam(epoch):
+            self._ask_sam(epoch)
+        asked = time.perf_counter()
         torch.manual_seed(seed_of("epoch", self.seed, epoch))
         generator = torch.Generator().manual_seed(
             seed_of("augment", self.seed, epoch, self.accelerator.process_index)
@@ -149,24 +184,26 @@ class _Run:
         self.sampler.epoch = epoch
         self.model.train()
         losses, seen = [], 0
-        for step, (images, labels) in enumerate(self.loader, start=epoch * len(self.loader)):
+        for step, (images, labels, allowed) in enumerate(self.loader, start=epoch * len(self.loader)):
             rate = learning_rate(step, self.config.epochs * len(self.loader), self.config.learning_rate)
-            plain, labels = place(images, labels, self.window, generator)
-            losses.append(self._step(plain, restyle(plain, generator), labels, rate, epoch))
+            batch = Sample(*place(images, labels, self.window, generator), allowed)
+            view = restyle(batch.image, generator) if self.config.strong_view else batch.image
+            losses.append(self._step(batch, view, rate, epoch))
             seen += len(images) * self.accelerator.num_processes
-        loss = float(torch.stack(losses).mean())
+        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
         if not math.isfinite(loss):
             raise SegsmithError(
                 f"The training diverged in epoch {epoch + 1} (loss {loss}).", "Lower trainer.learning_rate."
             )
-        trained = time.perf_counter() - started
-        miou = self._score().miou if self.validation is not None else None
+        trained = time.perf_counter() - asked
+        miou = self._agreed(self._score().miou) if self.validation is not None else None
         report = EpochReport(
             epoch + 1, self.config.epochs, loss, rate, miou, time.perf_counter() - started, seen / trained
         )
         self.reports.append(report)
-        if (epoch + 1) % self.config.save_every == 0 or epoch + 1 == self.config.epochs:
-            self._save(epoch + 1)
+        self.epoch = epoch + 1
+        if self.epoch % self.config.save_every == 0 or self.done():
+            self._save()
         log.info("epoch %d of %d: loss %.3f, val mIoU %s", epoch + 1, self.config.epochs, loss, miou)
         return report
 
@@ -181,7 +218,7 @@ class _Run:
             size=self.size,
             mean=mean,
             std=std,
-            epochs=self.config.epochs,
+            epochs=self.epoch,
             seed=self.seed,
             trainer=self.config,
         )
@@ -192,17 +229,22 @@ class _Run:
         score = self._score() if self.validation is not None else None
         return TrainResult(checkpoint, self.data.classes, tuple(self.reports), score)
 
-    def _step(self, plain: Tensor, images: Tensor, labels: Tensor, rate: float, epoch: int) -> Tensor:
-        """One update on `images`, the restyled `plain` ones, which are what the teacher sees."""
+    def _step(self, batch: Sample, view: Tensor, rate: float, epoch: int) -> Tensor:
+        """One update on `view`, the repainted pictures of `batch`, which are what the teacher sees."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        logits = self._logits(self.model, images)
-        loss = known_pixel_loss(logits, labels, self.weights)
+        logits = self._logits(self.model, view)
+        weighed = zip(
+            batch.labels.unbind(1), (self.config.given_weight, self.config.sam_weight), strict=False
+        )
+        sources = [(labels, weight) for labels, weight in weighed if weight]
         if self.config.teacher_weight and epoch >= self.config.teacher_from * self.config.epochs:
             with torch.no_grad():
-                taught = self._logits(self.ema.model, plain)
-            guesses = teacher_labels(taught, labels, self.config.teacher_threshold)
-            loss = loss + self.config.teacher_weight * known_pixel_loss(logits, guesses, self.weights)
+                taught = self._logits(self.ema.model, batch.image)
+            known = (batch.labels != IGNORE).any(1)
+            guesses = teacher_labels(taught, known, batch.allowed, self.config.teacher_threshold)
+            sources.append((guesses, self.config.teacher_weight))
+        loss = joint_loss(logits, sources, self.weights, self.config.balance)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT)
@@ -214,6 +256,37 @@ class _Run:
         with self.accelerator.autocast():
             logits: Tensor = model(normalise(self._bare(), images).to(memory_format=torch.channels_last))
         return logits.float()
+
+    def _asks_sam(self, epoch: int) -> bool:
+        every = self.config.refresh_every
+        return self.sam is not None and (epoch == 0 or (every > 0 and epoch % every == 0))
+
+    def _ask_sam(self, epoch: int) -> None:
+        """New labels from SAM, made by the main process and read by all from one file."""
+        assert self.sam is not None
+        if self.accelerator.is_main_process:
+            views = opinions(self.ema.model, self.sources) if epoch else None
+            self._sam_file(epoch).parent.mkdir(parents=True, exist_ok=True)
+            save_maps(self._sam_file(epoch), self.data.ids, self.sam.label_maps(self.data, views, epoch))
+        self.accelerator.wait_for_everyone()
+        self._use_sam(epoch)
+
+    def _use_sam(self, round_: int) -> None:
+        self.sources.use(self._sam_file(round_))
+        self.sam_round = round_
+        self.weights = self._class_weights()
+
+    def _sam_file(self, round_: int) -> Path:
+        return self.out / "training" / f"sam-{round_}.zip"
+
+    def _class_weights(self) -> Tensor:
+        return class_weights(self.sources.class_pixels()).to(self.accelerator.device)
+
+    def _agreed(self, value: float) -> float:
+        """The main process's value: buffers, and so scores, differ a little between processes."""
+        shared = broadcast(torch.tensor(value, device=self.accelerator.device))
+        assert isinstance(shared, Tensor)
+        return float(shared)
 
     def _score(self) -> SegmentationScore:
         assert self.validation is not None
@@ -235,12 +308,15 @@ class _Run:
         self.optimizer.load_state_dict(state.optimizer)
         self.reports = [EpochReport(**report) for report in state.reports]
         self.epoch = state.epoch
+        if state.sam_round is not None:
+            self._use_sam(state.sam_round)
         log.info("going on after epoch %d of %d", self.epoch, self.config.epochs)
 
-    def _save(self, epoch: int) -> None:
+    def _save(self) -> None:
         if self.accelerator.is_main_process:
             state = TrainingState(
-                epoch=epoch,
+                epoch=self.epoch,
+                sam_round=self.sam_round,
                 fingerprint=self.fingerprint,
                 model=self._bare().state_dict(),
                 ema=self.ema.model.state_dict(),
@@ -270,10 +346,18 @@ def _optional_split(root: Path, split: str) -> VocFolder | None:
     return data if len(data) else None
 
 
-def _fingerprint(data: VocFolder, config: TrainerConfig, seed: int) -> str:
+def _fingerprint(data: VocFolder, config: TrainerConfig, seed: int, sam: str) -> str:
     settings = config.model_dump_json(exclude={"save_every"})
-    return hashlib.sha256(f"{data.fingerprint()} {settings} {seed}".encode()).hexdigest()
+    return hashlib.sha256(f"{data.fingerprint()} {settings} {seed} {sam}".encode()).hexdigest()
 
 
-def _has_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+def _precision(wanted: str) -> str:
+    """accelerate's word for it; `SegsmithError` for what this machine cannot train in."""
+    on_gpu = torch.cuda.is_available()
+    if wanted == "auto":
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
+    if wanted == "float16" and not on_gpu:
+        raise SegsmithError(
+            "trainer.precision is 'float16', which needs a GPU.", "Set it to auto, float32 or bfloat16."
+        )
+    return {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[wanted]

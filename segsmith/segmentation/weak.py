@@ -7,7 +7,8 @@ without it nothing would say where objects end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 import numpy as np
@@ -30,6 +31,9 @@ COARSE_DEPTH = 0.2
 """How far inside the border a coarse polygon runs, as a share of the object's half width (ours)."""
 COARSE_TOLERANCE = 0.06
 """How far a coarse polygon's sides may leave that line, as a share of the square root of the area (ours)."""
+
+POINT_SIDE, LINE_DEPTH, DENSE_SHARE = 0.02, 0.01, 0.97
+"""Shares by which `kind_of` tells kinds apart: of the picture's side, of its side, and of all pixels (ours)."""
 
 
 def weaken(label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -54,6 +58,33 @@ def weaken(label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generato
 def present_classes(label_map: NDArray[np.uint8]) -> tuple[int, ...]:
     """Class indices from 1 that occur in a label map, ascending."""
     return tuple(int(v) for v in np.unique(label_map) if v not in (0, IGNORE))
+
+
+def kind_of(weak_maps: Iterable[NDArray[np.uint8]]) -> WeakKind | None:
+    """Which kind of weak labels (H, W) uint8 maps hold, as most of their pieces look; None: dense masks.
+
+    Nothing drawn at all is "image". A piece whose box fits into `POINT_SIDE` of the picture is a point, one
+    that is nowhere deeper than `LINE_DEPTH` a scribble, any other a coarse polygon (thresholds ours; at least
+    3 and 2 pixels).
+    """
+    votes: Counter[WeakKind] = Counter()
+    pixels = drawn = 0
+    for label_map in weak_maps:
+        pixels, drawn = pixels + label_map.size, drawn + int((label_map != IGNORE).sum())
+        side = max(label_map.shape)
+        for _, piece in _pieces(label_map):
+            votes[_kind_of_piece(piece, max(3, POINT_SIDE * side), max(2, LINE_DEPTH * side))] += 1
+    if not votes:
+        return "image"
+    return None if drawn >= DENSE_SHARE * pixels else votes.most_common(1)[0][0]
+
+
+def _kind_of_piece(piece: NDArray[np.bool_], point_side: float, line_depth: float) -> WeakKind:
+    ys, xs = np.nonzero(piece)
+    if max(np.ptp(ys), np.ptp(xs)) < point_side:
+        return "points"
+    box = piece[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    return "scribbles" if distance_transform_edt(np.pad(box, 1)).max() <= line_depth else "coarse"
 
 
 def _pieces(label_map: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:

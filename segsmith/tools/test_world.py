@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +29,16 @@ def write_test_world(folder: Path, classes: Sequence[str], count: int, seed: int
     return folder
 
 
-def write_voc(folder: Path, classes: Sequence[str], splits: dict[str, Iterable[Pair]]) -> None:
+def write_voc(
+    folder: Path,
+    classes: Sequence[str],
+    splits: dict[str, Iterable[Pair]],
+    image_labels: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Write (id, (H, W, 3) image, (H, W) label map) triples in PASCAL VOC's layout, all of it or nothing.
 
-    Images are PNG, so that a test sees exactly the pixels that were made.
+    Images are PNG, so that a test sees exactly the pixels that were made. `image_labels` (id -> class names),
+    read when all pictures are written, goes to ``labels.csv``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
@@ -45,8 +53,18 @@ def write_voc(folder: Path, classes: Sequence[str], splits: dict[str, Iterable[P
             for name, image, label_map in pairs:
                 layout.add(split, name, (".png", png_bytes(image)), label_map)
         layout.finish(classes)
+        if image_labels:
+            put("labels.csv", _labels_csv(image_labels))
         aside.chmod(0o755)
         os.rename(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _labels_csv(image_labels: Mapping[str, Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image_id", "classes"])
+    writer.writerows([name, "|".join(labels)] for name, labels in image_labels.items())
+    return text.getvalue().encode()

@@ -8,7 +8,8 @@ from squares_dataset import write_item, write_squares
 
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.augment import place, restyle
-from segsmith.segmentation.data import EpochSampler, VocFolder, stack
+from segsmith.segmentation.data import EpochSampler, VocFolder
+from segsmith.segmentation.sources import Sample, stack
 
 
 @pytest.fixture
@@ -144,16 +145,18 @@ def test_orders_differ_by_epoch_and_repeat_by_seed():
 def test_stacking_resizes_and_keeps_labels_labels():
     label = torch.zeros(10, 12, dtype=torch.int64)
     label[5:] = 255
-    items = [(torch.rand(3, 10, 12), label), (torch.rand(3, 6, 6), torch.ones(6, 6, dtype=torch.int64))]
-    images, labels = stack(items, (6, 6))
+    allowed = torch.tensor([True, False])
+    small = Sample(torch.rand(3, 6, 6), torch.ones(2, 6, 6, dtype=torch.int64), allowed)
+    items = [Sample(torch.rand(3, 10, 12), torch.stack([label, label]), allowed), small]
+    images, labels, _ = stack(items, (6, 6))
     assert images.shape == (2, 3, 6, 6)
-    assert torch.equal(images[1], items[1][0])
-    assert labels[0].tolist() == [[0] * 6] * 3 + [[255] * 6] * 3
+    assert torch.equal(images[1], small.image)
+    assert labels[0].tolist() == [[[0] * 6] * 3 + [[255] * 6] * 3] * 2
 
 
 def augment(images, labels, size, generator):
-    images, labels = place(images, labels, size, generator)
-    return restyle(images, generator), labels
+    images, labels = place(images, labels[:, None], size, generator)
+    return restyle(images, generator), labels[:, 0]
 
 
 def batch():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from segsmith.segmentation.recipe import Ema, class_weights, known_pixel_loss, learning_rate, teacher_labels
+from segsmith.segmentation.recipe import Ema, class_weights, joint_loss, learning_rate, teacher_labels
 
 
 def test_the_learning_rate_climbs_and_falls():
@@ -30,8 +30,10 @@ def test_the_loss_counts_known_pixels_by_their_weight():
     labels = torch.tensor([[[0, 1, 255]]])
     weights = torch.tensor([1.0, 3.0])
     first, second = np.log1p(np.exp(-2)), np.log1p(np.exp(-1))
-    assert known_pixel_loss(logits, labels, weights).item() == pytest.approx((first + 3 * second) / 4)
-    assert known_pixel_loss(logits, torch.full((1, 1, 3), 255), weights).item() == 0
+    assert joint_loss(logits, [(labels, 1)], weights, "sources").item() == pytest.approx(
+        (first + 3 * second) / 4
+    )
+    assert joint_loss(logits, [(torch.full((1, 1, 3), 255), 1)], weights, "sources").item() == 0
 
 
 def test_the_average_follows_weights_and_buffers_faster_at_first():
@@ -58,5 +60,22 @@ def test_the_average_follows_weights_and_buffers_faster_at_first():
 def test_the_teacher_speaks_only_where_it_is_sure_and_nothing_is_known():
     logits = torch.zeros(1, 3, 2, 2)
     logits[0, 2, 0] = 9.0  # sure of class 2 in the upper row
-    labels = torch.tensor([[[255, 1], [255, 0]]])
-    assert teacher_labels(logits, labels, 0.9).tolist() == [[[2, 255], [255, 255]]]
+    known, all_classes = torch.tensor([[[False, True], [False, True]]]), torch.ones(1, 3, dtype=torch.bool)
+    assert teacher_labels(logits, known, all_classes, 0.9).tolist() == [[[2, 255], [255, 255]]]
+
+
+def test_the_teacher_may_not_name_a_class_that_is_not_there():
+    logits = torch.tensor([1.0, 5.0, 9.0]).view(1, 3, 1, 1)
+    known = torch.zeros(1, 1, 1, dtype=torch.bool)
+    guess = teacher_labels(logits, known, torch.tensor([[True, True, False]]), 0.9)
+    assert guess.tolist() == [[[1]]]
+
+
+def test_sources_are_balanced_by_source_or_by_pixel():
+    logits = torch.tensor([[[[2.0, 0.0, 0.0, 0.0]], [[0.0, 1.0, 1.0, 1.0]]]])
+    one, three = torch.tensor([[[0, 255, 255, 255]]]), torch.tensor([[[255, 0, 0, 0]]])
+    small, large = np.log1p(np.exp(-2)), np.log1p(np.exp(1))
+    both, even = [(one, 2.0), (three, 1.0)], torch.ones(2)
+    assert joint_loss(logits, both, even, "sources").item() == pytest.approx((2 * small + large) / 3)
+    assert joint_loss(logits, both, even, "pixels").item() == pytest.approx((2 * small + 3 * large) / 5)
+    assert joint_loss(logits, [], even, "sources").item() == 0

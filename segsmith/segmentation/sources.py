@@ -1,0 +1,141 @@
+"""What a training knows of its pictures: drawn labels, SAM's labels, and which classes a picture can show."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from segsmith.errors import SegsmithError
+from segsmith.memory.store import png_bytes, write_atomic
+from segsmith.segmentation.data import VocFolder
+from segsmith.tools.protocols import IGNORE
+
+SAM = 1
+"""Place of SAM's labels among a sample's label maps; the given ones come first."""
+
+
+class Opinion(NamedTuple):
+    """The teacher's view of one picture: (H, W) uint8 labels, and (H, W) float32 certainty of each in [0, 1]."""
+
+    labels: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+
+
+class SamLabels(Protocol):
+    """Where SAM's labels come from; see `segsmith.segmentation.refine.WeakRefiner`."""
+
+    name: str
+    """Everything the labels depend on beside the pictures: a state made under another name is not used."""
+
+    def label_maps(
+        self, data: VocFolder, opinions: Iterable[Opinion] | None, round_: int
+    ) -> Iterator[NDArray[np.uint8]]:
+        """An (H, W) uint8 label map of every picture, in order; without `opinions` step 0 is left out."""
+        ...
+
+
+class Sample(NamedTuple):
+    """One picture, or a batch of them with a leading B.
+
+    `image` (3, H, W) float32 in [0, 1]; `labels` (S, H, W) int64, S = 1, or 2 with SAM's labels, 255 unknown;
+    `allowed` (C + 1,) bool: background, and the classes that the picture can show.
+    """
+
+    image: Tensor
+    labels: Tensor
+    allowed: Tensor
+
+
+class LabelSources(Dataset[Sample]):
+    """A split as the trainer reads it. SAM's maps are kept as PNG bytes: a hundredth of their pixels' size."""
+
+    def __init__(self, data: VocFolder, drawn_classes_only: bool) -> None:
+        self.data = data
+        self._drawn_only = drawn_classes_only
+        self._sam: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, given = self.data.raw(index)
+        maps = [given]
+        if self._sam is not None:
+            # What somebody drew is not SAM's to say, and would count twice.
+            maps.append(np.where(given == IGNORE, pixels_of(self._sam[index]), IGNORE).astype(np.uint8))
+        return Sample(
+            torch.from_numpy(image).permute(2, 0, 1).float() / 255,
+            torch.from_numpy(np.stack(maps)).long(),
+            self.allowed(index),
+        )
+
+    def allowed(self, index: int) -> Tensor:
+        """(C + 1,) bool. A picture of which nothing is known can show every class."""
+        present = self.data.present(index) if self._drawn_only else ()
+        allowed = torch.full((len(self.data.classes) + 1,), not present)
+        allowed[[0, *present]] = True
+        return allowed
+
+    def class_pixels(self) -> NDArray[np.int64]:
+        """(C + 1,) labelled pixels of background and each class, in both sources together."""
+        total = self.data.class_pixels()
+        for index in range(0, len(self), max(1, len(self) // 2000)) if self._sam is not None else ():
+            both = self[index].labels[SAM]
+            total = total + np.bincount(both.flatten().numpy(), minlength=256)[: len(total)]
+        return total
+
+    def use(self, path: Path) -> None:
+        """Take SAM's labels from a file that `save_maps` wrote."""
+        self._sam = load_maps(path, self.data.ids)
+
+
+def save_maps(path: Path, names: Sequence[str], maps: Iterable[NDArray[np.uint8]]) -> None:
+    """A zip archive of one PNG a picture, written whole or not at all."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, label_map in zip(names, maps, strict=True):
+            archive.writestr(zipfile.ZipInfo(f"{name}.png"), png_bytes(label_map))
+    write_atomic(path, buffer.getvalue())
+
+
+def load_maps(path: Path, names: Sequence[str]) -> list[bytes]:
+    """The PNGs of `save_maps`; `SegsmithError` when the file is missing, damaged or of other pictures."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(f"{name}.png") for name in names]
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise SegsmithError(
+            f"The labels in {path} are damaged ({type(error).__name__}: {error}).",
+            "Move that folder away to train from the start.",
+        ) from None
+
+
+def pixels_of(png: bytes) -> NDArray[np.uint8]:
+    """(H, W) uint8 of one PNG of `load_maps`."""
+    with PILImage.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture)
+
+
+def stack(samples: Sequence[Sample], size: tuple[int, int]) -> Sample:
+    """A batch of samples, those of another size than `size` (H, W) resized; labels stay labels."""
+    images, labels, allowed = zip(*(_fit(sample, size) for sample in samples), strict=True)
+    return Sample(torch.stack(images), torch.stack(labels), torch.stack(allowed))
+
+
+def _fit(sample: Sample, size: tuple[int, int]) -> Sample:
+    image, labels, allowed = sample
+    if image.shape[-2:] == size:
+        return sample
+    resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return Sample(resized, F.interpolate(labels[None].float(), size, mode="nearest-exact")[0].long(), allowed)
