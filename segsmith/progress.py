@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -59,11 +58,14 @@ class BuildProgress:
         self._progress.update(self._line, visible=False)
         self._progress.stop()
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
+    def hide(self) -> None:
         """Take the live picture off the screen, for a conversation."""
+        self._progress.live.transient = True
         self._progress.stop()
-        yield
+
+    def unhide(self) -> None:
+        """Put the live picture back after a conversation."""
+        self._progress.live.transient = False
         self._progress.start()
 
     def show(self, event: Mapping[str, Any]) -> None:

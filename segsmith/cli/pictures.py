@@ -8,8 +8,12 @@ from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 
-COLUMNS = 44
-"""Width of a picture in characters; about as many lines as half of it."""
+COLUMNS, FEWEST = 44, 16
+"""Widest and narrowest picture, characters; a square one has half as many lines."""
+BESIDE = 40
+"""Columns left for the facts beside a picture."""
+BELOW = 8
+"""Lines left for the heading, the path and the question."""
 
 
 class Picture:
@@ -24,11 +28,22 @@ class Picture:
         small = Image.fromarray(image).resize((columns, rows), Image.Resampling.BOX)
         self._pixels = np.asarray(small).astype(int)
 
+    def __rich_measure__(self, console: Any, options: Any) -> Any:
+        from rich.measure import Measurement
+
+        return Measurement(self._pixels.shape[1], self._pixels.shape[1])
+
     def __rich_console__(self, console: Any, options: Any) -> Any:
         for upper, lower in zip(self._pixels[::2], self._pixels[1::2], strict=True):
             for above, below in zip(upper.tolist(), lower.tolist(), strict=True):
                 yield Segment("▀", Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below)))
             yield Segment.line()
+
+
+def fitting(height: int, width: int, console_width: int, console_height: int) -> int:
+    """Columns of a picture of height x width pixels that leave room for the facts beside and the question below."""
+    by_height = 2 * (console_height - BELOW) * width // height
+    return max(FEWEST, min(COLUMNS, console_width - BESIDE, by_height) // 2 * 2)
 
 
 def overlay(image: Any, mask: Any) -> Any:

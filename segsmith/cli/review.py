@@ -62,7 +62,7 @@ def why(
             f"[b]{found}[/b]  {shown(facts.target(found))}  {shown(str(folder.image(found)))}",
             soft_wrap=True,
         )
-        out.print(life(facts, found), soft_wrap=True)
+        out.print(life(facts, found))
         for line in facts.models():
             out.print(f"[dim]{shown(line)}[/dim]", soft_wrap=True)
     finally:

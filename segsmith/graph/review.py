@@ -86,6 +86,13 @@ def pending(ledger: Ledger, kind: DecisionKind) -> list[str]:
     ]
 
 
+def looked_at(ledger: Ledger, kind: DecisionKind) -> list[str]:
+    """Ids of `kind` that a person has decided about or passed, and that have not changed since."""
+    seen, decided, now = _seen(ledger, kind), ledger.decisions(kind), subjects(ledger, kind)
+    known = [p.id for p in ledger.prompts()] if kind == "prompt" else now  # a refused prompt is one no more
+    return [i for i in known if i in decided or (i in now and seen.get(i) == now[i])]
+
+
 def class_of(ledger: Ledger) -> dict[str, str]:
     """Prompt or image id -> the class it was made for."""
     of_prompt = {p.id: p.class_name for p in ledger.prompts()}
