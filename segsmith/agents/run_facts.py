@@ -223,12 +223,13 @@ class RunFacts:
         line = self._ancestors(prompt_id)
         children = [p for p in self.prompts.values() if p.parent_id == prompt_id]
         pictures = [row.id for row in self.images.values() if row.prompt_id == prompt_id]
+        decided = [said for i in reversed(line) for said in self.decisions("prompt", i)]
         return {
             f"prompt {prompt_id}": self.prompt_lines(prompt_id),
             **{f"refined from {i}": self.prompt_lines(i) for i in line[1:]},
             **{f"refined into {p.id}": [f"{p.text} ({p.status})"] for p in children},
             "drawn": [f"{i}: {self.verdict_line(i)}" for i in pictures] or ["nothing yet"],
-            "decided by a person": self.decisions("prompt", prompt_id) or ["nothing"],
+            "decided by a person": decided or ["nothing"],
         }
 
     def _ancestors(self, prompt_id: str) -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from segsmith.graph.deps import Deps
     from segsmith.memory.ledger import DecisionKind
 
-BAR = 12
+BAR = 8
 Row = tuple[str, str]
 """A title, and what stands beside it as rich markup."""
 
@@ -84,11 +84,13 @@ def _decided(facts: RunFacts, kind: DecisionKind, subject: str) -> Iterator[Row]
 
 def _scores(facts: RunFacts, image_id: str) -> Iterator[str]:
     threshold = facts.verdicts[image_id].scores.get("threshold")
-    for name, share in facts.top_classes(image_id):
+    top = facts.top_classes(image_id)
+    wide = max((len(name) for name, _ in top), default=0)
+    for name, share in top:
         asked = name == facts.target(image_id)
-        against = f" of {threshold:.3f} needed" if asked and threshold is not None else ""
+        needed = f" needs {threshold:.3f}" if asked and threshold is not None else ""
         bar = "█" * round(BAR * share)
-        yield f"{share:.3f} [{'green' if asked else 'dim'}]{bar:{BAR}}[/] {shown(name)}{against}"
+        yield f"{shown(f'{name:{wide}}')} {share:.3f} [{'green' if asked else 'dim'}]{bar:{BAR}}[/]{needed}"
 
 
 def _legend(facts: RunFacts, image_id: str) -> Iterator[str]:
@@ -112,4 +114,5 @@ def _picture(deps: Deps, kind: DecisionKind, subject: str, console: Console) -> 
         pixels = overlay(image, read_index_map(deps.run.mask(subject))) if kind == "mask" else image
     except OSError as error:
         return f"[yellow]the picture cannot be read: {shown(str(error))}[/yellow]"
-    return Picture(pixels, fitting(*pixels.shape[:2], console.width, console.height))
+    height, width = pixels.shape[:2]
+    return Picture(pixels, fitting(height, width, console.width, console.height))
