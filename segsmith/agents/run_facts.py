@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -69,7 +70,14 @@ class RunFacts:
 
     @cached_property
     def verdicts(self) -> dict[str, VerdictRow]:
-        return self._ledger.verdicts()
+        """Image id -> its verdict; what a person said of it counts already, though the judge has yet to obey."""
+        decided = {i: row.action == "accept" for i, row in self._ledger.decisions("verdict").items()}
+        return {
+            i: replace(row, accepted=decided[i], reason="person")
+            if decided.get(i, row.accepted) != row.accepted
+            else row
+            for i, row in self._ledger.verdicts().items()
+        }
 
     @cached_property
     def labels(self) -> dict[str, dict[str, LabelRow]]:
@@ -167,7 +175,8 @@ class RunFacts:
             row = self.labels[source].get(image_id)
             if row is not None:
                 shares = ", ".join(f"{c} {row.scores[c]:.2f}" for c in self.classes if c in row.scores)
-                grounds = f"   ({shares})" if source != "prompt" and shares else ""
+                both = "in text and picture: " if source == "clip" else ""
+                grounds = f" ({both}{shares})" if source != "prompt" and shares else ""
                 told[spoken] = f"{', '.join(row.classes) or 'none'}{grounds}"
         return told
 

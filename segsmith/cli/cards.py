@@ -25,7 +25,7 @@ def card(deps: Deps, facts: RunFacts, kind: DecisionKind, subject: str, console:
     if kind == "prompt":
         yield _grid(_prompt_rows(facts, subject))
         return
-    facts_beside = _grid(_rows(facts, kind, subject))
+    facts_beside = _grid(_rows(deps, facts, kind, subject))
     if console.is_terminal and console.color_system:
         both = Table.grid(padding=(0, 2, 0, 0))
         both.add_row(_picture(deps, kind, subject, console), facts_beside)
@@ -61,7 +61,9 @@ def _prompt_rows(facts: RunFacts, subject: str) -> Iterator[Row]:
     yield from _decided(facts, "prompt", subject)
 
 
-def _rows(facts: RunFacts, kind: DecisionKind, subject: str) -> Iterator[Row]:
+def _rows(deps: Deps, facts: RunFacts, kind: DecisionKind, subject: str) -> Iterator[Row]:
+    from segsmith.graph.review import changed_from
+
     yield "prompt", shown(facts.prompts[facts.images[subject].prompt_id].text)
     if kind == "verdict":
         yield "CLIP", "\n".join(_scores(facts, subject))
@@ -73,6 +75,8 @@ def _rows(facts: RunFacts, kind: DecisionKind, subject: str) -> Iterator[Row]:
         yield "labels", shown(", ".join(facts.labels["relabel"][subject].classes))
         yield "mask", "\n".join(_legend(facts, subject))
         yield "found by", shown(facts.mask_origin(subject))
+    if before := changed_from(deps.ledger, kind, subject):
+        yield "again", f"[yellow]it was {shown(before)} when you looked[/yellow]"
     yield from _decided(facts, kind, subject)
 
 

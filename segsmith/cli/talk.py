@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from segsmith.memory.ledger import DecisionKind
 
 HELP = {
-    "accept, a": "your word stands, whatever the agents say later; add a reason if you like: a good light",
-    "reject, r": "the same, against it: r half a cat",
+    "accept, a": "your word stands, whatever the agents say later; with a reason: accept good light",
+    "reject, r": "the same, against it: reject half a cat",
     "edit, e": "a prompt: its new text; labels and masks: the classes to be seen, e cat, bus",
     "next, n, Enter": "leave this one to the agents",
     "back, b": "the one before, of an earlier sitting as well",
@@ -82,6 +82,7 @@ class Conversation:
         before = [i for i in self._review.looked_at(ledger, kind) if i not in waiting]
         path, stops = [*before, *waiting], list(range(len(before)))
         self._kind = kind
+        self._console.print()
         self._console.rule(f"[b]{len(waiting)} {kind}{'s' * (len(waiting) > 1)} to look at[/b]", align="left")
         self._say(KEYS.format(edit="" if kind == "verdict" else " · e edit"), "dim")
         at, again = len(before), False
@@ -279,7 +280,7 @@ class Conversation:
             self._say(
                 "I made nothing of that. Wish for places, lights, weathers, viewpoints, sizes or colours;"
             )
-            self._say("ask with a question mark; or type help.")
+            self._say("ask with a question mark; accept with a reason by the whole word; or type help.")
             return
         class_name = understood.class_name
         if number is not None:  # said anew without a class, it stays with the class it was for

@@ -106,6 +106,14 @@ def mark_seen(ledger: Ledger, kind: DecisionKind, ids: Sequence[str]) -> None:
     ledger.set_meta(META, {**kept, "seen": {**kept.get("seen", {}), kind: seen}})
 
 
+def changed_from(ledger: Ledger, kind: DecisionKind, subject: str) -> str:
+    """What the agents had decided when a person last looked, in a word, where that is otherwise now; else ""."""
+    before, now = _seen(ledger, kind).get(subject), subjects(ledger, kind).get(subject)
+    if before is None or before == now:
+        return ""
+    return {"True": "accepted", "False": "rejected"}.get(before, before)
+
+
 def unmark(ledger: Ledger, kind: DecisionKind, subject: str) -> None:
     """Forget that a person has looked, so that the item is shown again after a break."""
     kept = ledger.get_meta(META) or {}
