@@ -41,7 +41,7 @@ FOUND = {
     "seed": "the patch scores alone",
 }
 """How a component of a mask was found; what is not here is shown as it stands."""
-LABEL_SOURCES = {"prompt": "prompt", "clip": "CLIP", "relabel": "ViT"}
+LABEL_SOURCES = {"prompt": "asked", "clip": "CLIP", "relabel": "ViT"}
 CRITIQUE = {
     "class_cosine": "CLIP's text cosine to the class {:.3f}",
     "relevance_margin": "{:.3f} above any class not asked for",
@@ -169,7 +169,7 @@ class RunFacts:
         return ranked[:TOP_CLASSES] + [item for item in ranked[TOP_CLASSES:] if item[0] == name]
 
     def label_sources(self, image_id: str) -> dict[str, str]:
-        """Source (prompt, CLIP, ViT) -> its labels, with the probabilities they rest on."""
+        """Source (asked for by the prompt, CLIP, ViT) -> its labels, with the probabilities they rest on."""
         told = {}
         for source, spoken in LABEL_SOURCES.items():
             row = self.labels[source].get(image_id)

@@ -99,14 +99,14 @@ def _scores(facts: RunFacts, image_id: str) -> Iterator[str]:
 
 def _legend(facts: RunFacts, image_id: str) -> Iterator[str]:
     """Colour, class and share of each part of a mask, as the picture beside it has them."""
-    from segsmith.segmentation.palette import VOID, voc_palette
+    from segsmith.cli.pictures import bright_palette
+    from segsmith.segmentation.palette import VOID
 
-    palette = voc_palette()
+    palette = bright_palette()
     colours = {name: palette[n] for n, name in enumerate(facts.classes, 1)} | {"unknown": palette[VOID]}
     for name, share in facts.mask_shares(image_id).items():
-        red, green, blue = colours.get(name, (255, 255, 255))
-        swatch = f"[rgb({red},{green},{blue})]■[/] " if name in colours else "  "
-        yield f"{swatch}{shown(name)} {share:.1%}"
+        red, green, blue = colours[name]
+        yield f"[rgb({red},{green},{blue})]■[/] {shown(name)} {share:.1%}"
 
 
 def _picture(deps: Deps, kind: DecisionKind, subject: str, console: Console) -> Any:

@@ -46,14 +46,22 @@ def fitting(height: int, width: int, console_width: int, console_height: int) ->
     return max(FEWEST, min(COLUMNS, console_width - BESIDE, by_height) // 2 * 2)
 
 
-def overlay(image: Any, mask: Any) -> Any:
-    """The (H, W, 3) picture, greyed, under the VOC colours of an (H, W) label map; unknown pixels are white."""
+def bright_palette() -> Any:
+    """(256, 3) uint8: VOC's colours at full brightness, so that they show on a dark terminal; unknown is white."""
     import numpy as np
 
     from segsmith.segmentation.palette import VOID, voc_palette
 
-    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.6
     colours = voc_palette().astype(float)
+    colours *= 255 / np.maximum(colours.max(axis=1, keepdims=True), 1)
     colours[VOID] = 255
-    marked = (mask > 0)[..., None]
-    return np.where(marked, 0.25 * grey + 0.75 * colours[mask], grey).astype(np.uint8)
+    return colours.astype(np.uint8)
+
+
+def overlay(image: Any, mask: Any) -> Any:
+    """The (H, W, 3) picture, greyed, tinted by the colours of an (H, W) label map where it is not background."""
+    import numpy as np
+
+    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    tinted = 0.45 * grey + 0.55 * bright_palette()[mask]
+    return np.where((mask > 0)[..., None], tinted, 0.7 * grey).astype(np.uint8)
