@@ -35,6 +35,8 @@ TABLES = {
 }
 FILES = ("images", "masks", "dataset", "evaluation", "checkpoints/segmenter.safetensors")
 FORK = multiprocessing.get_context("fork")
+STAGES = ("starting", "writing prompts", "drawing", "judging", "relabelling", "segmenting", "exporting",
+          "training", "evaluating and report")  # fmt: skip
 
 
 def small_config(**changes: Any) -> Any:
@@ -113,10 +115,24 @@ def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:
 
     run_module.Deps = deps_of  # type: ignore[assignment,misc]
     tell("start", str(os.getpid()))
+    tell("stage", STAGES[0])
     for event in run_module.build_run(config, out, "kill_anywhere"):
+        if stage := _begun(event):
+            tell("stage", stage)
         if event["kind"] == "epoch":
             tell("epoch", str(event["epoch"]))
     tell("end", "")
+
+
+def _begun(event: dict[str, Any]) -> str:
+    """The stage that begins with an event of the build, "" for none."""
+    if event["kind"] == "route":
+        return {"need_prompts": STAGES[1], "draw": STAGES[2]}.get(event["reason"], "")
+    if event["kind"] == "draw" and event["done"] == event["total"]:
+        return STAGES[3]
+    if event["kind"] == "stage":
+        return str(STAGES[-1] if event["name"] == "evaluating" else event["name"])
+    return ""
 
 
 def _child(config: Any, out: Path, journal: Path, llama: bool) -> None:
@@ -211,6 +227,14 @@ def journal_of(path: Path) -> Counter[str]:
     return Counter(line.split()[0] for line in path.read_text().splitlines())
 
 
+def stage_of(path: Path) -> str:
+    """The stage a sitting was in when its journal broke off."""
+    begun = [
+        line.removeprefix("stage ") for line in path.read_text().splitlines() if line.startswith("stage ")
+    ]
+    return begun[-1] if begun else STAGES[0]
+
+
 def repeats(path: Path) -> dict[str, int]:
     """Kind of work -> how often something that had been done was done again."""
     counts = Counter(path.read_text().splitlines())
@@ -256,23 +280,30 @@ def kill_anywhere(
     rng = random.Random(seed)
     moments = [length * (i + rng.random()) / kills for i in range(kills)]
     figures: dict[str, Any] = {
-        "kills": kills, "seconds of the uninterrupted build": round(length, 1), "killed in time": 0,
-        "identical": 0, "half-written or unknown files": 0, "memory consistent": 0, "lost pictures": 0,
+        "kills": kills, "seconds of the uninterrupted build": round(length, 1),
+        "too late, tried earlier": 0, "kills by stage": dict.fromkeys(STAGES, 0), "identical": 0,
+        "half-written or unknown files": 0, "memory consistent": 0, "lost pictures": 0,
         "again": Counter(), "most again": Counter(),
         "work of the whole build": dict(journal_of(folder / "whole.txt")),
         "different": [],
     }  # fmt: skip
     for number, moment in enumerate(moments):
         out, journal = folder / f"run{number}", folder / f"run{number}.txt"
-        killed = not sitting(config, out, journal, kill_after=moment, llama=llama)
+        while sitting(config, out, journal, kill_after=moment, llama=llama):
+            # The machine was quicker than at the first build: this one was over before its moment.
+            figures["too late, tried earlier"] += 1
+            shutil.rmtree(out)
+            journal.unlink()
+            moment *= rng.random()
+        stage = stage_of(journal)
+        figures["kills by stage"][stage] += 1
         before = promised(out)
         sitting(config, out, journal, kill_after=None, llama=llama)
         got = fingerprint(out)
-        figures["killed in time"] += killed
         different = sorted(k for k in {*want, *got} if want.get(k) != got.get(k))
         figures["identical"] += not different
         if different and not llama:
-            figures["different"].append({"moment": round(moment, 2), "what": different[:6]})
+            figures["different"].append({"moment": round(moment, 2), "stage": stage, "what": different[:6]})
         figures["half-written or unknown files"] += len(leftovers(out))
         figures["memory consistent"] += memory_matches(out)
         figures["lost pictures"] += sum(got.get(f"images/{i}.png") != sha for i, sha in before.items())
@@ -281,7 +312,8 @@ def kill_anywhere(
         for kind, n in again.items():
             figures["most again"][kind] = max(figures["most again"][kind], n)
         say(
-            f"{number + 1}/{kills} at {moment:.2f} s: {'identical' if not different else different[:4]}, {again}"
+            f"{number + 1}/{kills} at {moment:.2f} s, {stage}: "
+            f"{'identical' if not different else different[:4]}, again {again}"
         )
         shutil.rmtree(out)
     return figures

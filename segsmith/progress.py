@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -29,15 +29,14 @@ class BuildProgress:
 
     def __init__(self, console: Console, classes: Sequence[str], quota: int) -> None:
         self._console = console
-        self._live = console.is_terminal
+        self._on_screen: Live | None = None
         self._quota = quota
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[note]}"),
             console=console,
-            transient=False,
-            disable=not self._live,
+            auto_refresh=False,
         )
         self._bars: dict[str, TaskID] = {
             name: self._progress.add_task(escape(name), total=quota, note="") for name in classes
@@ -50,21 +49,29 @@ class BuildProgress:
         self._accepted_at_start = 0
 
     def __enter__(self) -> BuildProgress:
-        self._progress.start()
+        self.unhide()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.update(self._line, visible=False)
-        self._progress.stop()
+        if self._on_screen:
+            self._on_screen.stop()
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
+    def hide(self) -> None:
         """Take the live picture off the screen, for a conversation."""
-        self._progress.stop()
-        yield
-        self._progress.start()
+        if self._on_screen:
+            self._on_screen.transient = True
+            self._on_screen.stop()
+            self._on_screen = None
+
+    def unhide(self) -> None:
+        """Put the live picture on the screen, if that is a terminal."""
+        if self._console.is_terminal:
+            # A new one: a `Live` that starts again would overwrite as many lines as it had left.
+            self._on_screen = Live(self._progress, console=self._console, refresh_per_second=10)
+            self._on_screen.start()
 
     def show(self, event: Mapping[str, Any]) -> None:
         """Take one event of `build_run`."""
@@ -136,7 +143,7 @@ class BuildProgress:
         )
 
     def _say(self, text: str, done: int | None = None, total: int | None = None, quiet: bool = False) -> None:
-        if self._live:
+        if self._on_screen:
             self._progress.update(self._line, description=escape(text), completed=done or 0, total=total)
         elif not quiet:
             self._console.print(text, soft_wrap=True)

@@ -69,9 +69,9 @@ class Wish:
         }
 
     def __str__(self) -> str:
-        parts = [f"more {a} {', '.join(v)}" for a, v in self.prefer.items()]
-        parts += [f"no {a} {', '.join(v)}" for a, v in self.avoid.items()]
-        parts += [f"never the words {', '.join(self.words)}"] if self.words else []
+        parts = [f"more of {', '.join(v)} ({a})" for a, v in self.prefer.items()]
+        parts += [f"none of {', '.join(v)} ({a})" for a, v in self.avoid.items()]
+        parts += [f"never the word {', '.join(self.words)}"] if self.words else []
         return "; ".join(parts)
 
 

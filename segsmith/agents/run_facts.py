@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -16,6 +17,7 @@ from segsmith.memory.ledger import (
     ImageRow,
     LabelRow,
     Ledger,
+    MaskRow,
     PromptRow,
     VerdictRow,
 )
@@ -39,6 +41,13 @@ FOUND = {
     "seed": "the patch scores alone",
 }
 """How a component of a mask was found; what is not here is shown as it stands."""
+LABEL_SOURCES = {"prompt": "asked", "clip": "CLIP", "relabel": "ViT"}
+CRITIQUE = {
+    "class_cosine": "CLIP's text cosine to the class {:.3f}",
+    "relevance_margin": "{:.3f} above any class not asked for",
+    "rationality": "the model finds it {:.2f} rational",
+}
+"""What the prompt critic measured, in words."""
 TOP_CLASSES = 3
 
 
@@ -61,12 +70,23 @@ class RunFacts:
 
     @cached_property
     def verdicts(self) -> dict[str, VerdictRow]:
-        return self._ledger.verdicts()
+        """Image id -> its verdict; what a person said of it counts already, though the judge has yet to obey."""
+        decided = {i: row.action == "accept" for i, row in self._ledger.decisions("verdict").items()}
+        return {
+            i: replace(row, accepted=decided[i], reason="person")
+            if decided.get(i, row.accepted) != row.accepted
+            else row
+            for i, row in self._ledger.verdicts().items()
+        }
 
     @cached_property
     def labels(self) -> dict[str, dict[str, LabelRow]]:
         """Source -> image id -> labels."""
         return {source: self._ledger.labels(source) for source in ("prompt", "clip", "relabel")}
+
+    @cached_property
+    def _masks(self) -> dict[str, MaskRow]:
+        return self._ledger.masks()
 
     @cached_property
     def of_class(self) -> dict[str, list[str]]:
@@ -76,9 +96,10 @@ class RunFacts:
             groups[self.target(row.id)].append(row.id)
         return groups
 
-    def target(self, image_id: str) -> str:
-        """The class an image was drawn for."""
-        return self.prompts[self.images[image_id].prompt_id].class_name
+    def target(self, subject: str) -> str:
+        """The class an image was drawn for, or a prompt written for."""
+        prompt = subject if subject in self.prompts else self.images[subject].prompt_id
+        return self.prompts[prompt].class_name
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -147,58 +168,92 @@ class RunFacts:
         name = self.target(image_id)
         return ranked[:TOP_CLASSES] + [item for item in ranked[TOP_CLASSES:] if item[0] == name]
 
-    def label_lines(self, image_id: str) -> list[str]:
-        """The labels of each source, with the probabilities they rest on."""
-        names = {"prompt": "prompt", "clip": "CLIP", "relabel": "ViT"}
-        lines = []
-        for source, spoken in names.items():
+    def label_sources(self, image_id: str) -> dict[str, str]:
+        """Source (asked for by the prompt, CLIP, ViT) -> its labels, with the probabilities they rest on."""
+        told = {}
+        for source, spoken in LABEL_SOURCES.items():
             row = self.labels[source].get(image_id)
             if row is not None:
                 shares = ", ".join(f"{c} {row.scores[c]:.2f}" for c in self.classes if c in row.scores)
-                shown = f"   ({shares})" if source != "prompt" and shares else ""
-                lines.append(f"{spoken:6} {', '.join(row.classes) or 'none'}{shown}")
-        return lines
+                both = "in text and picture: " if source == "clip" else ""
+                grounds = f" ({both}{shares})" if source != "prompt" and shares else ""
+                told[spoken] = f"{', '.join(row.classes) or 'none'}{grounds}"
+        return told
+
+    def label_lines(self, image_id: str) -> list[str]:
+        """`label_sources`, a line each."""
+        return [f"{spoken:6} {line}" for spoken, line in self.label_sources(image_id).items()]
+
+    def mask_shares(self, image_id: str) -> dict[str, float]:
+        """Class, or ``unknown``, -> its share of the picture's pixels; {} without a mask."""
+        mask = self._masks.get(image_id)
+        if mask is None:
+            return {}
+        shares = {name: count / self._area_px for name, count in mask.pixels.items() if count}
+        return shares | {"unknown": mask.ignore_share}
+
+    def mask_origin(self, image_id: str) -> str:
+        """How the parts of a mask were found."""
+        mask = self._masks.get(image_id)
+        sources = mask.sources.items() if mask else ()
+        parts = [(FOUND.get(key, key), count) for key, count in sources if isinstance(count, int)]
+        return ", ".join(how if n == 1 else f"{how} ({n} parts)" for how, n in parts) or "nothing was found"
 
     def mask_lines(self, image_id: str) -> list[str]:
-        """Shares of pixels, how the parts were found, and the labels they were made for."""
-        mask = self._ledger.masks().get(image_id)
-        if mask is None:
+        """Shares of pixels, and how the parts were found."""
+        shares = self.mask_shares(image_id)
+        if not shares:
             return ["no mask yet"]
-        found = [(name, count / self._area_px) for name, count in mask.pixels.items() if count]
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in found) or "no class"
-        how = ", ".join(
-            f"{FOUND.get(key, key)} x{count}" for key, count in mask.sources.items() if isinstance(count, int)
-        )
-        return [f"pixels: {shares}, unknown {mask.ignore_share:.1%}", f"found by: {how or 'nothing found'}"]
+        told = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        return [f"pixels: {told}", f"found by: {self.mask_origin(image_id)}"]
+
+    def prompt_grounds(self, prompt_id: str) -> dict[str, str]:
+        """Title -> attributes, the nearest prompt in memory, and the critique of a prompt."""
+        prompt = self.prompts[prompt_id]
+        critique = prompt.critique
+        about = [f"{name} {value}" for name, value in prompt.attributes.items() if value]
+        nearest = "none in memory at that time"
+        if critique.get("nearest"):
+            nearest = f"{critique['nearest']} (cosine {critique['nearest_cosine']:.3f})"
+        numbers = [words.format(critique[key]) for key, words in CRITIQUE.items() if key in critique]
+        return {
+            "about": ", ".join([*about, f"round {prompt.round}", prompt.status]),
+            "nearest": nearest,
+            "critique": "; ".join([critique.get("problem") or "no objection", *numbers]),
+        }
 
     def prompt_lines(self, prompt_id: str) -> list[str]:
         """Text, attributes, nearest prompt in memory, critique."""
-        prompt = self.prompts[prompt_id]
-        critique = prompt.critique
-        attributes = ", ".join(f"{name} {value}" for name, value in prompt.attributes.items() if value)
-        lines = [prompt.text, f"{attributes}; round {prompt.round}, {prompt.status}"]
-        if critique.get("nearest"):
-            lines.append(
-                f"nearest in memory: {critique['nearest']} (cosine {critique['nearest_cosine']:.3f})"
-            )
-        numbers = ", ".join(
-            f"{key.replace('_', ' ')} {value:.3f}"
-            for key, value in critique.items()
-            if isinstance(value, float) and key != "nearest_cosine"
-        )
-        lines.append(
-            f"critique: {critique.get('problem') or 'no objection'}" + (f" ({numbers})" if numbers else "")
-        )
-        return lines
+        grounds = [f"{title}: {line}" for title, line in self.prompt_grounds(prompt_id).items()]
+        return [self.prompts[prompt_id].text, *grounds]
+
+    def prompt_life(self, prompt_id: str) -> dict[str, list[str]]:
+        """A prompt's whole story, section by section: what it was refined from and into, its pictures, decisions."""
+        line = self._ancestors(prompt_id)
+        children = [p for p in self.prompts.values() if p.parent_id == prompt_id]
+        pictures = [row.id for row in self.images.values() if row.prompt_id == prompt_id]
+        decided = [said for i in reversed(line) for said in self.decisions("prompt", i)]
+        return {
+            f"prompt {prompt_id}": self.prompt_lines(prompt_id),
+            **{f"refined from {i}": self.prompt_lines(i) for i in line[1:]},
+            **{f"refined into {p.id}": [f"{p.text} ({p.status})"] for p in children},
+            "drawn": [f"{i}: {self.verdict_line(i)}" for i in pictures] or ["nothing yet"],
+            "decided by a person": decided or ["nothing"],
+        }
+
+    def _ancestors(self, prompt_id: str) -> list[str]:
+        """The prompt, what it was refined from, and so on to the first."""
+        line: list[str] = []
+        prompt: PromptRow | None = self.prompts[prompt_id]
+        while prompt is not None and prompt.id not in line:
+            line.append(prompt.id)
+            prompt = self.prompts.get(prompt.parent_id or "")
+        return line
 
     def life(self, image_id: str) -> dict[str, list[str]]:
         """One image's whole story, section by section."""
         row = self.images[image_id]
-        line: list[str] = []
-        prompt: PromptRow | None = self.prompts[row.prompt_id]
-        while prompt is not None and prompt.id not in line:
-            line.append(prompt.id)
-            prompt = self.prompts.get(prompt.parent_id or "")
+        line = self._ancestors(row.prompt_id)
         sections = {
             f"prompt {line[0]}": self.prompt_lines(line[0]),
             **{f"refined from {i}": self.prompt_lines(i) for i in line[1:]},
@@ -233,14 +288,16 @@ class RunFacts:
     def answer(self, question: str, lexicon: Lexicon, present: str = "") -> list[str]:
         """Lines that answer "why was the third bus rejected?", "which class is behind?", an id, or a class.
 
-        `present` is the id of the image on the screen. No answer is an empty list.
+        `present` is the id of the image or prompt on the screen; "the third one" is the third of its class.
+        No answer is an empty list.
         """
-        if match := re.search(r"\b[ip]-[0-9a-f]{3,12}\b", question.lower()):
+        if match := re.search(r"\b[ip]-[0-9a-f]{2,12}\b", question.lower()):
             return self._of_id(match.group())
         names = named_classes(question, lexicon)
         words = set(re.findall(r"[a-z]+", question.lower()))
-        if (number := nth(question)) and names:
-            return self._of_nth(names[0], number, "rejected" if "rejected" in words else "any")
+        if (number := nth(question)) and (names or present):
+            name = names[0] if names else self.target(present)
+            return self._of_nth(name, number, "rejected" if "rejected" in words else "any")
         if words & {"behind", "missing", "short", "left", "lacking"}:
             return self.behind()
         if names:

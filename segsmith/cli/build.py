@@ -115,13 +115,13 @@ def run_build(settings: Any, out_dir: Path, *, step: bool = False) -> None:
         events = build_run(settings, out_dir, command, step=step)
         for event in events:
             if event["kind"] == "pause":
-                with progress.aside():
-                    if not converse(event["deps"], event["review"], event["subjects"]):
-                        events.close()
-                        out.print(
-                            f"stopped here; go on with: segsmith step {shown(str(out_dir))}", soft_wrap=True
-                        )
-                        break
+                progress.hide()
+                if not converse(event["deps"], event["review"], event["subjects"]):
+                    events.close()
+                    again = shlex.join(["segsmith", "step", str(out_dir)])
+                    out.print(f"stopped here; go on with: {shown(again)}", soft_wrap=True)
+                    break
+                progress.unhide()
                 continue
             progress.show(event)
             if event["kind"] in ("end", "already_done"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,57 +15,108 @@ if TYPE_CHECKING:
     from segsmith.graph.deps import Deps
     from segsmith.memory.ledger import DecisionKind
 
-BAR = 20
+BAR = 8
+Row = tuple[str, str]
+"""A title, and what stands beside it as rich markup."""
 
 
 def card(deps: Deps, facts: RunFacts, kind: DecisionKind, subject: str, console: Console) -> Iterator[Any]:
-    """The renderables that show an item, the picture first where the terminal can show one."""
+    """The renderables that show an item: picture and facts side by side where the terminal shows pictures."""
     if kind == "prompt":
-        text, *rest = facts.prompt_lines(subject)
-        yield f"[b]{shown(text)}[/b]"
-        yield from (f"[dim]{shown(line)}[/dim]" for line in rest)
+        yield _grid(_prompt_rows(facts, subject))
         return
+    facts_beside = _grid(_rows(deps, facts, kind, subject))
     if console.is_terminal and console.color_system:
-        yield _picture(deps, kind, subject)
-    yield f"[dim]{shown(str(deps.run.mask(subject) if kind == 'mask' else deps.run.image(subject)))}[/dim]"
-    yield f"prompt: {shown(facts.prompts[facts.images[subject].prompt_id].text)}"
-    if kind == "verdict":
-        verdict = facts.verdict_line(subject)
-        colour = "green" if facts.verdicts[subject].accepted else "red"
-        yield from _scores(facts, subject)
-        yield f"[{colour}]{shown(verdict)}[/{colour}]"
-    elif kind == "label":
-        yield from map(shown, facts.label_lines(subject))
+        both = Table.grid(padding=(0, 2, 0, 0))
+        both.add_row(_picture(deps, kind, subject, console), facts_beside)
+        yield both
     else:
-        yield f"labels: {shown(', '.join(facts.labels['relabel'][subject].classes))}"
-        yield from map(shown, facts.mask_lines(subject))
+        yield facts_beside
+    yield f"[dim]{shown(str(deps.run.mask(subject) if kind == 'mask' else deps.run.image(subject)))}[/dim]"
 
 
 def life(facts: RunFacts, image_id: str) -> Table:
     """All that is known of an image, as a table of sections."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="b", vertical="top", no_wrap=True)
+    return sections(facts.life(image_id))
+
+
+def sections(told: dict[str, list[str]]) -> Table:
+    """Titles with their lines beside them, wrapped at words."""
+    return _grid((title, "\n".join(map(shown, lines))) for title, lines in told.items())
+
+
+def _grid(rows: Iterable[Row]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", vertical="top", no_wrap=True)
     table.add_column(overflow="fold")
-    for title, lines in facts.life(image_id).items():
-        table.add_row(shown(title), "\n".join(map(shown, lines)))
+    for title, text in rows:
+        table.add_row(shown(title), text)
     return table
+
+
+def _prompt_rows(facts: RunFacts, subject: str) -> Iterator[Row]:
+    yield "prompt", f"[b]{shown(facts.prompts[subject].text)}[/b]"
+    for title, line in facts.prompt_grounds(subject).items():
+        yield title, shown(line)
+    yield from _decided(facts, "prompt", subject)
+
+
+def _rows(deps: Deps, facts: RunFacts, kind: DecisionKind, subject: str) -> Iterator[Row]:
+    from segsmith.graph.review import changed_from
+
+    yield "prompt", shown(facts.prompts[facts.images[subject].prompt_id].text)
+    if kind == "verdict":
+        yield "CLIP", "\n".join(_scores(facts, subject))
+        colour = "green" if facts.verdicts[subject].accepted else "red"
+        yield "verdict", f"[{colour}]{shown(facts.verdict_line(subject))}[/{colour}]"
+    elif kind == "label":
+        yield from ((source, shown(line)) for source, line in facts.label_sources(subject).items())
+    else:
+        yield "labels", shown(", ".join(facts.labels["relabel"][subject].classes))
+        yield "mask", "\n".join(_legend(facts, subject))
+        yield "found by", shown(facts.mask_origin(subject))
+    if before := changed_from(deps.ledger, kind, subject):
+        yield "again", f"[yellow]it was {shown(before)} when you looked[/yellow]"
+    yield from _decided(facts, kind, subject)
+
+
+def _decided(facts: RunFacts, kind: DecisionKind, subject: str) -> Iterator[Row]:
+    """What the person said of it before, so that `back` and another sitting show it."""
+    for line in facts.decisions(kind, subject):
+        yield "you", f"[b cyan]{shown(line.partition(': ')[2])}[/b cyan]"
 
 
 def _scores(facts: RunFacts, image_id: str) -> Iterator[str]:
     threshold = facts.verdicts[image_id].scores.get("threshold")
-    for name, share in facts.top_classes(image_id):
+    top = facts.top_classes(image_id)
+    wide = max((len(name) for name, _ in top), default=0)
+    for name, share in top:
         asked = name == facts.target(image_id)
-        against = f"  threshold {threshold:.3f}" if asked and threshold is not None else ""
+        needed = f" needs {threshold:.3f}" if asked and threshold is not None else ""
         bar = "█" * round(BAR * share)
-        yield f"  {shown(name):14} {share:.3f}  [{'green' if asked else 'dim'}]{bar:{BAR}}[/]{against}"
+        yield f"{shown(f'{name:{wide}}')} {share:.3f} [{'green' if asked else 'dim'}]{bar:{BAR}}[/]{needed}"
 
 
-def _picture(deps: Deps, kind: DecisionKind, subject: str) -> Any:
-    from segsmith.cli.pictures import Picture, overlay
+def _legend(facts: RunFacts, image_id: str) -> Iterator[str]:
+    """Colour, class and share of each part of a mask, as the picture beside it has them."""
+    from segsmith.cli.pictures import bright_palette
+    from segsmith.segmentation.palette import VOID
+
+    palette = bright_palette()
+    colours = {name: palette[n] for n, name in enumerate(facts.classes, 1)} | {"unknown": palette[VOID]}
+    for name, share in facts.mask_shares(image_id).items():
+        red, green, blue = colours[name]
+        yield f"[rgb({red},{green},{blue})]■[/] {shown(name)} {share:.1%}"
+
+
+def _picture(deps: Deps, kind: DecisionKind, subject: str, console: Console) -> Any:
+    from segsmith.cli.pictures import Picture, fitting, overlay
     from segsmith.memory.store import read_image, read_index_map
 
     try:
         image = read_image(deps.run.image(subject))
-        return Picture(overlay(image, read_index_map(deps.run.mask(subject))) if kind == "mask" else image)
+        pixels = overlay(image, read_index_map(deps.run.mask(subject))) if kind == "mask" else image
     except OSError as error:
         return f"[yellow]the picture cannot be read: {shown(str(error))}[/yellow]"
+    height, width = pixels.shape[:2]
+    return Picture(pixels, fitting(height, width, console.width, console.height))

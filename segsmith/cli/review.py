@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +35,7 @@ def step(
     if answers is not None:
         _take(run, answers)
     elif _finished(run):
-        _look_back(run)
+        _look_back(run, config)
     else:
         from segsmith.cli.build import run_build
 
@@ -62,7 +63,7 @@ def why(
             f"[b]{found}[/b]  {shown(facts.target(found))}  {shown(str(folder.image(found)))}",
             soft_wrap=True,
         )
-        out.print(life(facts, found), soft_wrap=True)
+        out.print(life(facts, found))
         for line in facts.models():
             out.print(f"[dim]{shown(line)}[/dim]", soft_wrap=True)
     finally:
@@ -126,33 +127,50 @@ def _take(run: Path, answers: Path) -> None:
         finished, changed = deps.ledger.get_meta("finished_at") is not None, stale(deps.ledger)
     out.print(f"{len(rows)} decisions are in the ledger")
     if not finished:
-        out.print(f"go on with: segsmith step {shown(str(run))}", soft_wrap=True)
+        out.print(f"go on with: {shown(shlex.join(['segsmith', 'step', str(run)]))}", soft_wrap=True)
     elif changed:
-        out.print(
-            "the dataset changes; to make it again, type the `segsmith build` command of this run once more"
-        )
+        out.print(f"they change the dataset; make it again with: {_again(run)}", soft_wrap=True)
     else:
         out.print("they change nothing in the dataset")
 
 
-def _look_back(run: Path) -> None:
-    from segsmith.graph.review import pending, stale
+def _look_back(run: Path, config: Any) -> None:
+    """Go through what a finished run decided and nobody looked at; then, if asked, make the dataset again."""
+    from segsmith.graph.review import autos, pending, set_auto, stale
 
     with ExitStack() as stack:
         deps = _held(run, stack)
+        if autos(deps.ledger):  # who asks to look back wants to be asked
+            set_auto(deps.ledger, None)
+            out.print("auto is off again: you are asked about everything you have not seen", style="dim")
         todo = {kind: pending(deps.ledger, kind) for kind in FINISHED_KINDS}  # type: ignore[arg-type]
-        out.print(
-            "this run is finished: "
-            + ", ".join(f"{len(ids)} {kind}s" for kind, ids in todo.items())
-            + " to look at"
-        )
+        counts = ", ".join(f"{len(ids)} {kind}s" for kind, ids in todo.items())
+        out.print(f"this run is finished; not looked at yet: {counts}")
         for kind, ids in todo.items():
             if ids and not converse(deps, kind, ids):
                 break
         changed = stale(deps.ledger)
-    if changed:
-        out.print(
-            "your decisions change the dataset; to make it again, type the `segsmith build` command once more"
-        )
-    else:
+    if not changed:
         out.print("nothing in the dataset changes")
+    elif _yes("your decisions change the dataset; make it again now? [Y/n] "):
+        from segsmith.cli.build import run_build
+
+        run_build(config, run, step=True)
+    else:
+        out.print(f"make it again with: {_again(run)}", soft_wrap=True)
+
+
+def _yes(question: str) -> bool:
+    """Is the answer not no? Where nobody can answer, it is no."""
+    from segsmith.cli.talk import read_line
+
+    try:
+        return not read_line(question, "").strip().lower().startswith("n")
+    except EOFError:
+        return False
+
+
+def _again(run: Path) -> str:
+    """The command that takes a finished run up where decisions changed it."""
+    command = ["segsmith", "build", "--from", str(run / "run.toml"), "--out", str(run)]
+    return shown(shlex.join(command))

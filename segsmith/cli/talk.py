@@ -17,16 +17,34 @@ if TYPE_CHECKING:
     from segsmith.graph.deps import Deps
     from segsmith.memory.ledger import DecisionKind
 
-HELP = """[b]accept[/b] (a), [b]reject[/b] (r)  your word stands, whatever the agents say later; add why, if you like
-[b]edit[/b] (e)              a prompt: type its new text; labels and masks: edit cat, bus
-[b]next[/b] (n, or Enter)    leave it to the agents; [b]back[/b] (b): the one before
-[b]auto[/b] (au)             ask no more about a class (auto bus), this kind (auto kind), anything (auto all)
-[b]why[/b] (w)               all that is known of this one; of others: why 3rd bus, why i-12ab
-[b]status[/b] (s)            where each class stands
-[b]guidance[/b] (g)          your wishes; [b]forget 2[/b] withdraws one, [b]edit 2 ...[/b] says it anew
-[b]quit[/b] (q)              stop here; later go on at this very item
-Anything else is a wish for the prompts to come ("more of them at night, and no cartoons"),
-or a question about the run ("why was the third bus rejected?", "which class is behind?")."""
+HELP = {
+    "accept, a": "your word stands, whatever the agents say later; with a reason: accept good light",
+    "reject, r": "the same, against it: reject half a cat",
+    "edit, e": "a prompt: its new text; labels and masks: the classes to be seen, e cat, bus",
+    "next, n, Enter": "leave this one to the agents",
+    "back, b": "the one before, of an earlier sitting as well",
+    "auto": "ask no more about: auto class, auto bus, auto kind (say, all prompts), auto all; auto off asks again",
+    "why, w": "all that is known of this one; of others: why 3rd bus, why i-12ab",
+    "status, s": "where each class stands",
+    "guidance, g": "your wishes; forget 2 withdraws one, edit 2 ... says it anew",
+    "quit, q": "stop here; later go on at this very item",
+    "a sentence": "a wish for the prompts to come: more of them at night, and no cartoons",
+    "a question": "about the run: why was the third one rejected? which class is behind?",
+}
+KEYS = "a accept · r reject{edit} · Enter next · b back · w why · q quit · ? help"
+EFFECT = {
+    ("prompt", "accept"): "it is drawn, whatever the critic says",
+    ("prompt", "reject"): "it is not drawn",
+    ("prompt", "edit"): "the new text is drawn instead of the old one",
+    ("verdict", "accept"): "it is in, whatever the judge says",
+    ("verdict", "reject"): "it is out; another one takes its place",
+    ("label", "accept"): "its labels stay as they are",
+    ("label", "reject"): "its labels are CLIP's again",
+    ("label", "edit"): "its labels are yours",
+    ("mask", "accept"): "it is in the dataset",
+    ("mask", "reject"): "it stays out of the dataset",
+    ("mask", "edit"): "the mask is made again for these labels and shown again",
+}
 
 Moved = Literal["on", "back"]
 Read = Callable[[str, str], str]
@@ -55,23 +73,31 @@ class Conversation:
         self.answered = 0
 
     def hold(self, kind: DecisionKind, subjects: Sequence[str]) -> None:
-        """Go through `subjects`; returns when none of them waits any more. Raises `Quit`."""
+        """Go through `subjects`, class by class; returns when none of them waits any more. Raises `Quit`.
+
+        What was looked at before comes first, for `back` and for the count.
+        """
+        ledger, of_class = self._deps.ledger, self._review.class_of(self._deps.ledger)
+        waiting = sorted(subjects, key=lambda i: self._deps.config.classes.index(of_class[i]))
+        before = [i for i in self._review.looked_at(ledger, kind) if i not in waiting]
+        path, stops = [*before, *waiting], list(range(len(before)))
         self._kind = kind
-        plural = {"prompt": "prompts", "verdict": "verdicts", "label": "labels", "mask": "masks"}[kind]
-        self._console.rule(f"{len(subjects)} {plural}", align="left")
-        at, shown, again = 0, list[int](), False
-        while at < len(subjects):
-            if not again and subjects[at] not in self._review.pending(self._deps.ledger, kind):
+        self._console.print()
+        self._console.rule(f"[b]{len(waiting)} {kind}{'s' * (len(waiting) > 1)} to look at[/b]", align="left")
+        self._say(KEYS.format(edit="" if kind == "verdict" else " · e edit"), "dim")
+        at, again = len(before), False
+        while at < len(path):
+            if not again and path[at] not in self._review.pending(ledger, kind):
                 at += 1
                 continue
-            self._here = subjects[at]
-            self._show(at, len(subjects))
-            again = self._ask(first=not shown) == "back"
+            self._here = path[at]
+            self._show(at, len(path))
+            again = self._ask(first=not stops) == "back"
             if again:
-                at = shown.pop()
-                self._review.unmark(self._deps.ledger, kind, subjects[at])
+                at = stops.pop()
+                self._review.unmark(ledger, kind, path[at])
             else:
-                shown.append(at)
+                stops.append(at)
                 at += 1
 
     # -- showing ----------------------------------------------------------------------------------
@@ -86,14 +112,13 @@ class Conversation:
         from segsmith.cli.cards import card
 
         name = self._review.class_of(self._deps.ledger)[self._here]
-        self._console.print(
-            f"\n[b]{self._kind} {at + 1} of {total}[/b]  {shown(name)}  [dim]{self._here}[/dim]"
-        )
+        heading = f"\n[b]{self._kind} {at + 1} of {total} · {shown(name)}[/b]  [dim]{self._here}[/dim]"
+        self._console.print(heading)
         for part in card(self._deps, self._facts(), self._kind, self._here, self._console):
-            self._console.print(part, soft_wrap=True)
+            self._console.print(part, soft_wrap=isinstance(part, str))  # a path is copied whole
 
     def _say(self, text: str, style: str = "") -> None:
-        self._console.print(shown(text), style=style, soft_wrap=True)
+        self._console.print(shown(text), style=style)
 
     # -- asking -----------------------------------------------------------------------------------
 
@@ -122,6 +147,7 @@ class Conversation:
 
         row = DecisionRow(self._kind, self._here, action, value, note, "terminal")
         self._review.record(self._deps, self._review.check_decision(self._deps, row))
+        self._say(f"  yours: {EFFECT[self._kind, action]}", "cyan")
         return "on"
 
     def _on_accept(self, rest: str) -> Moved:
@@ -137,17 +163,12 @@ class Conversation:
             return None
         if self._kind == "prompt":
             text = self._deps.ledger.prompt(self._here).text
-            moved = self._decide("edit", {"text": rest or self._read("new text: ", text)})
-            self._say("it is drawn instead of the old one", "dim")
-            return moved
+            return self._decide("edit", {"text": rest or self._read("new text: ", text)})
         if self._kind == "verdict":
             raise SegsmithError("A verdict has nothing to edit.", "Type accept or reject.")
         now = ", ".join(self._deps.ledger.labels("relabel")[self._here].classes)
         given = rest or self._read("labels: ", now)
-        moved = self._decide("edit", {"labels": [n.strip() for n in given.split(",") if n.strip()]})
-        if self._kind == "mask":
-            self._say("the mask is made again for these labels and shown again", "dim")
-        return moved
+        return self._decide("edit", {"labels": [n.strip() for n in given.split(",") if n.strip()]})
 
     def _on_next(self, rest: str) -> Moved:
         self._review.mark_seen(self._deps.ledger, self._kind, [self._here])
@@ -181,25 +202,27 @@ class Conversation:
             self._say("type: auto class, auto kind, auto all, or auto off", "yellow")
             return None
         self._review.set_auto(self._deps.ledger, what)
-        self._say(f"the agents decide: {what.removeprefix('class:')} (auto off takes it back)", "dim")
+        about = {"all": "anything", self._kind: f"{self._kind}s"}.get(what, what.removeprefix("class:"))
+        self._say(f"  you are not asked about {about} any more; auto off takes that back", "cyan")
         return "on"
 
     def _on_why(self, rest: str) -> None:
         facts = self._facts()
         if rest:
-            self._lines(facts.answer(f"why {rest}", self._lexicon, self._image_here()))
-        elif self._kind == "prompt":
-            self._lines(facts.prompt_lines(self._here))
-        else:
-            from segsmith.cli.cards import life
+            self._lines(facts.answer(f"why {rest}", self._lexicon, self._here))
+            return
+        from segsmith.cli.cards import sections
 
-            self._console.print(life(facts, self._here), soft_wrap=True)
+        told = facts.prompt_life(self._here) if self._kind == "prompt" else facts.life(self._here)
+        self._console.print(sections(told))
 
     def _on_status(self, rest: str) -> None:
         self._lines(self._facts().status())
 
     def _on_help(self, rest: str) -> None:
-        self._console.print(HELP)
+        from segsmith.cli.cards import sections
+
+        self._console.print(sections({keys: [told] for keys, told in HELP.items()}))
 
     def _on_guidance(self, rest: str) -> None:
         from segsmith.agents.guidance import wish_of
@@ -233,15 +256,15 @@ class Conversation:
         if self._deps.config.llm.able:
             from segsmith.agents.inquiry import inquire
 
-            told = inquire(line, self._deps.chat, facts, self._image_here(), self._deps.config.seed)
+            told = inquire(line, self._deps.chat, facts, self._here, self._deps.config.seed)
             if told.answer:
                 self._say(told.answer, "b")
             self._lines(
-                told.facts or facts.answer(line, self._lexicon, self._image_here()),
+                told.facts or facts.answer(line, self._lexicon, self._here),
                 "dim" if told.answer else "",
             )
             return
-        self._lines(facts.answer(line, self._lexicon, self._image_here()))
+        self._lines(facts.answer(line, self._lexicon, self._here))
 
     def _wish(self, said: str, number: int | None = None) -> None:
         """Take a wish up, or say wish `number` anew."""
@@ -257,7 +280,7 @@ class Conversation:
             self._say(
                 "I made nothing of that. Wish for places, lights, weathers, viewpoints, sizes or colours;"
             )
-            self._say("ask with a question mark; or type help.")
+            self._say("ask with a question mark; accept with a reason by the whole word; or type help.")
             return
         class_name = understood.class_name
         if number is not None:  # said anew without a class, it stays with the class it was for
@@ -266,11 +289,13 @@ class Conversation:
             ledger.set_guidance(number, active=False)
         ledger.add_guidance(GuidanceRow(class_name, printable(said), understood.wish.as_json()))
         row = ledger.guidance()[-1]
-        self._say(f"wish {row.id}, {class_name or 'all classes'}: {understood.wish}", "green")
+        self._say(f"wish {row.id}, for {class_name or 'all classes'}: {understood.wish}", "cyan")
         if understood.unused:
             self._say(f"not used: {', '.join(understood.unused)}", "dim")
+        written = "those written already stay; " if self._kind == "prompt" else ""
         self._say(
-            f"it counts from the next prompt on; forget {row.id} withdraws it, edit {row.id} ... says it anew",
+            f"it counts from the next prompt on; {written}"
+            f"forget {row.id} withdraws it, edit {row.id} ... says it anew",
             "dim",
         )
 
@@ -290,13 +315,11 @@ class Conversation:
             raise SegsmithError(f"There is no wish {text!r}.", "Type guidance to see them.")
         return int(text)
 
-    def _image_here(self) -> str:
-        return "" if self._kind == "prompt" else self._here
-
     def _lines(self, lines: Sequence[str], style: str = "") -> None:
-        for line in lines or [
-            "The ledger has no answer to that; try status, why 3rd bus, or why with an id."
-        ]:
+        nothing = (
+            f"The ledger has no answer to that; try status, why 3rd {self._deps.config.classes[0]}, or ?"
+        )
+        for line in lines or [nothing]:
             self._say(line, style)
 
 

@@ -86,6 +86,13 @@ def pending(ledger: Ledger, kind: DecisionKind) -> list[str]:
     ]
 
 
+def looked_at(ledger: Ledger, kind: DecisionKind) -> list[str]:
+    """Ids of `kind` that a person has decided about or passed, and that have not changed since."""
+    seen, decided, now = _seen(ledger, kind), ledger.decisions(kind), subjects(ledger, kind)
+    known = [p.id for p in ledger.prompts()] if kind == "prompt" else now  # a refused prompt is one no more
+    return [i for i in known if i in decided or (i in now and seen.get(i) == now[i])]
+
+
 def class_of(ledger: Ledger) -> dict[str, str]:
     """Prompt or image id -> the class it was made for."""
     of_prompt = {p.id: p.class_name for p in ledger.prompts()}
@@ -97,6 +104,14 @@ def mark_seen(ledger: Ledger, kind: DecisionKind, ids: Sequence[str]) -> None:
     kept, now = ledger.get_meta(META) or {}, subjects(ledger, kind)
     seen = {**kept.get("seen", {}).get(kind, {}), **{i: now[i] for i in ids if i in now}}
     ledger.set_meta(META, {**kept, "seen": {**kept.get("seen", {}), kind: seen}})
+
+
+def changed_from(ledger: Ledger, kind: DecisionKind, subject: str) -> str:
+    """What the agents had decided when a person last looked, in a word, where that is otherwise now; else ""."""
+    before, now = _seen(ledger, kind).get(subject), subjects(ledger, kind).get(subject)
+    if before is None or before == now:
+        return ""
+    return {"True": "accepted", "False": "rejected"}.get(before, before)
 
 
 def unmark(ledger: Ledger, kind: DecisionKind, subject: str) -> None:

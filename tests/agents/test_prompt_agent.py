@@ -625,6 +625,6 @@ def test_an_able_model_is_told_the_wish_and_nothing_else_that_was_said():
     setup.ledger.add_guidance(GuidanceRow("dog", said, {"prefer": {"light": ["night"]}, "words": ["toy"]}))
     setup.agent.propose("dog", 1, 0)
     asked = next(a for a in chat.asked if "sentence" in a["properties"])
-    assert "more light night; never the words toy" in asked["user"]
+    assert "more of night (light); never the word toy" in asked["user"]
     assert "schema" not in asked["user"]
     assert set(asked["properties"]) <= {"place", "light", "weather", "state", "sentence"}

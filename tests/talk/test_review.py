@@ -382,7 +382,8 @@ def talk(deps, kind, *lines):
 
 def test_words_and_sentences(deps):
     Walk(deps).go({"round": 0})
-    one, two, three, four, *_ = review.pending(deps.ledger, "prompt")
+    of_class = review.class_of(deps.ledger)
+    one, two, three, four, *_ = sorted(review.pending(deps.ledger, "prompt"), key=of_class.get)
     text = talk(
         deps, "prompt", "a", "r too plain", "b", "n", "e bad text", "e a fine cat", "more of them at night, and no cartoons",
         "guidance", "edit 1 more rain", "forget 2", "forget 9", "which class is behind?", "blah blah", "b", "b", "b", "b",
@@ -392,13 +393,11 @@ def test_words_and_sentences(deps):
     assert (decided[one].action, decided[two].action, decided[three].action) == ("accept", "reject", "edit")
     assert decided[two].note == "too plain"
     assert deps.ledger.guidance() == []
-    assert [g.class_name for g in deps.ledger.guidance(active_only=False)] == [
-        review.class_of(deps.ledger)[four]
-    ] * 2
+    assert [g.class_name for g in deps.ledger.guidance(active_only=False)] == [of_class[four]] * 2
     for words in (
         "bad text",
-        "more light night",
-        "more weather rain",
+        "more of night (light)",
+        "more of rain (weather)",
         "no wish '9'",
         "short of 2",
         "first one",
@@ -426,8 +425,8 @@ def test_verdicts_labels_and_masks_are_shown_with_their_grounds(deps):
         ".png",
         "accepted, ok",
         "ViT",
-        "labels: cat",
-        "found by: the patch scores alone",
+        "labels    cat",
+        "found by  the patch scores alone",
         "decided by a person",
     ):
         assert words in text
