@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from segsmith.cli import about, build, datasets, ledger, models, plan, review, runs, weak  # noqa: F401
+from segsmith.cli import about, augment, build, datasets, ledger, models, plan, review, runs, weak  # noqa: F401
 from segsmith.cli.console import app, err, shown
 from segsmith.errors import SegsmithError
 

@@ -122,7 +122,7 @@ class _Run:
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
         batch = min(config.batch_size, max(len(data), 2))
-        self.sampler = EpochSampler(len(data), batch, seed)
+        self.sampler = EpochSampler(len(data), batch, seed, data.real, config.real_share)
         loader = DataLoader(
             data,
             batch_size=batch,
