@@ -147,6 +147,8 @@ def settings(seed: int) -> Config:
         flags={
             "per_class": ADD_PER_CLASS,
             "seed": seed,
+            "images": {"per_prompt": 4},  # a prompt costs a core more than a picture
+            "judge": {"top_k": 4},
             "trainer": {"epochs": 1},
             "evaluation": {"images": 0},
         }
