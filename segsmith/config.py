@@ -223,6 +223,12 @@ class JudgeConfig(Section):
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default_factory=dict, description="class -> probability asked of it, in place of the calibrated one"
     )
+    real_false_accept: float = Field(
+        0.4,
+        gt=0,
+        lt=1,
+        description="augment: the same for the classifier trained on the real images, the second judge (ours)",
+    )
     top_k: int = Field(2, ge=1, description="best images kept of one prompt")
     duplicate_cosine: float = Field(
         0.995, gt=0, le=1, description="image-space cosine from which two pictures are the same (ours)"
@@ -328,6 +334,34 @@ class TrainerConfig(Section):
         "auto", description="of the forward pass; auto: bfloat16 on a GPU that has it, else float32"
     )
     save_every: int = Field(1, ge=1, description="epochs between checkpoints to resume from")
+    real_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of real pictures among those trained on, where the dataset has generated ones, too (ours)",
+    )
+
+
+class AugmentConfig(Section):
+    """A real dataset enlarged (IAA); only `segsmith augment` reads this part."""
+
+    dataset: str | None = Field(None, description="folder of the real dataset; none: the run is a build")
+    balance: float = Field(
+        0.5, ge=0, le=1, description="share of the images that goes to the rarest classes first (ours)"
+    )
+    new_combinations: float = Field(
+        0.2, ge=0, le=1, description="share of prompts for classes hardly ever seen together (ours)"
+    )
+    max_classes: int = Field(3, ge=1, le=4, description="classes of one prompt at most (ours)")
+    classifier: bool = Field(
+        True, description="a classifier trained on the real images judges, too; off: CLIP alone (an ablation)"
+    )
+    min_skill: float = Field(
+        0.7,
+        ge=0.5,
+        le=1,
+        description="area under the ROC curve on held-out real images from which it may judge a class (ours)",
+    )
 
 
 class BudgetConfig(Section):
@@ -375,6 +409,9 @@ class Config(BaseSettings):
     preset: str = "sim"
     classes: tuple[str, ...] = Field((), description="class names, in the order of the mask's indices from 1")
     per_class: int = Field(40, ge=1, description="accepted images wanted of each class")
+    quotas: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict, description="class -> accepted images wanted of it, in place of per_class"
+    )
     seed: int = Field(0, ge=0)
     offline: bool = Field(
         False,
@@ -394,6 +431,12 @@ class Config(BaseSettings):
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+
+    @property
+    def wanted(self) -> dict[str, int]:
+        """Accepted images wanted of each class."""
+        return {name: self.quotas.get(name, self.per_class) for name in self.classes}
 
     @field_validator("classes")
     @classmethod

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import time
+<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
+=======
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+>>>>>>> h-iaa
 from types import TracebackType
 from typing import Any
 
@@ -27,10 +32,15 @@ class BuildProgress:
     Where the console is no terminal it prints a line per judged round and per stage instead.
     """
 
-    def __init__(self, console: Console, classes: Sequence[str], quota: int) -> None:
+    def __init__(self, console: Console, quotas: Mapping[str, int]) -> None:
         self._console = console
+<<<<<<< HEAD
         self._on_screen: Live | None = None
         self._quota = quota
+=======
+        self._live = console.is_terminal
+        self._quotas = quotas
+>>>>>>> h-iaa
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -39,7 +49,8 @@ class BuildProgress:
             auto_refresh=False,
         )
         self._bars: dict[str, TaskID] = {
-            name: self._progress.add_task(escape(name), total=quota, note="") for name in classes
+            name: self._progress.add_task(escape(name), total=quota, note="")
+            for name, quota in quotas.items()
         }
         self._line = self._progress.add_task("[dim]starting[/dim]", total=None, note="")
         self._drawing_s = 0.0
@@ -104,7 +115,7 @@ class BuildProgress:
         self._tallies(event["tallies"])
         accepted = sum(t["accepted"] for t in event["tallies"].values())
         drawn = sum(t["drawn"] for t in event["tallies"].values())
-        wanted = self._quota * len(self._bars)
+        wanted = sum(self._quotas.values())
         left = self._time_left(accepted, wanted)
         self._say(f"judged: {accepted}/{wanted} accepted of {drawn} drawn{left}", accepted, wanted)
 
@@ -129,7 +140,7 @@ class BuildProgress:
             tally = tallies.get(name, {})
             judged, accepted = tally.get("judged", 0), tally.get("accepted", 0)
             share = f"  yield {accepted / judged:4.0%}" if judged else ""
-            self._progress.update(task, completed=accepted, note=f"{accepted:>4}/{self._quota}{share}")
+            self._progress.update(task, completed=accepted, note=f"{accepted:>4}/{self._quotas[name]}{share}")
 
     def _time_left(self, accepted: int, wanted: int) -> str:
         gained = accepted - self._accepted_at_start

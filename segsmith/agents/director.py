@@ -95,7 +95,7 @@ def plan_round(
     given up. What remains asks for a little more prompts than its measured yield says it needs, at most
     `prompts.batch` a round, and for next round's prompts while this round's are drawn.
     """
-    missing = {c: config.per_class - tallies[c].accepted for c in config.classes}
+    missing = {c: config.wanted[c] - tallies[c].accepted for c in config.classes}
     missing = {c: n for c, n in missing.items() if n > 0}
     if not missing:
         return Plan("quota_met")

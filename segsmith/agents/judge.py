@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.agents.prompt_space import with_article
+from segsmith.agents.real_opinion import RealOpinion
 from segsmith.config import JudgeConfig
 from segsmith.memory.ledger import EvidenceRow, ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
 from segsmith.memory.store import RunFolder, read_image
@@ -49,6 +50,8 @@ class Evidence:
     """Likeness to the nearest earlier picture, in [-1, 1]."""
     text_shares: tuple[float, ...] = ()
     """The prompt's own probability of each class (prompt space of SynthSeg-Agents Fig. 3)."""
+    real: Mapping[str, float] = field(default_factory=dict)
+    """Class -> probability by the classifier that learnt from real images; only classes it may judge."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,22 @@ def decide(
     classes: Sequence[str],
     scale: float,
     config: JudgeConfig,
-    quota: int,
+    quota: Mapping[str, int],
     human: Mapping[str, bool] | None = None,
 ) -> Decision:
     """Judge all pictures from what was measured of them.
 
+    `quota` is class -> pictures wanted.
     `human` is image id -> accepted, by a person: it wins over every test, with the reason ``person``, and
     such pictures are counted first towards their prompt's and their class's share.
 
     Reasons, tested in this order: ``blank``, ``duplicate``, ``blurred``, ``not_there`` (under the threshold),
-    ``beyond_top_k`` (better pictures of the same prompt exist), ``surplus`` (the class has its quota), ``ok``.
+    ``unlike_real`` (the classifier taught by real images does not find the class), ``beyond_top_k`` (better pictures
+    of the same prompt exist), ``surplus`` (the class has its quota), ``ok``.
     """
     probabilities = class_probabilities(evidence, classes, scale)
     thresholds = calibrate(evidence, classes, probabilities, config)
+    like_real = calibrate_real(evidence, classes, config)
     target = {
         e.image_id: float(p[classes.index(e.target)]) for e, p in zip(evidence, probabilities, strict=True)
     }
@@ -100,6 +106,8 @@ def decide(
             reasons[item.image_id] = "blurred"
         elif target[item.image_id] < thresholds[item.target]:
             reasons[item.image_id] = "not_there"
+        elif item.real.get(item.target, 1.0) < like_real.get(item.target, 0.0):
+            reasons[item.image_id] = "unlike_real"
         else:
             passed.append(item)
 
@@ -113,7 +121,7 @@ def decide(
     for item in passed:
         if config.enabled and of_prompt[item.prompt_id] >= config.top_k:
             reasons[item.image_id] = "beyond_top_k"
-        elif of_class[item.target] >= quota:
+        elif of_class[item.target] >= quota[item.target]:
             reasons[item.image_id] = "surplus"
         else:
             reasons[item.image_id] = "ok"
@@ -124,7 +132,7 @@ def decide(
             e.image_id,
             human.get(e.image_id, reasons[e.image_id] == "ok"),
             reasons[e.image_id],
-            _scores(e, classes, p, thresholds),
+            _scores(e, classes, p, thresholds, like_real),
         )
         for e, p in zip(evidence, probabilities, strict=True)
     ]
@@ -192,6 +200,22 @@ def calibrate(
     return thresholds
 
 
+def calibrate_real(
+    evidence: Sequence[Evidence], classes: Sequence[str], config: JudgeConfig
+) -> dict[str, float]:
+    """Per class what the classifier trained on real images must give a picture; like `calibrate`, without a floor.
+
+    Generated pictures look different from real ones, so its probabilities are not to be taken at their word:
+    they are compared with those of pictures nobody asked the class of. Classes with too few of these are left out.
+    """
+    thresholds = {}
+    for name in classes:
+        negatives = [e.real[name] for e in evidence if name in e.real and name not in e.asked]
+        if len(negatives) >= MIN_NEGATIVES:
+            thresholds[name] = float(np.quantile(negatives, 1 - config.real_false_accept))
+    return thresholds
+
+
 def _usual(evidence: Sequence[Evidence], classes: Sequence[str]) -> NDArray[np.float64] | float:
     """(C + B,) median cosine of each class where not asked for, and of each background; 0 with few pictures."""
     if len(evidence) < MIN_NEGATIVES:
@@ -216,14 +240,17 @@ class JudgeAgent:
         config: JudgeConfig,
         classes: Sequence[str],
         synonyms: Callable[[str], tuple[str, ...]],
-        quota: int,
+        quota: Mapping[str, int],
+        opinion: RealOpinion | None = None,
     ) -> None:
+        """`quota` is class -> pictures wanted; `opinion` the classifier trained on real images, if there are any."""
         self._encoder = encoder
         self._ledger = ledger
         self._run = run
         self._config = config
         self._classes = tuple(classes)
         self._quota = quota
+        self._opinion = opinion
         self._texts = np.stack(
             [_mean_direction(encoder, synonyms(name)[:3]) for name in self._classes]
             + list(encoder.embed_texts(background_prompts()))
@@ -241,6 +268,8 @@ class JudgeAgent:
         todo = [row for row in self._ledger.images() if row.id not in there]
         for start in range(0, len(todo), CHUNK):
             self._measure(todo[start : start + CHUNK], prompts)
+        if self._opinion is not None:
+            self._opinion.give()
         self._ledger.set_meta("logit_scale", self._encoder.logit_scale)
         decision = reconsider(self._ledger, self._classes, self._config, self._quota)
         record(self._ledger, decision, self._classes, self._config)
@@ -280,7 +309,7 @@ class JudgeAgent:
             reasons[given_up.prompt_id].add("not_there" if early else given_up.reason)
         failed: dict[str, list[str]] = {}
         for prompt_id in prompt_ids:
-            if reasons[prompt_id] == {"not_there"}:
+            if reasons[prompt_id] and reasons[prompt_id] <= {"not_there", "unlike_real"}:
                 failed.setdefault(self._ledger.prompt(prompt_id).class_name, []).append(prompt_id)
         return failed
 
@@ -336,7 +365,7 @@ class JudgeAgent:
 def measured(ledger: Ledger) -> list[Evidence]:
     """What was measured of every picture, in the order of drawing."""
     prompts = {p.id: p for p in ledger.prompts()}
-    rows = ledger.evidence()
+    rows, real = ledger.evidence(), ledger.labels("real")
     evidence = []
     for image in ledger.images():
         if image.id in rows:
@@ -352,12 +381,15 @@ def measured(ledger: Ledger) -> list[Evidence]:
                     blank=row.blank,
                     duplicate_cosine=row.duplicate_cosine,
                     text_shares=row.text_shares,
+                    real=real[image.id].scores if image.id in real else {},
                 )
             )
     return evidence
 
 
-def reconsider(ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: int) -> Decision:
+def reconsider(
+    ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: Mapping[str, int]
+) -> Decision:
     """Decide about every measured picture from the ledger alone; writes nothing, loads no model."""
     evidence = measured(ledger)
     human = {i: row.action == "accept" for i, row in ledger.decisions("verdict").items()}
@@ -422,10 +454,17 @@ def _thumbnail(image: Image) -> Vectors:
 
 
 def _scores(
-    item: Evidence, classes: Sequence[str], shares: NDArray[np.float64], thresholds: Mapping[str, float]
+    item: Evidence,
+    classes: Sequence[str],
+    shares: NDArray[np.float64],
+    thresholds: Mapping[str, float],
+    like_real: Mapping[str, float],
 ) -> dict[str, float]:
     probabilities = dict(zip(classes, map(float, shares), strict=True))
     others = [p for name, p in probabilities.items() if name not in item.asked]
+    real = {}
+    if item.target in item.real and item.target in like_real:
+        real = {"real_probability": item.real[item.target], "real_threshold": like_real[item.target]}
     return {
         "probability": probabilities[item.target],
         "threshold": thresholds[item.target],
@@ -433,5 +472,6 @@ def _scores(
         "sharpness": item.sharpness,
         "blank": float(item.blank),
         "duplicate_cosine": item.duplicate_cosine,
+        **real,
         **{f"p:{name}": p for name, p in probabilities.items()},
     }

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segsmith.agents.real_opinion import MAX_TEACHERS
 from segsmith.config import LabelerConfig
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, prompt_families
+from segsmith.memory.real import RealImage, RealSet
 from segsmith.memory.store import RunFolder, png_bytes, read_image, seed_of, write_atomic
-from segsmith.segmentation.masks import MaskSettings, finish_mask, plan_mask
+from segsmith.segmentation.masks import MaskSettings, PlannedMask, finish_mask, plan_mask
 from segsmith.segmentation.merge import ignore_share, pixel_counts
 from segsmith.segmentation.palette import voc_palette
-from segsmith.tools.protocols import PatchClassifier, PointSegmenter
+from segsmith.tools.protocols import Image, PatchClassifier, PointSegmenter
 
 CHUNK = 32
 
@@ -51,7 +53,9 @@ class LabelerAgent:
         config: LabelerConfig,
         classes: Sequence[str],
         seed: int,
+        real: RealSet | None = None,
     ) -> None:
+        """`real`: the images that the run enlarges; the ViT learns from their labels, too."""
         self._classifier = classifier
         self._segmenter = segmenter
         self._ledger = ledger
@@ -59,6 +63,7 @@ class LabelerAgent:
         self._config = config
         self._classes = tuple(classes)
         self._seed = seed
+        self._real = real
 
     @property
     def _maps_file(self) -> Any:
@@ -78,10 +83,15 @@ class LabelerAgent:
         family = prompt_families(prompts.values())
         families = [family[r.prompt_id] for r in rows]
         images = [read_image(self._run.image(r.id)) for r in rows]
+        teachers = self._teachers()
+        if self._real is not None and teachers:
+            images += [self._real.read(item) for item in teachers]
+            targets = np.concatenate([targets, self._real.targets(teachers)])
+            families += [item.id for item in teachers]
         scores = self._classifier().out_of_fold(images, targets, families)
         decided = self._ledger.decisions("label")
         labels, changed = [], 0
-        for row, probabilities in zip(rows, scores.probabilities, strict=True):
+        for row, probabilities in zip(rows, scores.probabilities, strict=False):
             named = dict(zip(self._classes, map(float, probabilities), strict=True))
             before = pseudo[row.id].classes
             prompt = prompts[row.prompt_id]
@@ -92,12 +102,22 @@ class LabelerAgent:
                 after = tuple(c for c in self._classes if c in decided[row.id].value["labels"])
             changed += len(set(before) ^ set(after))
             labels.append(LabelRow(row.id, "relabel", after, named))
-        self._save_maps(rows, scores.maps)
+        self._save_maps([*(row.id for row in rows), *(item.id for item in teachers)], scores.maps)
         self._ledger.add_labels(labels)
         return changed
 
+    def _teachers(self) -> list[RealImage]:
+        """Real images the ViT learns from: all that still need a mask, of whatever split, or else some."""
+        if self._real is None:
+            return []
+        return self._real.unmasked() or self._real.teachers(MAX_TEACHERS)
+
     def segment(self, on_batch: Callable[[int, int], None] = lambda done, total: None) -> int:
-        """Masks for every accepted picture that has none for its labels; returns how many were made."""
+        """Masks for every accepted picture that has none for its labels; returns how many were made.
+
+        Real images that came with image labels alone get theirs the same way, from these labels.
+        """
+        self._segment_real()
         labels = self._ledger.labels("relabel")
         there = {i for i, mask in self._ledger.masks().items() if i in labels and made_for(mask, labels[i])}
         todo = [r for r in self._ledger.accepted() if r.id not in there]
@@ -110,19 +130,42 @@ class LabelerAgent:
             chunk = todo[start : start + CHUNK]
             images = [read_image(self._run.image(r.id)) for r in chunk]
             plans = [
-                plan_mask(
-                    maps[row.id],
-                    [self._classes.index(c) for c in labels[row.id].classes],
-                    image.shape[:2],
-                    np.random.default_rng(seed_of(self._seed, row.id)),
-                    settings,
-                )
+                self._plan(row.id, image, maps[row.id], labels[row.id].classes, settings)
                 for row, image in zip(chunk, images, strict=True)
             ]
             finished = finish_mask(images, plans, segmenter, settings)
             self._save_masks(chunk, labels, finished)
             on_batch(start + len(chunk), len(todo))
         return len(todo)
+
+    def _segment_real(self) -> None:
+        """Label maps for real images that brought none. One at a time: real images differ in size."""
+        todo = (
+            []
+            if self._real is None
+            else [i for i in self._real.unmasked() if not self._real.mask(i).exists()]
+        )
+        if not todo or self._real is None:
+            return
+        maps, settings = self._load_maps(), MaskSettings.of(self._config)
+        segmenter = self._segmenter() if self._config.use_sam else None
+        for item in todo:
+            image = self._real.read(item)
+            plan = self._plan(item.id, image, maps[item.id], item.labels, settings)
+            ((label_map, _),) = finish_mask([image], [plan], segmenter, settings)
+            write_atomic(self._real.mask(item), png_bytes(label_map, voc_palette()))
+
+    def _plan(
+        self,
+        name: str,
+        image: Image,
+        maps: NDArray[np.float32],
+        labels: Sequence[str],
+        settings: MaskSettings,
+    ) -> PlannedMask:
+        wanted = [self._classes.index(c) for c in labels]
+        rng = np.random.default_rng(seed_of(self._seed, name))
+        return plan_mask(maps, wanted, image.shape[:2], rng, settings)
 
     def _save_masks(
         self,
@@ -138,11 +181,11 @@ class LabelerAgent:
             records.append(MaskRow(row.id, counts, ignore_share(label_map), how))
         self._ledger.add_masks(records)
 
-    def _save_maps(self, rows: Sequence[ImageRow], maps: NDArray[np.float32]) -> None:
+    def _save_maps(self, ids: Sequence[str], maps: NDArray[np.float32]) -> None:
         import io
 
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, ids=np.array([r.id for r in rows]), maps=maps.astype(np.float16))
+        np.savez_compressed(buffer, ids=np.array(ids), maps=maps.astype(np.float16))
         write_atomic(self._maps_file, buffer.getvalue())
 
     def _load_maps(self) -> dict[str, NDArray[np.float32]]:

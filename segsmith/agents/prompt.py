@@ -16,7 +16,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from segsmith.agents.guidance import Wish, leaning, understand
+from segsmith.agents.label_sets import LabelSets
 from segsmith.agents.prompt_critic import (
+    asked_classes,
     check_novelty,
     check_relevance,
     check_rules,
@@ -24,7 +26,15 @@ from segsmith.agents.prompt_critic import (
     review,
     still_good,
 )
-from segsmith.agents.prompt_draft import Draft, explanation_of, from_row, reason_of, to_row
+from segsmith.agents.prompt_draft import (
+    JOIN,
+    Draft,
+    companions_of,
+    explanation_of,
+    from_row,
+    reason_of,
+    to_row,
+)
 from segsmith.agents.prompt_rules import broken_rule, make_lexicon, named_classes, spoken_name
 from segsmith.agents.prompt_space import Offer, Planner, with_article
 from segsmith.agents.prompt_writer import PromptWriter
@@ -52,7 +62,7 @@ class PromptAgent:
 
     `synonyms` gives other words for a class. `able` lets the model write sentences and review them;
     otherwise it chooses cells of the attribute space, which a template says. `workers` bounds the
-    requests of one class in flight.
+    requests of one class in flight. `label_sets` are those of a real dataset, to build prompts from (IAA).
     """
 
     def __init__(
@@ -67,6 +77,7 @@ class PromptAgent:
         able: bool,
         seed: int,
         workers: int = 4,
+        label_sets: LabelSets | None = None,
     ) -> None:
         self._chat = chat
         self._encoder = encoder
@@ -77,6 +88,7 @@ class PromptAgent:
         self._able = able
         self._seed = seed
         self._workers = workers
+        self._label_sets = label_sets
         self._words = load_vocabulary()
         self._lexicon = make_lexicon(classes, synonyms)
         self._spoken = {name: spoken_name(name, synonyms(name)) for name in classes}
@@ -94,8 +106,8 @@ class PromptAgent:
         planner = self._planner(class_name, round, "plan")
         offers = []
         for index in range(wanted):
-            companion = self._companion(class_name, round, index)
-            offers.append(planner.offer(companion, shared=self._places(companion)))
+            companions = self._companions(class_name, round, index)
+            offers.append(planner.offer(companions, shared=self._shared_places(companions)))
 
         def write(index: int) -> Draft | None:
             return self._write(class_name, offers[index], "", round, index)
@@ -118,9 +130,7 @@ class PromptAgent:
         if self._able:
             epsilon = self._config.min_rationality
             self._together(
-                lambda draft: review(
-                    draft, self._spoken[draft["class_name"]], self._chat, epsilon, self._seed
-                ),
+                lambda draft: review(draft, self._subject(draft), self._chat, epsilon, self._seed),
                 still_good(judged),
             )
         return judged
@@ -188,12 +198,12 @@ class PromptAgent:
             raise SegsmithError(
                 f"This text cannot be a prompt: {broken}.", "Change it, or reject the prompt."
             )
-        companion = next((name for name in self._classes if name in named and name != row.class_name), "")
+        companions = [name for name in self._classes if name in named and name != row.class_name]
         return Draft(
             id=make_id("p", row.class_name, text),
             class_name=row.class_name,
             text=text,
-            attributes={**self._said_in(text), "companion": companion},
+            attributes={**self._said_in(text), "companion": JOIN.join(companions)},
             parent_id=prompt_id,
             refines=0,
             round=row.round,
@@ -271,11 +281,13 @@ class PromptAgent:
             self._memory.around([draft["text"]], AVOIDED, but=[draft["id"]], seen=here)[0] if remember else []
         )
         advice = fill("advice", reason=reason, avoid="".join(f"; not like: {n.text}" for n in near))
-        # With two objects the companion is the likeliest cause of being read, or drawn, as something else.
-        alone = reason_of(draft["problem"]) in ("off_topic", "not_there")
-        companion = "" if alone else attributes["companion"]
+        # With several objects a companion is the likeliest cause of being read, or drawn, as something else.
+        companions = companions_of(attributes)
+        if reason_of(draft["problem"]) in ("off_topic", "not_there"):
+            companions = companions[: len(companions) // 2]
         planner = self._planner(class_name, round, "refine", draft["id"])
-        offer = planner.offer(companion, shared=self._places(companion), shun=attributes if remember else {})
+        shared = self._shared_places(companions)
+        offer = planner.offer(companions, shared=shared, shun=attributes if remember else {})
         child = self._write(class_name, offer, advice, round, "refine", draft["id"])
         return child and {**child, "parent_id": draft["id"], "refines": draft["refines"] + 1}
 
@@ -293,8 +305,8 @@ class PromptAgent:
             wish=self._wish(class_name),
         )
 
-    def _companion(self, class_name: str, round: int, index: int) -> str:
-        """A second class of the list that is at home in the same places, or ""; drawn by the seed."""
+    def _companions(self, class_name: str, round: int, index: int) -> tuple[str, ...]:
+        """Further classes to show, drawn by the seed: from a real image's label set, or one at home nearby."""
         rng = random.Random(seed_of(self._seed, class_name, round, index, "companion"))
         mine = set(self._places(class_name))
         others = [
@@ -302,10 +314,21 @@ class PromptAgent:
             for name in self._classes
             if name != class_name and len(mine & set(self._places(name))) >= SHARED_PLACES
         ]
-        return rng.choice(others) if others and rng.random() < self._config.companion_rate else ""
+        if self._label_sets is not None:
+            return self._label_sets.companions(class_name, others, rng)
+        return (rng.choice(others),) if others and rng.random() < self._config.companion_rate else ()
 
     def _places(self, class_name: str) -> tuple[str, ...]:
-        return self._listed[class_name].places if class_name else ()
+        return self._listed[class_name].places
+
+    def _shared_places(self, companions: Sequence[str]) -> tuple[str, ...]:
+        """Places that suit all of them; none where there is no such place, or nobody to suit."""
+        first, *others = [self._places(name) for name in companions] or [()]
+        return tuple(place for place in first if all(place in places for places in others))
+
+    def _subject(self, draft: Draft) -> str:
+        """All that the draft is to show, as people say it."""
+        return " and ".join(self._spoken[name] for name in asked_classes(draft))
 
     # -- bookkeeping ------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from segsmith.agents.guidance import unwanted_word
-from segsmith.agents.prompt_draft import Draft
+from segsmith.agents.prompt_draft import Draft, companions_of
 from segsmith.agents.prompt_rules import Lexicon, broken_rule
 from segsmith.agents.prompt_space import with_article
 from segsmith.memory.prompts import PromptMemory, Seen
@@ -28,8 +28,8 @@ class Review(BaseModel):
 
 
 def asked_classes(draft: Draft) -> list[str]:
-    """The class it was written for, then its companion if it has one."""
-    return [name for name in (draft["class_name"], draft["attributes"].get("companion")) if name]
+    """The class it was written for, then its companions if it has any."""
+    return [draft["class_name"], *companions_of(draft["attributes"])]
 
 
 def still_good(drafts: Sequence[Draft]) -> list[Draft]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
 from segsmith.memory.ledger import PromptRow, PromptStatus
@@ -14,7 +15,7 @@ class Draft(TypedDict):
     class_name: str
     text: str
     attributes: dict[str, str]
-    """place, light, weather, state, companion, viewpoint; "" where it has none."""
+    """place, light, weather, state, companion, viewpoint; "" where it has none. See `companions_of`."""
     parent_id: str | None
     """The prompt it refines."""
     refines: int
@@ -28,6 +29,15 @@ class Draft(TypedDict):
     """What the critique measured."""
     nearest: NotRequired[str]
     """The likest prompt in memory at that time, whose cosine is among the numbers."""
+
+
+JOIN = ", "
+"""Between companions in a prompt's attributes; no class name holds it."""
+
+
+def companions_of(attributes: Mapping[str, str]) -> tuple[str, ...]:
+    """The classes that a prompt shows beside its own."""
+    return tuple(filter(None, attributes.get("companion", "").split(JOIN)))
 
 
 REASONS = ("rule", "off_topic", "familiar", "irrational", "unreviewed", "not_there", "bad_reply", "repeated")

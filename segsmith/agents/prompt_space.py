@@ -24,7 +24,7 @@ LEANING = 0.6
 class Offer:
     """What the model may choose from for one prompt: names of the vocabulary. Places all in or all out of doors.
 
-    `weathers` is empty indoors; `companion` is a second class to show, or "".
+    `weathers` is empty indoors; `companions` are further classes to show.
     """
 
     places: tuple[str, ...]
@@ -32,7 +32,7 @@ class Offer:
     weathers: tuple[str, ...]
     states: tuple[str, ...]
     viewpoint: str
-    companion: str = ""
+    companions: tuple[str, ...] = ()
 
 
 class Planner:
@@ -62,11 +62,15 @@ class Planner:
         self._explore = explore
 
     def offer(
-        self, companion: str = "", *, shared: Sequence[str] = (), shun: Mapping[str, str] | None = None
+        self,
+        companions: tuple[str, ...] = (),
+        *,
+        shared: Sequence[str] = (),
+        shun: Mapping[str, str] | None = None,
     ) -> Offer:
         """The next offer.
 
-        `shared` are the places that suit the companion. What `shun` names (a refused prompt's attributes) is
+        `shared` are the places that suit the companions. What `shun` names (a refused prompt's attributes) is
         left out where more is left.
         """
         shun = shun or {}
@@ -84,7 +88,7 @@ class Planner:
                 viewpoint=self._rng.choice(
                     self._wished("viewpoint", tuple(self._vocabulary.viewpoints), lean)
                 ),
-                companion=companion,
+                companions=companions,
             )
         first = self._least("place", places, 1)[0]
         places = self._least("place", self._same_side(first, places), OFFERED_PLACES)
@@ -98,7 +102,7 @@ class Planner:
             weathers=self._least("weather", weathers, OFFERED_WEATHERS),
             states=self._least("state", states, OFFERED_STATES),
             viewpoint=self._least("viewpoint", viewpoints, 1)[0],
-            companion=companion,
+            companions=companions,
         )
         self._count(offer)
         return offer
@@ -167,11 +171,11 @@ class Planner:
                 self._visits["place", place, "light", light] += share
 
 
-def compose_sentence(spoken: str, spoken_companion: str, cell: Mapping[str, str], words: Vocabulary) -> str:
+def compose_sentence(
+    spoken: str, spoken_companions: Sequence[str], cell: Mapping[str, str], words: Vocabulary
+) -> str:
     """The sentence for a cell, e.g. "a photo of a small black dog and a cat in a park at night, seen up close"."""
-    subject = with_article(f"{cell['state']} {spoken}".strip())
-    if spoken_companion:
-        subject = f"{subject} and {with_article(spoken_companion)}"
+    subject = listed([f"{cell['state']} {spoken}".strip(), *spoken_companions])
     weather = cell.get("weather", "")
     return fill(
         "sentence",
@@ -181,6 +185,12 @@ def compose_sentence(spoken: str, spoken_companion: str, cell: Mapping[str, str]
         weather=f", {words.weathers[weather]}" if weather else "",
         viewpoint=words.viewpoints[cell["viewpoint"]],
     )
+
+
+def listed(things: Sequence[str]) -> str:
+    """["old bus", "cat", "dog"] becomes "an old bus, a cat and a dog"."""
+    *front, last = map(with_article, things)
+    return f"{', '.join(front)} and {last}" if front else last
 
 
 def with_article(phrase: str) -> str:

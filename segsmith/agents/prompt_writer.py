@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, create_model
 
-from segsmith.agents.prompt_draft import Draft
+from segsmith.agents.prompt_draft import JOIN, Draft
 from segsmith.agents.prompt_rules import Lexicon, named_classes
-from segsmith.agents.prompt_space import Offer, compose_sentence, with_article
+from segsmith.agents.prompt_space import Offer, compose_sentence, listed, with_article
 from segsmith.memory.store import make_id, seed_of
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import Suited, Vocabulary
@@ -70,9 +70,9 @@ class PromptWriter:
         system, user = ask(class_name, offer, advice)
         reply: Any = self._chat.ask(system, user, schema, seed=seed)
         cell = {name: str(getattr(reply, name, "")) for name in ("place", "light", "weather", "state")}
-        attributes = {**cell, "viewpoint": offer.viewpoint, "companion": offer.companion}
+        attributes = {**cell, "viewpoint": offer.viewpoint, "companion": JOIN.join(offer.companions)}
         text = getattr(reply, "sentence", "").strip() or compose_sentence(
-            self._spoken[class_name], self._spoken.get(offer.companion, ""), attributes, self._words
+            self._spoken[class_name], [self._spoken[c] for c in offer.companions], attributes, self._words
         )
         named = named_classes(text, self._lexicon)
         return Draft(
@@ -110,13 +110,13 @@ class PromptWriter:
         return create_model("Photograph", __config__=ConfigDict(extra="forbid"), **fields)
 
     def _cell_questions(self, class_name: str, offer: Offer, advice: str) -> tuple[str, str]:
-        subject = with_article(self._spoken[class_name])
-        if offer.companion:
-            subject = f"{subject} and {with_article(self._spoken[offer.companion])}"
+        subject = listed([self._spoken[name] for name in (class_name, *offer.companions)])
         return fill("cells_system"), fill("cells_user", subject=subject, advice=advice)
 
     def _sentence_questions(self, class_name: str, offer: Offer, advice: str) -> tuple[str, str]:
-        companion = with_article(self._spoken[offer.companion]) if offer.companion else "nothing else"
+        companion = (
+            listed([self._spoken[c] for c in offer.companions]) if offer.companions else "nothing else"
+        )
         return fill("sentence_system"), fill(
             "sentence_user",
             subject=with_article(self._spoken[class_name]),

@@ -41,7 +41,9 @@ class Rejudgement:
         return len(self.changes) - self.gained
 
 
-def rejudge(ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: int) -> Rejudgement:
+def rejudge(
+    ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: Mapping[str, int]
+) -> Rejudgement:
     """Decide about every picture of a run again; writes nothing.
 
     Raises `SegsmithError` for a run whose pictures were not measured.

@@ -31,6 +31,7 @@ WORDS = {
     "blurred": "it is far less sharp than the others",
     "not_there": "the {target} is under its threshold",
     "beyond_top_k": "its prompt has better pictures",
+    "unlike_real": "the classifier trained on your real images does not find {target} in it",
     "surplus": "{target} has its quota of better pictures",
     "person": "a person decided so",
 }

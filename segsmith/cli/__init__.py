@@ -9,6 +9,7 @@ import sys
 
 from segsmith.cli import (  # noqa: F401
     about,
+    augment,
     build,
     datasets,
     ledger,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,16 +104,18 @@ def build(
     run_build(settings, out_dir, step=step)
 
 
-def run_build(settings: Any, out_dir: Path, *, step: bool = False) -> None:
+def run_build(
+    settings: Any, out_dir: Path, *, step: bool = False, prepare: Callable[[], object] = lambda: None
+) -> None:
     """Build in `out_dir` with live progress and a closing summary; with `step`, ask at each pause."""
     from segsmith.cli.review import converse
     from segsmith.graph.run import build_run
     from segsmith.progress import BuildProgress
 
     command = shlex.join(["segsmith", *sys.argv[1:]])
-    with BuildProgress(out, settings.classes, settings.per_class) as progress:
+    with BuildProgress(out, settings.wanted) as progress:
         end = None
-        events = build_run(settings, out_dir, command, step=step)
+        events = build_run(settings, out_dir, command, step=step, prepare=prepare)
         for event in events:
             if event["kind"] == "pause":
                 progress.hide()
@@ -144,6 +147,7 @@ def _keep_figures(run: Any, settings: Any) -> None:
 
 def _summary(end: dict[str, Any], settings: Any) -> None:
     run, evaluation, spent = end["run"], end["evaluation"], end["summary"]
+    held_out = "real_val" if "real_val" in evaluation else "synthetic_val"
     if end["kind"] == "already_done":
         out.print(f"{shown(str(run.root))} is done. Nothing was left to do.")
     table = Table(box=None, pad_edge=False)
@@ -154,14 +158,15 @@ def _summary(end: dict[str, Any], settings: Any) -> None:
         accepted, judged = tally.get("accepted", 0), tally.get("judged", 0)
         table.add_row(
             shown(name),
-            f"{accepted}/{settings.per_class}",
+            f"{accepted}/{settings.wanted[name]}",
             str(tally.get("drawn", 0)),
             f"{accepted / judged:.0%}" if judged else "-",
-            *(_iou(evaluation, world, name) for world in ("synthetic_val", "real")),
+            *(_iou(evaluation, world, name) for world in (held_out, "real")),
         )
     out.print(table)
     for world, words in (
         ("synthetic_val", "held-out synthetic images"),
+        ("real_val", "the real images of split val"),
         ("real", "the real-style test world"),
     ):
         if world in evaluation:

@@ -111,7 +111,7 @@ def rejudge(
     with folder.held():
         book = Ledger(folder.ledger)
         try:
-            result = judge_again(book, config.classes, config.judge, config.per_class)
+            result = judge_again(book, config.classes, config.judge, config.wanted)
             _show_changes(result, config)
             if not dry_run:
                 # The settings first: a build that goes on from here would decide by them, too.
@@ -154,7 +154,7 @@ def _show_changes(result: Any, config: Any) -> None:
         gained = sum(change.after.accepted for change in mine)
         table.add_row(
             shown(name), f"{result.decision.thresholds[name]:.3f}", str(gained), str(len(mine) - gained),
-            str(result.accepted[name]), str(config.per_class),
+            str(result.accepted[name]), str(config.wanted[name]),
         )  # fmt: skip
     out.print(table)
 
@@ -164,7 +164,7 @@ def _say_what_is_left(result: Any, config: Any, dry_run: bool) -> None:
         out.print("No verdict changes; labels, masks and dataset stand.")
         return
     todo = "labels, masks, dataset, training and evaluation"
-    short = {c: config.per_class - n for c, n in result.accepted.items() if n < config.per_class}
+    short = {c: config.wanted[c] - n for c, n in result.accepted.items() if n < config.wanted[c]}
     more = ", ".join(f"{shown(c)} {n}" for c, n in short.items())
     drawing = f" It draws more first, for these are short: {more} (a cap such as --max-images holds)." * bool(
         more

@@ -49,7 +49,7 @@ def plan(
     table.add_column()
     table.add_column(justify="right")
     table.add_column(overflow="fold")
-    wanted = settings.per_class * len(settings.classes)
+    wanted = sum(settings.wanted.values())
     table.add_row(
         "images to draw", f"{made.images:,}", f"for {wanted:,} accepted: {shown(made.sources['yield'])}"
     )

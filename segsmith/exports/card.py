@@ -16,6 +16,7 @@ from segsmith.memory.ledger import Ledger
 EXAMPLE_PROMPTS = 8
 WORLDS = {
     "synthetic_val": "held-out pictures of this dataset (labels by the same models)",
+    "real_val": "real images of split val",
     "real": "the real-style test world (exact labels)",
 }
 
@@ -23,10 +24,11 @@ WORLDS = {
 def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str:
     """Markdown without a front matter. Nothing in it depends on when it is written."""
     masks, tallies = ledger.masks(), ledger.tallies()
-    rows = [masks[r.id] for r in records]
+    generated = [r for r in records if r.source == "generated"]
+    rows = [masks[r.id] for r in generated]
     evaluation = ledger.get_meta("evaluation") or {}
     # Prompts are what models wrote: as one line of an indented block they cannot become Markdown.
-    texts = dict.fromkeys(" ".join(r.prompt.text.split()) for r in records)
+    texts = dict.fromkeys(" ".join(r.prompt.text.split()) for r in generated)
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
     )
@@ -35,15 +37,16 @@ def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str
     verdicts = ledger.decisions("verdict")
     return environment.from_string(template).render(
         images=len(records),
+        real=len(records) - len(generated),
         splits=", ".join(f"{split} {sum(r.split == split for r in records)}" for split in SPLITS),
-        classes=[_class(i, name, records, rows, tallies) for i, name in enumerate(config.classes, 1)],
+        classes=[_class(i, name, generated, rows, tallies) for i, name in enumerate(config.classes, 1)],
         unknown=sum(row.ignore_share for row in rows) / len(rows),
         prompts=len(ledger.prompts("admitted")),
         drawn=len(ledger.images()),
         sam=config.labeler.use_sam,
         seed=config.seed,
         size=config.images.size,
-        backends=sorted({r.backend for r in records}),
+        backends=sorted({r.backend for r in generated}),
         models=list(ledger.models().values()),
         examples=list(texts)[:: max(1, len(texts) // EXAMPLE_PROMPTS)][:EXAMPLE_PROMPTS],
         scores=[(words, evaluation[key]["miou"]) for key, words in WORLDS.items() if key in evaluation],

@@ -21,11 +21,14 @@ from segsmith.config import Config
 from segsmith.errors import SegsmithError
 from segsmith.exports.splits import SPLITS, split_by_group
 from segsmith.memory.ledger import Ledger, PromptRow, prompt_families
+from segsmith.memory.real import RealSet
 from segsmith.memory.store import RunFolder, png_bytes, read_index_map
 from segsmith.segmentation.palette import VOID
 
 REDO = "Put the file back from a copy, or build again into another folder with --out."
 NO_SCORES: Mapping[str, float] = {}
+NO_PROMPT = PromptRow("", "", "", (), {}, None, 0, "admitted", {})
+"""Of a real image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,19 @@ class Record:
     backend: str
     scores: Mapping[str, float]
     sha256: str
+    source: str = "generated"
+    """Or "real", in a run that enlarges a dataset."""
+    file: str = ""
+    """Of a real image: where it lies in ``real/`` of the run; "" for a drawn one."""
+    original: str = ""
+    """Of a real image: its name in the dataset it came from."""
 
     def provenance(self) -> dict[str, Any]:
         """What every format keeps beside the image, as JSON."""
         return {
             "id": self.id,
+            "source": self.source,
+            **({"original": self.original} if self.original else {}),
             "split": self.split,
             "classes": list(self.labels),
             "prompt": self.prompt.text,
@@ -64,6 +75,8 @@ class Sample:
 
     png: bytes
     label_map: NDArray[np.uint8]
+    jpeg: bytes = b""
+    """The file of a real image that came as JPEG."""
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
@@ -107,12 +120,14 @@ class Collection:
         Raises `SegsmithError` that names the image when a file is gone, damaged, or fits not its partner.
         """
         try:
-            png = self.run.image(record.id).read_bytes()
-            label_map = read_index_map(self.run.mask(record.id))
+            png = self._image(record).read_bytes()
+            label_map = read_index_map(self._mask(record))
             with PILImage.open(io.BytesIO(png)) as picture:
                 width, height = picture.size
-                if not record.sha256:
+                is_jpeg = picture.format == "JPEG"
+                if is_jpeg or not record.sha256:
                     picture.load()
+                pixels = np.asarray(picture.convert("RGB")) if is_jpeg else None
         except FileNotFoundError as error:
             raise _gone(error.filename) from None
         except (OSError, UnidentifiedImageError) as error:
@@ -128,15 +143,21 @@ class Collection:
             raise SegsmithError(
                 f"The mask of {record.id} holds index {unknown[0]}, which no class has.", REDO
             )
-        return Sample(png, label_map)
+        return Sample(png, label_map) if pixels is None else Sample(png_bytes(pixels), label_map, png)
+
+    def _image(self, record: Record) -> Path:
+        return self.run.real / record.file if record.file else self.run.image(record.id)
+
+    def _mask(self, record: Record) -> Path:
+        return self.run.real / "masks" / f"{record.id}.png" if record.file else self.run.mask(record.id)
 
     def digest(self, form: str) -> str:
         """SHA-256 of all that decides an export in the format `form`, "name-version"."""
         digest = hashlib.sha256(json.dumps([form, self.classes, self.card]).encode())
         for record in self.records:
             try:
-                mask = self.run.mask(record.id).read_bytes()
-                image = record.sha256 or _sha256(self.run.image(record.id).read_bytes())
+                mask = self._mask(record).read_bytes()
+                image = record.sha256 or _sha256(self._image(record).read_bytes())
             except FileNotFoundError as error:
                 raise _gone(error.filename) from None
             digest.update(json.dumps([record.provenance(), image, _sha256(mask)]).encode())
@@ -145,6 +166,9 @@ class Collection:
 
 def collect(run: RunFolder, ledger: Ledger, config: Config) -> tuple[Record, ...]:
     """Accepted, masked images in the order they were drawn; splits keep prompt families together.
+
+    In a run that enlarges a dataset its real images come first, in their own splits, and all drawn ones are in
+    train, so that val and test measure the real world.
 
     Image labels are the relabeller's, else CLIP's, else the prompt's. Raises `SegsmithError` when there is
     no image to export.
@@ -164,12 +188,12 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> tuple[Record, ...
         row = next((rows[image.id] for rows in by_source if image.id in rows), None)
         labels[image.id] = prompts[image.prompt_id].classes if row is None else row.classes
     groups = {image.id: families[image.prompt_id] for image in images}
-    split_of = {
-        image_id: split
-        for split, ids in split_by_group(groups, labels, config.splits, config.seed).items()
-        for image_id in ids
-    }
-    return tuple(
+    real = RealSet.open(run.real)
+    split_of = dict.fromkeys(groups, "train")  # beside real images: these alone are to test on
+    if real is None:
+        for split, ids in split_by_group(groups, labels, config.splits, config.seed).items():
+            split_of |= dict.fromkeys(ids, split)
+    generated = tuple(
         Record(
             i.id,
             split_of[i.id],
@@ -182,6 +206,20 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> tuple[Record, ...
             i.sha256,
         )
         for i in images
+    )
+    return (*_real_records(real), *generated)
+
+
+def _real_records(real: RealSet | None) -> tuple[Record, ...]:
+    """The images that a run enlarges, with their own labels and label maps."""
+    if real is None:
+        return ()
+    return tuple(
+        Record(
+            i.id, i.split, i.labels, NO_PROMPT, i.id, 0, "", NO_SCORES, i.sha256, "real", i.file, i.original
+        )
+        for i in real.images
+        if real.mask(i).exists()
     )
 
 

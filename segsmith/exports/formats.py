@@ -31,7 +31,7 @@ class Format:
 FORMATS = {
     f.name: f
     for f in (
-        Format("voc", voc.recognises, voc.read, voc.write, version=2),
+        Format("voc", voc.recognises, voc.read, voc.write, version=3),
         Format("coco", coco.recognises, coco.read, coco.write),
         Format("yolo", yolo.recognises, yolo.read, yolo.write),
         Format("cvat", cvat.recognises, cvat.read, cvat.write),

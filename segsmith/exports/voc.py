@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from segsmith.exports.collection import Collection
@@ -35,7 +37,8 @@ FILES = f"""- `JPEGImages/<id>.jpg`: the pictures (JPEG, quality {JPEG_QUALITY})
 - `SegmentationClass/<id>.png`: palette PNG of class indices; 0 is background, 255 is unknown (ignore it).
 - `SegmentationObject/<id>.png`: each connected part of a class has a number; 255 is unknown.
 - `ImageSets/Segmentation/`: ids of train, val, test and trainval. `classes.txt`: line n is index n.
-- `labels.csv`: classes of each image (separated by `|`), its prompt, split, seed, image model and scores."""
+- `labels.csv`: classes of each image (separated by `|`), its prompt, split, seed, image model, scores,
+  and whether it is real or generated (`source`)."""
 SUFFIXES = (".jpg", ".png", ".jpeg")
 
 VOC_CLASSES = (
@@ -50,13 +53,10 @@ def write(sink: Sink, data: Collection) -> None:
     layout = VocLayout(sink.put, SPLITS)
     for record in data.records:
         sample = data.read(record)
-        jpeg = io.BytesIO()
-        # Without chroma subsampling: at 128 px it would smear colour across object borders.
-        PILImage.fromarray(sample.image).save(jpeg, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         layout.add(
             record.split,
             record.id,
-            (".jpg", jpeg.getvalue()),
+            (".jpg", sample.jpeg or _jpeg(sample.image)),
             sample.label_map,
             object_map(sample.label_map),
         )
@@ -65,14 +65,22 @@ def write(sink: Sink, data: Collection) -> None:
     sink.put("README.md", data.readme(FILES))
 
 
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    # Without chroma subsampling: at 128 px it would smear colour across object borders.
+    PILImage.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return file.getvalue()
+
+
 def _labels_csv(data: Collection) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image_id", "classes", "prompt", "split", "seed", "backend", "prompt_family", "scores"])
+    columns = ["image_id", "classes", "prompt", "split", "seed", "backend", "prompt_family", "scores"]
+    writer.writerow([*columns, "source"])
     for r in data.records:
         scores = "|".join(f"{name}={value}" for name, value in r.scores.items())
         writer.writerow(
-            [r.id, "|".join(r.labels), r.prompt.text, r.split, r.seed, r.backend, r.family, scores]
+            [r.id, "|".join(r.labels), r.prompt.text, r.split, r.seed, r.backend, r.family, scores, r.source]
         )
     return text.getvalue()
 

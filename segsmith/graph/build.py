@@ -153,7 +153,7 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
             raise _Enough
 
     counts = deps.ledger.tallies()
-    lacking = {c: deps.config.per_class - counts.get(c, {}).get("accepted", 0) for c in deps.config.classes}
+    lacking = {c: n - counts.get(c, {}).get("accepted", 0) for c, n in deps.config.wanted.items()}
     with suppress(_Enough):
         deps.image_agent.draw(prompts, state.get("round", 0), limit=left, lacking=lacking, on_batch=on_batch)
     deps.ledger.log("drawn", images=done, seconds=time.monotonic() - started)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segsmith.agents.image import ImageAgent
 from segsmith.agents.judge import JudgeAgent
+from segsmith.agents.label_sets import LabelSets
 from segsmith.agents.labeler import LabelerAgent
 from segsmith.agents.prompt import PromptAgent
+from segsmith.agents.real_opinion import RealOpinion
 from segsmith.config import Config, api_key
 from segsmith.errors import SegsmithError
 from segsmith.graph.record import read_record
 from segsmith.memory.ledger import Ledger, UsageRow
+from segsmith.memory.real import RealSet
 from segsmith.memory.store import RunFolder
 from segsmith.tools.protocols import ImageBackend
 
@@ -140,6 +143,11 @@ class Deps:
 
         return Simulator(images.faults, self.config.classes, images.size)
 
+    @once
+    def real(self) -> RealSet | None:
+        """The real images that the run enlarges; None in a build from nothing."""
+        return RealSet.open(self.run.real)
+
     # -- agents -----------------------------------------------------------------------------------
 
     @once
@@ -158,6 +166,7 @@ class Deps:
             able=self.config.llm.able,
             seed=self.config.seed,
             workers=self.config.llm.concurrency,
+            label_sets=self._label_sets(),
         )
 
     @once
@@ -183,7 +192,8 @@ class Deps:
             self.config.judge,
             self.config.classes,
             self._synonyms(),
-            quota=self.config.per_class,
+            quota=self.config.wanted,
+            opinion=self._opinion(),
         )
 
     @once
@@ -196,7 +206,19 @@ class Deps:
             self.config.labeler,
             self.config.classes,
             self.config.seed,
+            self.real,
         )
+
+    def _label_sets(self) -> LabelSets | None:
+        if self.real is None:
+            return None
+        return LabelSets(self.real.label_sets, self.config.classes, self.config.augment)
+
+    def _opinion(self) -> RealOpinion | None:
+        settings = self.config.augment
+        if self.real is None or not settings.classifier:
+            return None
+        return RealOpinion(self._classifier, self.ledger, self.run, self.real, settings.min_skill)
 
     def _synonyms(self) -> Callable[[str], tuple[str, ...]]:
         """Other words for a class: the simulator's, which draws only its own nouns; else the name alone.

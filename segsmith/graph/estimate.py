@@ -64,7 +64,7 @@ class Estimate:
 def estimate(config: Config, figures: Figures | None) -> Estimate:
     """Images at the expected yield, and what follows from them."""
     used = figures or stated(config)
-    accepted = config.per_class * len(config.classes)
+    accepted = sum(config.wanted.values())
     images = math.ceil(accepted / used.accepted_share)
     prompts = math.ceil(images / config.images.per_prompt)
     tokens_in = round(prompts * used.tokens_in_per_prompt)

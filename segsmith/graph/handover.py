@@ -53,8 +53,8 @@ def train_segmenter(deps: Deps, on_epoch: Callable[[Mapping[str, Any]], None]) -
 def evaluate_segmenter(deps: Deps) -> dict[str, Any]:
     """Score the segmenter on the dataset's own held-out images, and with the simulator on its test world.
 
-    The held-out masks are the labeler's, so that score says how well the segmenter learnt them; the test
-    world's are exact.
+    The held-out masks are the labeler's, so that score says how well the segmenter learnt them, unless they are
+    those of real images; the test world's are exact.
     """
     from segsmith.tools.test_world import write_test_world
     from segsmith.tools.training import evaluate_segmenter as tool
@@ -62,9 +62,8 @@ def evaluate_segmenter(deps: Deps) -> dict[str, Any]:
     checkpoint = str(deps.run.checkpoints)
     scores: dict[str, dict[str, Any]] = {}
     if (deps.run.voc / "ImageSets" / "Segmentation" / "val.txt").read_text().strip():
-        scores["synthetic_val"] = tool.invoke(
-            {"checkpoint": checkpoint, "dataset": str(deps.run.voc), "split": "val"}
-        )
+        name = "synthetic_val" if deps.real is None else "real_val"
+        scores[name] = tool.invoke({"checkpoint": checkpoint, "dataset": str(deps.run.voc), "split": "val"})
     settings = deps.config.evaluation
     if settings.images and deps.config.images.backend == "simulator":
         world = write_test_world(

@@ -6,7 +6,7 @@ import os
 import resource
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,20 @@ Event = dict[str, Any]
 _NOTHING = object()
 
 
-def build_run(config: Config, out: Path, command: str = "", *, step: bool = False) -> Generator[Event]:
+def build_run(
+    config: Config,
+    out: Path,
+    command: str = "",
+    *,
+    step: bool = False,
+    prepare: Callable[[], object] = lambda: None,
+) -> Generator[Event]:
     """Run the graph in `out`, yielding progress events; resumes or says ``{"kind": "already_done"}``.
 
     With `step` it yields ``pause`` (review: kind of decision, subjects, deps) at each review node with something
     to look at, and goes on when the next event is asked for. A finished run whose decisions have changed since
-    is taken up again where they count.
+    is taken up again where they count. `prepare` is called once the folder is this process's own, before
+    anything else is written there; it may be called again by a later sitting.
 
     Events: ``start`` (resumed: bool), those the nodes stream (``draw``, ``judge``, ``stage``, ``segment``,
     ``epoch``), ``route`` (reason) and ``end``. Raises `SegsmithError` for what a user can mend.
@@ -53,6 +61,7 @@ def build_run(config: Config, out: Path, command: str = "", *, step: bool = Fals
         check_models(config, ask_llm=not run.config.exists())
         run.create()
         stack.enter_context(run.held())
+        prepare()
         write_record(run.config, record)
         deps = Deps(config, run)
         stack.callback(deps.close)
@@ -122,7 +131,7 @@ def _record_of(run: RunFolder, config: Config) -> RunRecord:
     except OSError as error:
         raise SegsmithError(f"Cannot read {run.root}: {error.strerror}.", "Name another --out.") from None
     if not run.config.exists():
-        ours = {"images", "masks", "checkpoints", ".writable", ".lock"}
+        ours = {"images", "masks", "checkpoints", "real", ".writable", ".lock"}
         strange = [p.name for p in entries if p.name not in ours and not p.name.startswith(PART)]
         if strange:
             raise SegsmithError(

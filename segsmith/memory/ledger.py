@@ -53,7 +53,8 @@ CREATE TABLE IF NOT EXISTS undrawn (
 CREATE TABLE IF NOT EXISTS verdicts (
     image_id TEXT PRIMARY KEY REFERENCES images(id),
     accepted INTEGER NOT NULL,
-    reason TEXT NOT NULL,           -- ok | blank | duplicate | blurred | not_there | beyond_top_k | surplus | person
+    reason TEXT NOT NULL,           -- ok | blank | duplicate | blurred | not_there | unlike_real |
+                                    -- beyond_top_k | surplus | person
     scores TEXT NOT NULL            -- JSON object of numbers
 );
 CREATE TABLE IF NOT EXISTS evidence (
@@ -67,7 +68,7 @@ CREATE TABLE IF NOT EXISTS evidence (
 );
 CREATE TABLE IF NOT EXISTS labels (
     image_id TEXT NOT NULL REFERENCES images(id),
-    source TEXT NOT NULL,           -- prompt | clip | relabel
+    source TEXT NOT NULL,           -- prompt | clip | real | relabel
     classes TEXT NOT NULL,          -- JSON list
     scores TEXT NOT NULL,           -- JSON object: class -> probability
     PRIMARY KEY (image_id, source)
@@ -191,10 +192,10 @@ class EvidenceRow:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """Image labels from one source: the prompt, CLIP, or the relabelling ViT."""
+    """Image labels from one source: the prompt, CLIP, a classifier taught by real images, or the relabelling ViT."""
 
     image_id: str
-    source: Literal["prompt", "clip", "relabel"]
+    source: Literal["prompt", "clip", "real", "relabel"]
     classes: tuple[str, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
 

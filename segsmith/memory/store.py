@@ -112,6 +112,7 @@ class RunFolder:
         self.dataset = root / "dataset"
         self.voc = self.dataset / "voc"
         self.evaluation = root / "evaluation"
+        self.real = root / "real"
         self.report = root / "report.html"
         self.log = root / "segsmith.log"
         self.llm_log = root / "llm-server.log"

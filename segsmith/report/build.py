@@ -19,7 +19,7 @@ from segsmith.memory.ledger import Ledger
 from segsmith.memory.prompts import stored_vectors
 from segsmith.memory.store import RunFolder, make_id, write_atomic
 from segsmith.report import account, charts, facts, gallery, look, prompt_space, sheets
-from segsmith.report.facts import Book, finite
+from segsmith.report.facts import Book, finite, held_out
 
 SCRIPTS = ("base", "marks", "sheets", "pictures", "closer", "prompts", "nav")
 
@@ -56,7 +56,7 @@ def render(run: RunFolder, book: Book, config: Config) -> Iterator[str]:
             script_digest=_digest(script),
             rooms=rooms,
             when=_when(book.last_event),
-            wanted=config.per_class * len(config.classes),
+            wanted=sum(config.wanted.values()),
             prompt_steps=facts.prompt_funnel(book),
             image_steps=facts.image_funnel(book),
             rejects=facts.reject_reasons(book),
@@ -109,7 +109,7 @@ def _training(book: Book) -> dict[str, Any]:
         points = [(float(x), y) for x, y in values if y is not None]
         if points:
             curves.append((name, charts.line_chart(points, name, top=top)))
-    val, real = (book.evaluation.get(world) or {} for world in ("synthetic_val", "real"))
+    val, real = held_out(book), book.evaluation.get("real") or {}
     names = list(dict.fromkeys([*val.get("iou", {}), *real.get("iou", {})]))
     bars = [(n, finite(val.get("iou", {}).get(n)), finite(real.get("iou", {}).get(n))) for n in names]
     confusions = [

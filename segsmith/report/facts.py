@@ -28,6 +28,7 @@ from segsmith.memory.ledger import (
 REASONS = {
     "ok": "accepted",
     "not_there": "the asked class stayed below its threshold",
+    "unlike_real": "the classifier trained on real images does not find the asked class",
     "blurred": "far less sharp than the other pictures",
     "blank": "empty or broken picture",
     "duplicate": "nearly the same as another picture",
@@ -192,6 +193,11 @@ def drop_reasons(book: Book) -> list[tuple[str, str, int]]:
     return [(short(kind), PROBLEMS.get(kind, ""), n) for kind, n in counts.most_common()]
 
 
+def held_out(book: Book) -> Mapping[str, Any]:
+    """The score on split val: of generated pictures, or of real ones in a run that enlarges a dataset."""
+    return book.evaluation.get("synthetic_val") or book.evaluation.get("real_val") or {}
+
+
 def class_rows(book: Book, config: Config) -> list[ClassRow]:
     """One row per class of the list, in the order of the mask's indices."""
     prompts = Counter(p.class_name for p in book.prompts.values() if p.status == "admitted")
@@ -202,12 +208,12 @@ def class_rows(book: Book, config: Config) -> list[ClassRow]:
     for mask in book.masks.values():
         pixels.update(mask.pixels)
     area = len(book.masks) * config.images.size**2
-    val, real = ((book.evaluation.get(world) or {}).get("iou") or {} for world in ("synthetic_val", "real"))
+    val, real = (score.get("iou") or {} for score in (held_out(book), book.evaluation.get("real") or {}))
     return [
         ClassRow(
             name,
             index,
-            config.per_class,
+            config.wanted[name],
             prompts[name],
             drawn[name],
             accepted[name],

@@ -54,6 +54,16 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         """(H, W) of every image, from the file headers."""
         return [_header_size(path) for path in self._images]
 
+    @cached_property
+    def real(self) -> list[bool]:
+        """Is an image real? By ``source`` in labels.csv; all are where nothing says so."""
+        path = self.root / "labels.csv"
+        if not path.exists():
+            return [True] * len(self)
+        with path.open(newline="", encoding="utf-8") as file:
+            source = {row.get("image_id"): row.get("source") for row in csv.DictReader(file)}
+        return [source.get(name) != "generated" for name in self.ids]
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -129,22 +139,37 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
 class EpochSampler(Sampler[int]):
     """Indices of one epoch in an order made of (seed, epoch), wrapped around so that every batch is full.
 
-    A full batch also spares batch normalisation the single image it cannot normalise.
+    A full batch also spares batch normalisation the single image it cannot normalise. Where the images are both
+    real and generated, `real_share` of an epoch is real, each kind drawn as evenly as can be.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, length: int, batch_size: int, seed: int, real: Sequence[bool] = (), real_share: float = 0.5
+    ) -> None:
         self.epoch = 0
-        self._length = length
         self._seed = seed
         self._total = math.ceil(length / batch_size) * batch_size
+        kinds = [[i for i in range(length) if real[i] is kind] for kind in (True, False)] if real else []
+        self._parts: list[tuple[Sequence[int], int]] = [(range(length), self._total)]
+        if all(kinds) and kinds:
+            wanted = round(real_share * self._total)
+            self._parts = list(zip(kinds, (wanted, self._total - wanted), strict=True))
 
     def __len__(self) -> int:
         return self._total
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed_of("order", self._seed, self.epoch))
-        order = torch.randperm(self._length, generator=generator)
-        return iter(order[torch.arange(self._total) % self._length].tolist())
+        drawn = [i for part, count in self._parts for i in self._spread(part, count, generator)]
+        order = (
+            range(self._total) if len(self._parts) == 1 else torch.randperm(self._total, generator=generator)
+        )
+        return iter([drawn[i] for i in order])
+
+    @staticmethod
+    def _spread(part: Sequence[int], count: int, generator: torch.Generator) -> Iterator[int]:
+        order = torch.randperm(len(part), generator=generator).tolist()
+        return (part[order[i % len(part)]] for i in range(count))
 
 
 def read_classes(root: Path) -> tuple[str, ...]:

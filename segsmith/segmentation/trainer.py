@@ -101,7 +101,8 @@ def train(
     (seed, epoch). A state of other data or settings is not used, and replaced. `clip_tower` is needed for
     ``encoder_init = "clip"`` only. With `sam`, its labels are a second source: asked for before the first epoch
     and again every `config.refresh_every` epochs, then with the teacher's opinions. Under ``accelerate launch``
-    every process calls this with the same arguments, and shares of each batch are theirs. Raises `SegsmithError` for an unusable dataset or setting, and when
+    every process calls this with the same arguments, and shares of each batch are theirs. Raises
+    `SegsmithError` for an unusable dataset or setting, and when
     the loss stops being a number.
     """
     data, validation = VocFolder(dataset_root, "train"), _optional_split(dataset_root, "val")
@@ -145,7 +146,7 @@ class _Run:
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
         batch = min(config.batch_size, max(len(data), 2))
-        self.sampler = EpochSampler(len(data), batch, seed)
+        self.sampler = EpochSampler(len(data), batch, seed, data.real, config.real_share)
         loader = DataLoader(
             self.sources,
             batch_size=batch,

@@ -170,6 +170,12 @@ class PatchClassifier(Protocol):
         """
         ...
 
+    def taught(
+        self, images: Sequence[Image], labels: NDArray[np.float32]
+    ) -> Callable[[Sequence[Image]], NDArray[np.float32]]:
+        """Train one model on all of these; what it returns gives (M, C) probabilities of other images."""
+        ...
+
 
 @runtime_checkable
 class ChatModel(Protocol):

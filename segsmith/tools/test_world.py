@@ -32,7 +32,7 @@ def write_test_world(folder: Path, classes: Sequence[str], count: int, seed: int
 def write_voc(
     folder: Path,
     classes: Sequence[str],
-    splits: dict[str, Iterable[Pair]],
+    splits: Mapping[str, Iterable[Pair]],
     image_labels: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write (id, (H, W, 3) image, (H, W) label map) triples in PASCAL VOC's layout, all of it or nothing.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,23 @@ class TimmPatchClassifier:
                 maps[where], probabilities[where] = fine.sigmoid().cpu(), pooled.sigmoid().cpu()
         assert maps is not None
         return PatchScores(maps, probabilities)
+
+    def taught(
+        self, images: Sequence[Image], labels: NDArray[np.float32]
+    ) -> Callable[[Sequence[Image]], NDArray[np.float32]]:
+        """One model trained on all of these, to look at other images; each is read as it is and mirrored."""
+        target = torch.from_numpy(np.asarray(labels, np.float32))
+        model = self._train(self._training_views(images), torch.arange(len(images)), target, fold=0)
+
+        def score(others: Sequence[Image]) -> NDArray[np.float32]:
+            found = [np.zeros((0, self.n_classes), np.float32)]
+            for batch in self._batches(others):
+                ways = [self._scores(model, self._frozen(pixels)) for pixels in (batch, batch.flip(-1))]
+                pooled = top_k_pool((ways[0] + ways[1].flip(-1)) / 2, self.settings.top_k)
+                found.append(pooled.sigmoid().detach().cpu().numpy())
+            return np.concatenate(found)
+
+        return score
 
     # -- views and features -----------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ def seen(name, p=0.95, *, prompt=None, sharp=1.0, blank=False, like=0.1, target=
 
 
 def judged(evidence, config=CONFIG, quota=100):
-    return decide(evidence, CLASSES, 1.0, config, quota)
+    return decide(evidence, CLASSES, 1.0, config, dict.fromkeys(CLASSES, quota))
 
 
 def reasons(*arguments, **options):

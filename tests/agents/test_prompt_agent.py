@@ -216,7 +216,7 @@ def test_every_sentence_reads_back_as_its_cell(class_name):
             "state": state,
             "viewpoint": rng.choice(tuple(WORDS.viewpoints)),
         }
-        text = compose_sentence(spoken, "", cell, WORDS)
+        text = compose_sentence(spoken, [], cell, WORDS)
         spec = parse(text)
         assert (spec.place, spec.light) == (cell["place"], cell["light"]), text
         assert spec.weather == (cell["weather"] or "clear"), text
@@ -282,7 +282,7 @@ def test_what_a_refused_prompt_had_is_not_offered_again():
 
 
 def test_a_companion_is_met_where_both_belong():
-    assert set(planner().offer("boat", shared=("beach", "lake", "harbour")).places) <= {"beach", "lake"}
+    assert set(planner().offer(("boat",), shared=("beach", "lake", "harbour")).places) <= {"beach", "lake"}
 
 
 def test_without_exploration_the_lists_are_whole_and_in_order():

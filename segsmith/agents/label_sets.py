@@ -1,0 +1,82 @@
+"""What a real dataset lacks, and which classes to ask for together (IAA). Pure; numbers in, numbers out.
+
+IAA builds each prompt from a real image's own label set, so that generated pictures keep the company that classes
+keep in reality. Which sets to favour, and how to level the classes, are not known from outside the paper: ours.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from segsmith.config import AugmentConfig
+
+Pair = frozenset[str]
+
+
+def count_classes(label_sets: Sequence[Sequence[str]], classes: Sequence[str]) -> dict[str, int]:
+    """Class -> images that show it, in the order of `classes`."""
+    counts = Counter(name for labels in label_sets for name in set(labels))
+    return {name: counts[name] for name in classes}
+
+
+def share_out(counts: Mapping[str, int], per_class: int, balance: float) -> dict[str, int]:
+    """Class -> images to add, `per_class` times the number of classes in all.
+
+    `balance` of them, in [0, 1], go one by one to the class that has the fewest images by then, the rest evenly:
+    at 0 every class gets `per_class`, at 1 the rarest are filled up first, and a common class may get none.
+    """
+    total = per_class * len(counts)
+    added = dict.fromkeys(counts, math.floor(per_class * (1 - balance)))
+    for _ in range(total - sum(added.values())):
+        poorest = min(counts, key=lambda name: counts[name] + added[name])
+        added[poorest] += 1
+    return added
+
+
+def rare_pairs(label_sets: Sequence[Sequence[str]], classes: Sequence[str]) -> list[tuple[str, str, int]]:
+    """Pairs of classes with the images that show both, rarest first; those of the same count in class order."""
+    counts = _pair_counts(label_sets)
+    pairs = [(a, b, counts[frozenset((a, b))]) for a, b in combinations(classes, 2)]
+    return sorted(pairs, key=lambda pair: pair[2])
+
+
+class LabelSets:
+    """Deals out companions for a class, from the label sets of real images.
+
+    A set counts by the square root of its frequency, so that rare combinations come up more often than they do
+    in reality. `new_combinations` of the prompts show a class beside one it is hardly ever seen with.
+    """
+
+    def __init__(
+        self, label_sets: Sequence[Sequence[str]], classes: Sequence[str], config: AugmentConfig
+    ) -> None:
+        self._config = config
+        self._pairs = _pair_counts(label_sets)
+        self._frequency = count_classes(label_sets, classes)
+        known = set(classes)
+        self._sets = Counter(frozenset(labels) & known for labels in label_sets)
+
+    def companions(self, class_name: str, suiting: Sequence[str], rng: random.Random) -> tuple[str, ...]:
+        """Further classes for one prompt of `class_name`, at most ``max_classes - 1``, the rarest first.
+
+        `suiting` are the classes at home in the same places; a combination that was never seen is made of these
+        alone, and a class that no image shows stands by itself otherwise.
+        """
+        room = self._config.max_classes - 1
+        if room and suiting and rng.random() < self._config.new_combinations:
+            weights = [1 / (1 + self._pairs[frozenset((class_name, name))]) for name in suiting]
+            return tuple(rng.choices(list(suiting), weights))
+        sets = sorted((s for s in self._sets if class_name in s), key=sorted)
+        if not sets:
+            return ()
+        (chosen,) = rng.choices(sets, [math.sqrt(self._sets[s]) for s in sets])
+        others = sorted(chosen - {class_name}, key=lambda name: (self._frequency[name], name))
+        return tuple(others[:room])
+
+
+def _pair_counts(label_sets: Sequence[Sequence[str]]) -> Counter[Pair]:
+    return Counter(frozenset(pair) for labels in label_sets for pair in combinations(sorted(set(labels)), 2))

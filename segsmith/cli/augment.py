@@ -1,0 +1,105 @@
+"""`segsmith augment`: a real dataset enlarged by generated images (IAA)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from segsmith.cli.build import run_build
+from segsmith.cli.console import app, err, out, quiet_libraries, settings_of, shown
+
+SHOWN = 8
+"""Skipped files and rare pairs printed; the rest is counted."""
+
+
+@app.command()
+def augment(
+    dataset: Annotated[
+        Path, typer.Option(help="the real dataset: VOC, COCO, a folder of images per class, and others")
+    ],
+    add_per_class: Annotated[
+        int, typer.Option(min=1, help="generated images to add per class, on average; rare classes get more")
+    ],
+    out_dir: Annotated[
+        Path, typer.Option("--out", help="run folder; the same folder goes on where it stopped")
+    ],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            show_default="auto",
+            help="which models to use: auto, sim, cpu, gpu or hosted (see docs/models.md)",
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="any setting, e.g. --set augment.balance=1")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="another seed gives other prompts and pictures")] = None,
+    memory: Annotated[
+        Path | None, typer.Option(help="prompt memory shared by runs; else the run's own")
+    ] = None,
+    max_images: Annotated[int | None, typer.Option(help="draw at most so many images")] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(help="write and draw for at most so many hours, over all sittings")
+    ] = None,
+    max_usd: Annotated[
+        float | None, typer.Option(help="spend at most so many dollars on hosted models")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="fetch nothing from anywhere")] = False,
+    step: Annotated[
+        bool, typer.Option("--step", help="pause at prompts, verdicts, labels and masks, and ask you")
+    ] = False,
+) -> None:
+    """Find what a real dataset lacks, add generated images, and train on both.
+
+    The real images keep their labels and masks; every image says whether it is real or generated.
+    """
+    quiet_libraries()
+    from segsmith.cli.models import chosen_preset, pull_missing
+    from segsmith.config import load_config
+    from segsmith.graph.enlarge import plan_enlargement
+
+    flags: dict[str, Any] = settings_of(set_ or [])
+    flags["per_class"] = add_per_class
+    given = {"seed": seed, "memory": memory and str(memory), "offline": offline or None}
+    flags |= {key: value for key, value in given.items() if value is not None}
+    for cap, value in {"max_images": max_images, "max_hours": max_hours, "max_usd": max_usd}.items():
+        if value is not None:
+            flags.setdefault("budget", {})[cap] = value
+    preset, why = chosen_preset(preset or "auto", offline, out_dir)
+    with out.status("looking through the dataset"):
+        plan = plan_enlargement(load_config(preset=preset, file=config, flags=flags), dataset, out_dir)
+    if plan.config.images.backend == "simulator":
+        from segsmith.tools.simulator import check_drawable
+
+        check_drawable(plan.config.classes)
+    _show(plan)
+    if why:
+        out.print(f"preset [b]{preset}[/b]: {shown(why)}", soft_wrap=True)
+    pull_missing(plan.config)
+    run_build(plan.config, out_dir, step=step, prepare=plan.prepare)
+
+
+def _show(plan: Any) -> None:
+    """What was found, what was left out, and what is to be added."""
+    for problem in plan.real.skipped[:SHOWN]:
+        err.print(f"[yellow]skipped[/yellow] {shown(problem)}", soft_wrap=True)
+    if len(plan.real.skipped) > SHOWN:
+        err.print(f"... and {len(plan.real.skipped) - SHOWN} more skipped")
+    splits = [image.split for image in plan.real.images]
+    counts = ", ".join(f"{split} {splits.count(split)}" for split in dict.fromkeys(splits))
+    masks = "with label maps" if any(i.masked for i in plan.real.images) else "with image labels alone"
+    out.print(f"{len(splits)} real images ({counts}), {masks}; {len(plan.real.skipped)} skipped")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("class", "real, train", "to add"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for name, count in plan.have.items():
+        table.add_row(shown(name), str(count), str(plan.config.wanted[name]))
+    out.print(table)
+    never = [f"{a} + {b}" for a, b, count in plan.rare if not count]
+    if never:
+        more = f" and {len(never) - SHOWN} more" if len(never) > SHOWN else ""
+        out.print(f"never seen together: {shown(', '.join(never[:SHOWN]))}{more}", soft_wrap=True)
