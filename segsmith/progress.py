@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import time
-<<<<<<< HEAD
-from collections.abc import Mapping, Sequence
-=======
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
->>>>>>> h-iaa
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -34,13 +29,8 @@ class BuildProgress:
 
     def __init__(self, console: Console, quotas: Mapping[str, int]) -> None:
         self._console = console
-<<<<<<< HEAD
         self._on_screen: Live | None = None
-        self._quota = quota
-=======
-        self._live = console.is_terminal
         self._quotas = quotas
->>>>>>> h-iaa
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
