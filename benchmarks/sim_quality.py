@@ -40,7 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--only", nargs="+", help="parts: full exact judge_off relabel_off sam_off diversity sam"
+        "--only", nargs="+", help="parts: full exact judge_off relabel_off sam_off check_off diversity sam"
     )
     parser.add_argument("--table", action="store_true", help="print the table from results already there")
     arguments = parser.parse_args()
@@ -50,6 +50,7 @@ def main() -> None:
         "judge_off": judge_off,
         "relabel_off": relabel_off,
         "sam_off": sam_off,
+        "check_off": check_off,
         "diversity": diversity,
         "sam": sam,
     }
@@ -125,6 +126,11 @@ def relabel_off(seed: int) -> dict[str, Any]:
 def sam_off(seed: int) -> dict[str, Any]:
     """Masks are the thresholded patch scores."""
     return variant(seed, "sam_off", relabel=False, labeler={"use_sam": False})
+
+
+def check_off(seed: int) -> dict[str, Any]:
+    """No region is doubted."""
+    return variant(seed, "check_off", relabel=False, labeler={"region_doubt": 0})
 
 
 def diversity(seed: int) -> dict[str, Any]:

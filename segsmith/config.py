@@ -277,6 +277,12 @@ class LabelerConfig(Section):
     )
     min_area_px: int = Field(16, ge=1, description="seed pieces under this many pixels are noise (ours)")
     border_px: int = Field(1, ge=0, description="pixels around each object that stay 255 (ours)")
+    region_doubt: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="CLIP probability of its class in the cut-out under which a region is 255; 0: not asked (ours)",
+    )
 
 
 class TrainerConfig(Section):

@@ -251,10 +251,7 @@ class JudgeAgent:
         self._classes = tuple(classes)
         self._quota = quota
         self._opinion = opinion
-        self._texts = np.stack(
-            [_mean_direction(encoder, synonyms(name)[:3]) for name in self._classes]
-            + list(encoder.embed_texts(background_prompts()))
-        )
+        self._texts = directions(encoder, self._classes, synonyms)
         self._signatures: list[Vectors] | None = None
 
     def judge(self) -> dict[str, float]:
@@ -435,6 +432,14 @@ def background_prompts() -> list[str]:
     """Descriptions of pictures with no object, the rivals of every class."""
     text = (resources.files("segsmith.prompts") / "backgrounds.txt").read_text("utf-8")
     return [line for line in text.splitlines() if line.strip()]
+
+
+def directions(
+    encoder: ImageTextEncoder, classes: Sequence[str], synonyms: Callable[[str], tuple[str, ...]]
+) -> Vectors:
+    """(C + B, D) unit vectors of all classes' names and of the descriptions of empty pictures."""
+    of_classes = [_mean_direction(encoder, synonyms(name)[:3]) for name in classes]
+    return np.stack([*of_classes, *encoder.embed_texts(background_prompts())])
 
 
 def _mean_direction(encoder: ImageTextEncoder, names: Sequence[str]) -> Vectors:

@@ -6,23 +6,34 @@ for), `segment` follows SeSAM (seeds, components, skeleton points, SAM, selectio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.agents.real_opinion import MAX_TEACHERS
+from segsmith.agents.region_check import RegionCheck
 from segsmith.config import LabelerConfig
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, prompt_families
 from segsmith.memory.real import RealImage, RealSet
 from segsmith.memory.store import RunFolder, png_bytes, read_image, seed_of, write_atomic
-from segsmith.segmentation.masks import MaskSettings, PlannedMask, finish_mask, plan_mask
+from segsmith.segmentation.masks import (
+    MaskSettings,
+    Outlined,
+    PlannedMask,
+    finish_mask,
+    merge_outlined,
+    outline,
+    plan_mask,
+)
 from segsmith.segmentation.merge import ignore_share, pixel_counts
 from segsmith.segmentation.palette import voc_palette
 from segsmith.tools.protocols import Image, PatchClassifier, PointSegmenter
 
 CHUNK = 32
+CALIBRATION = 64
+"""Pictures whose regions say what is usual (`RegionCheck`)."""
 
 
 def decide_labels(
@@ -54,8 +65,12 @@ class LabelerAgent:
         classes: Sequence[str],
         seed: int,
         real: RealSet | None = None,
+        check: Callable[[], RegionCheck] | None = None,
     ) -> None:
-        """`real`: the images that the run enlarges; the ViT learns from their labels, too."""
+        """`real`: the images that the run enlarges; the ViT learns from their labels, too.
+
+        `check` opens what doubts regions; without it every region is believed.
+        """
         self._classifier = classifier
         self._segmenter = segmenter
         self._ledger = ledger
@@ -64,6 +79,7 @@ class LabelerAgent:
         self._classes = tuple(classes)
         self._seed = seed
         self._real = real
+        self._check = check
 
     @property
     def _maps_file(self) -> Any:
@@ -126,16 +142,32 @@ class LabelerAgent:
         maps = self._load_maps()
         settings = MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None
-        for start in range(0, len(todo), CHUNK):
-            chunk = todo[start : start + CHUNK]
-            images = [read_image(self._run.image(r.id)) for r in chunk]
+
+        def outlined(rows: Sequence[ImageRow]) -> list[tuple[Image, Outlined]]:
+            images = [read_image(self._run.image(row.id)) for row in rows]
             plans = [
                 self._plan(row.id, image, maps[row.id], labels[row.id].classes, settings)
-                for row, image in zip(chunk, images, strict=True)
+                for row, image in zip(rows, images, strict=True)
             ]
-            finished = finish_mask(images, plans, segmenter, settings)
+            return list(zip(images, outline(images, plans, segmenter, settings), strict=True))
+
+        check = self._check() if self._check is not None and self._config.region_doubt else None
+        if check is not None:
+            # Always the run's first pictures, whatever is done already: the same masks after a stop.
+            check.calibrate(
+                pair for rows in _chunks(self._ledger.accepted()[:CALIBRATION]) for pair in outlined(rows)
+            )
+        done = 0
+        for chunk in _chunks(todo):
+            finished = [
+                merge_outlined(
+                    found, settings, check.beliefs(image, found) if check else None, self._config.region_doubt
+                )
+                for image, found in outlined(chunk)
+            ]
             self._save_masks(chunk, labels, finished)
-            on_batch(start + len(chunk), len(todo))
+            done += len(chunk)
+            on_batch(done, len(todo))
         return len(todo)
 
     def _segment_real(self) -> None:
@@ -191,6 +223,10 @@ class LabelerAgent:
     def _load_maps(self) -> dict[str, NDArray[np.float32]]:
         with np.load(self._maps_file) as file:
             return dict(zip(file["ids"].tolist(), file["maps"].astype(np.float32), strict=True))
+
+
+def _chunks(rows: Sequence[ImageRow]) -> Iterator[Sequence[ImageRow]]:
+    return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
 def made_for(mask: MaskRow, labels: LabelRow) -> bool:

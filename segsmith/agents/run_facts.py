@@ -40,6 +40,7 @@ WORDS = {
 FOUND = {
     "sam:ok": "SAM, from points on the seed",
     "seed": "the patch scores alone",
+    "clip:doubted": "left out: alone, CLIP does not take it for its class",
 }
 """How a component of a mask was found; what is not here is shown as it stands."""
 LABEL_SOURCES = {"prompt": "asked", "clip": "CLIP", "relabel": "ViT"}

@@ -14,6 +14,7 @@ from segsmith.agents.label_sets import LabelSets
 from segsmith.agents.labeler import LabelerAgent
 from segsmith.agents.prompt import PromptAgent
 from segsmith.agents.real_opinion import RealOpinion
+from segsmith.agents.region_check import RegionCheck
 from segsmith.config import Config, api_key
 from segsmith.errors import SegsmithError
 from segsmith.graph.record import read_record
@@ -207,6 +208,7 @@ class Deps:
             self.config.classes,
             self.config.seed,
             self.real,
+            check=lambda: RegionCheck(self.encoder, self.ledger, self.config.classes, self._synonyms()),
         )
 
     def _label_sets(self) -> LabelSets | None:

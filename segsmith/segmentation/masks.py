@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -89,34 +89,75 @@ def sample_points(
     return skeleton_points(piece, settings.points, rng)
 
 
+@dataclass(frozen=True)
+class Outlined:
+    """A picture's regions, each from one component, before they are merged into a label map."""
+
+    size: tuple[int, int]
+    regions: list[Region]
+    refused: list[Component]
+    """Components of which SAM gave no acceptable mask."""
+    how: Counter[str]
+    """How the components were resolved; reasons as in `Selection`, after ``sam:``."""
+
+
+def outline(
+    images: Sequence[Image],
+    plans: Sequence[PlannedMask],
+    segmenter: PointSegmenter | None,
+    settings: MaskSettings,
+) -> list[Outlined]:
+    """Regions of all pictures (SeSAM, step 3). Without a segmenter the seeds themselves are the regions."""
+    if segmenter is None:
+        offers: list[list[MaskCandidates]] = [[] for _ in plans]
+    else:
+        offers = segmenter.segment_many(images, [[part.points for part in plan.parts] for plan in plans])
+    return [_outline(plan, offer, settings) for plan, offer in zip(plans, offers, strict=True)]
+
+
 def finish_mask(
     images: Sequence[Image],
     plans: Sequence[PlannedMask],
     segmenter: PointSegmenter | None,
     settings: MaskSettings,
 ) -> list[tuple[NDArray[np.uint8], dict[str, int]]]:
-    """Label maps (H, W) of all pictures, each with a count of how its components were resolved.
-
-    Without a segmenter the seeds themselves become the masks. With one, a component whose candidates are
-    all refused leaves its seed as 255: SAM could not say where that object ends.
-    """
-    if segmenter is None:
-        offers: list[list[MaskCandidates]] = [[] for _ in plans]
-    else:
-        offers = segmenter.segment_many(images, [[part.points for part in plan.parts] for plan in plans])
-    return [_finish(plan, offer, settings) for plan, offer in zip(plans, offers, strict=True)]
+    """Label maps (H, W) of all pictures, each with a count of how its components were resolved."""
+    return [merge_outlined(found, settings) for found in outline(images, plans, segmenter, settings)]
 
 
-def _finish(
-    plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskSettings
+def merge_outlined(
+    found: Outlined, settings: MaskSettings, beliefs: Sequence[float] | None = None, doubt: float = 0.0
 ) -> tuple[NDArray[np.uint8], dict[str, int]]:
-    regions: list[Region] = []
-    uncertain = np.zeros(plan.size, dtype=bool)
-    how: Counter[str] = Counter()
+    """The label map of one picture, and how its components were resolved.
+
+    A refused component leaves its seed as 255: SAM could not say where that object ends. With `beliefs`, the
+    probability in [0, 1] that each region shows its class, a region under `doubt` is 255, the others weigh by
+    it where they conflict, and a refused component is let go when its class has a believed region: patch scores
+    spill over.
+    """
+    how = found.how.copy()
+    kept, uncertain = found.regions, np.zeros(found.size, dtype=bool)
+    if beliefs is not None:
+        kept = []
+        for region, belief in zip(found.regions, beliefs, strict=True):
+            if belief < doubt:
+                uncertain |= region.mask
+                how["clip:doubted"] += 1
+            else:
+                kept.append(replace(region, score=region.score * belief))
+    believed = {region.class_index for region in kept} if beliefs is not None else set()
+    for part in found.refused:
+        if part.class_index not in believed:
+            uncertain |= part.seed
+    return merge_masks(kept, found.size, uncertain, settings.border_px), dict(how)
+
+
+def _outline(plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskSettings) -> Outlined:
     if not offer:
-        regions = [Region(part.class_index, part.seed, part.score) for part in plan.parts]
-        how["seed"] = len(regions)
-    for part, candidates in zip(plan.parts, offer, strict=bool(offer)):
+        seeds = [Region(part.class_index, part.seed, part.score) for part in plan.parts]
+        return Outlined(plan.size, seeds, [], Counter({"seed": len(seeds)}))
+    found = Outlined(plan.size, [], [], Counter())
+    for part, candidates in zip(plan.parts, offer, strict=True):
         others = np.zeros(plan.size, dtype=bool)
         for index, seed in plan.seeds.items():
             if index != part.class_index:
@@ -124,11 +165,10 @@ def _finish(
         chosen = select_mask(
             candidates, part.seed, others, settings.tau1, settings.tau2, reading=settings.selection
         )
-        how[f"sam:{chosen.reason}"] += 1
+        found.how[f"sam:{chosen.reason}"] += 1
         if chosen.index is None:
-            uncertain |= part.seed
+            found.refused.append(part)
         else:
-            regions.append(
-                Region(part.class_index, candidates.masks[chosen.index], part.score * chosen.predicted_iou)
-            )
-    return merge_masks(regions, plan.size, uncertain, settings.border_px), dict(how)
+            mask, score = candidates.masks[chosen.index], part.score * chosen.predicted_iou
+            found.regions.append(Region(part.class_index, mask, score))
+    return found

@@ -285,13 +285,13 @@ def test_a_person_outranks_the_judge_and_counts_first():
 
     evidence = [seen(0, 0.9), seen(1, 0.8), seen(2, -0.9)]
     human = {"i-2": True, "i-0": False}
-    verdicts = decide(evidence, ("cat",), 10.0, JudgeConfig(), 1, human).verdicts
+    verdicts = decide(evidence, ("cat",), 10.0, JudgeConfig(), {"cat": 1}, human).verdicts
     assert [(v.accepted, v.reason) for v in verdicts] == [
         (False, "person"),
         (False, "surplus"),
         (True, "person"),
     ]
-    assert [v.accepted for v in decide(evidence, ("cat",), 10.0, JudgeConfig(), 1).verdicts] == [
+    assert [v.accepted for v in decide(evidence, ("cat",), 10.0, JudgeConfig(), {"cat": 1}).verdicts] == [
         True,
         False,
         False,
