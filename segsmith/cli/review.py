@@ -125,7 +125,7 @@ def _take(run: Path, answers: Path) -> None:
         for row in rows:
             record(deps, row)
         finished, changed = deps.ledger.get_meta("finished_at") is not None, stale(deps.ledger)
-    out.print(f"{len(rows)} decisions are in the ledger")
+    out.print("1 decision is in the ledger" if len(rows) == 1 else f"{len(rows)} decisions are in the ledger")
     if not finished:
         out.print(f"go on with: {shown(shlex.join(['segsmith', 'step', str(run)]))}", soft_wrap=True)
     elif changed:
