@@ -1,6 +1,7 @@
 """Reading a run, judging it again, raising its caps, building it anew, and where its pictures come from."""
 
 import json
+import os
 
 from trust_run import KEY, SMALL, scripted_deps
 
@@ -8,6 +9,7 @@ from benchmarks import kill_anywhere as bench
 from segsmith.config import merged_config
 from segsmith.graph.record import read_record
 from segsmith.memory.ledger import Ledger
+from segsmith.memory.store import RunFolder
 
 
 def test_the_funnel_narrows_and_adds_up(finished, segsmith):
@@ -111,3 +113,19 @@ def test_a_ledger_can_be_read_while_nobody_builds(finished):
     ledger = Ledger(finished / "ledger.db")
     assert len(ledger.evidence()) == len(ledger.images())
     ledger.close()
+
+
+def test_every_command_that_writes_leaves_a_run_that_another_process_holds(run, segsmith, tmp_path):
+    answers = tmp_path / "decisions.jsonl"
+    answers.write_text("")
+    commands = (
+        ("step", run),
+        ("step", run, "--answers", answers),
+        ("rejudge", run, "--calibrated"),
+        ("build", "--from", run / "run.toml", "--out", run),
+    )
+    with RunFolder(run).held():
+        for command in commands:
+            code, _, said = segsmith(*command)
+            assert (code, said.count("Traceback")) == (2, 0), command
+            assert f"process {os.getpid()}" in " ".join(said.split()), command
