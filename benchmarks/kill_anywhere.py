@@ -38,7 +38,7 @@ FILES = ("images", "masks", "dataset", "evaluation", "checkpoints/segmenter.safe
 FORK = multiprocessing.get_context("forkserver")
 """Forks of a clean process: one of a process with threads of its own, such as a test run's, may hang."""
 PRELOAD = (
-    "benchmarks.kill_anywhere", "segsmith.exports.export", "segsmith.graph.build", "segsmith.graph.run",
+    "segsmith.exports.export", "segsmith.graph.build", "segsmith.graph.run",
     "segsmith.report.build", "segsmith.segmentation.trainer", "segsmith.tools.clip", "segsmith.tools.llm",
     "segsmith.tools.sam", "segsmith.tools.simulator", "segsmith.tools.vit",
 )  # fmt: skip

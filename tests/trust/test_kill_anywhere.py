@@ -7,6 +7,7 @@ import signal
 from functools import partial
 
 import pytest
+from trust_run import SMALL
 
 from benchmarks import kill_anywhere as bench
 from segsmith.graph import review
@@ -65,7 +66,7 @@ def wanted(ledger, kind, subjects):
 @pytest.mark.timeout(180)
 def test_decisions_of_a_run_that_is_killed_stand_and_outrank_the_agents(tmp_path):
     bench.preload()
-    config = bench.small_config(trainer={"epochs": 1, "batch_size": 4}, evaluation={"images": 0})
+    config = bench.small_config(**SMALL)
     never = partial(a_person, die_at="never")
     assert bench.sitting(config, tmp_path / "whole", tmp_path / "whole.txt", watch=never)
     want = bench.fingerprint(tmp_path / "whole")
