@@ -36,7 +36,7 @@ def step(
         _take(run, answers)
     elif _finished(run):
         _look_back(run, config)
-    else:
+    elif _catch_up(run):
         from segsmith.cli.build import run_build
 
         run_build(config, run, step=True)
@@ -114,6 +114,25 @@ def _held(run: Path, stack: ExitStack) -> Deps:
     register(deps)
     stack.callback(forget, deps)
     return deps
+
+
+def _catch_up(run: Path) -> bool:
+    """Ask about what waits already, before any model is loaded; False when the person wants to stop here."""
+    from segsmith.graph.review import KINDS, pending
+
+    with ExitStack() as stack:
+        deps = _held(run, stack)
+        for kind in KINDS:
+            waiting = pending(deps.ledger, kind)
+            if waiting and not converse(deps, kind, waiting):
+                out.print(stopped_here(run), soft_wrap=True)
+                return False
+    return True
+
+
+def stopped_here(run: Path) -> str:
+    """What is said when a person leaves a conversation."""
+    return f"stopped here; go on with: {shown(shlex.join(['segsmith', 'step', str(run)]))}"
 
 
 def _take(run: Path, answers: Path) -> None:

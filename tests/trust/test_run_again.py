@@ -115,6 +115,32 @@ def test_a_ledger_can_be_read_while_nobody_builds(finished):
     ledger.close()
 
 
+def test_a_conversation_is_taken_up_at_the_very_item_before_any_model_is_loaded(
+    tmp_path, segsmith, monkeypatch
+):
+    from segsmith.graph import run as run_module
+    from segsmith.tools.clip import OpenClipEncoder
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(run_module, "Deps", scripted_deps)
+    events = run_module.build_run(bench.small_config(**SMALL), run, step=True)
+    total = len(next(event["subjects"] for event in events if event["kind"] == "pause"))
+    events.close()
+    monkeypatch.setattr(OpenClipEncoder, "load", lambda *_: 1 / 0)
+    for number in (1, 2):
+        typed = iter(["reject I saw enough of these"])
+        monkeypatch.setattr("builtins.input", lambda question, typed=typed: next(typed, None) or quit_())
+        code, said, _ = segsmith("step", run)
+        assert code == 0
+        assert f"prompt {number} of {total}" in said
+        assert f"prompt {number + 1} of {total}" in said
+        assert f"stopped here; go on with: segsmith step {run}" in said
+
+
+def quit_():
+    raise EOFError
+
+
 def test_every_command_that_writes_leaves_a_run_that_another_process_holds(run, segsmith, tmp_path):
     answers = tmp_path / "decisions.jsonl"
     answers.write_text("")
