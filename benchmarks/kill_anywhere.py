@@ -2,7 +2,7 @@
 
     python -m benchmarks.kill_anywhere --kills 60 --seed 0 --out kills.json
 
-The processes are forked from one that has imported the heavy libraries, so a killed build costs seconds. The
+The processes are forked from a server that has imported the heavy libraries, so a killed build costs seconds. The
 language model is scripted (its answer follows from its question) unless ``--llama`` asks for the real server;
 its answers vary from run to run, so then only what the ledger had promised before the kill is compared.
 """
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,14 @@ TABLES = {
     "masks": "*",
 }
 FILES = ("images", "masks", "dataset", "evaluation", "checkpoints/segmenter.safetensors")
-FORK = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("forkserver")
+"""Forks of a clean process: one of a process with threads of its own, such as a test run's, may hang."""
+PRELOAD = (
+    "segsmith.exports.export", "segsmith.graph.build", "segsmith.graph.run",
+    "segsmith.report.build", "segsmith.segmentation.trainer", "segsmith.tools.clip", "segsmith.tools.llm",
+    "segsmith.tools.sam", "segsmith.tools.simulator", "segsmith.tools.vit",
+)  # fmt: skip
+Watch = Callable[[dict[str, Any]], None]
 STAGES = ("starting", "writing prompts", "drawing", "judging", "relabelling", "segmenting", "exporting",
           "training", "evaluating and report")  # fmt: skip
 
@@ -97,8 +105,11 @@ class CountingBackend:
             yield drawn
 
 
-def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:
-    """One sitting of a build; what it does goes to `journal`, a line each."""
+def build_once(config: Any, out: Path, journal: Path, llama: bool, watch: Watch | None) -> None:
+    """One sitting of a build; what it does goes to `journal`, a line each.
+
+    `watch` sees every event and steps through the build's pauses as a person would.
+    """
     from segsmith.graph import run as run_module
     from segsmith.graph.deps import Deps
 
@@ -116,7 +127,9 @@ def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:
     run_module.Deps = deps_of  # type: ignore[assignment,misc]
     tell("start", str(os.getpid()))
     tell("stage", STAGES[0])
-    for event in run_module.build_run(config, out, "kill_anywhere"):
+    for event in run_module.build_run(config, out, "kill_anywhere", step=watch is not None):
+        if watch:
+            watch(event)
         if stage := _begun(event):
             tell("stage", stage)
         if event["kind"] == "epoch":
@@ -135,23 +148,36 @@ def _begun(event: dict[str, Any]) -> str:
     return ""
 
 
-def _child(config: Any, out: Path, journal: Path, llama: bool) -> None:
+def _child(config: Any, out: Path, journal: Path, llama: bool, watch: Watch | None) -> None:
+    import torch
+
+    torch.set_num_threads(1)
     quiet = os.open(journal.with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     # SIGKILL loses no page that was written, only a power cut does; and this waits for all disks of the machine.
     os.sync = lambda: None
-    build_once(config, out, journal, llama)
+    build_once(config, out, journal, llama, watch)
 
 
-def sitting(config: Any, out: Path, journal: Path, *, kill_after: float | None, llama: bool = False) -> bool:
-    """Run a sitting, killing it after so many seconds; True when it came to its end."""
-    process = FORK.Process(target=_child, args=(config, out, journal, llama))
+def sitting(
+    config: Any,
+    out: Path,
+    journal: Path,
+    *,
+    kill_after: float | None = None,
+    llama: bool = False,
+    watch: Watch | None = None,
+) -> bool:
+    """Run a sitting, killing it after so many seconds; True when it came to its end, False when it was killed."""
+    process = FORK.Process(target=_child, args=(config, out, journal, llama, watch))
     process.start()
     process.join(kill_after)
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         process.join()
+        return False
+    if process.exitcode == -signal.SIGKILL:
         return False
     if process.exitcode:
         raise RuntimeError(f"the build failed: {journal.with_suffix('.err').read_text()[-2000:]}")
@@ -249,20 +275,11 @@ def _sha(data: bytes) -> str:
 
 
 def preload() -> None:
-    """Import what every sitting needs, once; no threads may be started here, for the children are forked."""
-    import torch
-
-    import segsmith.exports.export
-    import segsmith.graph.build
-    import segsmith.report.build
-    import segsmith.segmentation.trainer
-    import segsmith.tools.clip
-    import segsmith.tools.llm
-    import segsmith.tools.sam
-    import segsmith.tools.simulator
-    import segsmith.tools.vit  # noqa: F401
-
-    torch.set_num_threads(1)
+    """Start the server that sittings are forked from; it has imported what every one of them needs."""
+    FORK.set_forkserver_preload(list(PRELOAD))
+    process = FORK.Process(target=os.getpid)
+    process.start()
+    process.join()
 
 
 def kill_anywhere(
@@ -273,7 +290,7 @@ def kill_anywhere(
     os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
     config = small_config()
     began = time.monotonic()
-    sitting(config, folder / "whole", folder / "whole.txt", kill_after=None, llama=llama)
+    sitting(config, folder / "whole", folder / "whole.txt", llama=llama)
     length = time.monotonic() - began
     want = fingerprint(folder / "whole")
     assert not leftovers(folder / "whole"), leftovers(folder / "whole")
@@ -298,7 +315,7 @@ def kill_anywhere(
         stage = stage_of(journal)
         figures["kills by stage"][stage] += 1
         before = promised(out)
-        sitting(config, out, journal, kill_after=None, llama=llama)
+        sitting(config, out, journal, llama=llama)
         got = fingerprint(out)
         different = sorted(k for k in {*want, *got} if want.get(k) != got.get(k))
         figures["identical"] += not different

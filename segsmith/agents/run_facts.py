@@ -40,9 +40,15 @@ WORDS = {
 FOUND = {
     "sam:ok": "SAM, from points on the seed",
     "seed": "the patch scores alone",
+    "sam:no_candidates": "SAM offered no outline",
+    "sam:empty": "SAM's outline was empty",
+    "sam:flood": "SAM took the background and was refused",
+    "sam:coverage": "SAM missed most of the seed and was refused",
+    "sam:overlap": "SAM ran into another class and was refused",
+    "sam:score": "SAM's outlines scored too low",
     "clip:doubted": "left out: alone, CLIP does not take it for its class",
 }
-"""How a component of a mask was found; what is not here is shown as it stands."""
+"""How a part of a mask was found; a part without an outline is unknown (255)."""
 LABEL_SOURCES = {"prompt": "asked", "clip": "CLIP", "relabel": "ViT"}
 CRITIQUE = {
     "class_cosine": "CLIP's text cosine to the class {:.3f}",
@@ -89,6 +95,10 @@ class RunFacts:
     @cached_property
     def _masks(self) -> dict[str, MaskRow]:
         return self._ledger.masks()
+
+    @cached_property
+    def _label_decisions(self) -> dict[str, DecisionRow]:
+        return self._ledger.decisions("label")
 
     @cached_property
     def of_class(self) -> dict[str, list[str]]:
@@ -171,12 +181,18 @@ class RunFacts:
         return ranked[:TOP_CLASSES] + [item for item in ranked[TOP_CLASSES:] if item[0] == name]
 
     def label_sources(self, image_id: str) -> dict[str, str]:
-        """Source (asked for by the prompt, CLIP, ViT) -> its labels, with the probabilities they rest on."""
+        """Source (asked for by the prompt, CLIP, ViT, you) -> its labels, with the probabilities they rest on."""
         told = {}
         for source, spoken in LABEL_SOURCES.items():
             row = self.labels[source].get(image_id)
             if row is not None:
                 shares = ", ".join(f"{c} {row.scores[c]:.2f}" for c in self.classes if c in row.scores)
+                if source == "relabel" and image_id in self._label_decisions:
+                    told |= {
+                        spoken: f"overruled{f' ({shares})' if shares else ''}",
+                        "you": ", ".join(row.classes),
+                    }
+                    continue
                 both = "in text and picture: " if source == "clip" else ""
                 grounds = f" ({both}{shares})" if source != "prompt" and shares else ""
                 told[spoken] = f"{', '.join(row.classes) or 'none'}{grounds}"

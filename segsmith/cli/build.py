@@ -108,7 +108,7 @@ def run_build(
     settings: Any, out_dir: Path, *, step: bool = False, prepare: Callable[[], object] = lambda: None
 ) -> None:
     """Build in `out_dir` with live progress and a closing summary; with `step`, ask at each pause."""
-    from segsmith.cli.review import converse
+    from segsmith.cli.review import converse, stopped_here
     from segsmith.graph.run import build_run
     from segsmith.progress import BuildProgress
 
@@ -121,8 +121,7 @@ def run_build(
                 progress.hide()
                 if not converse(event["deps"], event["review"], event["subjects"]):
                     events.close()
-                    again = shlex.join(["segsmith", "step", str(out_dir)])
-                    out.print(f"stopped here; go on with: {shown(again)}", soft_wrap=True)
+                    out.print(stopped_here(out_dir), soft_wrap=True)
                     break
                 progress.unhide()
                 continue

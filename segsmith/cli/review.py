@@ -36,7 +36,7 @@ def step(
         _take(run, answers)
     elif _finished(run):
         _look_back(run, config)
-    else:
+    elif _catch_up(run):
         from segsmith.cli.build import run_build
 
         run_build(config, run, step=True)
@@ -116,6 +116,25 @@ def _held(run: Path, stack: ExitStack) -> Deps:
     return deps
 
 
+def _catch_up(run: Path) -> bool:
+    """Ask about what waits already, before any model is loaded; False when the person wants to stop here."""
+    from segsmith.graph.review import KINDS, pending
+
+    with ExitStack() as stack:
+        deps = _held(run, stack)
+        for kind in KINDS:
+            waiting = pending(deps.ledger, kind)
+            if waiting and not converse(deps, kind, waiting):
+                out.print(stopped_here(run), soft_wrap=True)
+                return False
+    return True
+
+
+def stopped_here(run: Path) -> str:
+    """What is said when a person leaves a conversation."""
+    return f"stopped here; go on with: {shown(shlex.join(['segsmith', 'step', str(run)]))}"
+
+
 def _take(run: Path, answers: Path) -> None:
     from segsmith.graph.review import read_answers, record, stale
 
@@ -125,7 +144,7 @@ def _take(run: Path, answers: Path) -> None:
         for row in rows:
             record(deps, row)
         finished, changed = deps.ledger.get_meta("finished_at") is not None, stale(deps.ledger)
-    out.print(f"{len(rows)} decisions are in the ledger")
+    out.print("1 decision is in the ledger" if len(rows) == 1 else f"{len(rows)} decisions are in the ledger")
     if not finished:
         out.print(f"go on with: {shown(shlex.join(['segsmith', 'step', str(run)]))}", soft_wrap=True)
     elif changed:

@@ -27,7 +27,7 @@ HELP = {
     "why, w": "all that is known of this one; of others: why 3rd bus, why i-12ab",
     "status, s": "where each class stands",
     "guidance, g": "your wishes; forget 2 withdraws one, edit 2 ... says it anew",
-    "quit, q": "stop here; later go on at this very item",
+    "quit, q, Ctrl-C": "stop here; later go on at this very item",
     "a sentence": "a wish for the prompts to come: more of them at night, and no cartoons",
     "a question": "about the run: why was the third one rejected? which class is behind?",
 }
@@ -132,7 +132,8 @@ class Conversation:
                 handler: Callable[[str], Moved | None] = getattr(self, f"_on_{answer.action}")
                 self.answered += 1
                 moved = handler(answer.rest)
-            except EOFError:
+            except (EOFError, KeyboardInterrupt):  # Ctrl-D, Ctrl-C
+                self._console.print()
                 raise Quit from None
             except SegsmithError as error:
                 self._say(str(error), "yellow")

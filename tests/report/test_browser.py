@@ -3,10 +3,14 @@
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 from make_run import make_run, remember
 
+from segsmith.graph.review import read_answers
+from segsmith.memory.ledger import Ledger
+from segsmith.memory.store import RunFolder
 from segsmith.report.build import build_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -163,6 +167,10 @@ def test_marks_by_key_survive_a_reload_and_download_as_decisions(browser, tmp_pa
         {"kind": "verdict", "subject": first, "action": "reject", "note": ""},
         {"kind": "verdict", "subject": second, "action": "accept", "note": ""},
     ]
+    ledger = Ledger(RunFolder(browser.page.parent).ledger)  # and `step --answers` reads them
+    read = read_answers(SimpleNamespace(ledger=ledger), path)
+    ledger.close()
+    assert [(row.subject, row.action) for row in read] == [(first, "reject"), (second, "accept")]
     browser.watch()  # the reload of the page itself
 
 

@@ -1,25 +1,32 @@
 """A build that is killed at random moments ends as one that was never stopped."""
 
+import json
 import multiprocessing
+import os
 import random
+import signal
+from functools import partial
 
 import pytest
+from trust_run import SMALL
 
 from benchmarks import kill_anywhere as bench
+from segsmith.graph import review
+from segsmith.memory.ledger import DecisionRow, Ledger
 
 
 def killed_six_times(folder):
     bench.preload()
     config = bench.small_config(trainer={"epochs": 2, "batch_size": 4}, evaluation={"images": 2})
     whole = folder / "whole"
-    assert bench.sitting(config, whole, folder / "whole.txt", kill_after=None)
+    assert bench.sitting(config, whole, folder / "whole.txt")
     run, journal = folder / "run", folder / "run.txt"
     rng = random.Random(7)
     kills = 0
     while kills < 6 and not bench.sitting(config, run, journal, kill_after=rng.uniform(0.2, 2.5)):
         bench.promised(run)
         kills += 1
-    bench.sitting(config, run, journal, kill_after=None)
+    bench.sitting(config, run, journal)
     want, got = bench.fingerprint(whole), bench.fingerprint(run)
     assert {k for k in want | got if want.get(k) != got.get(k)} == set()
     assert bench.leftovers(run) == []
@@ -30,10 +37,59 @@ def killed_six_times(folder):
     assert again["epoch"] <= kills
 
 
+def a_person(event, die_at):
+    """Decides otherwise about two verdicts and a label, then dies (SIGKILL) at a pause or a stage."""
+    if event["kind"] == "pause":
+        ledger, kind = event["deps"].ledger, event["review"]
+        for subject, action, value in wanted(ledger, kind, sorted(event["subjects"])):
+            row = DecisionRow(kind, subject, action, value, "mine", "terminal")
+            review.record(event["deps"], review.check_decision(event["deps"], row))
+        if kind == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        review.mark_seen(ledger, kind, event["subjects"])
+    if event.get("name") == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wanted(ledger, kind, subjects):
+    """What the person decides: once about verdicts, once about a label."""
+    if ledger.decisions(kind):
+        return []
+    if kind == "verdict":
+        verdicts = ledger.verdicts()
+        taken = [i for i in subjects if verdicts[i].accepted]
+        refused = [i for i in subjects if not verdicts[i].accepted]
+        return [(taken[0], "reject", {}), (refused[0], "accept", {})]
+    return [(subjects[0], "edit", {"labels": ["cat", "dog"]})] if kind == "label" else []
+
+
+def decided_then_killed(tmp_path):
+    bench.preload()
+    config = bench.small_config(**SMALL)
+    never = partial(a_person, die_at="never")
+    assert bench.sitting(config, tmp_path / "whole", tmp_path / "whole.txt", watch=never)
+    want = bench.fingerprint(tmp_path / "whole")
+    for die_at in ("label", "training"):
+        run, journal = tmp_path / die_at, tmp_path / f"{die_at}.txt"
+        assert not bench.sitting(config, run, journal, watch=partial(a_person, die_at=die_at))
+        assert bench.sitting(config, run, journal)  # the same command, and nobody is asked any more
+        got = bench.fingerprint(run)
+        assert {k for k in want | got if want.get(k) != got.get(k)} == set(), die_at
+    ledger = Ledger(run / "ledger.db")
+    verdicts, labels = ledger.decisions("verdict"), ledger.decisions("label")
+    exported = [json.loads(line) for line in (run / "dataset" / "provenance.jsonl").read_text().splitlines()]
+    ids = {record["image_id"] for record in exported}
+    assert {i: row.action == "accept" for i, row in verdicts.items()} == {i: i in ids for i in verdicts}
+    assert sorted(row.action for row in verdicts.values()) == ["accept", "reject"]
+    assert [ledger.labels("relabel")[i].classes for i in labels] == [("cat", "dog")]
+    ledger.close()
+
+
 @pytest.mark.timeout(400)
-def test_a_build_killed_anywhere_ends_as_if_it_had_not_been(tmp_path):
+@pytest.mark.parametrize("scenario", [killed_six_times, decided_then_killed])
+def test_a_killed_build_ends_as_if_it_had_not_been(tmp_path, scenario):
     # In a fresh process: this one has threads of other tests, and a fork of it could wait for them for ever.
-    process = multiprocessing.get_context("spawn").Process(target=killed_six_times, args=(tmp_path,))
+    process = multiprocessing.get_context("spawn").Process(target=scenario, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == 0

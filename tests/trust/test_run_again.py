@@ -1,6 +1,7 @@
 """Reading a run, judging it again, raising its caps, building it anew, and where its pictures come from."""
 
 import json
+import os
 
 from trust_run import KEY, SMALL, scripted_deps
 
@@ -8,6 +9,7 @@ from benchmarks import kill_anywhere as bench
 from segsmith.config import merged_config
 from segsmith.graph.record import read_record
 from segsmith.memory.ledger import Ledger
+from segsmith.memory.store import RunFolder
 
 
 def test_the_funnel_narrows_and_adds_up(finished, segsmith):
@@ -111,3 +113,45 @@ def test_a_ledger_can_be_read_while_nobody_builds(finished):
     ledger = Ledger(finished / "ledger.db")
     assert len(ledger.evidence()) == len(ledger.images())
     ledger.close()
+
+
+def test_a_conversation_is_taken_up_at_the_very_item_before_any_model_is_loaded(
+    tmp_path, segsmith, monkeypatch
+):
+    from segsmith.graph import run as run_module
+    from segsmith.tools.clip import OpenClipEncoder
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(run_module, "Deps", scripted_deps)
+    events = run_module.build_run(bench.small_config(**SMALL), run, step=True)
+    total = len(next(event["subjects"] for event in events if event["kind"] == "pause"))
+    events.close()
+    monkeypatch.setattr(OpenClipEncoder, "load", lambda *_: 1 / 0)
+    for number in (1, 2):
+        typed = iter(["reject I saw enough of these"])
+        monkeypatch.setattr("builtins.input", lambda question, typed=typed: next(typed, None) or quit_())
+        code, said, _ = segsmith("step", run)
+        assert code == 0
+        assert f"prompt {number} of {total}" in said
+        assert f"prompt {number + 1} of {total}" in said
+        assert f"stopped here; go on with: segsmith step {run}" in said
+
+
+def quit_():
+    raise EOFError
+
+
+def test_every_command_that_writes_leaves_a_run_that_another_process_holds(run, segsmith, tmp_path):
+    answers = tmp_path / "decisions.jsonl"
+    answers.write_text("")
+    commands = (
+        ("step", run),
+        ("step", run, "--answers", answers),
+        ("rejudge", run, "--calibrated"),
+        ("build", "--from", run / "run.toml", "--out", run),
+    )
+    with RunFolder(run).held():
+        for command in commands:
+            code, _, said = segsmith(*command)
+            assert (code, said.count("Traceback")) == (2, 0), command
+            assert f"process {os.getpid()}" in " ".join(said.split()), command

@@ -1,0 +1,40 @@
+"""A language-model server that hangs, dies and stammers: one line, or the run goes on; then it ends as it should."""
+
+import pytest
+from trust_run import KEY, SMALL
+
+from benchmarks import kill_anywhere as bench
+from segsmith.errors import SegsmithError
+from segsmith.graph.run import build_run
+from segsmith.memory.ledger import Ledger
+from tests.contracts.scripted_chat_server import ScriptedChatServer
+
+STAMMER = ("half", None, "half", None, None, None, "garbage", None, "half", None)
+"""30 % half JSON, and some garbage."""
+
+
+def test_a_server_that_hangs_dies_and_stammers(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    happening = {}
+    server = ScriptedChatServer(lambda n: happening["script"](n), key=KEY)
+
+    def build():
+        llm = {"server": "openai", "model": "scripted", "base_url": server.url, "timeout_s": 2, "retries": 3}
+        return list(build_run(bench.small_config(**SMALL, llm=llm), tmp_path / "run"))
+
+    for fault, words in (("hang", "longer than 2 s"), ("die", "same command")):
+        happening["script"] = lambda n, fault=fault: fault if n > 1 else None
+        with pytest.raises(SegsmithError, match=words) as caught:
+            build()
+        assert "\n" not in str(caught.value)
+        assert KEY not in str(caught.value)
+    happening["script"] = lambda n: STAMMER[n % 10]
+    server.open()  # somebody starts it again, where it was
+    end = build()[-1]
+    server.close()
+    assert {name: tally["accepted"] for name, tally in end["tallies"].items()} == {"cat": 3, "dog": 3}
+    ledger = Ledger(tmp_path / "run" / "ledger.db")
+    assert all(prompt.text.isprintable() and "{" not in prompt.text for prompt in ledger.prompts())
+    ledger.close()
+    assert {"hang", "die", "half", "garbage"} <= set(server.happened)
+    assert bench.leftovers(tmp_path / "run") == []
