@@ -182,7 +182,7 @@ class RunFacts:
 
     def label_sources(self, image_id: str) -> dict[str, str]:
         """Source (asked for by the prompt, CLIP, ViT, you) -> its labels, with the probabilities they rest on."""
-        told = {}
+        told: dict[str, str] = {}
         for source, spoken in LABEL_SOURCES.items():
             row = self.labels[source].get(image_id)
             if row is not None:
