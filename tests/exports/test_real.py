@@ -131,6 +131,17 @@ def test_what_cannot_be_learnt_from_is_refused(folders, tmp_path, how):
         survey(folders, tmp_path / "run", SHARES, 0)
 
 
+def test_an_image_in_two_lists_is_taken_once(made_up, tmp_path):
+    root = shutil.copytree(made_up[1]["voc"], tmp_path / "voc")
+    lists = root / "ImageSets" / "Segmentation"
+    (lists / "val.txt").unlink()  # so that trainval is a list of its own
+    found = survey(root, tmp_path / "run", SHARES, 0)
+    names = [image.original for image in found.real.images]
+    assert len(names) == len(set(names))
+    train = set((lists / "train.txt").read_text().split())
+    assert train <= {image.original for image in found.real.images if image.split == "train"}
+
+
 def test_splits_are_known_by_their_beginning(tmp_path):
     for split, count in (("train", 6), ("valid", 3)):
         for i in range(count):
