@@ -52,10 +52,17 @@ def drawn(label_sets, name, suiting=(), count=400, **settings):
 
 def test_companions_are_those_of_a_real_image():
     sets = [("cat",)] * 16 + [("cat", "dog")] * 4 + [("bus", "boat")]
-    found = drawn(sets, "cat", ("bus",), new_combinations=0)
+    found = drawn(sets, "cat", ("bus",), new_combinations=0, balance=0)
     assert set(found) == {(), ("dog",)}
     # 4 to 2 by the square root; 4 to 1 by frequency
     assert 0.25 < found[("dog",)] / 400 < 0.42
+
+
+def test_common_classes_do_not_come_along_everywhere():
+    sets = [("cat", "dog")] * 4 + [("cat", "boat")] * 4 + [("dog",)] * 20 + [("bus",)]
+    plain, balanced = (drawn(sets, "cat", new_combinations=0, balance=b) for b in (0, 1))
+    assert abs(plain[("dog",)] - 200) < 50
+    assert balanced[("dog",)] < 120
 
 
 def test_new_combinations_favour_what_was_never_seen_together():

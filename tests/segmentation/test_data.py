@@ -142,7 +142,9 @@ def test_orders_differ_by_epoch_and_repeat_by_seed():
     assert list(sampler) != first
 
 
-@pytest.mark.parametrize(("n_real", "least", "share"), [(4, 0.5, 0.5), (30, 0.5, 0.75), (4, 0.25, 0.25), (4, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("n_real", "least", "share"), [(4, 0.5, 0.5), (30, 0.5, 0.75), (4, 0.25, 0.25), (4, 1.0, 1.0)]
+)
 def test_real_pictures_have_their_share_of_every_epoch(n_real, least, share):
     length = 40
     real = [i < n_real for i in range(length)]
