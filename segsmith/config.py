@@ -344,7 +344,7 @@ class TrainerConfig(Section):
         0.5,
         gt=0,
         le=1,
-        description="share of real pictures among those trained on, where the dataset has generated ones, too (ours)",
+        description="least share of real pictures among those trained on, where there are generated ones, too (ours)",
     )
 
 

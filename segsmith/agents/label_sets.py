@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from segsmith.config import AugmentConfig
@@ -48,7 +48,8 @@ class LabelSets:
     """Deals out companions for a class, from the label sets of real images.
 
     A set counts by the square root of its frequency, so that rare combinations come up more often than they do
-    in reality. `new_combinations` of the prompts show a class beside one it is hardly ever seen with.
+    in reality, and by how rare its classes are, or the commonest would come along everywhere and undo the balance.
+    `new_combinations` of the prompts show a class beside one it is hardly ever seen with.
     """
 
     def __init__(
@@ -68,14 +69,23 @@ class LabelSets:
         """
         room = self._config.max_classes - 1
         if room and suiting and rng.random() < self._config.new_combinations:
-            weights = [1 / (1 + self._pairs[frozenset((class_name, name))]) for name in suiting]
+            weights = [
+                self._rarity((name,)) / (1 + self._pairs[frozenset((class_name, name))]) for name in suiting
+            ]
             return tuple(rng.choices(list(suiting), weights))
         sets = sorted((s for s in self._sets if class_name in s), key=sorted)
         if not sets:
             return ()
-        (chosen,) = rng.choices(sets, [math.sqrt(self._sets[s]) for s in sets])
+        weights = [math.sqrt(self._sets[s]) * self._rarity(s - {class_name}) for s in sets]
+        (chosen,) = rng.choices(sets, weights)
         others = sorted(chosen - {class_name}, key=lambda name: (self._frequency[name], name))
         return tuple(others[:room])
+
+    def _rarity(self, companions: Iterable[str]) -> float:
+        """1 for the rarest class, less for others; the more balance is asked, the less."""
+        least = min(self._frequency.values())
+        ratio = math.prod((1 + least) / (1 + self._frequency[name]) for name in companions)
+        return float(ratio**self._config.balance)
 
 
 def _pair_counts(label_sets: Sequence[Sequence[str]]) -> Counter[Pair]:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from segsmith.cli.build import run_build
 from segsmith.cli.console import app, err, out, quiet_libraries, settings_of, shown
+from segsmith.errors import SegsmithError
 
 SHOWN = 8
 """Skipped files and rare pairs printed; the rest is counted."""
@@ -21,7 +22,7 @@ def augment(
         Path, typer.Option(help="the real dataset: VOC, COCO, a folder of images per class, and others")
     ],
     add_per_class: Annotated[
-        int, typer.Option(min=1, help="generated images to add per class, on average; rare classes get more")
+        int, typer.Option(help="generated images to add per class, on average; rare classes get more")
     ],
     out_dir: Annotated[
         Path, typer.Option("--out", help="run folder; the same folder goes on where it stopped")
@@ -62,6 +63,10 @@ def augment(
     from segsmith.config import load_config
     from segsmith.graph.enlarge import plan_enlargement
 
+    if add_per_class < 1:
+        raise SegsmithError(
+            f"--add-per-class {add_per_class} adds nothing.", "Type a number of at least 1, e.g. 40."
+        )
     flags: dict[str, Any] = settings_of(set_ or [])
     flags["per_class"] = add_per_class
     given = {"seed": seed, "memory": memory and str(memory), "offline": offline or None}

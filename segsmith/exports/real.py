@@ -45,6 +45,7 @@ def survey(dataset: Path, run: Path, shares: tuple[float, float, float], seed: i
         check_class_names(source.classes)
     except ValueError as error:
         raise SegsmithError(f"{dataset}: {error}.", "Rename the class in the dataset.") from None
+    source = replace(source, items=_each_once(source.items))
     labels = [_labels(item, source.classes) for item in source.items]
     if not any(labels):
         raise SegsmithError(
@@ -117,6 +118,13 @@ def _copy(image: RealImage, item: Item, aside: Path) -> RealImage:
             png_bytes(np.ascontiguousarray(label_map), voc_palette())
         )
     return replace(image, file=file, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _each_once(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Lists may overlap (VOC's train and trainval); an image stays where its split is told best, or told first."""
+    ranked = sorted(items, key=lambda item: not _standard(item.split))
+    first = {item.image_path or id(item): item for item in reversed(ranked)}
+    return tuple(item for item in items if first[item.image_path or id(item)] is item)
 
 
 def _labels(item: Item, classes: Sequence[str]) -> tuple[str, ...]:

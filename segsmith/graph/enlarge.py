@@ -32,7 +32,8 @@ class Enlargement:
 def plan_enlargement(settings: Config, dataset: Path, out: Path) -> Enlargement:
     """Survey `dataset`, or take the copy in the run folder `out` where there is one; nothing is written.
 
-    ``settings.per_class`` images are added for each class on average; see `share_out` for how they are divided.
+    ``settings.per_class`` images are added for each class on average, divided by `share_out`; for a class that
+    ``settings.quotas`` names, as many as it says.
     Raises `SegsmithError` for a dataset that cannot be used.
     """
     from segsmith.exports.real import keep, survey
@@ -49,7 +50,7 @@ def plan_enlargement(settings: Config, dataset: Path, out: Path) -> Enlargement:
         settings,
         {
             "classes": real.classes,
-            "quotas": share_out(have, settings.per_class, settings.augment.balance),
+            "quotas": {**share_out(have, settings.per_class, settings.augment.balance), **settings.quotas},
             "augment": {"dataset": str(dataset.resolve())},
         },
         str(dataset),

@@ -161,7 +161,8 @@ class RunFolder:
     def _sweep(self) -> None:
         """Remove what a killed process had begun to write; the caller holds the folder."""
         folders = (self.root, self.images, self.masks, self.checkpoints, self.checkpoints / "training",
-                   self.dataset, self.evaluation, self.evaluation / "real" / "Predictions")  # fmt: skip
+                   self.dataset, self.evaluation, self.evaluation / "real" / "Predictions",
+                   self.real / "masks")  # fmt: skip
         for folder in folders:
             for left in folder.glob(f"{PART}*"):
                 if left.is_dir():

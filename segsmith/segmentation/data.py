@@ -140,7 +140,7 @@ class EpochSampler(Sampler[int]):
     """Indices of one epoch in an order made of (seed, epoch), wrapped around so that every batch is full.
 
     A full batch also spares batch normalisation the single image it cannot normalise. Where the images are both
-    real and generated, `real_share` of an epoch is real, each kind drawn as evenly as can be.
+    real and generated, at least `real_share` of an epoch is real, each kind drawn as evenly as can be.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class EpochSampler(Sampler[int]):
         kinds = [[i for i in range(length) if real[i] is kind] for kind in (True, False)] if real else []
         self._parts: list[tuple[Sequence[int], int]] = [(range(length), self._total)]
         if all(kinds) and kinds:
-            wanted = round(real_share * self._total)
+            wanted = round(max(real_share, len(kinds[0]) / length) * self._total)
             self._parts = list(zip(kinds, (wanted, self._total - wanted), strict=True))
 
     def __len__(self) -> int:

@@ -44,6 +44,25 @@ def test_every_fault_has_its_reason(item, reason):
     assert reasons([seen(str(i)) for i in range(5)] + [item])["x"] == reason
 
 
+def test_the_classifier_taught_by_real_images_is_a_second_judge():
+    """Its bar is what it gives pictures nobody asked the class of; a class it says nothing about passes."""
+    others = [replace(seen(f"n{i}", target="dog"), real={"cat": i / 40}) for i in range(40)]
+    asked = [
+        replace(seen("like"), real={"cat": 0.9}),
+        replace(seen("unlike"), real={"cat": 0.3}),
+        seen("mute"),
+    ]
+    got = reasons([*others, *asked], JudgeConfig(min_probability=0.3, real_false_accept=0.5))
+    assert (got["like"], got["unlike"], got["mute"]) == ("ok", "unlike_real", "ok")
+    assert {got[f"n{i}"] for i in range(40)} == {"ok"}
+    verdicts = {v.image_id: v for v in judged([*others, *asked]).verdicts}
+    assert verdicts["unlike"].scores["real_probability"] == 0.3
+
+
+def test_with_few_pictures_the_second_judge_has_no_bar():
+    assert reasons([seen("b", target="dog"), replace(seen("a"), real={"cat": 0.0})])["a"] == "ok"
+
+
 def test_only_the_best_of_a_prompt_are_kept():
     got = reasons([seen("a", 0.9, prompt="p"), seen("b", 0.99, prompt="p"), seen("c", 0.95, prompt="p")])
     assert got == {"a": "beyond_top_k", "b": "ok", "c": "ok"}

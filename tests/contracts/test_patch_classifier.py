@@ -54,6 +54,16 @@ def asked():
     return images, np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 0, 1]], list("aabbcc")
 
 
+def test_one_taught_on_all_looks_at_other_pictures(classifier, asked):
+    images, labels, _ = asked
+    score = classifier.taught(images, labels)
+    found = score(images[:5])
+    assert found.shape == (5, 2)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert score([]).shape == (0, 2)
+    np.testing.assert_allclose(classifier.taught(images, labels)(images[:5]), found, atol=1e-3)
+
+
 def test_scores_are_probabilities_of_every_patch_and_picture(classifier, asked):
     assert isinstance(classifier, PatchClassifier)
     scores = classifier.out_of_fold(*asked)

@@ -142,6 +142,31 @@ def test_orders_differ_by_epoch_and_repeat_by_seed():
     assert list(sampler) != first
 
 
+@pytest.mark.parametrize(
+    ("n_real", "least", "share"), [(4, 0.5, 0.5), (30, 0.5, 0.75), (4, 0.25, 0.25), (4, 1.0, 1.0)]
+)
+def test_real_pictures_have_their_share_of_every_epoch(n_real, least, share):
+    length = 40
+    real = [i < n_real for i in range(length)]
+    sampler = EpochSampler(length, 8, 1, real, least)
+    for sampler.epoch in range(3):
+        order = list(sampler)
+        assert len(order) == 40
+        assert sum(real[i] for i in order) == round(40 * share)
+        times = np.bincount([i for i in order if real[i]], minlength=n_real)[:n_real]
+        assert times.max() - times.min() <= 1  # as evenly as can be
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_pictures_of_one_kind_are_all_seen(kind):
+    assert sorted(EpochSampler(10, 5, 1, [kind] * 10, 0.5)) == list(range(10))
+
+
+def test_the_source_column_says_what_is_real(copy):
+    (copy / "labels.csv").write_text("image_id,source\ntrain0,generated\ntrain1,real\n")
+    assert VocFolder(copy, "train").real[:3] == [False, True, True]
+
+
 def test_stacking_resizes_and_keeps_labels_labels():
     label = torch.zeros(10, 12, dtype=torch.int64)
     label[5:] = 255
