@@ -56,6 +56,8 @@ CRITIQUE = {
     "rationality": "the model finds it {:.2f} rational",
 }
 """What the prompt critic measured, in words."""
+ABOUT_THIS = {"this", "that", "it", "its", "here", "why"}
+"""Words of a question that may mean what is on the screen."""
 TOP_CLASSES = 3
 
 
@@ -322,7 +324,7 @@ class RunFacts:
             return [line for name in names for line in self.status(name)]
         if words & {"status", "many", "far", "progress", "accepted", "rejected", "drawn"}:
             return self.status()
-        return self._of_id(present) if present else []
+        return self._of_id(present) if present and words & ABOUT_THIS else []
 
     def _of_nth(self, name: str, number: int, standing: Standing) -> list[str]:
         """The n-th picture drawn; where "rejected" was said and that one is not, the n-th rejected one."""
