@@ -191,7 +191,7 @@ class Conversation:
             what = f"class:{named[0]}"
         elif word == "class":
             what = f"class:{self._review.class_of(self._deps.ledger)[self._here]}"
-        elif word in ("kind", "kinds", *self._review.KINDS):
+        elif word.removesuffix("s") in ("kind", *self._review.KINDS):
             what = self._kind
         elif word in ("all", "everything"):
             what = "all"

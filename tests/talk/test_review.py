@@ -3,14 +3,19 @@
 import io
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from rich.console import Console
 
 from segsmith.agents.judge import Evidence, decide
+from segsmith.agents.run_facts import RunFacts
+from segsmith.cli.pictures import BELOW, BESIDE, COLUMNS, FEWEST, fitting
 from segsmith.cli.talk import Conversation, Quit
 from segsmith.config import Config, JudgeConfig
 from segsmith.errors import SegsmithError
@@ -410,8 +415,61 @@ def test_auto_and_quit(deps):
     total = len(review.pending(deps.ledger, "prompt"))
     assert "QUIT" in talk(deps, "prompt", "n", "q")
     assert len(review.pending(deps.ledger, "prompt")) == total - 1
-    assert "QUIT" not in talk(deps, "prompt", "auto", "kind")
-    assert review.pending(deps.ledger, "prompt") == []
+    for words in (["auto", "kind"], ["auto kind"], ["auto prompts"], ["auto everything"]):
+        assert "QUIT" not in talk(deps, "prompt", *words)
+        assert review.pending(deps.ledger, "prompt") == []
+        review.set_auto(deps.ledger, None)
+        assert review.pending(deps.ledger, "prompt")
+
+
+def test_back_reaches_what_an_earlier_sitting_said_and_shows_it(deps):
+    Walk(deps).go({"round": 0})
+    talk(deps, "prompt", "n", "reject too plain", "q")
+    text = talk(deps, "prompt", "b", "accept rather not", "q")
+    assert "prompt 3 of" in text
+    assert 'reject, "too plain"' in text
+    assert [row.note for row in deps.ledger.decisions("prompt").values()] == ["rather not"]
+    assert text.index("prompt 3 of") < text.index("prompt 2 of") < text.rindex("prompt 3 of")
+
+
+def test_a_verdict_that_was_made_anew_says_what_it_was(deps):
+    finish(deps)
+    one = sorted(review.subjects(deps.ledger, "verdict"))[0]
+    row = deps.ledger.verdicts()[one]
+    review.mark_seen(deps.ledger, "verdict", [one])
+    deps.ledger.add_verdicts([replace(row, accepted=not row.accepted)])
+    was = "accepted" if row.accepted else "rejected"
+    assert f"it was {was} when you looked" in talk(deps, "verdict", *["n"] * 99)
+
+
+def test_a_decision_counts_at_once_in_what_is_told(deps):
+    finish(deps)
+    taken = next(i for i, row in deps.ledger.verdicts().items() if row.accepted)
+    name = review.class_of(deps.ledger)[taken]
+    decide_about(deps, "verdict", taken, "reject")
+    facts = RunFacts(deps.ledger, deps.config.classes, 2, 8)
+    assert facts.behind() == [f"{name} is 1 accepted pictures short of 2"]
+    assert facts.verdict_line(taken) == "rejected, person: a person decided so"
+
+
+def test_ctrl_c_leaves_a_conversation_as_quit_does(deps):
+    Walk(deps).go({"round": 0})
+
+    def interrupted(question, start):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Quit):
+        Conversation(deps, Console(file=io.StringIO()), interrupted).hold(
+            "prompt", review.pending(deps.ledger, "prompt")
+        )
+
+
+@given(st.integers(8, 300), st.integers(8, 300), st.integers(20, 300), st.integers(5, 100))
+def test_a_picture_leaves_room_for_facts_and_question(height, width, columns, lines):
+    wide = fitting(height, width, columns, lines)
+    assert FEWEST <= wide <= COLUMNS
+    assert wide == FEWEST or wide <= columns - BESIDE
+    assert wide == FEWEST or wide * height / width / 2 <= lines - BELOW + 1
 
 
 def test_verdicts_labels_and_masks_are_shown_with_their_grounds(deps):
