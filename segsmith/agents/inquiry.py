@@ -14,6 +14,7 @@ from typing import Any, Literal
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from segsmith.agents.answers import answer
 from segsmith.agents.guidance import quoted
 from segsmith.agents.run_facts import RunFacts, Standing
 from segsmith.memory.store import seed_of
@@ -53,10 +54,10 @@ def ledger_tools(facts: RunFacts) -> list[BaseTool]:
         if class_name == "all":
             return "name one class"
         found = facts.nth_image(class_name, nth, standing)
-        return "\n".join(facts.answer(found, {})) if found else f"there is no such {class_name} picture"
+        return "\n".join(answer(facts, found, {})) if found else f"there is no such {class_name} picture"
 
     def lookup(id: str) -> str:
-        return "\n".join(facts.answer(id.strip(), {})) or "no such id"
+        return "\n".join(answer(facts, id.strip(), {})) or "no such id"
 
     return [
         StructuredTool.from_function(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
-from segsmith.agents.prompt_rules import Lexicon, named_classes
-from segsmith.agents.replies import nth
 from segsmith.memory.ledger import (
     DecisionKind,
     DecisionRow,
@@ -56,8 +53,6 @@ CRITIQUE = {
     "rationality": "the model finds it {:.2f} rational",
 }
 """What the prompt critic measured, in words."""
-ABOUT_THIS = {"this", "that", "it", "its", "here", "why"}
-"""Words of a question that may mean what is on the screen."""
 TOP_CLASSES = 3
 
 
@@ -152,7 +147,7 @@ class RunFacts:
 
     def nth_image(self, class_name: str, number: int, standing: Standing = "any") -> str | None:
         """The id of a class's `number`-th picture (from 1, in the order of drawing) among those of a standing."""
-        ids = [i for i in self.of_class[class_name] if standing == "any" or self._standing(i) == standing]
+        ids = [i for i in self.of_class[class_name] if standing == "any" or self.standing(i) == standing]
         return ids[number - 1] if 0 < number <= len(ids) else None
 
     def verdict_line(self, image_id: str) -> str:
@@ -278,7 +273,7 @@ class RunFacts:
             f"prompt {line[0]}": self.prompt_lines(line[0]),
             **{f"refined from {i}": self.prompt_lines(i) for i in line[1:]},
             "drawn": [f"seed {row.seed} by {row.backend}, round {row.round}, sha256 {row.sha256[:16]}"],
-            "verdict": [self.verdict_line(image_id), self._scores_line(image_id)],
+            "verdict": [self.verdict_line(image_id), self.scores_line(image_id)],
             "labels": self.label_lines(image_id) or ["none yet"],
             "mask": self.mask_lines(image_id),
         }
@@ -296,64 +291,14 @@ class RunFacts:
         """The models of the run, by role."""
         return [f"{m.role}: {m.name} {m.revision}".strip() for m in self._ledger.models().values()]
 
-    def _scores_line(self, image_id: str) -> str:
+    def scores_line(self, image_id: str) -> str:
+        """CLIP's likeliest classes in a line."""
         return "CLIP: " + (", ".join(f"{c} {p:.3f}" for c, p in self.top_classes(image_id)) or "not measured")
 
-    def _standing(self, image_id: str) -> Standing | Literal["undecided"]:
+    def standing(self, image_id: str) -> Standing | Literal["undecided"]:
+        """Is an image accepted, rejected, or neither yet?"""
         verdict = self.verdicts.get(image_id)
         return "undecided" if verdict is None else "accepted" if verdict.accepted else "rejected"
-
-    # -- questions without a model ----------------------------------------------------------------
-
-    def answer(self, question: str, lexicon: Lexicon, present: str = "") -> list[str]:
-        """Lines that answer "why was the third bus rejected?", "which class is behind?", an id, or a class.
-
-        `present` is the id of the image or prompt on the screen; "the third one" is the third of its class.
-        No answer is an empty list.
-        """
-        if match := re.search(r"\b[ip]-[0-9a-f]{2,12}\b", question.lower()):
-            return self._of_id(match.group())
-        names = named_classes(question, lexicon)
-        words = set(re.findall(r"[a-z]+", question.lower()))
-        if (number := nth(question)) and (names or present):
-            name = names[0] if names else self.target(present)
-            return self._of_nth(name, number, "rejected" if "rejected" in words else "any")
-        if words & {"behind", "missing", "short", "left", "lacking"}:
-            return self.behind()
-        if names:
-            return [line for name in names for line in self.status(name)]
-        if words & {"status", "many", "far", "progress", "accepted", "rejected", "drawn"}:
-            return self.status()
-        return self._of_id(present) if present and words & ABOUT_THIS else []
-
-    def _of_nth(self, name: str, number: int, standing: Standing) -> list[str]:
-        """The n-th picture drawn; where "rejected" was said and that one is not, the n-th rejected one."""
-        found, first = self.nth_image(name, number), ""
-        if found and standing == "rejected" and self._standing(found) != "rejected":
-            first = f"{name} number {number} was not rejected; among the rejected, number {number} is:"
-            found = self.nth_image(name, number, standing)
-        if found is None and first:
-            return [
-                f"{name} number {number} was not rejected: {self.verdict_line(self.of_class[name][number - 1])}"
-            ]
-        if found is None:
-            return [f"{name} has no picture number {number}: {len(self.of_class[name])} are drawn"]
-        return [first, *self._of_id(found)] if first else self._of_id(found)
-
-    def _of_id(self, beginning: str) -> list[str]:
-        images = [i for i in self.images if i.startswith(beginning)]
-        prompts = [i for i in self.prompts if i.startswith(beginning)]
-        if len(images) == 1:
-            i = images[0]
-            number = self.of_class[self.target(i)].index(i) + 1
-            return [
-                f"{i} is {self.target(i)} number {number} in the order of drawing: {self.verdict_line(i)}",
-                self._scores_line(i),
-                f"prompt: {self.prompts[self.images[i].prompt_id].text}",
-            ]
-        if len(prompts) == 1:
-            return self.prompt_lines(prompts[0])
-        return [f"{beginning} names {'several things' if images or prompts else 'nothing'} of this run"]
 
 
 def decision_line(row: DecisionRow) -> str:

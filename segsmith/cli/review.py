@@ -136,7 +136,8 @@ def stopped_here(run: Path) -> str:
 
 
 def _take(run: Path, answers: Path) -> None:
-    from segsmith.graph.review import read_answers, record, stale
+    from segsmith.graph.decisions_file import read_answers
+    from segsmith.graph.review import record, stale
 
     with ExitStack() as stack:
         deps = _held(run, stack)

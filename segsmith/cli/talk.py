@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from segsmith.agents.answers import answer
 from segsmith.cli.console import shown
+from segsmith.cli.talk_words import EFFECT, HELP, KEYS
 from segsmith.errors import SegsmithError
 
 if TYPE_CHECKING:
@@ -16,35 +18,6 @@ if TYPE_CHECKING:
     from segsmith.agents.run_facts import RunFacts
     from segsmith.graph.deps import Deps
     from segsmith.memory.ledger import DecisionKind
-
-HELP = {
-    "accept, a": "your word stands, whatever the agents say later; with a reason: accept good light",
-    "reject, r": "the same, against it: reject half a cat",
-    "edit, e": "a prompt: its new text; labels and masks: the classes to be seen, e cat, bus",
-    "next, n, Enter": "leave this one to the agents",
-    "back, b": "the one before, of an earlier sitting as well",
-    "auto": "ask no more about: auto class, auto bus, auto kind (say, all prompts), auto all; auto off asks again",
-    "why, w": "all that is known of this one; of others: why 3rd bus, why i-12ab",
-    "status, s": "where each class stands",
-    "guidance, g": "your wishes; forget 2 withdraws one, edit 2 ... says it anew",
-    "quit, q, Ctrl-C": "stop here; later go on at this very item",
-    "a sentence": "a wish for the prompts to come: more of them at night, and no cartoons",
-    "a question": "about the run: why was the third one rejected? which class is behind?",
-}
-KEYS = "a accept · r reject{edit} · Enter next · b back · w why · q quit · ? help"
-EFFECT = {
-    ("prompt", "accept"): "it is drawn, whatever the critic says",
-    ("prompt", "reject"): "it is not drawn",
-    ("prompt", "edit"): "the new text is drawn instead of the old one",
-    ("verdict", "accept"): "it is in, whatever the judge says",
-    ("verdict", "reject"): "it is out; another one takes its place",
-    ("label", "accept"): "its labels stay as they are",
-    ("label", "reject"): "its labels are CLIP's again",
-    ("label", "edit"): "its labels are yours",
-    ("mask", "accept"): "it is in the dataset",
-    ("mask", "reject"): "it stays out of the dataset",
-    ("mask", "edit"): "the mask is made again for these labels and shown again",
-}
 
 Moved = Literal["on", "back"]
 Read = Callable[[str, str], str]
@@ -210,7 +183,7 @@ class Conversation:
     def _on_why(self, rest: str) -> None:
         facts = self._facts()
         if rest:
-            self._lines(facts.answer(f"why {rest}", self._lexicon, self._here))
+            self._lines(answer(facts, f"why {rest}", self._lexicon, self._here))
             return
         from segsmith.cli.cards import sections
 
@@ -261,11 +234,11 @@ class Conversation:
             if told.answer:
                 self._say(told.answer, "b")
             self._lines(
-                told.facts or facts.answer(line, self._lexicon, self._here),
+                told.facts or answer(facts, line, self._lexicon, self._here),
                 "dim" if told.answer else "",
             )
             return
-        self._lines(facts.answer(line, self._lexicon, self._here))
+        self._lines(answer(facts, line, self._lexicon, self._here))
 
     def _wish(self, said: str, number: int | None = None) -> None:
         """Take a wish up, or say wish `number` anew."""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from make_run import make_run, remember
 
-from segsmith.graph.review import read_answers
+from segsmith.graph.decisions_file import read_answers
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.store import RunFolder
 from segsmith.report.build import build_report

@@ -3,6 +3,7 @@
 import pytest
 from scripted_chat import Chat
 
+from segsmith.agents.answers import answer
 from segsmith.agents.inquiry import inquire, ledger_tools
 from segsmith.agents.prompt_rules import make_lexicon
 from segsmith.agents.run_facts import RunFacts
@@ -46,7 +47,7 @@ def facts(ledger):
 
 
 def said(facts, question, present=""):
-    return "\n".join(facts.answer(question, LEXICON, present))
+    return "\n".join(answer(facts, question, LEXICON, present))
 
 
 def test_why_an_ordinal_was_rejected(facts):
@@ -69,7 +70,7 @@ def test_which_class_is_behind(facts):
 
 
 def test_an_unknown_question_is_not_answered(facts):
-    assert facts.answer("what is the meaning of life?", LEXICON) == []
+    assert answer(facts, "what is the meaning of life?", LEXICON) == []
 
 
 def test_an_images_whole_life(facts):

@@ -22,6 +22,7 @@ from segsmith.errors import SegsmithError
 from segsmith.graph import build as graph_module
 from segsmith.graph import review
 from segsmith.graph.build import build_graph
+from segsmith.graph.decisions_file import read_answers
 from segsmith.graph.deps import Deps, forget, register
 from segsmith.graph.state import RunContext
 from segsmith.memory.ledger import DecisionRow, GuidanceRow, LabelRow, MaskRow, PromptRow, VerdictRow
@@ -309,7 +310,7 @@ def test_a_person_outranks_the_judge_and_counts_first():
 def answers(deps, *lines):
     path = deps.run.root / "decisions.jsonl"
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    return review.read_answers(deps, path)
+    return read_answers(deps, path)
 
 
 def test_the_reports_file_of_verdicts_is_read(deps):
@@ -362,7 +363,7 @@ def test_a_bad_line_is_named_and_nothing_changes(deps, line, words):
 
 def test_a_file_that_is_not_there(deps):
     with pytest.raises(SegsmithError, match="cannot be read"):
-        review.read_answers(deps, deps.run.root / "none.jsonl")
+        read_answers(deps, deps.run.root / "none.jsonl")
 
 
 # -- the conversation ------------------------------------------------------------------------------
