@@ -23,6 +23,9 @@ from segsmith.cli import (  # noqa: F401
 from segsmith.cli.console import app, err, shown
 from segsmith.errors import SegsmithError
 
+INTERRUPTED = 130
+"""The exit code that typer makes of Ctrl-C."""
+
 
 def main() -> None:
     """Run the command; a `SegsmithError` becomes one line and exit code 2."""
@@ -31,6 +34,7 @@ def main() -> None:
     except SegsmithError as error:
         err.print(f"[red]segsmith:[/red] {shown(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from here")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            err.print("stopped; the same command goes on from here")
+        raise

@@ -1,13 +1,11 @@
 """A build that is killed at random moments ends as one that was never stopped."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 from functools import partial
 
-import pytest
 from trust_run import SMALL
 
 from benchmarks import kill_anywhere as bench
@@ -15,12 +13,12 @@ from segsmith.graph import review
 from segsmith.memory.ledger import DecisionRow, Ledger
 
 
-def killed_six_times(folder):
+def test_a_build_killed_anywhere_ends_as_if_it_had_not_been(tmp_path):
     bench.preload()
     config = bench.small_config(trainer={"epochs": 2, "batch_size": 4}, evaluation={"images": 2})
-    whole = folder / "whole"
-    assert bench.sitting(config, whole, folder / "whole.txt")
-    run, journal = folder / "run", folder / "run.txt"
+    whole = tmp_path / "whole"
+    assert bench.sitting(config, whole, tmp_path / "whole.txt")
+    run, journal = tmp_path / "run", tmp_path / "run.txt"
     rng = random.Random(7)
     kills = 0
     while kills < 6 and not bench.sitting(config, run, journal, kill_after=rng.uniform(0.2, 2.5)):
@@ -63,7 +61,7 @@ def wanted(ledger, kind, subjects):
     return [(subjects[0], "edit", {"labels": ["cat", "dog"]})] if kind == "label" else []
 
 
-def decided_then_killed(tmp_path):
+def test_decisions_of_a_run_that_is_killed_stand_and_outrank_the_agents(tmp_path):
     bench.preload()
     config = bench.small_config(**SMALL)
     never = partial(a_person, die_at="never")
@@ -83,13 +81,3 @@ def decided_then_killed(tmp_path):
     assert sorted(row.action for row in verdicts.values()) == ["accept", "reject"]
     assert [ledger.labels("relabel")[i].classes for i in labels] == [("cat", "dog")]
     ledger.close()
-
-
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("scenario", [killed_six_times, decided_then_killed])
-def test_a_killed_build_ends_as_if_it_had_not_been(tmp_path, scenario):
-    # In a fresh process: this one has threads of other tests, and a fork of it could wait for them for ever.
-    process = multiprocessing.get_context("spawn").Process(target=scenario, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0

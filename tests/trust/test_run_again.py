@@ -137,6 +137,16 @@ def test_a_conversation_is_taken_up_at_the_very_item_before_any_model_is_loaded(
         assert f"stopped here; go on with: segsmith step {run}" in said
 
 
+def test_ctrl_c_says_how_to_go_on(run, segsmith, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segsmith.cli.build.run_build", stopped)
+    code, _, said = segsmith("build", "--from", run / "run.toml", "--out", run)
+    assert code == 130
+    assert "same command goes on" in said
+
+
 def quit_():
     raise EOFError
 
