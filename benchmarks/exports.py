@@ -47,7 +47,7 @@ def throughput(folder: Path, images: int, size: int) -> None:
         export_seconds = timed(lambda form=form: export_dataset(run, ledger, config, form))
         out = run.dataset / form
         copy_seconds = statistics.median(
-            timed(partial(copied, out, folder / f"copy{n}")) for n in range(COPIES)
+            timed(partial(copied, out, folder / f"copy-{form}-{n}")) for n in range(COPIES)
         )
         files = [p for p in out.rglob("*") if p.is_file()]
         megabytes = sum(p.stat().st_size for p in files) / 1e6
