@@ -3,10 +3,8 @@
 What the adapter costs is the question, not what the pictures show, so weights are random and nothing is
 downloaded. Bare and adapted runs alternate in one process; the ratio is of medians.
 
-    python -m benchmarks.gpu_throughput            # SDXL's sizes, on a GPU (about 8 GiB)
-    python -m benchmarks.gpu_throughput --tiny     # the same code on a CPU, to see that it runs
-
-CLIP and SAM have rows of their own with ``--clip NAME:FILE`` and ``--sam FILE`` (random-weight files will do).
+    python -m benchmarks.gpu_throughput            # SDXL, CLIP ViT-L/14, SAM ViT-H: a GPU with 12 GiB, 12 GB of disk
+    python -m benchmarks.gpu_throughput --tiny     # the same code on small models, on a CPU, to see that it runs
 """
 
 from __future__ import annotations
@@ -20,13 +18,19 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
+import open_clip
+import segment_anything
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from segsmith.config import ImagesConfig
-from segsmith.tools.devices import choose_device
+from segsmith.tools.clip import OpenClipEncoder
+from segsmith.tools.devices import autocast, choose_device, choose_dtype
 from segsmith.tools.diffusion import DiffusionBackend
 from segsmith.tools.protocols import ImageRequest, OutOfMemory
+from segsmith.tools.sam import SamSegmenter
 from tests import tiny_pipelines
 
 
@@ -63,6 +67,24 @@ def save_sdxl(folder: Path) -> Path:
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(folder)
     return folder
+
+
+def save_clip(name: str, folder: Path) -> str:
+    """open_clip's architecture `name` with random weights, as the spec that loads it."""
+    with torch.device(choose_device("auto")):
+        model = open_clip.create_model(name)
+    path = folder / f"{name}.safetensors"
+    save_file({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, path)
+    return f"{name}:{path}"
+
+
+def save_sam(kind: str, folder: Path) -> str:
+    """SAM's architecture `kind` ("vit_h") with random weights, as an official checkpoint."""
+    with torch.device(choose_device("auto")):
+        model = segment_anything.sam_model_registry[kind](checkpoint=None)
+    path = folder / f"sam_{kind}.pth"
+    torch.save({key: value.cpu() for key, value in model.state_dict().items()}, path)
+    return str(path)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -135,24 +157,21 @@ def out_of_memory(backend: DiffusionBackend, requests: list[ImageRequest]) -> No
 
 
 def clip(spec: str, batch: int, repeats: int) -> None:
-    from PIL import Image
-
-    from segsmith.tools.clip import OpenClipEncoder
-
+    device = choose_device("auto")
     encoder = OpenClipEncoder.load(spec)
     images = [np.random.default_rng(i).integers(0, 255, (512, 512, 3), dtype=np.uint8) for i in range(batch)]
 
     def bare():
         pixels = torch.stack([encoder.preprocess(Image.fromarray(i)) for i in images]).to(encoder.device)
-        with torch.inference_mode(), encoder._precision():
+        with torch.inference_mode(), autocast(device, choose_dtype(device)):
             return encoder.model.encode_image(pixels, normalize=True).cpu()
 
-    against(f"CLIP {spec}, {batch}", lambda: encoder.embed_images(images), bare, batch, repeats)
+    against(
+        f"CLIP {spec.partition(':')[0]}, {batch}", lambda: encoder.embed_images(images), bare, batch, repeats
+    )
 
 
 def sam(spec: str, repeats: int) -> None:
-    from segsmith.tools.sam import SamSegmenter
-
     segmenter = SamSegmenter.load(spec)
     image = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
     points = [np.array([[200.0 + 50 * i, 300.0]], dtype=np.float32) for i in range(8)]
@@ -161,28 +180,25 @@ def sam(spec: str, repeats: int) -> None:
     against("SAM, 8 prompts of one image", one, each, 1, repeats, other="prompt by prompt")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--tiny", action="store_true", help="tiny models on whatever device there is")
-    options.add_argument("--clip", default="", help="open_clip name:file, e.g. ViT-L-14:random.safetensors")
-    options.add_argument("--sam", default="", help="a SAM checkpoint file")
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--repeats", type=int, default=3)
-    given = options.parse_args()
+    given = options.parse_args(arguments)
     if not given.tiny and not torch.cuda.is_available():
         raise SystemExit("No CUDA device: add --tiny to see that it runs.")
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, device {choose_device('auto')}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         if given.tiny:
-            pipeline, size = tiny_pipelines.save("sdxl", Path(folder) / "p"), tiny_pipelines.SIDE
+            pipeline, size = tiny_pipelines.save("sdxl", folder / "p"), tiny_pipelines.SIDE
         else:
-            pipeline, size = save_sdxl(Path(folder) / "p"), 1024
+            pipeline, size = save_sdxl(folder / "p"), 1024
         diffusion(pipeline, size, given.steps, given.batch, given.repeats)
-    if given.clip or given.tiny:
-        clip(given.clip or "mini", 16, given.repeats)
-    if given.sam or given.tiny:
-        sam(given.sam or "mini", given.repeats)
+        clip("mini" if given.tiny else save_clip("ViT-L-14", folder), 16, given.repeats)
+        sam("mini" if given.tiny else save_sam("vit_h", folder), given.repeats)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.utils import logging as diffusers_logging
 
 from segsmith.config import ImagesConfig
 from segsmith.tools.diffusion import DiffusionBackend
@@ -79,6 +81,9 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--double", action="store_true", help="compute in float64")
     given = options.parse_args()
+    warnings.filterwarnings("ignore")
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         pipeline = tiny_pipelines.save(given.kind, Path(folder) / given.kind)
         number = "float64" if given.double else "float32"

@@ -1,5 +1,6 @@
 """The command: every mistake gets one line with the remedy, exit code 2, and leaves nothing behind."""
 
+import struct
 import sys
 
 import pytest
@@ -44,7 +45,28 @@ BAD = [
     (["--classes", "cat", "--set", "judge.clip=/nowhere"], "/nowhere"),
     (["--classes", "cat", "--set", "labeler.sam=/nowhere.pth"], "/nowhere.pth"),
     (["--classes", "cat", "--set", "llm.gguf=/nowhere.gguf"], "/nowhere.gguf"),
-]
+    (["--classes", "cat", "--set", "llm.gguf=hf:lab/none"], "names no file"),
+    (["--classes", "cat", "--set", "llm.server=openai"], "OPENAI_API_KEY"),
+    (["--classes", "cat", "--set", "llm.server=openai", "--set", "llm.base_url=http://127.0.0.1:9/v1"], "No language"),
+    (["--classes", "cat", "--set", "llm.server=vllm", "--set", "llm.vllm_command=/nowhere", "--set", "llm.model=."],
+     "vLLM is not installed"),
+    (["--classes", "cat", "--set", "llm.server=vllm", "--set", "llm.vllm_command=ls", "--set", "llm.model=."],
+     "holds no language model"),
+    (["--classes", "cat", "--set", "images.backend=hosted", "--set", "images.model=x"], "OPENAI_API_KEY"),
+    (["--classes", "cat", "--set", "images.backend=diffusion"], "no model is named"),
+    (["--classes", "cat", "--set", "images.backend=diffusion", "--set", "images.model=/nowhere"], "/nowhere"),
+    (["--classes", "cat", "--set", "images.backend=diffusion", "--set", "images.model=lab/none", "--offline"],
+     "--offline fetches nothing"),
+    (["--classes", "cat", "--preset", "cpu", "--offline"], "--offline fetches nothing"),
+    (["--classes", "cat", "--preset", "hosted", "--offline"], "--offline asks nobody"),
+    (["--classes", "cat", "--set", "judge.clip=ViT-B-32:none"], "and 16 more"),
+    (["--classes", "cat", "--set", "judge.clip=ViT-Nope:x"], "ViT-Nope"),
+    (["--classes", "cat", "--set", "labeler.vit=vit_nope"], "vit_nope"),
+    (["--classes", "cat", "--set", "labeler.sam=sam_vit_z"], "sam_vit_z"),
+    (["--classes", "cat", "--set", "trainer.encoder=nope"], "Wrong encoder name"),
+    (["--classes", "cat", "--set", "trainer.architecture=nope"], "DeepLabV3Plus"),
+    (["--classes", "cat", "--set", "compute.device=cuda:99"], "no device 'cuda:99'"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=[b[1] for b in BAD])
@@ -56,6 +78,39 @@ def test_mistakes_cost_one_line_and_nothing_else(segsmith, tmp_path, monkeypatch
     assert complaint.count("\n") == 1
     assert "Traceback" not in complaint
     assert not list(tmp_path.iterdir())
+
+
+BROKEN = [
+    ("model.gguf", b"no model", "llm.gguf", "not a GGUF file"),
+    ("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 1, 0), "llm.gguf", "ends within its header"),
+    ("sam_vit_b.pth", bytes(range(256)) * 40, "labeler.sam", "sam_vit_b.pth"),
+    ("weights.safetensors", b"\xff" * 4000, "judge.clip=ViT-B-32:", "weights.safetensors"),
+    ("weights.safetensors", b"\xff" * 4000, "labeler.vit=vit_tiny_patch16_224:", "weights.safetensors"),
+    ("model_index.json", b"{}", "images.model", "no safetensors weights"),
+    ("model_index.json", b"[", "images.model", "no pipeline index"),
+    ("readme.txt", b"", "images.model", "holds no model_index.json"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "setting", "words"), BROKEN, ids=[f"{b[2]}-{b[3]}" for b in BROKEN]
+)
+def test_a_broken_model_file_costs_one_line_and_nothing_else(
+    segsmith, tmp_path, name, content, setting, words
+):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    of_folder = setting == "images.model"
+    value = f"{setting}{'' if '=' in setting else '='}{folder if of_folder else folder / name}"
+    more = ["--set", "images.backend=diffusion"] if of_folder else []
+    code, _, complaint = segsmith(
+        "build", "--classes", "cat", "--set", value, *more, "--out", tmp_path / "run"
+    )
+    assert code == 2
+    assert words in complaint
+    assert complaint.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["models"]
 
 
 def test_a_broken_config_file_is_named(segsmith, tmp_path):

@@ -18,6 +18,14 @@ app.add_typer(models_app, name="models")
 
 PresetOption = Annotated[str, typer.Option(help="auto, sim, cpu, gpu or hosted")]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="fetch nothing from anywhere")]
+SOURCES = {
+    "package": "part of segsmith",
+    "wheel": "from the package index",
+    "hub": "from the hub",
+    "url": "from a plain URL",
+    "file": "a local file",
+    "service": "behind a URL",
+}
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="any setting, as in build")]
 ConfigOption = Annotated[Path | None, typer.Option(help="TOML file of settings, as in build")]
 
@@ -128,11 +136,12 @@ def _pull_with_progress(missing: list[Any]) -> None:
 
 
 def _print_models(settings: Config) -> None:
+    """Two lines a model, so that a name is whole in 80 columns."""
     from segsmith.tools.model_files import find
     from segsmith.tools.needs import needs_of
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("role", "model", "size", "licence", "source", "sha256", "here"):
+    for heading in ("role", "model", "size", "here"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
     total = missing = 0
     for need in needs_of(settings):
@@ -140,30 +149,22 @@ def _print_models(settings: Config) -> None:
         size = (need.known.size if need.known else 0) or (found.size if found else 0)
         total += size
         missing += size if found is None else 0
-        table.add_row(
-            need.role,
-            shown(_short(_last(need.name), 34)),
-            readable(size),
-            shown((found and found.licence) or need.licence or "see its card"),
-            need.kind,
-            ((found and found.sha256) or need.sha256)[:12] or "-",
-            _here(need.kind, found is not None),
-        )
+        licence = (found and found.licence) or need.licence or "licence: see its card"
+        sha256 = (found and found.sha256) or need.sha256
+        facts = [licence, SOURCES[need.kind], *([f"sha256 {sha256[:12]}"] if sha256 else [])]
+        name = shown(_short(need.name, 200))
+        table.add_row(need.role, name, readable(size), _here(need.kind, found is not None))
+        table.add_row("", f"[dim]{shown(', '.join(facts))}[/dim]")
     out.print(table)
-    out.print(f"{readable(total)} in all, {readable(missing)} to fetch")
+    out.print(f"{readable(total)} in all, {readable(missing) if missing else 'nothing'} to fetch")
     if missing:
         out.print(f"Type: segsmith models pull --preset {settings.preset}")
 
 
 def _here(kind: str, found: bool) -> str:
     if kind == "service":
-        return "not needed"
+        return "online"
     return "yes" if found else "[yellow]no[/yellow]"
-
-
-def _last(name: str) -> str:
-    """The part of a hub id or path that tells it apart."""
-    return name.rpartition("/")[2] or name
 
 
 def _short(text: str, width: int) -> str:

@@ -59,8 +59,9 @@ def plan(
         f"{made.tokens_in + made.tokens_out:,}",
         f"{made.tokens_in:,} in, {made.tokens_out:,} out",
     )
-    table.add_row("hours", f"{made.hours:.1f}", shown(made.sources["time"]))
-    table.add_row("disk", readable(made.disk), f"and {readable(made.to_fetch)} of models to fetch")
+    table.add_row("time", _duration(made.hours), shown(made.sources["time"]))
+    fetch = f"and {readable(made.to_fetch)} of models to fetch" if made.to_fetch else "all models are here"
+    table.add_row("disk", readable(made.disk), fetch)
     table.add_row("GPU memory", readable(made.gpu), "at its fullest, an estimate" if made.gpu else "none")
     table.add_row(
         "dollars",
@@ -68,3 +69,7 @@ def plan(
         "at the prices in the config" if made.usd else "no prices, or no paid model",
     )
     out.print(table)
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"

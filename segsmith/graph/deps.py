@@ -269,12 +269,14 @@ def check_images(config: Config) -> None:
 
 
 def check_models(config: Config, *, ask_llm: bool = True) -> None:
-    """Fetch what is missing (offline: refuse), open every model file a config names, once, and let it go.
+    """Fetch what is missing (offline: refuse), open every model file a config names, once, and let it go; build the
+    segmenter once, too.
 
     So what is missing or broken is said before the run starts. Raises `SegsmithError` with what to type. No
     server is started; one named by its URL is asked only where `ask_llm`, since a run that is past its
     prompts needs none.
     """
+    from segsmith.segmentation.network import build_segmenter
     from segsmith.tools.clip import OpenClipEncoder
     from segsmith.tools.llm import check_llm
     from segsmith.tools.model_files import require
@@ -286,7 +288,8 @@ def check_models(config: Config, *, ask_llm: bool = True) -> None:
     if ask_llm or config.llm.server != "openai":
         check_llm(config.llm, api_key())
     compute = config.compute
-    OpenClipEncoder.load(config.judge.clip, compute.device, compute.precision)
+    encoder = OpenClipEncoder.load(config.judge.clip, compute.device, compute.precision)
+    build_segmenter(config.trainer, len(config.classes), encoder.tower)
     if config.labeler.vit != "judge":
         from segsmith.tools.vit import TimmPatchClassifier
 

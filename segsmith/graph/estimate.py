@@ -109,7 +109,8 @@ def _time_source(config: Config, figures: Figures | None) -> str:
     if figures is not None:
         return figures.source
     known = {n.role: n.known for n in needs_of(config)}["images"]
-    return known.seconds_source if known and known.seconds_source else "nothing is known; drawing is left out"
+    drawing = known.seconds_source if known and known.seconds_source else "drawing unknown and left out"
+    return f"{drawing}; the rest a guess, {OTHER_SECONDS:g} s per accepted image"
 
 
 # -- figures that were measured -------------------------------------------------------------------------

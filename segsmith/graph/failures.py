@@ -45,7 +45,7 @@ def explained(error: BaseException, folder: Path) -> SegsmithError | None:
         if isinstance(cause, OutOfMemory | MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return SegsmithError(
                 f"Memory ran out ({_first_line(cause) or type(cause).__name__}).",
-                f"Close other programs or lower images.batch_size in a new run; else {AGAIN}",
+                f"Close other programs or lower images.batch_size, {AGAIN}",
             )
         if isinstance(cause, sqlite3.DatabaseError):
             return SegsmithError(

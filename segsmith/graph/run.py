@@ -7,7 +7,7 @@ import resource
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from segsmith.graph.provenance import model_rows
 from segsmith.graph.record import RunRecord, installed_versions, read_record, resumed, write_record
 from segsmith.graph.review import REENTER, stale
 from segsmith.graph.state import RunContext
+from segsmith.memory.ledger import Ledger
 from segsmith.memory.store import PART, RunFolder
 
 THREAD = "build"
@@ -56,7 +57,8 @@ def build_run(
     run = RunFolder(out)
     with ExitStack() as stack:
         stack.enter_context(one_line(run.root))
-        record = _record_of(run, config)
+        anew = _starts_over(run, config)
+        record = RunRecord(config, installed_versions()) if anew else _record_of(run, config)
         config = record.config
         check_models(config, ask_llm=not run.config.exists())
         run.create()
@@ -70,7 +72,10 @@ def build_run(
         stack.callback(forget, deps)
         checkpoints = sqlite3.connect(run.graph, check_same_thread=False)
         stack.callback(checkpoints.close)
-        graph = build_graph(SqliteSaver(checkpoints))
+        saver = SqliteSaver(checkpoints)
+        if anew:
+            saver.delete_thread(THREAD)
+        graph = build_graph(saver)
         options: Any = {
             "configurable": {"thread_id": THREAD},
             "recursion_limit": RECURSION_LIMIT,
@@ -120,6 +125,17 @@ def build_run(
         clock.save()
         _write_report(deps)
         yield {"kind": "end", **_ending(deps, graph.get_state(options).values)}
+
+
+def _starts_over(run: RunFolder, config: Config) -> bool:
+    """Did a sitting with another config end here before its first prompt?
+
+    Say because its language model could not start. Then the run may begin again with what is typed now.
+    """
+    if not run.config.exists() or not run.ledger.exists() or read_record(run.config).asked == config:
+        return False
+    with closing(Ledger(run.ledger)) as ledger:
+        return not (ledger.prompts() or ledger.guidance(active_only=False))
 
 
 def _record_of(run: RunFolder, config: Config) -> RunRecord:

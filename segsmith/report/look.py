@@ -21,7 +21,7 @@ def step(share: float) -> int:
 
 def style(classes: Sequence[str]) -> str:
     """CSS: ``v0`` to ``v100`` set ``--v``, ``x`` and ``y`` place in percent, ``k1`` … give a class its look."""
-    steps = "".join(f".v{n}{{--v:{n / 100:g}}}.x{n}{{left:{n}%}}.y{n}{{top:{n}%}}" for n in range(101))
+    steps = "".join(f".v{n}{{--v:{n / 100:g}}}.x{n}{{--x:{n}}}.y{n}{{--y:{n}}}" for n in range(101))
     looks = "".join(
         f".k{k}{{--k:{class_colour(k)};--shape:{clip_path(SHAPES[class_shape(k)])}}}"
         for k in range(1, len(classes) + 1)

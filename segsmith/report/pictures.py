@@ -24,6 +24,8 @@ SIDE = 128
 JPEG_QUALITY = 82
 TAG_MIN_SHARE = 0.015
 """Regions below this share of the picture get no name tag; it would cover them."""
+TAG_WIDTH, TAG_HEIGHT = 40, 16
+"""Of a name in a small picture, percent of its side; roughly."""
 
 # The first seven are Okabe and Ito's, made to be told apart without full colour vision, with a yellow that
 # still shows on white; past eight classes the shape, not the colour, tells them apart.
@@ -133,8 +135,11 @@ def _colours(classes: int) -> NDArray[np.uint8]:
 
 
 def name_tags(mask: NDArray[np.uint8], classes: Sequence[str]) -> list[Tag]:
-    """Where to write the names of the classes on a mask: above the largest region of each."""
-    tags = []
+    """Where to write the names of the classes on a mask: above the largest region of each, not on each other.
+
+    Places are percents from edge to edge as in CSS's ``object-position``: at 100 a name ends at the edge.
+    """
+    tags: list[Tag] = []
     for index in sorted(set(np.unique(mask).tolist()) - {0, VOID}):
         region = mask == index
         if index > len(classes) or region.mean() < TAG_MIN_SHARE:
@@ -143,11 +148,13 @@ def name_tags(mask: NDArray[np.uint8], classes: Sequence[str]) -> list[Tag]:
         largest = 1 + int(np.bincount(blobs.ravel())[1:].argmax())
         rows, columns = ndimage.find_objects(blobs)[largest - 1]
         height, width = mask.shape
-        # Above the object, so that the name does not cover it, and never over the edge of the picture.
-        half = min(44.0, 8 + 1.7 * len(classes[index - 1]))
-        x = min(max(50 * (columns.start + columns.stop) / width, half), 100 - half)
-        y = min(max(100 * rows.start / height - 6, 7), 93)
-        tags.append(Tag(classes[index - 1], x, y))
+        # Above the object, so that the name does not cover it.
+        x = 50 * (columns.start + columns.stop) / width
+        y = max(100 * rows.start / height - TAG_HEIGHT / 2, 0)
+        while any(abs(x - t.x) < TAG_WIDTH and abs(y - t.y) < TAG_HEIGHT for t in tags):
+            y += TAG_HEIGHT
+        if y <= 100:
+            tags.append(Tag(classes[index - 1], x, y))
     return tags
 
 

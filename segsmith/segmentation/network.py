@@ -87,8 +87,9 @@ def bare_segmenter(architecture: str, encoder: str, n_classes: int, decoder: Map
         )
     # What the two libraries raise for a name they lack, or an encoder that cannot serve this decoder.
     except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        said = str(error).strip("\"'").partition(", supported encoders")[0]
         raise SegsmithError(
-            f"Encoder {encoder!r} cannot be used in {architecture}: {error}.",
+            f"Encoder {encoder!r} cannot be used in {architecture}: {said:.200}.",
             "Name an encoder of segmentation-models-pytorch, or 'tu-' and a timm model, e.g. tu-resnet10t.",
         ) from None
     set_normalisation(model, MEAN, STD)

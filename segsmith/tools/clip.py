@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 BPE_FILE = "bpe.txt.gz"
 """A folder that holds this file brings its own byte-pair vocabulary for open_clip's SimpleTokenizer."""
+SHOWN_TAGS = 6
 TEXT_CACHE = 8192
 READ_ERRORS = (
     RuntimeError,
@@ -193,9 +194,16 @@ def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
         problem = f"has no weights {weights!r}" if weights else "needs weights"
         raise SegsmithError(
             f"The open_clip model {name} {problem}.",
-            f"Type {name}: and a file, or one of its tags: {', '.join(tags) or 'none'}.",
+            f"Type {name}: and a file, or one of its tags: {_some(weights, tags)}.",
         )
     return name, weights if weights in tags else str(file), None
+
+
+def _some(wanted: str, tags: Sequence[str]) -> str:
+    """The tags nearest to what was typed, and how many more there are."""
+    near = difflib.get_close_matches(wanted, tags, n=SHOWN_TAGS, cutoff=0) or list(tags)[:SHOWN_TAGS]
+    more = len(tags) - len(near)
+    return (", ".join(near) or "none") + (f" and {more} more" if more else "")
 
 
 def _unit(embedded: torch.Tensor) -> Vectors:

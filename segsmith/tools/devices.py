@@ -24,9 +24,9 @@ def choose_device(device: str = "auto") -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or ["unknown"])[0]
+        reason = (str(error).splitlines() or ["unknown"])[0].split(". ")[0].rstrip(".")
         raise SegsmithError(
-            f"There is no device {device!r}: {reason:.120}", "Use auto, cpu, cuda, cuda:<number> or mps."
+            f"There is no device {device!r}: {reason:.120}.", "Use auto, cpu, cuda, cuda:<number> or mps."
         ) from None
     return device
 

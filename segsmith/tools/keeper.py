@@ -34,6 +34,7 @@ def end(server: subprocess.Popen[bytes]) -> None:
     for number, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         try:
             os.killpg(server.pid, number)
+            os.killpg(server.pid, signal.SIGCONT)  # a server somebody stopped hears no polite signal
         except ProcessLookupError:
             break
         try:

@@ -31,7 +31,7 @@ from segsmith.tools.llm_usage import Spent, Usage
 from segsmith.tools.local_server import LocalServer
 from segsmith.tools.protocols import BadReply, Reply
 from segsmith.tools.replies import parse_reply
-from segsmith.tools.vllm import vllm_command, vllm_server
+from segsmith.tools.vllm import check_vllm, vllm_server
 
 OPENAI_URL = "https://api.openai.com/v1"
 SEED_LIMIT = 2**31
@@ -245,7 +245,7 @@ def check_llm(config: LLMConfig, api_key: str | None = None) -> None:
     if config.server == "llamacpp":
         check_llama(config)
     elif config.server == "vllm":
-        vllm_command(config)
+        check_vllm(config)
     else:
         _check_url(config, _remote(config, api_key))
 

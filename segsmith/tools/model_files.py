@@ -127,7 +127,7 @@ def require(needs: Iterable[Need], offline: bool, told: Told = lambda name, done
         if offline and need.kind != "file":
             raise SegsmithError(
                 f"The {need.role} model {need.name} is not on this machine, and --offline fetches nothing.",
-                "Type segsmith models pull with a network, or leave --offline out.",
+                "With a network, type segsmith models pull and the same --preset and --set; or leave --offline out.",
             )
         if need.kind in ("hub", "url"):
             fetch(need, told)
@@ -358,4 +358,6 @@ def _one_hash(hashes: Mapping[str, str]) -> str:
 def _size(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else 0
+    # os.walk passes over folders it may not read.
+    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    return sum(f.stat().st_size for f in files if f.is_file())

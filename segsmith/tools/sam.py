@@ -262,8 +262,10 @@ def _load_official(path: Path) -> Sam:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         width = int(state["image_encoder.pos_embed"].shape[-1])
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError,
-            AttributeError, ValueError) as error:  # fmt: skip
+    except pickle.UnpicklingError:
+        # What torch says here tells a user how to run whatever code is in the file.
+        raise SegsmithError(f"{path} is no file of weights alone, or damaged.", _REMEDY) from None
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SegsmithError(f"{path} is not a whole SAM checkpoint: {reason:.160}.", _REMEDY) from None
     if width not in OFFICIAL:

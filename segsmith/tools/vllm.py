@@ -22,6 +22,17 @@ def vllm_command(config: LLMConfig) -> str:
     return path
 
 
+def check_vllm(config: LLMConfig) -> None:
+    """Say what a vLLM server would lack: the program, or a model in the folder named. Starts nothing."""
+    vllm_command(config)
+    folder = Path(config.model).expanduser()
+    if folder.is_dir() and not ((folder / "config.json").is_file() and list(folder.glob("*.safetensors"))):
+        raise SegsmithError(
+            f"The folder {config.model} holds no language model (config.json and safetensors weights).",
+            "Set llm.model to a hub id, or to a folder that transformers saved.",
+        )
+
+
 def vllm_server(config: LLMConfig, log: Path | None = None) -> LocalServer:
     """``vllm serve MODEL``, not started yet. It holds `gpu_memory_share` of the GPU; the rest is for images.
 

@@ -217,6 +217,43 @@ def test_a_managed_server_is_private_restarts_when_it_dies_and_stops_at_the_end(
     assert second.api_key not in said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MANAGED)
+def test_a_managed_server_that_hangs_in_mid_run_is_restarted(name, tmp_path):
+    """Stopped, it accepts every connection and answers none."""
+    patience = 10 if name == "llamacpp" else 120
+    with open_chat(local_config(name, timeout_s=patience), log=tmp_path / "server.log") as chat:
+        ask(chat)
+        hung = [server_process(chat._server.pid), *descendants(server_process(chat._server.pid))]
+        for pid in hung:
+            os.kill(pid, signal.SIGSTOP)
+        assert isinstance(ask(chat), Photograph)
+        assert chat.restarts == 1
+        assert [pid for pid in hung if alive(pid)] == []
+
+
+def test_a_managed_server_that_lists_its_models_but_never_answers_is_reported(tmp_path):
+    """It may be slow rather than dead, so it is asked twice and then left to the person."""
+    program = tmp_path / "vllm"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys, time\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from scripted_chat_server import ScriptedChatServer\n"
+        "port = int(sys.argv[sys.argv.index('--port') + 1])\n"
+        "ScriptedChatServer(lambda n: 'hang', key=os.environ['VLLM_API_KEY'], models=['m'], port=port)\n"
+        "time.sleep(600)\n"
+    )
+    program.chmod(0o755)
+    config = LLMConfig(server="vllm", vllm_command=str(program), model="m", timeout_s=1)
+    with open_chat(config, log=tmp_path / "server.log") as chat:
+        with pytest.raises(SegsmithError, match="took longer than 1 s") as caught:
+            ask(chat)
+        assert "llm.timeout_s" in caught.value.remedy
+        assert chat.restarts == 0
+        assert chat.usage.snapshot()["calls"] == 1
+
+
 @pytest.mark.parametrize("name", MANAGED)
 def test_a_killed_parent_leaves_no_orphan(name, tmp_path):
     config = local_config(name)

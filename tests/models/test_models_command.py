@@ -37,7 +37,7 @@ def segsmith(tmp_path):
             "HF_ENDPOINT": hub,
             "HF_HOME": str(tmp_path / "hf"),
             "SEGSMITH_CACHE": str(tmp_path / "cache"),
-            "COLUMNS": "100",
+            "COLUMNS": "80",
             "HF_HUB_DISABLE_XET": "1",
         }
         command = [sys.executable, "-m", "segsmith.cli", *arguments]
@@ -50,25 +50,28 @@ def segsmith(tmp_path):
 
 
 def row_of(role, text):
-    """The words of a role's row in the printed table."""
-    table = text[text.index("licence") :]
-    return next(line for line in table.splitlines() if line.startswith(role)).split()
+    """The words of a role's two lines in the printed table."""
+    lines = text[text.index("here\n" if "here\n" in text else "here") :].splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(role))
+    return lines[at].split(), lines[at + 1].split(", ")
 
 
 def test_pull_survives_cut_connections_and_then_is_here_even_offline(segsmith, tmp_path):
     clip = ["--preset", "sim", "--set", "judge.clip=hf-hub:lab/large-clip"]
     code, text, _ = segsmith("models", *clip)
     assert code == 0
-    assert row_of("judge", text)[-1] == "no"
+    assert row_of("judge", text)[0][-1] == "no"
     with serving(repositories=REPOSITORIES, cuts=2) as hub:
         code, text, complaint = segsmith("models", "pull", *clip, hub=hub.url)
         assert code == 0, complaint
         assert any(r for _, _, r in hub.asked)  # a cut was taken up, not begun again
     code, text, _ = segsmith("models", *clip, "--offline")
     assert code == 0
-    row = row_of("judge", text)
+    row, facts = row_of("judge", text)
     assert row[-1] == "yes"
-    assert "mit" in row
+    assert facts[0].strip() == "mit"
+    assert facts[1] == "from the hub"
+    assert facts[2].startswith("sha256 ")
     (record,) = (json.loads(p.read_text()) for p in (tmp_path / "cache" / "models").glob("hub-*.json"))
     assert record["commit"] == COMMIT
 
@@ -108,7 +111,7 @@ def test_a_gguf_of_the_hub(segsmith):
     with serving(repositories=REPOSITORIES) as hub:
         code, text, complaint = segsmith("models", "pull", *gguf, hub=hub.url)
     assert code == 0, complaint
-    assert row_of("llm", text)[-1] == "yes"
+    assert row_of("llm", text)[0][-1] == "yes"
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,23 @@ def test_nothing_sticks_out_sideways(browser, width):
     assert browser.js("return document.documentElement.scrollWidth") <= width
 
 
+def test_on_a_phone_legends_wrap_between_words_and_names_stay_on_their_pictures(browser):
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    painted(browser)
+    broken = browser.js("""
+        const tall = [...document.querySelectorAll('.key-line span')].filter((s) => s.offsetHeight > 32);
+        const out = [...document.querySelectorAll('.pic .tag')].filter((tag) => {
+            const [t, p] = [tag, tag.closest('.pic')].map((e) => e.getBoundingClientRect());
+            return t.left < p.left - 1 || t.right > p.right + 1 || t.top < p.top - 1 || t.bottom > p.bottom + 1;
+        });
+        return [document.querySelectorAll('.pic .tag').length, [...tall, ...out].map((e) => e.textContent)]""")
+    assert broken[0] > 0
+    assert broken[1] == []
+
+
 def test_without_storage_the_page_says_so_and_goes_on(made, tmp_path):
     page, _ = made
     one = Browser(tmp_path, page)

@@ -324,3 +324,18 @@ def test_report_command_opens_the_page_when_asked(tmp_path, monkeypatch, capsys)
         assert not stop.value.code
     assert opened == [run.report.as_uri()]
     assert "no web browser" in capsys.readouterr().err  # the stand-in opens none
+
+
+def test_names_on_a_mask_stay_inside_and_off_each_other():
+    from segsmith.report.pictures import TAG_HEIGHT, TAG_WIDTH, name_tags
+
+    mask = np.zeros((60, 60), np.uint8)
+    for index in range(1, 5):
+        mask[0:20, 10 * index : 10 * index + 6] = index
+    mask[40:60, 50:60] = 5
+    tags = name_tags(mask, ["cat", "dog", "horse", "chair", "boat"])
+    assert [tag.name for tag in tags] == ["cat", "dog", "horse", "chair", "boat"]
+    assert all(0 <= tag.x <= 100 and 0 <= tag.y <= 100 for tag in tags)
+    for i, one in enumerate(tags):
+        for other in tags[:i]:
+            assert abs(one.x - other.x) >= TAG_WIDTH or abs(one.y - other.y) >= TAG_HEIGHT

@@ -58,8 +58,8 @@ async function paint(holder, row) {
     });
   const names = tags.map(([number, x, y]) => {
     const tag = el("span", { className: `tag k${number + 1}` }, className(number));
-    tag.style.left = `${x}%`;
-    tag.style.top = `${y}%`;
+    tag.style.setProperty("--x", x);
+    tag.style.setProperty("--y", y);
     return tag;
   });
   holder.replaceChildren(...layers, ...names);

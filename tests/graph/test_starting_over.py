@@ -1,0 +1,46 @@
+"""A run whose first sitting failed before its first prompt may begin again with what is typed now."""
+
+import struct
+
+import pytest
+
+from benchmarks import kill_anywhere as bench
+from segsmith.errors import SegsmithError
+from segsmith.graph.record import read_record
+from segsmith.graph.run import build_run
+from segsmith.memory.ledger import Ledger, PromptRow
+
+
+@pytest.fixture
+def unservable(tmp_path):
+    """Whole by its header, so the failure comes from the server, in the middle of the first sitting."""
+    pytest.importorskip("xllamacpp")
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    return str(path)
+
+
+def test_other_settings_after_a_language_model_that_could_not_start(tmp_path, unservable):
+    run = tmp_path / "run"
+    wrong = bench.small_config(per_class=1, llm={"gguf": unservable})
+    with pytest.raises(SegsmithError, match="cannot serve"):
+        list(build_run(wrong, run))
+    assert read_record(run / "run.toml").asked.llm.gguf == unservable
+    # The next sitting gets as far as its first event, which is all that could be refused.
+    right = bench.small_config(per_class=2, classes=("bus",))
+    sitting = build_run(right, run)
+    assert next(sitting) == {"kind": "start", "resumed": False, "tallies": {}}
+    sitting.close()
+    assert read_record(run / "run.toml").asked == right
+
+
+def test_once_a_prompt_is_written_the_settings_stand(tmp_path, unservable):
+    run = tmp_path / "run"
+    wrong = bench.small_config(per_class=1, llm={"gguf": unservable})
+    with pytest.raises(SegsmithError, match="cannot serve"):
+        list(build_run(wrong, run))
+    ledger = Ledger(run / "ledger.db")
+    ledger.add_prompts([PromptRow("p-1", "cat", "a cat", ("cat",), {}, None, 0, "admitted", {})])
+    ledger.close()
+    with pytest.raises(SegsmithError, match="was started with"):
+        list(build_run(bench.small_config(per_class=2), run))
