@@ -9,12 +9,16 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from segsmith.config import LabelerConfig
 from segsmith.segmentation.merge import Region, merge_masks
 from segsmith.segmentation.seeds import seed_masks, upsample_maps
 from segsmith.segmentation.sesam import components, confidence_points, select_mask, skeleton_points
 from segsmith.tools.protocols import Image, MaskCandidates, PointSegmenter
+
+NEAR = 1 / 16
+"""How near a refused component's seed pixels are in doubt, as a share of the picture's longer side (ours)."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ class Outlined:
 
     size: tuple[int, int]
     regions: list[Region]
-    refused: list[Component]
-    """Components of which SAM gave no acceptable mask."""
+    refused: list[tuple[Component, NDArray[np.bool_]]]
+    """Components of which SAM gave no acceptable mask, with (H, W) what any of its refused masks covers."""
     how: Counter[str]
     """How the components were resolved; reasons as in `Selection`, after ``sam:``."""
 
@@ -125,6 +129,12 @@ def finish_mask(
     return [merge_outlined(found, settings) for found in outline(images, plans, segmenter, settings)]
 
 
+def doubtful(part: Component, refused: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(H, W) where an object may be of which SAM found no mask: in its `refused` masks, or near its seed."""
+    near: NDArray[np.bool_] = distance_transform_edt(~part.seed) <= NEAR * max(part.seed.shape)
+    return near | refused
+
+
 def merge_outlined(
     found: Outlined, settings: MaskSettings, beliefs: Sequence[float] | None = None, doubt: float = 0.0
 ) -> tuple[NDArray[np.uint8], dict[str, int]]:
@@ -146,14 +156,14 @@ def merge_outlined(
             else:
                 kept.append(replace(region, score=region.score * belief))
     believed = {region.class_index for region in kept} if beliefs is not None else set()
-    for part in found.refused:
+    for part, _ in found.refused:
         if part.class_index not in believed:
             uncertain |= part.seed
     return merge_masks(kept, found.size, uncertain, settings.border_px), dict(how)
 
 
 def _outline(plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskSettings) -> Outlined:
-    if not offer:
+    if plan.parts and not offer:
         seeds = [Region(part.class_index, part.seed, part.score) for part in plan.parts]
         return Outlined(plan.size, seeds, [], Counter({"seed": len(seeds)}))
     found = Outlined(plan.size, [], [], Counter())
@@ -167,7 +177,7 @@ def _outline(plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskS
         )
         found.how[f"sam:{chosen.reason}"] += 1
         if chosen.index is None:
-            found.refused.append(part)
+            found.refused.append((part, candidates.masks.any(axis=0)))
         else:
             mask, score = candidates.masks[chosen.index], part.score * chosen.predicted_iou
             found.regions.append(Region(part.class_index, mask, score))
