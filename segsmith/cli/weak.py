@@ -64,10 +64,9 @@ def refine(
     What was drawn stays as drawn; what nobody can settle stays 255. Killed, the same command goes on.
     """
     quiet_libraries()
-    from accelerate import PartialState
-
     from segsmith.config import load_config
     from segsmith.segmentation.inference import opinions_of
+    from segsmith.segmentation.processes import processes
     from segsmith.tools.sam import SamSegmenter
     from segsmith.tools.weak_labels import write_dense
 
@@ -76,7 +75,8 @@ def refine(
     flags = settings_of(["trainer.encoder_init=none", "trainer.teacher_weight=1", *(set_ or [])])
     config = load_config(flags=flags)
     segmenter = SamSegmenter.load(config.labeler.sam, config.compute.device, config.compute.precision)
-    with PartialState().main_process_first():  # the others find everything done
+    together = processes()
+    with together.main_process_first():  # the others find everything done
         given, kind = _given(dataset, out_dir, kind, zero_is_undrawn, config, seed)
         seeds = _seeds(given, out_dir / "seeds.zip", config, seed) if kind == "image" else None
     refiner = _refiner(segmenter, config, seed, seeds)
@@ -85,11 +85,12 @@ def refine(
         train_and_show(given, checkpoints, config, seed, refiner)
         views = opinions_of(checkpoints, given, config.trainer.drawn_classes_only)
     voc = out_dir / "voc"
-    if PartialState().is_main_process and not voc.exists():
+    if together.is_main_process and not voc.exists():
         with out.status("asking SAM"):
             write_dense(given, voc, refiner, views, config.trainer.teacher_threshold)
         _show_pieces(refiner)
-    if truth is not None:
+    together.wait_for_everyone()
+    if truth is not None and together.is_main_process:
         _show_quality(truth, given, out_dir)
     out.print(shown(str(voc)), soft_wrap=True)
 
