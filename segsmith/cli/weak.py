@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from segsmith.segmentation.refine import WeakRefiner
     from segsmith.tools.protocols import PointSegmenter
 
+REFINE = ("trainer.encoder_init=none", "trainer.teacher_weight=1", "labeler.border_px=0")
+"""What `refine` sets where the config's defaults are for `build`; ``--set`` comes after."""
 NAMED = 10
 """Files named of each sort of trouble; the rest is counted."""
 
@@ -72,8 +74,7 @@ def refine(
 
     one_voice()
     kind = None if weak is None else _kind("--weak", weak)
-    flags = settings_of(["trainer.encoder_init=none", "trainer.teacher_weight=1", *(set_ or [])])
-    config = load_config(flags=flags)
+    config = load_config(flags=settings_of([*REFINE, *(set_ or [])]))
     segmenter = SamSegmenter.load(config.labeler.sam, config.compute.device, config.compute.precision)
     together = processes()
     with together.main_process_first():  # the others find everything done

@@ -289,7 +289,7 @@ def test_a_killed_loop_goes_on_to_the_same_loss_curve_and_weights(drawn_on, tmp_
         {"teacher_weight": 0},
         {"refresh_every": 0},
         {"strong_view": False},
-        {"balance": "pixels"},
+        {"balance": "sources"},
     ],
     ids=str,
 )
