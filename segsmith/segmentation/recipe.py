@@ -61,7 +61,8 @@ def joint_loss(
     SeSAM "balances" given, SAM and confident teacher labels; how is not known to us. ``"pixels"``: the mean
     over all labelled pixels, each with its source's weight. ``"sources"``: the mean over each source's own
     pixels, averaged by the weights, so that a few drawn points count as much as a whole mask: a noisy loss,
-    and the worse of the two (docs/weak_labels.md). `weights` are the classes'. A source without a known pixel adds 0; no source at all gives 0 and no gradient.
+    and the worse of the two (docs/weak_labels.md). `weights` are the classes'. A source without a known pixel
+    adds 0; no source at all gives 0 and no gradient.
     """
     total, norm, share = logits.sum() * 0, logits.new_zeros(()), 0.0
     for labels, weight in sources:
