@@ -99,10 +99,12 @@ class Outlined:
 
     size: tuple[int, int]
     regions: list[Region]
-    refused: list[tuple[Component, NDArray[np.bool_]]]
-    """Components of which SAM gave no acceptable mask, with (H, W) what any of its refused masks covers."""
+    refused: list[Component]
+    """Components of which SAM gave no acceptable mask."""
     how: Counter[str]
     """How the components were resolved; reasons as in `Selection`, after ``sam:``."""
+    offered: list[NDArray[np.bool_]] = field(default_factory=list)
+    """(H, W) what SAM's masks for each refused component cover together."""
 
 
 def outline(
@@ -129,10 +131,12 @@ def finish_mask(
     return [merge_outlined(found, settings) for found in outline(images, plans, segmenter, settings)]
 
 
-def doubtful(part: Component, refused: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(H, W) where an object may be of which SAM found no mask: in its `refused` masks, or near its seed."""
-    near: NDArray[np.bool_] = distance_transform_edt(~part.seed) <= NEAR * max(part.seed.shape)
-    return near | refused
+def doubtful(found: Outlined) -> NDArray[np.bool_]:
+    """(H, W) where objects may be of which SAM found no mask: in what it offered, or near their seeds."""
+    doubt = np.zeros(found.size, dtype=bool)
+    for part, offered in zip(found.refused, found.offered, strict=True):
+        doubt |= offered | (distance_transform_edt(~part.seed) <= NEAR * max(found.size))
+    return doubt
 
 
 def merge_outlined(
@@ -156,7 +160,7 @@ def merge_outlined(
             else:
                 kept.append(replace(region, score=region.score * belief))
     believed = {region.class_index for region in kept} if beliefs is not None else set()
-    for part, _ in found.refused:
+    for part in found.refused:
         if part.class_index not in believed:
             uncertain |= part.seed
     return merge_masks(kept, found.size, uncertain, settings.border_px), dict(how)
@@ -177,7 +181,8 @@ def _outline(plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskS
         )
         found.how[f"sam:{chosen.reason}"] += 1
         if chosen.index is None:
-            found.refused.append((part, candidates.masks.any(axis=0)))
+            found.refused.append(part)
+            found.offered.append(candidates.masks.any(axis=0))
         else:
             mask, score = candidates.masks[chosen.index], part.score * chosen.predicted_iou
             found.regions.append(Region(part.class_index, mask, score))

@@ -84,10 +84,8 @@ def refine_weak(
 
 def _settled(label_map: NDArray[np.uint8], drawn: NDArray[np.uint8], found: Outlined) -> NDArray[np.uint8]:
     settled, known = label_map.copy(), drawn != IGNORE
-    doubt = np.full(found.size, not (found.how or known.any()))
-    for part, refused in found.refused:
-        doubt |= doubtful(part, refused)
-    settled[doubt & (label_map == 0)] = IGNORE
+    nothing_said = not (found.how or known.any())
+    settled[(doubtful(found) | nothing_said) & (label_map == 0)] = IGNORE
     settled[known] = drawn[known]
     return settled
 
