@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from segsmith.cli.console import settings_of
+from segsmith.cli.weak import REFINE
 from segsmith.config import Config, load_config
 from segsmith.memory.store import write_atomic
 from segsmith.segmentation.data import VocFolder
@@ -39,20 +41,18 @@ from segsmith.tools.weak_labels import weaken_dataset
 
 CLASSES = ("cat", "bus", "bicycle", "chair")
 SIZE_PX = 64
-IMAGES = {"train": 240, "test": 160}
+IMAGES = {"train": 160, "test": 120}
 ROOT = Path("runs/sesam")
 KINDS = ("points", "scribbles", "coarse")
 REACH = {"points": 0.90, "scribbles": 0.95, "coarse": 0.95}
 
 NETWORK = {
     "trainer.encoder_init": "clip",
-    "trainer.epochs": 12,
+    "trainer.epochs": 10,
     "trainer.learning_rate": 2e-3,
     "trainer.save_every": 1000,
 }
 """The same for all parts; started from the mini CLIP's stem, it learns most in a minute of one core."""
-WHOLE: dict[str, Any] = {"trainer.teacher_weight": 1.0}
-"""What `segsmith refine` sets beside the defaults."""
 ALONE = {"trainer.sam_weight": 0, "trainer.teacher_weight": 0}
 MAIN: dict[str, dict[str, Any]] = {
     "whole": {},
@@ -68,7 +68,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no_teacher_labels": {"trainer.teacher_weight": 0},
     "no_given_labels": {"trainer.given_weight": 0},
     "no_strong_view": {"trainer.strong_view": False},
-    "by_pixel": {"trainer.balance": "pixels"},
+    "with_border": {"labeler.border_px": 1},
+    "by_source": {"trainer.balance": "sources"},
+    "semi_by_source": {"trainer.sam_weight": 0, "trainer.balance": "sources"},
     "all_classes": {"trainer.drawn_classes_only": False},
 }
 VARIANTS = MAIN | ABLATIONS
@@ -122,7 +124,8 @@ def result_file(seed: int, part: str) -> Path:
 
 
 def settings(changes: dict[str, Any]) -> Config:
-    tree: dict[str, Any] = {}
+    """The settings of `segsmith refine`, for this network, with `changes`."""
+    tree = settings_of(list(REFINE))
     for key, value in (NETWORK | changes).items():
         section, name = key.split(".")
         tree.setdefault(section, {})[name] = value
@@ -131,14 +134,14 @@ def settings(changes: dict[str, Any]) -> Config:
 
 def supervised(seed: int) -> dict[str, Any]:
     """Exact masks."""
-    out, config = ROOT / f"seed{seed}" / "full-out", settings({}).trainer
+    out, config = ROOT / f"seed{seed}" / "full-out", settings({"trainer.teacher_weight": 0}).trainer
     result = train(world(seed), out, config, seed, clip_tower=tower())
     return {"miou": evaluate(result.checkpoint, world(seed)).miou}
 
 
 def refined(seed: int, kind: str, name: str) -> dict[str, Any]:
     """Weak labels of one kind under one variant of the method."""
-    config = settings(WHOLE | VARIANTS[name])
+    config = settings(VARIANTS[name])
     refiner = WeakRefiner(
         SamSegmenter.load(config.labeler.sam, "cpu"),
         MaskSettings.of(config.labeler),

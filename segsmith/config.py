@@ -307,10 +307,10 @@ class TrainerConfig(Section):
         ge=0,
         description="weight of the averaged network's confident labels on unknown pixels; 0: off (SeSAM)",
     )
-    balance: Literal["sources", "pixels"] = Field(
-        "sources",
-        description="'sources': each source's mean loss counts by its weight, however few its pixels; "
-        "'pixels': every labelled pixel counts by its source's weight (ours)",
+    balance: Literal["pixels", "sources"] = Field(
+        "pixels",
+        description="'pixels': every labelled pixel counts by its source's weight; 'sources': each source's mean "
+        "loss counts by its weight, however few its pixels (ours)",
     )
     teacher_threshold: float = Field(
         0.9, gt=0, lt=1, description="how sure the teacher must be of a pixel's class (ours)"

@@ -38,9 +38,9 @@ def train(
 
 def one_voice() -> None:
     """Under ``accelerate launch`` only the main process prints."""
-    from accelerate import PartialState
+    from segsmith.segmentation.processes import processes
 
-    out.quiet = not PartialState().is_main_process
+    out.quiet = not processes().is_main_process
 
 
 def train_and_show(dataset: Path, out_dir: Path, config: Config, seed: int, sam: Any = None) -> TrainResult:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from segsmith.config import Config
     from segsmith.exports.weak_source import WeakSource
     from segsmith.segmentation.refine import WeakRefiner
+    from segsmith.tools.protocols import PointSegmenter
 
+REFINE = ("trainer.encoder_init=none", "trainer.teacher_weight=1", "labeler.border_px=0")
+"""What `refine` sets where the config's defaults are for `build`; ``--set`` comes after."""
 NAMED = 10
 """Files named of each sort of trouble; the rest is counted."""
 
@@ -63,30 +66,32 @@ def refine(
     What was drawn stays as drawn; what nobody can settle stays 255. Killed, the same command goes on.
     """
     quiet_libraries()
-    from accelerate import PartialState
-
     from segsmith.config import load_config
     from segsmith.segmentation.inference import opinions_of
+    from segsmith.segmentation.processes import processes
+    from segsmith.tools.sam import SamSegmenter
     from segsmith.tools.weak_labels import write_dense
 
     one_voice()
     kind = None if weak is None else _kind("--weak", weak)
-    flags = settings_of(["trainer.encoder_init=none", "trainer.teacher_weight=1", *(set_ or [])])
-    config = load_config(flags=flags)
-    with PartialState().main_process_first():  # the others find everything done
+    config = load_config(flags=settings_of([*REFINE, *(set_ or [])]))
+    segmenter = SamSegmenter.load(config.labeler.sam, config.compute.device, config.compute.precision)
+    together = processes()
+    with together.main_process_first():  # the others find everything done
         given, kind = _given(dataset, out_dir, kind, zero_is_undrawn, config, seed)
         seeds = _seeds(given, out_dir / "seeds.zip", config, seed) if kind == "image" else None
-    refiner = _refiner(config, seed, seeds)
+    refiner = _refiner(segmenter, config, seed, seeds)
     checkpoints, views = out_dir / "checkpoints", None
     if train:
         train_and_show(given, checkpoints, config, seed, refiner)
         views = opinions_of(checkpoints, given, config.trainer.drawn_classes_only)
     voc = out_dir / "voc"
-    if PartialState().is_main_process and not voc.exists():
+    if together.is_main_process and not voc.exists():
         with out.status("asking SAM"):
             write_dense(given, voc, refiner, views, config.trainer.teacher_threshold)
         _show_pieces(refiner)
-    if truth is not None:
+    together.wait_for_everyone()
+    if truth is not None and together.is_main_process:
         _show_quality(truth, given, out_dir)
     out.print(shown(str(voc)), soft_wrap=True)
 
@@ -159,15 +164,13 @@ def _seeds(given: Path, path: Path, config: Config, seed: int) -> Path:
     return path
 
 
-def _refiner(config: Config, seed: int, seeds: Path | None) -> WeakRefiner:
+def _refiner(segmenter: PointSegmenter, config: Config, seed: int, seeds: Path | None) -> WeakRefiner:
     from segsmith.segmentation.masks import MaskSettings
     from segsmith.segmentation.refine import WeakRefiner
     from segsmith.segmentation.sources import load_maps, pixels_of
-    from segsmith.tools.sam import SamSegmenter
 
-    compute = config.compute
     return WeakRefiner(
-        SamSegmenter.load(config.labeler.sam, compute.device, compute.precision),
+        segmenter,
         MaskSettings.of(config.labeler),
         seed,
         threshold=config.trainer.teacher_threshold,

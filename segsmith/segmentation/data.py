@@ -198,7 +198,9 @@ def _read_image_labels(root: Path, classes: Sequence[str]) -> dict[str, set[int]
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return {
-                row["image_id"]: {index_of[name] for name in filter(None, row["classes"].split("|"))}
+                row["image_id"]: {
+                    index_of[name] for name in filter(None, (row.get("classes") or "").split("|"))
+                }
                 for row in csv.DictReader(file)
             }
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:

@@ -9,12 +9,16 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from segsmith.config import LabelerConfig
 from segsmith.segmentation.merge import Region, merge_masks
 from segsmith.segmentation.seeds import seed_masks, upsample_maps
 from segsmith.segmentation.sesam import components, confidence_points, select_mask, skeleton_points
 from segsmith.tools.protocols import Image, MaskCandidates, PointSegmenter
+
+NEAR = 1 / 16
+"""How near a refused component's seed pixels are in doubt, as a share of the picture's longer side (ours)."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class Outlined:
     """Components of which SAM gave no acceptable mask."""
     how: Counter[str]
     """How the components were resolved; reasons as in `Selection`, after ``sam:``."""
+    offered: list[NDArray[np.bool_]] = field(default_factory=list)
+    """(H, W) what SAM's masks for each refused component cover together."""
 
 
 def outline(
@@ -123,6 +129,14 @@ def finish_mask(
 ) -> list[tuple[NDArray[np.uint8], dict[str, int]]]:
     """Label maps (H, W) of all pictures, each with a count of how its components were resolved."""
     return [merge_outlined(found, settings) for found in outline(images, plans, segmenter, settings)]
+
+
+def doubtful(found: Outlined) -> NDArray[np.bool_]:
+    """(H, W) where objects may be of which SAM found no mask: in what it offered, or near their seeds."""
+    doubt = np.zeros(found.size, dtype=bool)
+    for part, offered in zip(found.refused, found.offered, strict=True):
+        doubt |= offered | (distance_transform_edt(~part.seed) <= NEAR * max(found.size))
+    return doubt
 
 
 def merge_outlined(
@@ -153,7 +167,7 @@ def merge_outlined(
 
 
 def _outline(plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskSettings) -> Outlined:
-    if not offer:
+    if plan.parts and not offer:
         seeds = [Region(part.class_index, part.seed, part.score) for part in plan.parts]
         return Outlined(plan.size, seeds, [], Counter({"seed": len(seeds)}))
     found = Outlined(plan.size, [], [], Counter())
@@ -168,6 +182,7 @@ def _outline(plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskS
         found.how[f"sam:{chosen.reason}"] += 1
         if chosen.index is None:
             found.refused.append(part)
+            found.offered.append(candidates.masks.any(axis=0))
         else:
             mask, score = candidates.masks[chosen.index], part.score * chosen.predicted_iou
             found.regions.append(Region(part.class_index, mask, score))

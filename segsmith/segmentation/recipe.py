@@ -54,14 +54,15 @@ def joint_loss(
     logits: Tensor,
     sources: Sequence[tuple[Tensor, float]],
     weights: Tensor,
-    balance: Literal["sources", "pixels"],
+    balance: Literal["pixels", "sources"],
 ) -> Tensor:
     """Cross-entropy with several sources of (B, H, W) labels, each with its weight; 255 says nothing.
 
-    SeSAM "balances" given, SAM and confident teacher labels; how is not known to us. ``"sources"``: the mean
-    over each source's own pixels, averaged by the weights, so that a few drawn points count as much as a
-    whole mask. ``"pixels"``: the mean over all labelled pixels, each with its source's weight. `weights` are
-    the classes'. A source without a known pixel adds 0; no source at all gives 0 and no gradient.
+    SeSAM "balances" given, SAM and confident teacher labels; how is not known to us. ``"pixels"``: the mean
+    over all labelled pixels, each with its source's weight. ``"sources"``: the mean over each source's own
+    pixels, averaged by the weights, so that a few drawn points count as much as a whole mask: a noisy loss,
+    and the worse of the two (docs/weak_labels.md). `weights` are the classes'. A source without a known pixel
+    adds 0; no source at all gives 0 and no gradient.
     """
     total, norm, share = logits.sum() * 0, logits.new_zeros(()), 0.0
     for labels, weight in sources:

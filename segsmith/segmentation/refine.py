@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from segsmith.memory.store import seed_of
 from segsmith.segmentation.data import VocFolder
-from segsmith.segmentation.masks import Component, MaskSettings, PlannedMask, finish_mask, sample_points
+from segsmith.segmentation.masks import (
+    Component,
+    MaskSettings,
+    Outlined,
+    PlannedMask,
+    doubtful,
+    merge_outlined,
+    outline,
+    sample_points,
+)
 from segsmith.segmentation.sesam import components
 from segsmith.segmentation.sources import Opinion
 from segsmith.tools.protocols import IGNORE, Image, PointSegmenter
@@ -62,23 +71,21 @@ def refine_weak(
     """Dense (H, W) uint8 label maps, each with a count of how its components were resolved.
 
     The rules: what was drawn stays as drawn. Elsewhere SAM's masks hold, contested pixels are 255
-    (`merge_masks`). What no mask claims is background if every component got its mask; if one did not,
-    an object of unknown extent is somewhere there, and all unclaimed pixels are 255. A picture on which
-    nothing is drawn and no component found stays 255: nobody said that it is empty.
+    (`merge_masks`). What no mask claims is background, as far as it is not in doubt: a component without a
+    mask is an object of unknown extent, so what its refused candidates cover, and what is near it, is 255. A
+    picture on which nothing is drawn and no component found stays 255: nobody said that it is empty.
     """
-    found = finish_mask(images, plans, segmenter, settings)
-    return [
-        (_settled(label_map, drawn, how), how)
-        for (label_map, how), drawn in zip(found, drawn_maps, strict=True)
-    ]
+    results = []
+    for found, drawn in zip(outline(images, plans, segmenter, settings), drawn_maps, strict=True):
+        label_map, how = merge_outlined(found, settings)
+        results.append((_settled(label_map, drawn, found), how))
+    return results
 
 
-def _settled(
-    label_map: NDArray[np.uint8], drawn: NDArray[np.uint8], how: dict[str, int]
-) -> NDArray[np.uint8]:
+def _settled(label_map: NDArray[np.uint8], drawn: NDArray[np.uint8], found: Outlined) -> NDArray[np.uint8]:
     settled, known = label_map.copy(), drawn != IGNORE
-    if any(reason != "sam:ok" for reason in how) or not (how or known.any()):
-        settled[label_map == 0] = IGNORE
+    nothing_said = not (found.how or known.any())
+    settled[(doubtful(found) | nothing_said) & (label_map == 0)] = IGNORE
     settled[known] = drawn[known]
     return settled
 

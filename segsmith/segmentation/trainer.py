@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -101,9 +102,8 @@ def train(
     (seed, epoch). A state of other data or settings is not used, and replaced. `clip_tower` is needed for
     ``encoder_init = "clip"`` only. With `sam`, its labels are a second source: asked for before the first epoch
     and again every `config.refresh_every` epochs, then with the teacher's opinions. Under ``accelerate launch``
-    every process calls this with the same arguments, and shares of each batch are theirs. Raises
-    `SegsmithError` for an unusable dataset or setting, and when
-    the loss stops being a number.
+    every process calls this with the same arguments and takes its share of each batch. Raises `SegsmithError`
+    for an unusable dataset or setting, and when the loss stops being a number.
     """
     data, validation = VocFolder(dataset_root, "train"), _optional_split(dataset_root, "val")
     if not len(data):
@@ -135,6 +135,8 @@ class _Run:
         sam: SamLabels | None,
     ) -> None:
         self.data, self.validation, self.out, self.config, self.seed = data, validation, out, config, seed
+        # accelerate keeps one precision a process; another training of this process may want its own.
+        AcceleratorState._reset_state()
         # A batch is split between the processes, so that their number does not change what is learnt.
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.precision),

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from squares_dataset import TINY, write_item, write_squares
 
@@ -218,3 +219,99 @@ def test_a_teacher_changes_the_training_and_keeps_it_repeatable(squares, tmp_pat
     assert [r.loss for r in runs[0].reports] == [r.loss for r in runs[1].reports]
     assert runs[0].reports[0].loss == alone.reports[0].loss  # it is not listened to yet
     assert runs[0].reports[-1].loss != alone.reports[-1].loss
+
+
+# -- three sources of labels -----------------------------------------------------------------------
+
+
+class HalfSam:
+    """SAM as the trainer sees it: knows the left half of every picture, and remembers what it was asked."""
+
+    name = "half"
+
+    def __init__(self):
+        self.asked = []
+
+    def label_maps(self, data, opinions, round_):
+        seen = None if opinions is None else list(opinions)
+        self.asked.append((round_, seen))
+        for index in range(len(data)):
+            label_map = data.raw(index)[1].copy()
+            label_map[:, 32:] = 255
+            if seen is not None:  # what the teacher says must change the labels, and so the loss
+                label_map[:, :8] = seen[index].labels[:, :8]
+            yield label_map
+
+
+LOOP = {"teacher_weight": 1.0, "teacher_threshold": 0.3, "teacher_from": 0.25, "refresh_every": 2}
+
+
+@pytest.fixture(scope="module")
+def drawn_on(squares, tmp_path_factory):
+    """The squares, with a tenth of each training mask's rows drawn."""
+    root = shutil.copytree(squares, tmp_path_factory.mktemp("weak") / "data")
+    for path in (root / "SegmentationClass").glob("train*.png"):
+        label_map = np.array(Image.open(path))
+        label_map[np.arange(64) % 10 > 0] = 255
+        Image.fromarray(label_map).save(path)
+    return root
+
+
+def test_sam_is_asked_at_first_and_every_k_epochs_with_the_teachers_opinions(drawn_on, tmp_path):
+    sam = HalfSam()
+    train(drawn_on, tmp_path, config(**LOOP, epochs=5), seed=3, sam=sam)
+    assert [round_ for round_, _ in sam.asked] == [0, 2, 4]
+    assert sam.asked[0][1] is None
+    labels, confidence = sam.asked[1][1][0]
+    assert labels.shape == confidence.shape == (64, 64)
+    assert labels.dtype == np.uint8
+    assert 0 < confidence.min() <= confidence.max() <= 1
+
+
+def test_a_killed_loop_goes_on_to_the_same_loss_curve_and_weights(drawn_on, tmp_path):
+    whole = train(drawn_on, tmp_path / "whole", config(**LOOP), seed=3, sam=HalfSam())
+    with pytest.raises(Interrupted):  # after SAM's second round, which the rest must go on with
+        train(drawn_on, tmp_path / "cut", config(**LOOP), seed=3, sam=HalfSam(), on_epoch=stop_after(3))
+    sam = HalfSam()
+    resumed = train(drawn_on, tmp_path / "cut", config(**LOOP), seed=3, sam=sam)
+    assert sam.asked == []
+    assert [r.loss for r in resumed.reports] == pytest.approx([r.loss for r in whole.reports], rel=1e-4)
+    first, second = load_file(whole.checkpoint), load_file(resumed.checkpoint)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"sam_weight": 0},
+        {"given_weight": 0},
+        {"teacher_weight": 0},
+        {"refresh_every": 0},
+        {"strong_view": False},
+        {"balance": "sources"},
+    ],
+    ids=str,
+)
+def test_every_part_of_the_loop_can_be_left_out_and_matters(drawn_on, tmp_path, off):
+    both = [
+        train(drawn_on, tmp_path / str(i), config(**{**LOOP, "epochs": 3, **changes}), seed=3, sam=HalfSam())
+        for i, changes in enumerate(({}, off))
+    ]
+    assert both[0].reports[-1].loss != both[1].reports[-1].loss
+
+
+def test_training_stops_when_split_val_sees_no_progress(squares, tmp_path):
+    still = config(learning_rate=1e-12, epochs=9, patience=2)
+    result = train(squares, tmp_path, still, seed=3)
+    assert [r.epoch for r in result.reports] == [1, 2, 3]
+    assert json.loads(result.checkpoint.with_suffix(".json").read_text())["epochs"] == 3
+    again = train(squares, tmp_path, still, seed=3)
+    assert again.reports == result.reports
+
+
+def test_half_precision_without_a_gpu_is_refused_and_bfloat16_trains(squares, tmp_path):
+    with pytest.raises(SegsmithError, match="float16"):
+        train(squares, tmp_path / "a", config(precision="float16"), seed=3)
+    result = train(squares, tmp_path / "b", config(precision="bfloat16", epochs=1), seed=3)
+    assert np.isfinite(result.reports[0].loss)
