@@ -44,7 +44,7 @@ TAIL = (1.0, 0.75, 0.55, 0.4, 0.3, 0.22, 0.16, 0.12)
 REAL_IMAGES, TEST_IMAGES = 320, 160
 SHARES = (5, 10, 25, 100)
 ADD_PER_CLASS = 20
-STEPS, SIZE = 120, 64
+STEPS, SIZE = 360, 64
 ROOT = Path("runs/iaa")
 ARMS = ("real", "copies", "iaa")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
@@ -59,11 +59,11 @@ TOP_CLASSES = 3
 class RunFacts:
     """One reading of a run's ledger. Make another one after a decision. `size` is the images' side, pixels."""
 
-    def __init__(self, ledger: Ledger, classes: Sequence[str], quota: int, size: int) -> None:
+    def __init__(self, ledger: Ledger, classes: Sequence[str], quotas: Mapping[str, int], size: int) -> None:
         self._area_px = size * size
         self.classes = tuple(classes)
         self._ledger = ledger
-        self._quota = quota
+        self._quotas = quotas
 
     @cached_property
     def prompts(self) -> dict[str, PromptRow]:
@@ -118,9 +118,9 @@ class RunFacts:
 
     def behind(self) -> list[str]:
         """Classes under their quota, the furthest behind first."""
-        short = {name: self._quota - self._accepted(name) for name in self.classes}
+        short = {name: self._quotas[name] - self._accepted(name) for name in self.classes}
         lines = [
-            f"{name} is {missing} accepted pictures short of {self._quota}"
+            f"{name} is {missing} accepted pictures short of {self._quotas[name]}"
             for name, missing in sorted(short.items(), key=lambda item: -item[1])
             if missing > 0
         ]
@@ -139,7 +139,7 @@ class RunFacts:
         fell = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
         return (
             f"{name}: {len(mine)} prompts written, {sum(p.status == 'admitted' for p in mine)} admitted, "
-            f"{len(self.of_class[name])} pictures drawn, {self._accepted(name)} of {self._quota} accepted"
+            f"{len(self.of_class[name])} pictures drawn, {self._accepted(name)} of {self._quotas[name]} accepted"
             + (f"; rejected: {fell}" if fell else "")
         )
 

@@ -57,7 +57,7 @@ def why(
     config, folder = _config(run), RunFolder(run)
     ledger = Ledger(folder.ledger)
     try:
-        facts = RunFacts(ledger, config.classes, config.per_class, config.images.size)
+        facts = RunFacts(ledger, config.classes, config.wanted, config.images.size)
         found = find_id(list(facts.images), image_id)
         out.print(
             f"[b]{found}[/b]  {shown(facts.target(found))}  {shown(str(folder.image(found)))}",

@@ -79,7 +79,7 @@ class Conversation:
         from segsmith.agents.run_facts import RunFacts
 
         config = self._deps.config
-        return RunFacts(self._deps.ledger, config.classes, config.per_class, config.images.size)
+        return RunFacts(self._deps.ledger, config.classes, config.wanted, config.images.size)
 
     def _show(self, at: int, total: int) -> None:
         from segsmith.cli.cards import card

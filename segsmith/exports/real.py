@@ -42,7 +42,8 @@ def survey(dataset: Path, run: Path, shares: tuple[float, float, float], seed: i
     """
     source = import_dataset(dataset)
     try:
-        check_class_names(source.classes)
+        if check_class_names(source.classes) != source.classes:
+            raise ValueError("a class name begins or ends with a space, or holds two in a row")
     except ValueError as error:
         raise SegsmithError(f"{dataset}: {error}.", "Rename the class in the dataset.") from None
     source = replace(source, items=_each_once(source.items))

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from segsmith.config import Config, config_toml
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.prompts import stored_vectors
+from segsmith.memory.real import RealSet
 from segsmith.memory.store import RunFolder, make_id, write_atomic
 from segsmith.report import account, charts, facts, gallery, look, prompt_space, sheets
 from segsmith.report.facts import Book, finite, held_out
@@ -57,6 +58,7 @@ def render(run: RunFolder, book: Book, config: Config) -> Iterator[str]:
             rooms=rooms,
             when=_when(book.last_event),
             wanted=sum(config.wanted.values()),
+            enlarged=RealSet.open(run.real),
             prompt_steps=facts.prompt_funnel(book),
             image_steps=facts.image_funnel(book),
             rejects=facts.reject_reasons(book),

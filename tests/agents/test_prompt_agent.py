@@ -9,11 +9,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from segsmith.agents.label_sets import LabelSets
 from segsmith.agents.prompt import PromptAgent
 from segsmith.agents.prompt_draft import REASONS, reason_of
 from segsmith.agents.prompt_rules import broken_rule, make_lexicon, named_classes, spoken_name
 from segsmith.agents.prompt_space import Planner, compose_sentence, with_article
-from segsmith.config import PromptsConfig
+from segsmith.config import AugmentConfig, PromptsConfig
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import GuidanceRow, ImageRow, Ledger, VerdictRow
 from segsmith.memory.prompts import PromptMemory
@@ -91,8 +92,9 @@ class PickingChat:
 
 class Setup:
     def __init__(
-        self, chat=None, able=False, encoder=None, classes=CLASSES, seed=0, ledger=None, memory=None, **config
-    ):
+        self, chat=None, able=False, encoder=None, classes=CLASSES, seed=0, ledger=None, memory=None,
+        label_sets=None, **config
+    ):  # fmt: skip
         self.chat = chat or PickingChat()
         self.encoder = encoder or BagEncoder()
         self.ledger = ledger or Ledger(":memory:")
@@ -100,6 +102,7 @@ class Setup:
         self.agent = PromptAgent(
             chat=self.chat, encoder=self.encoder, memory=self.memory, ledger=self.ledger,
             config=PromptsConfig(**{"companion_rate": 0.0, **config}), classes=classes, synonyms=synonyms, able=able, seed=seed,
+            label_sets=label_sets,
         )  # fmt: skip
 
     def round(self, class_name="dog", wanted=6, number=0):
@@ -478,6 +481,49 @@ def test_prompts_without_images_of_their_class_come_back_and_stay_admitted():
     assert setup.ledger.prompt(prompt_id).status == "admitted"
     setup.agent.propose("dog", 0, 1)
     assert setup.memory.yields("dog") == {prompt_id: (2, 0)}
+
+
+# -- label sets of real images (IAA) -----------------------------------------------------------------
+
+
+def real_sets(*sets, **config):
+    return LabelSets(sets, CLASSES, AugmentConfig(new_combinations=0, **config))
+
+
+def test_prompts_are_built_from_the_label_sets_of_real_images():
+    setup = Setup(label_sets=real_sets(("dog", "cat", "bus"), ("dog", "cat", "bus"), ("cat",)))
+    drafts = setup.agent.critique(setup.agent.propose("dog", 4, 0))
+    assert drafts
+    for draft in drafts:
+        assert draft["classes"] == ["cat", "dog", "bus"]
+        assert reason_of(draft["problem"]) != "rule"
+    assert all(d["classes"] == ["diningtable"] for d in setup.agent.propose("diningtable", 3, 0))
+
+
+def test_a_label_set_no_image_showed_loses_companions_one_half_at_a_time():
+    setup = Setup(label_sets=real_sets(("dog", "cat", "bus")))
+    (draft, *_) = setup.agent.propose("dog", 1, 0)
+    sizes = [len(draft["classes"])]
+    for _ in range(2):
+        (draft,) = setup.agent.refine([{**draft, "problem": "not_there: no image showed it"}])
+        sizes.append(len(draft["classes"]))
+    assert sizes == [3, 2, 1]
+
+
+def test_an_able_model_reviews_the_whole_label_set():
+    chat = PickingChat(
+        state="old",
+        sentence="An old dog sits between a cat and a bus on a quiet street at dusk.",
+        score=0.9,
+        reason="fine",
+        places=["street", "park", "beach"],
+        states=["old", "small", "large"],
+    )
+    setup = Setup(chat, able=True, label_sets=real_sets(("dog", "cat", "bus")))
+    setup.agent.critique(setup.agent.propose("dog", 1, 0))
+    reviews = [question["user"] for question in chat.asked if "score" in question["properties"]]
+    assert reviews
+    assert all("dog and" in user and "cat" in user and "bus" in user.splitlines()[0] for user in reviews)
 
 
 # -- an able model ---------------------------------------------------------------------------------

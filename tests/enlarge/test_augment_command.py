@@ -196,6 +196,10 @@ def test_a_run_broken_off_goes_on_without_the_dataset_and_ends_with_both(
         assert shown <= {CLASSES_SORTED.index(name) + 1 for name in row["classes"].split("|")}
     assert {row["split"] for row in rows if row["source"] == "generated"} == {"train"}
     assert (out / "checkpoints" / "segmenter.safetensors").exists()
+    assert (
+        f"beside {sum(row['source'] == 'real' for row in rows)} real ones"
+        in (out / "report.html").read_text()
+    )
     assert [e["kind"] for e in enlarge(tmp_path / "real", out)] == ["already_done"]
 
 

@@ -43,7 +43,7 @@ def ledger(tmp_path):
 
 @pytest.fixture
 def facts(ledger):
-    return RunFacts(ledger, ("cat", "bus"), 3, 128)
+    return RunFacts(ledger, ("cat", "bus"), {"cat": 3, "bus": 3}, 128)
 
 
 def said(facts, question, present=""):
