@@ -182,7 +182,7 @@ def _outline(plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskS
         found.how[f"sam:{chosen.reason}"] += 1
         if chosen.index is None:
             found.refused.append(part)
-            found.offered.append(candidates.masks.any(axis=0))
+            found.offered.append(np.any(candidates.masks, axis=0))
         else:
             mask, score = candidates.masks[chosen.index], part.score * chosen.predicted_iou
             found.regions.append(Region(part.class_index, mask, score))
