@@ -448,7 +448,7 @@ def test_a_decision_counts_at_once_in_what_is_told(deps):
     taken = next(i for i, row in deps.ledger.verdicts().items() if row.accepted)
     name = review.class_of(deps.ledger)[taken]
     decide_about(deps, "verdict", taken, "reject")
-    facts = RunFacts(deps.ledger, deps.config.classes, 2, 8)
+    facts = RunFacts(deps.ledger, deps.config.classes, dict.fromkeys(deps.config.classes, 2), 8)
     assert facts.behind() == [f"{name} is 1 accepted pictures short of 2"]
     assert facts.verdict_line(taken) == "rejected, person: a person decided so"
 
