@@ -1,5 +1,7 @@
 """Refinement keeps every drawn label, trusts SAM where it agrees, and admits what it does not know."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,30 @@ def test_confident_predictions_fill_but_never_replace():
     label_map, _ = refined(weak, step0=step0)
     assert np.array_equal(label_map == 2, truth() == 2)
     assert (label_map[weak == 1] == 1).all()
+
+
+def test_a_speck_of_the_teachers_is_not_asked_about_but_a_drawn_pixel_is():
+    weak = np.full((64, 64), 255, np.uint8)
+    weak[10, 10] = 1
+    step0 = np.full_like(weak, 255)
+    step0[40:42, 40:42] = 2
+    step0[50:56, 50:56] = 2
+    plan = plan_weak(weak, np.random.default_rng(0), SETTINGS, step0)
+    assert [(part.class_index, int(part.seed.sum())) for part in plan.parts] == [(0, 1), (1, 36)]
+
+
+def test_points_come_from_where_the_teacher_is_surest_if_so_set():
+    weak = weaken(truth(), "coarse", np.random.default_rng(1))
+    confidence = np.zeros(weak.shape, np.float32)
+    confidence[20:22, 20:22] = 1
+    settings = replace(SETTINGS, points_from="confidence", points=4)
+    plan = plan_weak(weak, np.random.default_rng(0), settings, confidence=confidence)
+    assert {tuple(p) for p in plan.parts[0].points} == {(20, 20), (20, 21), (21, 20), (21, 21)}
+    blind = plan_weak(weak, np.random.default_rng(0), settings)
+    assert np.array_equal(
+        blind.parts[0].points,
+        plan_weak(weak, np.random.default_rng(0), replace(SETTINGS, points=4)).parts[0].points,
+    )
 
 
 def test_background_is_a_seed_but_never_asked_about():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from segsmith.segmentation.sesam import components
-from segsmith.segmentation.weak import KINDS, present_classes, weaken
+from segsmith.segmentation.weak import KINDS, kind_of, present_classes, weaken
 
 MAPS = arrays(
     np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.sampled_from([0, 1, 2, 255])
@@ -78,3 +78,18 @@ def test_a_scribble_is_one_line_inside_the_object():
 def test_image_labels_are_the_classes_in_the_picture():
     assert present_classes(scene()) == (1, 2)
     assert present_classes(np.full((4, 4), 255, np.uint8)) == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kind_of_weak_labels_shows(kind):
+    assert kind_of([weaken(scene(), kind, rng(seed)) for seed in range(3)]) == kind
+
+
+def test_dense_masks_are_no_weak_labels():
+    assert kind_of([scene()]) is None
+
+
+def test_points_drawn_as_small_discs_are_points():
+    ys, xs = np.mgrid[:500, :400]
+    disc = np.where((ys - 100) ** 2 + (xs - 90) ** 2 <= 16, 1, 255).astype(np.uint8)
+    assert kind_of([disc]) == "points"
