@@ -133,11 +133,11 @@ def generate(seed: int) -> dict[str, Any]:
     plan = plan_enlargement(settings(seed), real_set(seed, SHARES[0]), deps_run.root)
     for _ in build_run(plan.config, deps_run.root, prepare=plan.prepare):
         pass
-    shown = Counter(name for labels in generated_labels(deps_run) for name in labels)
+    found = Counter(name for labels in generated_labels(deps_run) for name in labels)
     return {
         "real": plan.have,
         "asked": plan.config.wanted,
-        "shown": shown,
+        "shown": found,
         "images": len(generated_labels(deps_run)),
     }
 
@@ -193,8 +193,9 @@ def trained(seed: int, share: int, arm: str) -> dict[str, Any]:
     root = ROOT / f"seed{seed}" / "trainings" / f"{arm}_{share}"
     if not (root / "data").exists():
         write_voc(root / "data", CLASSES, {"train": [*real, *added]})
-    sources = "".join(f"{name},{'generated' if arm == 'iaa' else 'real'}\n" for name, *_ in added)
-    (root / "data" / "labels.csv").write_text(f"image_id,source\n{sources}")
+    source = "generated" if arm == "iaa" else "real"
+    lines = "".join(f"{name},{'|'.join(shown(label_map))},{source}\n" for name, _, label_map in added)
+    (root / "data" / "labels.csv").write_text(f"image_id,classes,source\n{lines}")
     batch = load_config().trainer.batch_size
     epochs = max(1, round(STEPS / -(-(len(real) + len(added)) // batch)))
     config = load_config(flags={"trainer": {"epochs": epochs, "save_every": 10_000}}).trainer
@@ -211,15 +212,20 @@ def trained(seed: int, share: int, arm: str) -> dict[str, Any]:
 def copies(real: Sequence[Pair], count: int, seed: int) -> list[Pair]:
     """`count` copies of real images, one by one an image of the class that is rarest by then."""
     rng = np.random.default_rng(seed)
-    shown = [{int(v) for v in np.unique(label_map)} - {0, 255} for _, _, label_map in real]
-    have = Counter(v for values in shown for v in values)
+    labels = [shown(label_map) for _, _, label_map in real]
+    have = Counter(name for names in labels for name in names)
     added = []
     for number in range(count):
-        poorest = min(have, key=lambda v: (have[v], v))
-        index = int(rng.choice([i for i, values in enumerate(shown) if poorest in values]))
-        have.update(shown[index])
+        poorest = min(have, key=lambda name: (have[name], name))
+        index = int(rng.choice([i for i, names in enumerate(labels) if poorest in names]))
+        have.update(labels[index])
         added.append((f"copy{number:05d}", *real[index][1:]))
     return added
+
+
+def shown(label_map: NDArray[np.uint8]) -> list[str]:
+    """Classes of a label map."""
+    return [name for index, name in enumerate(CLASSES, 1) if (label_map == index).any()]
 
 
 # -- the tables ------------------------------------------------------------------------------------

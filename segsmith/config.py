@@ -346,6 +346,11 @@ class TrainerConfig(Section):
         le=1,
         description="least share of real pictures among those trained on, where there are generated ones, too (ours)",
     )
+    real_passes: int = Field(
+        20,
+        ge=0,
+        description="times each real picture is to be seen before generated ones take any of its time (ours)",
+    )
 
 
 class AugmentConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from segsmith.errors import SegsmithError
 
 SHOWN = 8
 """Skipped files and rare pairs printed; the rest is counted."""
+ENOUGH = 0.75
+"""Real share of a training that a warning aims at."""
 
 
 @app.command()
@@ -82,6 +85,7 @@ def augment(
 
         check_drawable(plan.config.classes)
     _show(plan)
+    _say_what_training_shows(plan)
     if why:
         out.print(f"preset [b]{preset}[/b]: {shown(why)}", soft_wrap=True)
     pull_missing(plan.config)
@@ -108,3 +112,23 @@ def _show(plan: Any) -> None:
     if never:
         more = f" and {len(never) - SHOWN} more" if len(never) > SHOWN else ""
         out.print(f"never seen together: {shown(', '.join(never[:SHOWN]))}{more}", soft_wrap=True)
+
+
+def _say_what_training_shows(plan: Any) -> None:
+    """How much of the training is real; a warning where that leaves the generated images no time."""
+    from segsmith.segmentation.recipe import real_share
+
+    n_real = sum(image.split == "train" for image in plan.real.images)
+    n_added = sum(plan.config.wanted.values())
+    trainer = plan.config.trainer
+    share = real_share(trainer, [True] * n_real + [False] * n_added)
+    if share < 1:
+        out.print(f"training: at least {share:.0%} of what is shown is real")
+        return
+    enough = math.ceil(trainer.real_passes * n_real / (n_real + n_added) / ENOUGH)
+    out.print(
+        f"[yellow]In {trainer.epochs} epochs the real images are seen fewer than {trainer.real_passes} times, so the "
+        f"segmenter is trained on them alone. --set trainer.epochs={enough} leaves generated ones "
+        f"{1 - ENOUGH:.0%}.[/yellow]",
+        soft_wrap=True,
+    )

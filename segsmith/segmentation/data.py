@@ -86,16 +86,21 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         """Are the pixels kept, so that reading an item costs nothing?"""
         return self._kept is not None
 
-    def class_pixels(self) -> NDArray[np.int64]:
-        """(C + 1,) pixels of background and each class; of a large dataset, in some thousand images."""
-        total = np.zeros(256, np.int64)
+    def class_pixels(self, rates: Sequence[float] = ()) -> NDArray[np.int64]:
+        """(C + 1,) pixels of background and each class; of a large dataset, in some thousand images.
+
+        `rates` are how often each image counts, once if empty.
+        """
+        total = np.zeros(256)
         for index in range(0, len(self), 1 if self.in_memory else max(1, len(self) // 2000)):
-            total += np.bincount(self.raw(index)[1].ravel(), minlength=256)
-        return total[: len(self.classes) + 1]
+            count = np.bincount(self.raw(index)[1].ravel(), minlength=256)
+            total += count * (rates[index] if rates else 1)
+        return np.rint(total[: len(self.classes) + 1]).astype(np.int64)
 
     def fingerprint(self) -> str:
         """Changes when an id, an image or a label does; of a large dataset, when a file's size does."""
         digest = hashlib.sha256("\n".join((*self.classes, "", *self.ids)).encode())
+        digest.update(repr(self.real).encode())
         digest.update(repr([sorted(self._image_labels.get(name, ())) for name in self.ids]).encode())
         for pair in self._kept or ():
             for array in pair:
@@ -157,6 +162,12 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self._total
+
+    @property
+    def rates(self) -> list[float]:
+        """How often each image is drawn in an epoch, on average."""
+        rates = {i: count / len(part) for part, count in self._parts for i in part}
+        return [rates[i] for i in range(len(rates))]
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed_of("order", self._seed, self.epoch))

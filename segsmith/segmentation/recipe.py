@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segsmith.config import TrainerConfig
 from segsmith.tools.protocols import IGNORE
 
 WARMUP = 0.1
@@ -40,6 +41,16 @@ class Ema:
                 mean.lerp_(now, 1 - decay)
             else:
                 mean.copy_(now)
+
+
+def real_share(config: TrainerConfig, real: Sequence[bool]) -> float:
+    """Least share of real pictures in every epoch: `config.real_share`, or what `config.real_passes` takes.
+
+    A generated picture stands in for a real one that is not there. Where real ones are many and the training is
+    short, it would only keep them from being seen.
+    """
+    passes = config.real_passes * sum(real) / (config.epochs * max(1, len(real)))
+    return max(config.real_share, min(1.0, passes))
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

@@ -87,9 +87,9 @@ class LabelSources(Dataset[Sample]):
         allowed[[0, *present]] = True
         return allowed
 
-    def class_pixels(self) -> NDArray[np.int64]:
-        """(C + 1,) labelled pixels of background and each class, in both sources together."""
-        total = self.data.class_pixels()
+    def class_pixels(self, rates: Sequence[float] = ()) -> NDArray[np.int64]:
+        """(C + 1,) labelled pixels of background and each class, in both sources together; `rates` as the data's."""
+        total = self.data.class_pixels(rates)
         for index in range(0, len(self), max(1, len(self) // 2000)) if self._sam is not None else ():
             both = self[index].labels[SAM]
             total = total + np.bincount(both.flatten().numpy(), minlength=256)[: len(total)]

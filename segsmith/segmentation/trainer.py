@@ -39,7 +39,14 @@ from segsmith.segmentation.data import EpochSampler, VocFolder
 from segsmith.segmentation.inference import evaluate, opinions, predict, predicted_pairs
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import STRIDE, build_segmenter, decoder_of, normalisation, normalise
-from segsmith.segmentation.recipe import Ema, class_weights, joint_loss, learning_rate, teacher_labels
+from segsmith.segmentation.recipe import (
+    Ema,
+    class_weights,
+    joint_loss,
+    learning_rate,
+    real_share,
+    teacher_labels,
+)
 from segsmith.segmentation.sources import LabelSources, SamLabels, Sample, save_maps, stack
 from segsmith.tools.protocols import IGNORE
 
@@ -148,7 +155,7 @@ class _Run:
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
         batch = min(config.batch_size, max(len(data), 2))
-        self.sampler = EpochSampler(len(data), batch, seed, data.real, config.real_share)
+        self.sampler = EpochSampler(len(data), batch, seed, data.real, real_share(config, data.real))
         loader = DataLoader(
             self.sources,
             batch_size=batch,
@@ -283,7 +290,7 @@ class _Run:
         return self.out / "training" / f"sam-{round_}.zip"
 
     def _class_weights(self) -> Tensor:
-        return class_weights(self.sources.class_pixels()).to(self.accelerator.device)
+        return class_weights(self.sources.class_pixels(self.sampler.rates)).to(self.accelerator.device)
 
     def _agreed(self, value: float) -> float:
         """The main process's value: buffers, and so scores, differ a little between processes."""

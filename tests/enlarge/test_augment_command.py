@@ -117,6 +117,25 @@ def test_so_does_a_setting(voc, tmp_path, segsmith, more, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("add", "epochs", "said"),
+    [
+        (400, 12, "at least 50%"),
+        (2, 12, "--set trainer.epochs=20"),
+        (2, 20, "at least 71%"),
+        (2, 19, "at least 75%"),
+    ],
+)
+def test_it_says_how_much_of_the_training_is_real(voc, tmp_path, segsmith, monkeypatch, add, epochs, said):
+    monkeypatch.setattr("segsmith.cli.augment.run_build", lambda *_, **__: None)
+    code, text, _ = segsmith(
+        "augment", "--dataset", voc, "--add-per-class", add, "--out", tmp_path / "run", "--preset", "sim",
+        "--set", f"trainer.epochs={epochs}",
+    )  # fmt: skip
+    assert code == 0
+    assert said in " ".join(text.split())
+
+
 def test_a_folder_of_something_else_is_left_alone(voc, tmp_path, segsmith):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

@@ -157,14 +157,26 @@ def test_real_pictures_have_their_share_of_every_epoch(n_real, least, share):
         assert times.max() - times.min() <= 1  # as evenly as can be
 
 
+def test_class_pixels_count_pictures_as_often_as_they_are_drawn(squares):
+    data = VocFolder(squares, "train")
+    real = [i < 6 for i in range(24)]
+    sampler = EpochSampler(24, 6, 1, real, 1.0)
+    assert sampler.rates == [4.0] * 6 + [0.0] * 18
+    of_real = sum(np.bincount(data.raw(i)[1].ravel(), minlength=256) for i in range(6))[:3]
+    assert data.class_pixels(sampler.rates).tolist() == (4 * of_real).tolist()
+
+
 @pytest.mark.parametrize("kind", [True, False])
 def test_pictures_of_one_kind_are_all_seen(kind):
     assert sorted(EpochSampler(10, 5, 1, [kind] * 10, 0.5)) == list(range(10))
 
 
-def test_the_source_column_says_what_is_real(copy):
-    (copy / "labels.csv").write_text("image_id,source\ntrain0,generated\ntrain1,real\n")
-    assert VocFolder(copy, "train").real[:3] == [False, True, True]
+def test_the_source_column_says_what_is_real(copy, squares):
+    (copy / "labels.csv").write_text("image_id,classes,source\ntrain0,red,generated\ntrain1,,real\n")
+    before = VocFolder(squares, "train").fingerprint()
+    data = VocFolder(copy, "train")
+    assert data.real[:3] == [False, True, True]
+    assert data.fingerprint() != before
 
 
 def test_stacking_resizes_and_keeps_labels_labels():

@@ -3,7 +3,15 @@ import pytest
 import torch
 from torch import nn
 
-from segsmith.segmentation.recipe import Ema, class_weights, joint_loss, learning_rate, teacher_labels
+from segsmith.config import TrainerConfig
+from segsmith.segmentation.recipe import (
+    Ema,
+    class_weights,
+    joint_loss,
+    learning_rate,
+    real_share,
+    teacher_labels,
+)
 
 
 def test_the_learning_rate_climbs_and_falls():
@@ -79,3 +87,18 @@ def test_sources_are_balanced_by_source_or_by_pixel():
     assert joint_loss(logits, both, even, "sources").item() == pytest.approx((2 * small + large) / 3)
     assert joint_loss(logits, both, even, "pixels").item() == pytest.approx((2 * small + 3 * large) / 5)
     assert joint_loss(logits, [], even, "sources").item() == 0
+
+
+@pytest.mark.parametrize(
+    ("n_real", "n_generated", "epochs", "share"),
+    [
+        (16, 160, 33, 0.5),  # few real pictures are seen often enough anyway
+        (320, 160, 12, 1.0),  # many, in a short training: generated ones would only keep them from being seen
+        (320, 160, 24, 20 * 320 / (24 * 480)),
+    ],
+)
+def test_generated_pictures_take_the_time_that_real_ones_leave(n_real, n_generated, epochs, share):
+    config = TrainerConfig(epochs=epochs, real_share=0.5, real_passes=20)
+    real = [True] * n_real + [False] * n_generated
+    assert real_share(config, real) == pytest.approx(share)
+    assert real_share(TrainerConfig(epochs=epochs, real_share=0.3, real_passes=0), real) == 0.3
