@@ -319,6 +319,9 @@ def table(parts: Sequence[str]) -> str:
             return "not measured"
         return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
+    def both(part: str) -> str:
+        return f"{figure(part, 'mask_miou')}; {figure(part, 'mask_ignore')}"
+
     pairs = [
         (f["real_miou"], e["real_miou"]) for f, e in zip(results["full"], results["exact"], strict=False)
     ]
@@ -344,6 +347,9 @@ def table(parts: Sequence[str]) -> str:
         ("real mIoU, judge off", figure("judge_off", "real_miou"), "below full"),
         ("real mIoU, relabelling off", figure("relabel_off", "real_miou"), "below full"),
         ("real mIoU, SAM off", figure("sam_off", "real_miou"), "below full"),
+        ("real mIoU, second look at regions off", figure("check_off", "real_miou"), "below full"),
+        ("masks: mIoU and share of 255, SAM off", both("sam_off"), ""),
+        ("masks: mIoU and share of 255, second look off", both("check_off"), ""),
     ]
     lines = ["| figure | mean (spread) | reach |", "| --- | --- | --- |"]
     return "\n".join(lines + [f"| {a} | {b} | {c} |" for a, b, c in rows])
