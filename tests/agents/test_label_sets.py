@@ -5,16 +5,18 @@ import math
 import random
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segsmith.agents.label_sets import LabelSets, count_classes, rare_pairs, share_out
 from segsmith.config import AugmentConfig
 
 CLASSES = ("cat", "dog", "bus", "boat")
+ANY_MACHINE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 COUNTS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 60), min_size=1)
 
 
+@ANY_MACHINE
 @given(COUNTS, st.integers(1, 30), st.floats(0, 1))
 def test_all_images_are_shared_out_and_the_rarer_class_gets_no_fewer(counts, per_class, balance):
     added = share_out(counts, per_class, balance)
@@ -27,6 +29,7 @@ def test_all_images_are_shared_out_and_the_rarer_class_gets_no_fewer(counts, per
             assert level[rarer] <= max(level[commoner] + 1, counts[rarer] + evenly)
 
 
+@ANY_MACHINE
 @given(COUNTS, st.integers(1, 30))
 def test_without_balance_every_class_gets_the_same(counts, per_class):
     assert set(share_out(counts, per_class, 0.0).values()) == {per_class}
