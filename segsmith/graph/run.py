@@ -86,7 +86,7 @@ def build_run(
             graph.update_state(options, {}, as_node=node)
             deps.ledger.set_meta("finished_at", None)
             snapshot = graph.get_state(options)
-        if snapshot.values and not snapshot.next:
+        if snapshot.values and not _waiting(snapshot):
             if not run.report.exists():  # it was killed between its last node and its report
                 _write_report(deps)
             yield {"kind": "already_done", **_ending(deps, snapshot.values)}
@@ -163,14 +163,23 @@ def _taken_up_at(deps: Deps, snapshot: Any) -> str:
 
     By `segsmith rejudge`, by a person's decisions, or by a raised cap.
     """
-    if not snapshot.next and (changed := stale(deps.ledger)):
+    if not _waiting(snapshot) and (changed := stale(deps.ledger)):
         return REENTER[changed]
     drawing_ended = snapshot.values.get("reason") in ("budget_spent", "nothing_accepted")
-    if not drawing_ended or "direct" in snapshot.next:
+    if not drawing_ended or "direct" in _waiting(snapshot):
         return ""
     images, rounds = len(deps.ledger.images()), snapshot.values.get("round", 0)
     cap = cap_reached(deps.config.budget, images, rounds, spent(deps.ledger))
     return "judge" if cap != snapshot.values.get("cap", "") else ""
+
+
+def _waiting(snapshot: Any) -> tuple[str, ...]:
+    """Nodes the run goes on with; none when it is done.
+
+    Not ``snapshot.next``: that leaves out a node that ended just before the process did, though all that
+    comes after it is still to be done.
+    """
+    return tuple(task.name for task in snapshot.tasks)
 
 
 class _Clock:

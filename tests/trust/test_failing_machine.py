@@ -29,9 +29,13 @@ def scripted(monkeypatch):
     return wrap
 
 
-def build(out):
+def events_of(out):
     config = bench.small_config(trainer={"epochs": 1}, evaluation={"images": 0}, per_class=2)
-    return [event["kind"] for event in run_module.build_run(config, out)][-1]
+    return run_module.build_run(config, out)
+
+
+def build(out):
+    return [event["kind"] for event in events_of(out)][-1]
 
 
 @pytest.mark.parametrize(
@@ -134,3 +138,13 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
     with run.held(), pytest.raises(SegsmithError) as caught, RunFolder(tmp_path / "run").held():
         pass
     assert f"process {os.getpid()} on {os.uname().nodename} since 20" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["draw", "judge"])
+def test_a_run_left_inside_a_node_is_not_taken_for_a_finished_one(tmp_path, scripted, kind):
+    events = events_of(tmp_path / "run")
+    for event in events:
+        if event["kind"] == kind:
+            events.close()  # what a Ctrl-C or an error of the caller does; the node itself may end yet
+            break
+    assert build(tmp_path / "run") == "end"
