@@ -11,7 +11,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -141,18 +142,32 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         return image, label
 
 
+RATE_EPOCHS = 4
+"""Epochs over which `EpochSampler.rates` averages."""
+
+
 class EpochSampler(Sampler[int]):
     """Indices of one epoch in an order made of (seed, epoch), wrapped around so that every batch is full.
 
     A full batch also spares batch normalisation the single image it cannot normalise. Where the images are both
-    real and generated, at least `real_share` of an epoch is real, each kind drawn as evenly as can be.
+    real and generated, at least `real_share` of an epoch is real, each kind drawn as evenly as can be; where real
+    ones are drawn again, that goes by `labels`, the class indices of every image: each time to an image of the
+    class seen least so far, since generated images are there to even out the classes, and these should help.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, real: Sequence[bool] = (), real_share: float = 0.5
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        real: Sequence[bool] = (),
+        real_share: float = 0.5,
+        labels: Sequence[Collection[int]] = (),
     ) -> None:
         self.epoch = 0
         self._seed = seed
+        self._labels = labels
+        self._length = length
         self._total = math.ceil(length / batch_size) * batch_size
         kinds = [[i for i in range(length) if real[i] is kind] for kind in (True, False)] if real else []
         self._parts: list[tuple[Sequence[int], int]] = [(range(length), self._total)]
@@ -165,22 +180,43 @@ class EpochSampler(Sampler[int]):
 
     @property
     def rates(self) -> list[float]:
-        """How often each image is drawn in an epoch, on average."""
-        rates = {i: count / len(part) for part, count in self._parts for i in part}
-        return [rates[i] for i in range(len(rates))]
+        """How often each image is drawn in an epoch, on average over a few."""
+        epochs = [Counter(self._drawn(epoch)[0]) for epoch in range(RATE_EPOCHS)]
+        return [sum(counts[i] for counts in epochs) / RATE_EPOCHS for i in range(self._length)]
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(seed_of("order", self._seed, self.epoch))
-        drawn = [i for part, count in self._parts for i in self._spread(part, count, generator)]
+        drawn, generator = self._drawn(self.epoch)
         order = (
             range(self._total) if len(self._parts) == 1 else torch.randperm(self._total, generator=generator)
         )
         return iter([drawn[i] for i in order])
 
-    @staticmethod
-    def _spread(part: Sequence[int], count: int, generator: torch.Generator) -> Iterator[int]:
-        order = torch.randperm(len(part), generator=generator).tolist()
-        return (part[order[i % len(part)]] for i in range(count))
+    def _drawn(self, epoch: int) -> tuple[list[int], torch.Generator]:
+        """What an epoch holds, kind by kind, and the generator that has drawn it."""
+        generator = torch.Generator().manual_seed(seed_of("order", self._seed, epoch))
+        return [i for part, count in self._parts for i in self._spread(part, count, generator)], generator
+
+    def _spread(self, part: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
+        order = [part[i] for i in torch.randperm(len(part), generator=generator).tolist()]
+        known = [i for i in order if self._labels and self._labels[i]]
+        if len(self._parts) == 1 or count <= len(order) or not known:
+            return [order[i % len(order)] for i in range(count)]
+        return order + self._evened(known, count - len(order))
+
+    def _evened(self, images: Sequence[int], count: int) -> list[int]:
+        """`count` more of the images, one by one an image of the class seen least by then, in turns."""
+        queues: dict[int, deque[int]] = {}
+        for image in images:
+            for name in self._labels[image]:
+                queues.setdefault(name, deque()).append(image)
+        seen = Counter({name: len(queue) for name, queue in queues.items()})
+        drawn = []
+        for _ in range(count):
+            poorest = min(queues, key=lambda name: (seen[name], name))
+            queues[poorest].rotate(-1)
+            drawn.append(queues[poorest][-1])
+            seen.update(self._labels[drawn[-1]])
+        return drawn
 
 
 def read_classes(root: Path) -> tuple[str, ...]:

@@ -155,7 +155,8 @@ class _Run:
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
         batch = min(config.batch_size, max(len(data), 2))
-        self.sampler = EpochSampler(len(data), batch, seed, data.real, real_share(config, data.real))
+        labels = () if all(data.real) else [data.present(i) for i in range(len(data))]
+        self.sampler = EpochSampler(len(data), batch, seed, data.real, real_share(config, data.real), labels)
         loader = DataLoader(
             self.sources,
             batch_size=batch,

@@ -1,4 +1,5 @@
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -155,6 +156,19 @@ def test_real_pictures_have_their_share_of_every_epoch(n_real, least, share):
         assert sum(real[i] for i in order) == round(40 * share)
         times = np.bincount([i for i in order if real[i]], minlength=n_real)[:n_real]
         assert times.max() - times.min() <= 1  # as evenly as can be
+
+
+def test_real_pictures_drawn_again_even_out_their_classes():
+    labels = [(1,)] * 9 + [(2,)] + [(1, 2)] * 30  # of the ten real ones a single one shows class 2
+    real = [i < 10 for i in range(40)]
+    sampler = EpochSampler(40, 8, 1, real, 0.5, labels)
+    for sampler.epoch in range(3):
+        order = [i for i in sampler if real[i]]
+        assert len(order) == 20
+        assert set(order) == set(range(10)), "each once before any again"
+        assert Counter(labels[i] for i in order) == {(1,): 10, (2,): 10}
+    assert sampler.rates[9] == 10
+    assert sum(sampler.rates) == 40
 
 
 def test_class_pixels_count_pictures_as_often_as_they_are_drawn(squares):
