@@ -8,6 +8,14 @@ import pytest
 from segsmith.graph.interrupt import stop_on_interrupt
 
 
+@pytest.fixture(autouse=True)
+def listening():
+    """Python's own answer to Ctrl-C, whatever the tests were started by: in the background a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupt_is_told_and_passed_on():
     stopping, before = threading.Event(), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop_on_interrupt(stopping):
