@@ -1,29 +1,8 @@
 """The command: every mistake gets one line with the remedy, exit code 2, and leaves nothing behind."""
 
 import struct
-import sys
 
 import pytest
-
-from segsmith import cli
-
-
-@pytest.fixture
-def segsmith(monkeypatch, capsys):
-    """Run the command; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["segsmith", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
 
 BAD = [
     ([], "No classes"),

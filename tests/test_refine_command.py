@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segsmith import cli
 from segsmith.tools.simulator import real_world
 from segsmith.tools.test_world import write_voc
 from segsmith.tools.weak_labels import weaken_dataset
@@ -18,23 +16,6 @@ QUICK = [
     "--set", "trainer.encoder=tu-test_resnet", "--set", "trainer.epochs=2", "--set", "trainer.refresh_every=1",
     "--set", "trainer.teacher_from=0.5", "--set", "labeler.epochs=1", "--set", "labeler.folds=2",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def segsmith(monkeypatch, capsys):
-    """Run the command; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["segsmith", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

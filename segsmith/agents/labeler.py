@@ -172,12 +172,10 @@ class LabelerAgent:
 
     def _segment_real(self) -> None:
         """Label maps for real images that brought none. One at a time: real images differ in size."""
-        todo = (
-            []
-            if self._real is None
-            else [i for i in self._real.unmasked() if not self._real.mask(i).exists()]
-        )
-        if not todo or self._real is None:
+        if self._real is None:
+            return
+        todo = [item for item in self._real.unmasked() if not self._real.mask(item).exists()]
+        if not todo:
             return
         maps, settings = self._load_maps(), MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None

@@ -10,7 +10,19 @@ import typer
 from rich.table import Table
 
 from segsmith.cli.build import run_build
-from segsmith.cli.console import app, err, out, quiet_libraries, settings_of, shown
+from segsmith.cli.console import app, err, out, quiet_libraries, shown
+from segsmith.cli.options import (
+    ConfigFile,
+    MaxHours,
+    MaxImages,
+    MaxUsd,
+    Memory,
+    Offline,
+    PresetChoice,
+    Seed,
+    Step,
+    flags_of,
+)
 from segsmith.errors import SegsmithError
 
 SHOWN = 8
@@ -30,32 +42,18 @@ def augment(
     out_dir: Annotated[
         Path, typer.Option("--out", help="run folder; the same folder goes on where it stopped")
     ],
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            show_default="auto",
-            help="which models to use: auto, sim, cpu, gpu or hosted (see docs/models.md)",
-        ),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it")] = None,
+    preset: PresetChoice = None,
+    config: ConfigFile = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="any setting, e.g. --set augment.balance=1")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="another seed gives other prompts and pictures")] = None,
-    memory: Annotated[
-        Path | None, typer.Option(help="prompt memory shared by runs; else the run's own")
-    ] = None,
-    max_images: Annotated[int | None, typer.Option(help="draw at most so many images")] = None,
-    max_hours: Annotated[
-        float | None, typer.Option(help="write and draw for at most so many hours, over all sittings")
-    ] = None,
-    max_usd: Annotated[
-        float | None, typer.Option(help="spend at most so many dollars on hosted models")
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="fetch nothing from anywhere")] = False,
-    step: Annotated[
-        bool, typer.Option("--step", help="pause at prompts, verdicts, labels and masks, and ask you")
-    ] = False,
+    seed: Seed = None,
+    memory: Memory = None,
+    max_images: MaxImages = None,
+    max_hours: MaxHours = None,
+    max_usd: MaxUsd = None,
+    offline: Offline = False,
+    step: Step = False,
 ) -> None:
     """Find what a real dataset lacks, add generated images, and train on both.
 
@@ -70,13 +68,13 @@ def augment(
         raise SegsmithError(
             f"--add-per-class {add_per_class} adds nothing.", "Type a number of at least 1, e.g. 40."
         )
-    flags: dict[str, Any] = settings_of(set_ or [])
-    flags["per_class"] = add_per_class
-    given = {"seed": seed, "memory": memory and str(memory), "offline": offline or None}
-    flags |= {key: value for key, value in given.items() if value is not None}
-    for cap, value in {"max_images": max_images, "max_hours": max_hours, "max_usd": max_usd}.items():
-        if value is not None:
-            flags.setdefault("budget", {})[cap] = value
+    flags = flags_of(
+        set_,
+        {"per_class": add_per_class, "seed": seed},
+        memory=memory,
+        offline=offline,
+        caps={"max_images": max_images, "max_hours": max_hours, "max_usd": max_usd},
+    )
     preset, why = chosen_preset(preset or "auto", offline, out_dir)
     with out.status("looking through the dataset"):
         plan = plan_enlargement(load_config(preset=preset, file=config, flags=flags), dataset, out_dir)

@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from segsmith.cli.console import app, out, quiet_libraries, settings_of, shown
+from segsmith.cli.console import app, out, quiet_libraries, shown
+from segsmith.cli.options import (
+    ConfigFile,
+    MaxHours,
+    MaxImages,
+    MaxUsd,
+    Memory,
+    Offline,
+    PresetChoice,
+    Seed,
+    Step,
+    flags_of,
+)
 from segsmith.errors import SegsmithError
 
 
@@ -22,35 +34,21 @@ def build(
         Path, typer.Option("--out", help="run folder; the same folder goes on where it stopped")
     ] = Path("runs/run"),
     per_class: Annotated[int | None, typer.Option(help="accepted images wanted of each class")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            show_default="auto",
-            help="which models to use: auto, sim, cpu, gpu or hosted (see docs/models.md)",
-        ),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it")] = None,
+    preset: PresetChoice = None,
+    config: ConfigFile = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="any setting, e.g. --set judge.top_k=3")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="another seed gives other prompts and pictures")] = None,
-    memory: Annotated[
-        Path | None, typer.Option(help="prompt memory shared by runs; else the run's own")
-    ] = None,
-    max_images: Annotated[int | None, typer.Option(help="draw at most so many images")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="fetch nothing from anywhere")] = False,
-    max_hours: Annotated[
-        float | None, typer.Option(help="write and draw for at most so many hours, over all sittings")
-    ] = None,
-    max_usd: Annotated[
-        float | None, typer.Option(help="spend at most so many dollars on hosted models")
-    ] = None,
+    seed: Seed = None,
+    memory: Memory = None,
+    max_images: MaxImages = None,
+    offline: Offline = False,
+    max_hours: MaxHours = None,
+    max_usd: MaxUsd = None,
     from_: Annotated[
         Path | None, typer.Option("--from", help="run.toml of another run: build the same again in --out")
     ] = None,
-    step: Annotated[
-        bool, typer.Option("--step", help="pause at prompts, verdicts, labels and masks, and ask you")
-    ] = False,
+    step: Step = False,
 ) -> None:
     """Write prompts, draw, judge, relabel, segment, export, train and evaluate.
 
@@ -60,18 +58,14 @@ def build(
     from segsmith.config import load_config, merged_config
     from segsmith.graph.record import installed_versions, read_record
 
-    flags: dict[str, Any] = settings_of(set_ or [])
-    names = tuple(classes.split(",")) if classes else ()
-    given = {"classes": names or None, "per_class": per_class, "seed": seed}
-    flags |= {key: value for key, value in given.items() if value is not None}
-    if memory is not None:
-        flags["memory"] = str(memory)
-    if offline:
-        flags["offline"] = True
-    caps = {"max_images": max_images, "max_hours": max_hours, "max_usd": max_usd}
-    for cap, value in caps.items():
-        if value is not None:
-            flags.setdefault("budget", {})[cap] = value
+    names = tuple(classes.split(",")) if classes else None
+    flags = flags_of(
+        set_,
+        {"classes": names, "per_class": per_class, "seed": seed},
+        memory=memory,
+        offline=offline,
+        caps={"max_images": max_images, "max_hours": max_hours, "max_usd": max_usd},
+    )
     why = ""
     if from_ is not None:
         if preset or config:

@@ -3,14 +3,12 @@
 import csv
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
 from benchmarks.kill_anywhere import ScriptedChat
-from segsmith import cli
 from segsmith.agents.labeler import LabelerAgent
 from segsmith.config import load_config
 from segsmith.exports.coco import read as read_coco
@@ -40,23 +38,6 @@ def voc(tmp_path, scenes):
     pairs = [(f"{i:02d}", scene.image, scene.class_mask(CLASSES)) for i, scene in enumerate(scenes)]
     write_voc(tmp_path / "real", CLASSES, {"train": pairs[:10], "val": pairs[10:]})
     return tmp_path / "real"
-
-
-@pytest.fixture
-def segsmith(monkeypatch, capsys):
-    """Run the command; returns (exit code, stdout, stderr)."""
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["segsmith", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return command
 
 
 def spoil(voc, how):

@@ -1,13 +1,11 @@
 """One small finished build that the tests of this folder copy and question."""
 
 import shutil
-import sys
 
 import pytest
 from trust_run import KEY, SMALL, scripted_deps
 
 from benchmarks import kill_anywhere as bench
-from segsmith import cli
 from segsmith.graph import run as run_module
 
 
@@ -33,20 +31,3 @@ def build(monkeypatch):
     """Build with the scripted language model; returns the last event."""
     monkeypatch.setattr(run_module, "Deps", scripted_deps)
     return lambda config, out: list(run_module.build_run(config, out, "segsmith build"))[-1]
-
-
-@pytest.fixture
-def segsmith(monkeypatch, capsys):
-    """Run the command; returns (exit code, stdout, stderr)."""
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["segsmith", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return command
