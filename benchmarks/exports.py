@@ -18,10 +18,10 @@ from pathlib import Path
 
 from benchmarks.made_up_run import make_run
 from benchmarks.planted_defects import DEFECTS, spoiled
-from segsmith.exports.collection import Collection, collect
-from segsmith.exports.export import export_dataset
-from segsmith.exports.formats import EXPORTS
-from segsmith.exports.validate import validate
+from segsmith.datasets.detect import EXPORTS
+from segsmith.datasets.export import export_dataset
+from segsmith.datasets.records import Collection, collect
+from segsmith.datasets.validate import validate
 
 COPIES = 3
 

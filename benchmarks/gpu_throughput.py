@@ -26,11 +26,12 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from segsmith.config import ImagesConfig
-from segsmith.tools.clip import OpenClipEncoder
+from segsmith.errors import OutOfMemory
 from segsmith.tools.devices import autocast, choose_device, choose_dtype
-from segsmith.tools.diffusion import DiffusionBackend
-from segsmith.tools.protocols import ImageRequest, OutOfMemory
-from segsmith.tools.sam import SamSegmenter
+from segsmith.tools.images.diffusion import DiffusionBackend
+from segsmith.tools.vision.clip import OpenClipEncoder
+from segsmith.tools.vision.sam import SamSegmenter
+from segsmith.types import ImageRequest
 from tests import tiny_pipelines
 
 

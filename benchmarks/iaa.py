@@ -30,11 +30,12 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from segsmith.config import Config, load_config
-from segsmith.graph.enlarge import plan_enlargement
-from segsmith.graph.run import build_run
-from segsmith.memory.store import RunFolder, read_image, read_index_map
-from segsmith.segmentation.data import VocFolder
-from segsmith.tools.test_world import Pair, write_voc
+from segsmith.datasets.voc_folder import VocFolder
+from segsmith.datasets.voc_layout import Pair, write_voc
+from segsmith.files import read_image, read_index_map
+from segsmith.memory.run_folder import RunFolder
+from segsmith.workflows.augment import plan_enlargement
+from segsmith.workflows.build import build_run
 from segsmith.world.nouns import find_noun
 from segsmith.world.scene import compose, random_spec
 
@@ -184,7 +185,7 @@ def trained(seed: int, share: int, arm: str) -> dict[str, Any]:
     """IoU on the test set after `STEPS` steps on one arm's images."""
     from segsmith.segmentation.inference import evaluate
     from segsmith.segmentation.trainer import train
-    from segsmith.tools.clip import OpenClipEncoder
+    from segsmith.tools.vision.clip import OpenClipEncoder
 
     data = VocFolder(real_set(seed, share), "train")
     real = [halved(name, *data.raw(i)) for i, name in enumerate(data.ids)]

@@ -38,9 +38,10 @@ FILES = ("images", "masks", "dataset", "evaluation", "checkpoints/segmenter.safe
 FORK = multiprocessing.get_context("forkserver")
 """Forks of a clean process: one of a process with threads of its own, such as a test run's, may hang."""
 PRELOAD = (
-    "segsmith.exports.export", "segsmith.graph.build", "segsmith.graph.run",
-    "segsmith.report.build", "segsmith.segmentation.trainer", "segsmith.tools.clip", "segsmith.tools.llm",
-    "segsmith.tools.sam", "segsmith.tools.simulator", "segsmith.tools.vit",
+    "segsmith.datasets.export", "segsmith.graph.graph", "segsmith.workflows.build",
+    "segsmith.report.page_builder", "segsmith.segmentation.trainer", "segsmith.tools.vision.clip",
+    "segsmith.tools.llm.chat", "segsmith.tools.vision.sam", "segsmith.tools.images.simulator",
+    "segsmith.tools.vision.vit",
 )  # fmt: skip
 Watch = Callable[[dict[str, Any]], None]
 STAGES = ("starting", "writing prompts", "drawing", "judging", "relabelling", "segmenting", "exporting",
@@ -72,7 +73,7 @@ class ScriptedChat:
     restarts = 0
 
     def __init__(self, tell: Any) -> None:
-        from segsmith.tools.llm_usage import Usage
+        from segsmith.tools.llm.usage import Usage
 
         self.usage = Usage()
         self._tell = tell
@@ -110,24 +111,20 @@ def build_once(config: Any, out: Path, journal: Path, llama: bool, watch: Watch 
 
     `watch` sees every event and steps through the build's pauses as a person would.
     """
-    from segsmith.graph import run as run_module
-    from segsmith.graph.deps import Deps
+    from segsmith.graph.context import open_image_backend
+    from segsmith.workflows.build import build_run
 
     handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def tell(kind: str, what: str) -> None:
         os.write(handle, f"{kind} {what}\n".encode())
 
-    def deps_of(config: Any, run: Any) -> Any:
-        deps = Deps(config, run)
-        if not llama:
-            deps.use(chat=ScriptedChat(tell))
-        return deps.use(backend=CountingBackend(deps.backend, tell))
-
-    run_module.Deps = deps_of  # type: ignore[assignment,misc]
+    parts: dict[str, Any] = {"backend": CountingBackend(open_image_backend(config), tell)}
+    if not llama:
+        parts["chat"] = ScriptedChat(tell)
     tell("start", str(os.getpid()))
     tell("stage", STAGES[0])
-    for event in run_module.build_run(config, out, "kill_anywhere", step=watch is not None):
+    for event in build_run(config, out, "kill_anywhere", step=watch is not None, parts=parts):
         if watch:
             watch(event)
         if stage := _begun(event):

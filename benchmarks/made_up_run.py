@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from segsmith.config import Config, config_toml, load_config
+from segsmith.datasets.palette import voc_palette
+from segsmith.files import png_bytes
+from segsmith.ids import make_id
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, ModelRow, PromptRow, VerdictRow
-from segsmith.memory.store import RunFolder, make_id, png_bytes
-from segsmith.segmentation.palette import voc_palette
+from segsmith.memory.run_folder import RunFolder
 
 CLASSES = ("cat", "dog", "bus", "potted plant")
 

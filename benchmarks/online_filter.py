@@ -24,8 +24,8 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from segsmith.config import ImagesConfig
-from segsmith.tools.diffusion import DiffusionBackend
-from segsmith.tools.protocols import ImageRequest
+from segsmith.tools.images.diffusion import DiffusionBackend
+from segsmith.types import ImageRequest
 from tests import tiny_pipelines
 
 BATCH = 8

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image as PILImage
 
-from segsmith.exports.folder import MANIFEST
+from segsmith.datasets.staging import MANIFEST
 
 
 @dataclass(frozen=True)

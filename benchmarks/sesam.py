@@ -22,22 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from segsmith.cli.console import settings_of
-from segsmith.cli.weak import REFINE
+from segsmith.commands.console import settings_of
+from segsmith.commands.weak import REFINE
 from segsmith.config import Config, load_config
-from segsmith.memory.store import write_atomic
-from segsmith.segmentation.data import VocFolder
+from segsmith.datasets.voc_folder import VocFolder
+from segsmith.datasets.voc_layout import Pair, write_voc
+from segsmith.files import write_atomic
 from segsmith.segmentation.inference import evaluate
 from segsmith.segmentation.masks import MaskSettings
 from segsmith.segmentation.metrics import score_pairs
-from segsmith.segmentation.refine import WeakRefiner
 from segsmith.segmentation.sources import load_maps, pixels_of
 from segsmith.segmentation.trainer import train
-from segsmith.tools.clip import OpenClipEncoder
-from segsmith.tools.sam import SamSegmenter
-from segsmith.tools.simulator import real_world
-from segsmith.tools.test_world import Pair, write_voc
-from segsmith.tools.weak_labels import weaken_dataset
+from segsmith.segmentation.weak_refiner import WeakRefiner
+from segsmith.tools.images.simulator import real_world
+from segsmith.tools.vision.clip import OpenClipEncoder
+from segsmith.tools.vision.sam import SamSegmenter
+from segsmith.workflows.weak_labels import weaken_dataset
 
 CLASSES = ("cat", "bus", "bicycle", "chair")
 SIZE_PX = 64

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from segsmith.config import Config, load_config
-from segsmith.graph.deps import Deps
-from segsmith.graph.handover import evaluate_segmenter, export_dataset, train_segmenter
-from segsmith.graph.run import build_run
-from segsmith.memory.store import RunFolder, png_bytes, read_index_map
-from segsmith.tools.protocols import IGNORE, ImageRequest
-from segsmith.tools.simulator import Drawing, Simulator
+from segsmith.files import png_bytes, read_index_map
+from segsmith.graph.context import RunContext
+from segsmith.memory.run_folder import RunFolder
+from segsmith.tools.images.simulator import Drawing, Simulator
+from segsmith.types import IGNORE, ImageRequest
+from segsmith.workflows.build import build_run
 
 CLASSES = ("cat", "dog", "horse", "bird", "bus", "bicycle", "boat", "chair")
 PER_CLASS = 40
@@ -96,7 +96,7 @@ def full(seed: int) -> dict[str, Any]:
 def exact(seed: int) -> dict[str, Any]:
     """The same pictures and splits with exact masks: what perfect labelling would have given."""
 
-    def replace_masks(deps: Deps) -> None:
+    def replace_masks(deps: RunContext) -> None:
         folder = deps.run.voc / "SegmentationClass"
         for image_id, drawing in truths(deps).items():
             path = folder / f"{image_id}.png"
@@ -139,7 +139,7 @@ def diversity(seed: int) -> dict[str, Any]:
     for name, remember in (("with", True), ("without", False)):
         run = RunFolder(ROOT / f"seed{seed}" / f"prompts_{name}")
         run.create()
-        deps = Deps(settings(seed, prompts={"remember": remember}), run)
+        deps = RunContext(settings(seed, prompts={"remember": remember}), run)
         write_prompts(deps, per_class=30)
         prompts = deps.ledger.prompts("admitted")
         vectors = deps.encoder.embed_texts([p.text for p in prompts])
@@ -161,7 +161,7 @@ def diversity(seed: int) -> dict[str, Any]:
 def sam(seed: int) -> dict[str, Any]:
     """Mini SAM from five skeleton points on sprites it never saw."""
     from foundry.mini_sam import HELD_OUT, evaluate
-    from segsmith.tools.sam import SamSegmenter
+    from segsmith.tools.vision.sam import SamSegmenter
 
     segmenter = SamSegmenter.load("mini")
     return {
@@ -173,11 +173,11 @@ def sam(seed: int) -> dict[str, Any]:
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def built(config: Config, name: str) -> Deps:
+def built(config: Config, name: str) -> RunContext:
     out = ROOT / f"seed{config.seed}" / name
     for _ in build_run(config, out):
         pass
-    return Deps(config, RunFolder(out))
+    return RunContext(config, RunFolder(out))
 
 
 def variant(
@@ -185,7 +185,7 @@ def variant(
     name: str,
     *,
     relabel: bool = True,
-    change_dataset: Callable[[Deps], None] = lambda deps: None,
+    change_dataset: Callable[[RunContext], None] = lambda deps: None,
     **changes: Any,
 ) -> dict[str, Any]:
     """The full run's pictures, labelled and trained under other settings."""
@@ -197,15 +197,15 @@ def variant(
         close_copy(source / "ledger.db", out / "ledger.db")
     run = RunFolder(out)
     run.create()
-    deps = Deps(settings(seed, **changes), run)
+    deps = RunContext(settings(seed, **changes), run)
     if relabel:
         deps.labeler_agent.relabel()
     deps.labeler_agent.segment()
-    export_dataset(deps)
+    deps.finalizer.export()
     change_dataset(deps)
-    train_segmenter(deps, on_epoch=lambda report: None)
+    deps.finalizer.train(on_epoch=lambda report: None)
     figures = {
-        "real_miou": evaluate_segmenter(deps)["real"]["miou"],
+        "real_miou": deps.finalizer.evaluate()["real"]["miou"],
         **label_figures(deps),
         **mask_figures(deps),
     }
@@ -222,7 +222,7 @@ def close_copy(source: Path, target: Path) -> None:
         after.execute("DELETE FROM masks")
 
 
-def write_prompts(deps: Deps, per_class: int) -> None:
+def write_prompts(deps: RunContext, per_class: int) -> None:
     """Only the prompt agent's part of the line, in the batches of a build."""
     agent, batch = deps.prompt_agent, deps.config.prompts.batch
     for round_ in range(per_class // batch):
@@ -238,14 +238,14 @@ def write_prompts(deps: Deps, per_class: int) -> None:
 # -- truth -----------------------------------------------------------------------------------------
 
 
-def truths(deps: Deps) -> dict[str, Drawing]:
+def truths(deps: RunContext) -> dict[str, Drawing]:
     """Image id -> what was really drawn."""
     simulator = Simulator(deps.config.images.faults, CLASSES, deps.config.images.size)
     texts = {p.id: p.text for p in deps.ledger.prompts()}
     return {r.id: simulator.truth(ImageRequest(texts[r.prompt_id], r.seed)) for r in deps.ledger.images()}
 
 
-def judge_figures(deps: Deps) -> dict[str, Any]:
+def judge_figures(deps: RunContext) -> dict[str, Any]:
     """A picture is good when its target is there, in focus, and not a repetition of one drawn before."""
     prompts = {p.id: p for p in deps.ledger.prompts()}
     verdicts, truth = deps.ledger.verdicts(), truths(deps)
@@ -272,7 +272,7 @@ def judge_figures(deps: Deps) -> dict[str, Any]:
     }
 
 
-def label_figures(deps: Deps) -> dict[str, float]:
+def label_figures(deps: RunContext) -> dict[str, float]:
     truth = {i: set(d.scene.present(CLASSES)) for i, d in truths(deps).items()}
     figures = {}
     for source in ("prompt", "clip", "relabel"):
@@ -283,7 +283,7 @@ def label_figures(deps: Deps) -> dict[str, float]:
     return figures
 
 
-def mask_figures(deps: Deps) -> dict[str, Any]:
+def mask_figures(deps: RunContext) -> dict[str, Any]:
     """mIoU over classes and background of all accepted images' masks; pixels marked 255 do not count."""
     n = len(CLASSES) + 1
     confusion, ignored, pixels = np.zeros((n, n)), 0, 0

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segsmith.config import TrainerConfig
-from segsmith.segmentation.augment import place, restyle
-from segsmith.segmentation.data import VocFolder
+from segsmith.datasets.voc_folder import VocFolder
+from segsmith.datasets.voc_layout import Pair, write_voc
 from segsmith.segmentation.network import build_segmenter, normalise
 from segsmith.segmentation.trainer import MAX_GRADIENT, WEIGHT_DECAY, EpochReport, train
-from segsmith.tools.simulator import real_world
-from segsmith.tools.test_world import Pair, write_voc
+from segsmith.segmentation.transforms import place, restyle
+from segsmith.tools.images.simulator import real_world
 
 CLASSES = ("cat", "bus")
 SIZE_PX, WINDOW_PX = 128, 96

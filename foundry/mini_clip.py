@@ -23,11 +23,11 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-import segsmith.tools.mini as mini
+import segsmith.tools.vision.mini_clip as mini
 from foundry.mini_clip_data import NOUN_NAMES, Pool, augment
 from foundry.mini_clip_loss import Anchors, Teacher
 from foundry.mini_clip_text import all_phrases, write_vocabulary
-from segsmith.tools.clip import BPE_FILE
+from segsmith.tools.vision.clip import BPE_FILE
 
 logger = logging.getLogger("foundry.mini_clip")
 

@@ -20,8 +20,8 @@ from PIL import ImageFilter
 
 from foundry.mini_clip import RECORD
 from foundry.mini_clip_data import LIGHT_NAMES, NOUN_NAMES, PLACE_NAMES, WEATHER_NAMES
-from segsmith.memory.store import write_atomic
-from segsmith.tools.clip import OpenClipEncoder
+from segsmith.files import write_atomic
+from segsmith.tools.vision.clip import OpenClipEncoder
 from segsmith.world.language import INDOOR, ObjectSpec, SceneSpec, caption, spoken
 from segsmith.world.nouns import NOUNS, VOC_CLASSES
 from segsmith.world.scene import compose, random_spec

@@ -27,7 +27,7 @@ from foundry.mini_clip_data import (
 )
 from foundry.mini_clip_text import attribute_prompt, empty_prompt, noun_prompt
 from segsmith.segmentation.seeds import top_k_pool
-from segsmith.tools.patch_head import LOCAL_BLOCKS
+from segsmith.tools.vision.patch_head import LOCAL_BLOCKS
 from segsmith.world.language import LIGHTS, PLACES, WEATHERS, spoken
 from segsmith.world.nouns import NOUNS
 

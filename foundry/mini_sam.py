@@ -30,9 +30,9 @@ from foundry.mini_sam_data import (
 )
 from foundry.mini_sam_loss import LayoutHead, decode_pairs, fuse_attention, loss_of
 from foundry.muon import Muon
-from segsmith.memory.store import write_atomic
-from segsmith.tools.protocols import PointSegmenter
-from segsmith.tools.sam import SamSegmenter, SamSizes, build_sam, config_json
+from segsmith.files import write_atomic
+from segsmith.protocols import PointSegmenter
+from segsmith.tools.vision.sam import SamSegmenter, SamSizes, build_sam, config_json
 from segsmith.world.scene import compose
 from segsmith.world.sprites import STYLES, Style
 

@@ -17,3 +17,18 @@ class SegsmithError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}".strip()
+
+
+class OutOfMemory(Exception):
+    """A backend's device ran out of memory; the same work in smaller batches may fit."""
+
+
+class Cancelled(Exception):
+    """The person in front of the run stopped it; the run folder is whole."""
+
+
+class BadReply(Exception):
+    """The model answered, but never in the schema; counted by the caller, never shown as data."""
+
+    reason = "bad_reply"
+    """Under which the caller counts it."""

@@ -11,11 +11,11 @@ from segsmith import cli
 def segsmith(monkeypatch, capsys):
     """Run the command; returns (exit code, stdout, stderr)."""
 
-    def command(*arguments):
+    def command(*arguments, parts=None):
         monkeypatch.setattr(sys, "argv", ["segsmith", *map(str, arguments)])
         code = 0
         try:
-            cli.main()
+            cli.main(parts)
         except SystemExit as stop:
             code = int(stop.code or 0)
         said = capsys.readouterr()

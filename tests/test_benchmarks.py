@@ -18,8 +18,8 @@ def test_the_gpu_benchmark_runs_to_its_end_on_small_models(capsys):
 @pytest.mark.slow
 def test_its_random_clip_and_sam_are_files_that_our_adapters_load(tmp_path):
     from benchmarks import gpu_throughput
-    from segsmith.tools.clip import OpenClipEncoder
-    from segsmith.tools.sam import SamSegmenter
+    from segsmith.tools.vision.clip import OpenClipEncoder
+    from segsmith.tools.vision.sam import SamSegmenter
 
     torch.manual_seed(0)
     assert OpenClipEncoder.load(gpu_throughput.save_clip("RN50", tmp_path), "cpu").dim == 1024

@@ -109,7 +109,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(segsmith, tmp_path):
 
 def test_a_run_folder_of_another_config_is_refused_by_the_key_that_differs(segsmith, tmp_path):
     from segsmith.config import Config
-    from segsmith.graph.record import RunRecord, write_record
+    from segsmith.memory.run_config import RunRecord, write_record
 
     write_record(tmp_path / "run.toml", RunRecord(Config(classes=("cat",), per_class=7)))
     code, _, complaint = segsmith("build", "--classes", "cat", "--per-class", "9", "--out", tmp_path)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segsmith.tools.simulator import real_world
-from segsmith.tools.test_world import write_voc
-from segsmith.tools.weak_labels import weaken_dataset
+from segsmith.datasets.voc_layout import write_voc
+from segsmith.tools.images.simulator import real_world
+from segsmith.workflows.weak_labels import weaken_dataset
 
 CLASSES = ("cat", "bus")
 QUICK = [

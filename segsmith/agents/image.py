@@ -11,20 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from segsmith.config import ImagesConfig
-from segsmith.errors import SegsmithError
+from segsmith.errors import Cancelled, OutOfMemory, SegsmithError
+from segsmith.files import png_bytes, write_atomic
+from segsmith.ids import make_id, seed_of
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, UndrawnRow, UsageRow
-from segsmith.memory.store import RunFolder, make_id, png_bytes, seed_of, write_atomic
-from segsmith.tools.protocols import (
-    SEEDS_PER_PROMPT,
-    Cancelled,
-    Drawn,
-    Gate,
-    Image,
-    ImageBackend,
-    ImageRequest,
-    NoImage,
-    OutOfMemory,
-)
+from segsmith.memory.run_folder import RunFolder
+from segsmith.protocols import ImageBackend
+from segsmith.types import SEEDS_PER_PROMPT, Drawn, Gate, Image, ImageRequest, NoImage
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segsmith.agents.real_opinion import MAX_TEACHERS
+from segsmith.agents.judge.real_classifier import MAX_TEACHERS
 from segsmith.agents.region_check import RegionCheck
 from segsmith.config import LabelerConfig
+from segsmith.datasets.palette import voc_palette
+from segsmith.files import png_bytes, read_image, write_atomic
+from segsmith.ids import seed_of
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, prompt_families
-from segsmith.memory.real import RealImage, RealSet
-from segsmith.memory.store import RunFolder, png_bytes, read_image, seed_of, write_atomic
+from segsmith.memory.real_images import RealImage, RealSet
+from segsmith.memory.run_folder import RunFolder
+from segsmith.protocols import PatchClassifier, PointSegmenter
 from segsmith.segmentation.masks import (
     MaskSettings,
     Outlined,
@@ -28,8 +32,7 @@ from segsmith.segmentation.masks import (
     plan_mask,
 )
 from segsmith.segmentation.merge import ignore_share, pixel_counts
-from segsmith.segmentation.palette import voc_palette
-from segsmith.tools.protocols import Image, PatchClassifier, PointSegmenter
+from segsmith.types import Image
 
 CHUNK = 32
 CALIBRATION = 64

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from segsmith.agents.judge import directions
+from segsmith.agents.judge.agent import directions
 from segsmith.memory.ledger import Ledger
+from segsmith.protocols import ImageTextEncoder
 from segsmith.segmentation.crops import cut_out
 from segsmith.segmentation.masks import Outlined
-from segsmith.tools.protocols import Image, ImageTextEncoder
+from segsmith.types import Image
 
 MIN_REGIONS = 30
 """Fewer say too little about what is usual: then no region is doubted."""

@@ -20,7 +20,7 @@ def mermaid() -> str:
 
     A solid arrow is always taken, a dotted one for the reasons written on it.
     """
-    from segsmith.graph.build import build_graph, build_prompt_graph
+    from segsmith.graph.graph import build_graph, build_prompt_graph
 
     lines = ["flowchart TD", *_arrows(build_graph().builder, "")]
     lines.append("    subgraph each [write_prompts, one for each class]")

@@ -6,19 +6,9 @@ The whole state is stored at every step, so it must stay small whatever the size
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
-from segsmith.agents.prompt_draft import Draft
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What the graph is invoked with: the run folder, by which nodes find config, ledger and tools."""
-
-    run: str
-    step: bool = False
-    """Pause for a person's look at prompts, verdicts, labels and masks."""
+from segsmith.agents.prompt.draft import Draft
 
 
 class RunState(TypedDict, total=False):

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.config import Config
+from segsmith.datasets.palette import VOID, voc_palette
 from segsmith.errors import SegsmithError
+from segsmith.files import png_bytes, read_image, read_index_map, write_atomic
 from segsmith.memory.ledger import Ledger
-from segsmith.memory.store import RunFolder, png_bytes, read_image, read_index_map, write_atomic
-from segsmith.segmentation.palette import VOID, voc_palette
+from segsmith.memory.run_folder import RunFolder
 
 GAP_PX = 4
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segsmith.memory.ledger import ImageRow
-from segsmith.memory.store import RunFolder
-from segsmith.report.facts import REASONS, Book, finite, short, typical_sharpness
-from segsmith.report.pictures import Overlay, overlay, spread, thumbnail
+from segsmith.memory.run_folder import RunFolder
 from segsmith.report.sheets import NUMBERS
+from segsmith.report.statistics import REASONS, Book, finite, short, typical_sharpness
+from segsmith.report.thumbnails import Overlay, overlay, spread, thumbnail
 
 STRIP, ACCEPTED, REJECTED, TEST = 12, 12, 12, 12
 """Most pictures that stand in each place; all others are on the sheets."""

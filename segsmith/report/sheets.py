@@ -17,9 +17,9 @@ from typing import Any
 from PIL import Image as PILImage
 
 from segsmith.memory.ledger import ImageRow
-from segsmith.memory.store import RunFolder
-from segsmith.report.facts import Book, finite, label_change, short, typical_sharpness
-from segsmith.report.pictures import name_tags, painted, small_mask, small_photo, spread
+from segsmith.memory.run_folder import RunFolder
+from segsmith.report.statistics import Book, finite, label_change, short, typical_sharpness
+from segsmith.report.thumbnails import name_tags, painted, small_mask, small_photo, spread
 
 CAP = 20_000
 """Most pictures in the page; of more, a selection spread over classes and reasons."""

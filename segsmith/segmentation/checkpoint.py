@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
-from segsmith.memory.store import write_atomic
+from segsmith.files import write_atomic
 from segsmith.segmentation.network import bare_segmenter, set_normalisation
 
 WEIGHTS = "segmenter.safetensors"

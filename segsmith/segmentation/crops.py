@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from segsmith.tools.protocols import Image
+from segsmith.types import Image
 
 MARGIN = 0.15
 """Room around the object on each side, as a share of its longer side (ours)."""

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.checkpoint import load_segmenter
-from segsmith.segmentation.data import VocFolder
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import STRIDE, normalise
 from segsmith.segmentation.sources import LabelSources, Opinion

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from segsmith.config import LabelerConfig
+from segsmith.datasets.objects import components
+from segsmith.protocols import PointSegmenter
 from segsmith.segmentation.merge import Region, merge_masks
 from segsmith.segmentation.seeds import seed_masks, upsample_maps
-from segsmith.segmentation.sesam import components, confidence_points, select_mask, skeleton_points
-from segsmith.tools.protocols import Image, MaskCandidates, PointSegmenter
+from segsmith.segmentation.sesam import confidence_points, select_mask, skeleton_points
+from segsmith.types import Image, MaskCandidates
 
 NEAR = 1 / 16
 """How near a refused component's seed pixels are in doubt, as a share of the picture's longer side (ours)."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from segsmith.tools.protocols import IGNORE
+from segsmith.types import IGNORE
 
 MARGIN = 0.1
 """How far a region's score must be ahead of another class's to win a pixel both claim (ours)."""

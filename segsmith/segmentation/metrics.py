@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from segsmith.tools.protocols import IGNORE
+from segsmith.types import IGNORE
 
 BACKGROUND = "background"
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segsmith.config import TrainerConfig
-from segsmith.tools.protocols import IGNORE
+from segsmith.types import IGNORE
 
 WARMUP = 0.1
 """Share of the steps in which the learning rate climbs."""

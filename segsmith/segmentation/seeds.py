@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segsmith.segmentation.sesam import components
+from segsmith.datasets.objects import components
 
 if TYPE_CHECKING:
     from torch import Tensor

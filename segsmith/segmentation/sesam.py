@@ -1,7 +1,7 @@
 """SeSAM (arXiv 2604.11170): from a coarse class mask to the points SAM is asked with, and back to one mask.
 
 Step 1 separates instances, step 2 samples points on the skeleton of each, step 3 selects among the masks
-SAM returns. Loading and running SAM is not here: see `segsmith.tools.protocols.PointSegmenter`.
+SAM returns. Loading and running SAM is not here: see `segsmith.protocols.PointSegmenter`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import label
 from skimage.morphology import skeletonize
 
-from segsmith.tools.protocols import MaskCandidates
+from segsmith.types import MaskCandidates
 
 FLOOD_SHARE = 0.9
 """A candidate over this share of the picture is SAM's background, not an object."""
@@ -38,19 +37,6 @@ class Selection:
     precision: float
     predicted_iou: float
     reason: Reason
-
-
-def components(mask: NDArray[np.bool_], min_area_px: int = 1) -> list[NDArray[np.bool_]]:
-    """Instances of one class (SeSAM, step 1): 8-connected (H, W) bool blobs, the largest first.
-
-    Blobs under `min_area_px` pixels are left out; when all are, the largest stays, so that a labelled
-    class is never lost. An empty mask gives an empty list.
-    """
-    labelled = label(mask, connectivity=2)
-    areas = np.bincount(labelled.ravel())[1:]
-    order = np.argsort(-areas, kind="stable")
-    kept = [i for i in order if areas[i] >= min_area_px] or list(order[:1])
-    return [labelled == i + 1 for i in kept]
 
 
 def skeleton_points(component: NDArray[np.bool_], n: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -16,10 +16,10 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
-from segsmith.memory.store import png_bytes, write_atomic
-from segsmith.segmentation.data import VocFolder
-from segsmith.tools.protocols import IGNORE
+from segsmith.files import png_bytes, write_atomic
+from segsmith.types import IGNORE
 
 SAM = 1
 """Place of SAM's labels among a sample's label maps; the given ones come first."""
@@ -33,7 +33,7 @@ class Opinion(NamedTuple):
 
 
 class SamLabels(Protocol):
-    """Where SAM's labels come from; see `segsmith.segmentation.refine.WeakRefiner`."""
+    """Where SAM's labels come from; see `segsmith.segmentation.weak_refiner.WeakRefiner`."""
 
     name: str
     """Everything the labels depend on beside the pictures: a state made under another name is not used."""

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segsmith.config import TrainerConfig
+from segsmith.datasets.voc_folder import EpochSampler, VocFolder
 from segsmith.errors import SegsmithError
-from segsmith.memory.store import seed_of
-from segsmith.segmentation.augment import place, restyle
+from segsmith.ids import seed_of
 from segsmith.segmentation.checkpoint import (
     SegmenterMeta,
     TrainingState,
@@ -35,7 +35,6 @@ from segsmith.segmentation.checkpoint import (
     save_segmenter,
     save_state,
 )
-from segsmith.segmentation.data import EpochSampler, VocFolder
 from segsmith.segmentation.inference import evaluate, opinions, predict, predicted_pairs
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import STRIDE, build_segmenter, decoder_of, normalisation, normalise
@@ -48,7 +47,8 @@ from segsmith.segmentation.recipe import (
     teacher_labels,
 )
 from segsmith.segmentation.sources import LabelSources, SamLabels, Sample, save_maps, stack
-from segsmith.tools.protocols import IGNORE
+from segsmith.segmentation.transforms import place, restyle
+from segsmith.types import IGNORE
 
 __all__ = ["EpochReport", "TrainResult", "evaluate", "load_segmenter", "predict", "train"]
 

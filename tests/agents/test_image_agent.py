@@ -8,10 +8,12 @@ import pytest
 
 from segsmith.agents.image import ImageAgent
 from segsmith.config import ImagesConfig
-from segsmith.errors import SegsmithError
+from segsmith.errors import Cancelled, OutOfMemory, SegsmithError
+from segsmith.files import png_bytes, read_image
 from segsmith.memory.ledger import Ledger, PromptRow
-from segsmith.memory.store import RunFolder, png_bytes, read_image
-from segsmith.tools.protocols import Cancelled, Drawn, OutOfMemory, unwatched
+from segsmith.memory.run_folder import RunFolder
+from segsmith.protocols import unwatched
+from segsmith.types import Drawn
 
 
 class Backend:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segsmith.agents.judge import Evidence, calibrate, class_probabilities, decide, with_article
+from segsmith.agents.judge.agent import Evidence, calibrate, class_probabilities, decide, with_article
 from segsmith.config import JudgeConfig
 from segsmith.segmentation.quality import is_blank, sharpness
 

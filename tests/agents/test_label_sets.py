@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segsmith.agents.label_sets import LabelSets, count_classes, rare_pairs, share_out
+from segsmith.agents.prompt.label_sets import LabelSets, count_classes, rare_pairs, share_out
 from segsmith.config import AugmentConfig
 
 CLASSES = ("cat", "dog", "bus", "boat")

@@ -5,9 +5,10 @@ import pytest
 
 from segsmith.agents.labeler import LabelerAgent, decide_labels
 from segsmith.config import LabelerConfig
+from segsmith.files import png_bytes, read_index_map
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
-from segsmith.memory.store import RunFolder, png_bytes, read_index_map
-from segsmith.tools.protocols import MaskCandidates, PatchScores
+from segsmith.memory.run_folder import RunFolder
+from segsmith.types import MaskCandidates, PatchScores
 
 CONFIG = LabelerConfig(label_threshold=0.5, drop_threshold=0.1)
 

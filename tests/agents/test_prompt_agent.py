@@ -9,18 +9,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from segsmith.agents.label_sets import LabelSets
-from segsmith.agents.prompt import PromptAgent
-from segsmith.agents.prompt_draft import REASONS, reason_of
-from segsmith.agents.prompt_rules import broken_rule, make_lexicon, named_classes, spoken_name
-from segsmith.agents.prompt_space import Planner, compose_sentence, with_article
+from segsmith.agents.prompt.agent import PromptAgent
+from segsmith.agents.prompt.draft import REASONS, reason_of
+from segsmith.agents.prompt.label_sets import LabelSets
+from segsmith.agents.prompt.rules import broken_rule, make_lexicon, named_classes, spoken_name
+from segsmith.agents.prompt.space import Planner, compose_sentence, with_article
 from segsmith.config import AugmentConfig, PromptsConfig
-from segsmith.errors import SegsmithError
+from segsmith.errors import BadReply, SegsmithError
 from segsmith.memory.ledger import GuidanceRow, ImageRow, Ledger, VerdictRow
-from segsmith.memory.prompts import PromptMemory
+from segsmith.memory.prompt_memory import PromptMemory
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import load_vocabulary
-from segsmith.tools.protocols import BadReply
 from segsmith.world.language import COLOURS, LIGHTS, PLACES, STATES, WEATHERS, parse
 from segsmith.world.nouns import VOC_CLASSES, find_noun
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from segsmith.agents.real_opinion import RealOpinion, roc_area
+from segsmith.agents.judge.real_classifier import RealOpinion, roc_area
+from segsmith.files import png_bytes
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow
-from segsmith.memory.real import LIST, RealImage, RealSet
-from segsmith.memory.store import RunFolder, png_bytes
-from segsmith.tools.protocols import PatchScores
+from segsmith.memory.real_images import LIST, RealImage, RealSet
+from segsmith.memory.run_folder import RunFolder
+from segsmith.types import PatchScores
 
 CLASSES = ("bright", "noise", "rare")
 

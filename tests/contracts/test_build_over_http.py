@@ -5,11 +5,11 @@ from scripted_chat_server import ScriptedChatServer
 
 from segsmith.config import Config, LLMConfig
 from segsmith.errors import SegsmithError
-from segsmith.graph.run import build_run
 from segsmith.memory.ledger import Ledger
-from segsmith.memory.store import RunFolder
+from segsmith.memory.run_folder import RunFolder
 from segsmith.prompts.vocabulary import load_vocabulary
-from segsmith.tools.llamacpp import llama_server
+from segsmith.tools.llm.llamacpp import llama_server
+from segsmith.workflows.build import build_run
 
 KEY = "sk-a-key-nobody-may-find"
 SMALL = {

@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from scripted_chat_server import UNENFORCED, ScriptedChatServer
 
 from segsmith.config import LLMConfig
-from segsmith.errors import SegsmithError
-from segsmith.tools.llm import check_llm, open_chat
-from segsmith.tools.protocols import BadReply, ChatModel
+from segsmith.errors import BadReply, SegsmithError
+from segsmith.protocols import ChatModel
+from segsmith.tools.llm.chat import check_llm, open_chat
 
 VLLM_FLAGS = ("--dtype", "float32", "--enforce-eager")
 LONG = 400
@@ -260,7 +260,7 @@ def test_a_killed_parent_leaves_no_orphan(name, tmp_path):
     code = (
         "import sys, time\n"
         "from segsmith.config import LLMConfig\n"
-        "from segsmith.tools.llm import open_chat\n"
+        "from segsmith.tools.llm.chat import open_chat\n"
         "with open_chat(LLMConfig.model_validate_json(sys.argv[1])) as chat:\n"
         "    chat._server.endpoint()\n"
         "    print(chat._server.pid, flush=True)\n"

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from segsmith.errors import SegsmithError
-from segsmith.tools.clip import OpenClipEncoder
-from segsmith.tools.protocols import ImageTextEncoder
+from segsmith.protocols import ImageTextEncoder
+from segsmith.tools.vision.clip import OpenClipEncoder
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from segsmith.config import FaultRates, ImagesConfig
-from segsmith.tools.diffusion import DiffusionBackend
-from segsmith.tools.hosted_images import HostedImages
-from segsmith.tools.protocols import Cancelled, ImageBackend, ImageRequest
-from segsmith.tools.simulator import Simulator
+from segsmith.errors import Cancelled
+from segsmith.protocols import ImageBackend
+from segsmith.tools.images.diffusion import DiffusionBackend
+from segsmith.tools.images.hosted import HostedImages
+from segsmith.tools.images.simulator import Simulator
+from segsmith.types import ImageRequest
 from tests.servers.image_server import image_server
 
 SIZE = 64

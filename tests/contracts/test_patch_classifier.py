@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 
 from segsmith.config import LabelerConfig
 from segsmith.errors import SegsmithError
-from segsmith.tools import vit
-from segsmith.tools.clip import OpenClipEncoder
-from segsmith.tools.protocols import PatchClassifier
-from segsmith.tools.vit import TimmPatchClassifier
+from segsmith.protocols import PatchClassifier
+from segsmith.tools.vision import vit
+from segsmith.tools.vision.clip import OpenClipEncoder
+from segsmith.tools.vision.vit import TimmPatchClassifier
 
 SETTINGS = LabelerConfig(folds=2, epochs=1, batch_size=4, top_k=2)
 NAME = "vit_tiny_patch16_224"

@@ -6,8 +6,8 @@ import torch
 from segment_anything import build_sam_vit_b
 
 from segsmith.errors import SegsmithError
-from segsmith.tools.protocols import PointSegmenter
-from segsmith.tools.sam import SamSegmenter
+from segsmith.protocols import PointSegmenter
+from segsmith.tools.vision.sam import SamSegmenter
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from segsmith.graph.build import serve_graph
 from segsmith.graph.diagram import mermaid
+from segsmith.graph.served import serve_graph
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,5 +30,5 @@ def test_langgraph_json_names_a_graph():
     import json
 
     named = json.loads((ROOT / "langgraph.json").read_text())["graphs"]["segsmith"]
-    assert named == "./segsmith/graph/build.py:serve_graph"
+    assert named == "./segsmith/graph/served.py:serve_graph"
     assert "direct" in serve_graph().get_graph().nodes

@@ -7,13 +7,12 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from segsmith.config import Config
-from segsmith.graph import build as graph_module
-from segsmith.graph.build import build_graph
-from segsmith.graph.deps import Deps, forget, register
-from segsmith.graph.state import RunContext
+from segsmith.graph.context import RunContext
+from segsmith.graph.graph import build_graph
+from segsmith.ids import make_id
 from segsmith.memory.ledger import PromptRow, VerdictRow
-from segsmith.memory.store import RunFolder, make_id
-from segsmith.tools.protocols import Drawn
+from segsmith.memory.run_folder import RunFolder
+from segsmith.types import Drawn
 
 
 class Prompts:
@@ -109,41 +108,49 @@ class Labeler:
         self.steps.append("segment")
 
 
+class Finalizer:
+    def __init__(self, labeler):
+        self.steps = labeler.steps
+
+    def export(self):
+        self.steps.append("export")
+
+    def train(self, on_epoch):
+        self.steps.append("train")
+
+    def evaluate(self):
+        return {"real": {"miou": 1.0}}
+
+
 @pytest.fixture
-def make(tmp_path, monkeypatch):
+def make(tmp_path):
     made = []
 
     def make(mute=(), refuse=(), **settings):
         config = Config(**{"classes": ("cat", "dog"), "per_class": 6, **settings})
         run = RunFolder(tmp_path / "run")
         run.create()
-        deps = Deps(config, run)
+        deps = RunContext(config, run)
         steps = Labeler()
         deps.use(
             prompt_agent=Prompts(deps.ledger, mute),
             backend=Backend(),
             judge_agent=Judge(deps.ledger, config.per_class, refuse),
             labeler_agent=steps,
+            finalizer=Finalizer(steps),
         )
-        monkeypatch.setattr(graph_module, "export_dataset", lambda deps: steps.steps.append("export"))
-        monkeypatch.setattr(
-            graph_module, "train_segmenter", lambda deps, on_epoch: steps.steps.append("train")
-        )
-        monkeypatch.setattr(graph_module, "evaluate_segmenter", lambda deps: {"real": {"miou": 1.0}})
-        register(deps)
         made.append(deps)
         return deps
 
     yield make
     for deps in made:
-        forget(deps)
         deps.close()
 
 
 def run(deps, graph=None, start=True):
     options = {"configurable": {"thread_id": "t"}, "recursion_limit": 500}
     return (graph or build_graph(InMemorySaver())).invoke(
-        {"round": 0} if start else None, options, context=RunContext(str(deps.run.root))
+        {"round": 0} if start else None, options, context=deps
     )
 
 
@@ -208,9 +215,7 @@ def test_after_a_crash_nothing_is_made_twice(make):
 def test_only_the_first_round_waits_for_prompts(make):
     deps = make(per_class=30)
     options = {"configurable": {"thread_id": "t"}, "recursion_limit": 500}
-    updates = build_graph(InMemorySaver()).stream(
-        {"round": 0}, options, context=RunContext(str(deps.run.root)), stream_mode="updates"
-    )
+    updates = build_graph(InMemorySaver()).stream({"round": 0}, options, context=deps, stream_mode="updates")
     reasons = [update["direct"]["reason"] for update in updates if "direct" in update]
     assert reasons[0] == "need_prompts"
     assert reasons.count("need_prompts") == 1

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from segsmith.config import load_config
-from segsmith.graph.run import build_run
 from segsmith.memory.ledger import Ledger
-from segsmith.memory.store import RunFolder
+from segsmith.memory.run_folder import RunFolder
+from segsmith.workflows.build import build_run
 from tests.servers.image_server import image_server
 
 pytest.importorskip("xllamacpp")

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from segsmith.graph.interrupt import stop_on_interrupt
+from segsmith.workflows.interrupt import stop_on_interrupt
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks import kill_anywhere as bench
 from segsmith.errors import SegsmithError
-from segsmith.graph.record import read_record
-from segsmith.graph.run import build_run
 from segsmith.memory.ledger import Ledger, PromptRow
+from segsmith.memory.run_config import read_record
+from segsmith.workflows.build import build_run
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segsmith.errors import SegsmithError
-from segsmith.memory.prompts import PromptMemory, Remembered, cells
+from segsmith.memory.prompt_memory import PromptMemory, Remembered, cells
 
 
 class WordEncoder:

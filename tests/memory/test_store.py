@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from segsmith.errors import SegsmithError
-from segsmith.memory.store import RunFolder, make_id, png_bytes, read_index_map, seed_of, write_atomic
+from segsmith.files import png_bytes, read_index_map, write_atomic
+from segsmith.ids import make_id, seed_of
+from segsmith.memory.run_folder import RunFolder
 
 
 def test_ids_depend_on_every_part_and_nothing_else():
@@ -18,7 +20,7 @@ def test_ids_depend_on_every_part_and_nothing_else():
 
 
 def test_ids_are_the_same_in_another_process():
-    code = "from segsmith.memory.store import make_id, seed_of; print(make_id('p', 1), seed_of('a'))"
+    code = "from segsmith.ids import make_id, seed_of; print(make_id('p', 1), seed_of('a'))"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     got = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
@@ -58,7 +60,7 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
     run.create()
     code = f"""
 from pathlib import Path
-from segsmith.memory.store import RunFolder
+from segsmith.memory.run_folder import RunFolder
 with RunFolder(Path({str(tmp_path / "run")!r})).held(): pass
 """
     with run.held():

@@ -7,7 +7,7 @@ import pytest
 from hub import serving
 
 from segsmith.errors import SegsmithError
-from segsmith.tools.download import download
+from segsmith.tools.weights.download import download
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()

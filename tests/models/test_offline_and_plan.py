@@ -7,14 +7,14 @@ import pytest
 
 from segsmith.config import Config, load_config
 from segsmith.errors import SegsmithError
-from segsmith.graph import estimate as estimates
-from segsmith.graph.deps import check_models
-from segsmith.graph.estimate import Figures, estimate, measure, recall, remember
-from segsmith.graph.provenance import model_rows
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, VerdictRow
-from segsmith.memory.store import RunFolder
-from segsmith.tools.catalogue import SAM_FILES
-from segsmith.tools.mini import packaged_checkpoint
+from segsmith.memory.run_folder import RunFolder
+from segsmith.tools.vision.mini_clip import packaged_checkpoint
+from segsmith.tools.weights.catalogue import SAM_FILES
+from segsmith.workflows import estimate as estimates
+from segsmith.workflows.estimate import Figures, estimate, measure, recall, remember
+from segsmith.workflows.model_provenance import model_rows
+from segsmith.workflows.preflight import check_models
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from segsmith.config import PRESETS, load_config
-from segsmith.tools import auto
-from segsmith.tools.auto import GB, choose
-from segsmith.tools.catalogue import KNOWN
 from segsmith.tools.machine import Gpu, Machine
-from segsmith.tools.needs import needs_of
+from segsmith.tools.weights.catalogue import KNOWN
+from segsmith.tools.weights.model_requirements import needs_of
+from segsmith.workflows import preset_selection as auto
+from segsmith.workflows.preset_selection import GB, choose
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 

@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from segsmith.config import Config, config_toml, load_config
+from segsmith.datasets.palette import voc_palette
+from segsmith.files import png_bytes
+from segsmith.ids import make_id
 from segsmith.memory.ledger import (
     DecisionRow,
     GuidanceRow,
@@ -24,9 +27,8 @@ from segsmith.memory.ledger import (
     UsageRow,
     VerdictRow,
 )
-from segsmith.memory.prompts import PromptMemory, Remembered
-from segsmith.memory.store import RunFolder, make_id, png_bytes
-from segsmith.segmentation.palette import voc_palette
+from segsmith.memory.prompt_memory import PromptMemory, Remembered
+from segsmith.memory.run_folder import RunFolder
 
 CLASSES = ("cat", "dog", "bus", "bicycle", "potted plant", "sheep")
 PLACES = ("street", "beach", "forest", "kitchen", "field", "harbour")
@@ -344,7 +346,7 @@ def _train(run: RunFolder, ledger: Ledger, config: Config, world: bool, rng: np.
 
 
 if __name__ == "__main__":
-    from segsmith.report.build import build_report
+    from segsmith.report.page_builder import build_report
 
     made, book, settings = make_run(Path(sys.argv[1]), world=sys.argv[2:] != ["shapes"], prompts_per_class=8)
     remember(made, book)

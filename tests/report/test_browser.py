@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from make_run import make_run, remember
 
-from segsmith.graph.decisions_file import read_answers
 from segsmith.memory.ledger import Ledger
-from segsmith.memory.store import RunFolder
-from segsmith.report.build import build_report
+from segsmith.memory.run_folder import RunFolder
+from segsmith.report.page_builder import build_report
+from segsmith.review.decisions_file import read_answers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

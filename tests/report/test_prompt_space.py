@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_run import WordEncoder, make_run, remember
 
-from segsmith.memory.prompts import stored_vectors
+from segsmith.memory.prompt_memory import stored_vectors
 from segsmith.report import facts, prompt_space
-from segsmith.report.pictures import SHAPES
+from segsmith.report.thumbnails import SHAPES
 
 
 @settings(max_examples=40, deadline=None)

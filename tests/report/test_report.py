@@ -10,10 +10,10 @@ import pytest
 from make_run import STAGES, make_run
 from PIL import Image as PILImage
 
+from segsmith.files import png_bytes, write_atomic
 from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, VerdictRow
-from segsmith.memory.store import png_bytes, write_atomic
 from segsmith.report import charts, facts, gallery, pictures, sheets
-from segsmith.report.build import build_report
+from segsmith.report.page_builder import build_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}<!--"
 
@@ -327,7 +327,7 @@ def test_report_command_opens_the_page_when_asked(tmp_path, monkeypatch, capsys)
 
 
 def test_names_on_a_mask_stay_inside_and_off_each_other():
-    from segsmith.report.pictures import TAG_HEIGHT, TAG_WIDTH, name_tags
+    from segsmith.report.thumbnails import TAG_HEIGHT, TAG_WIDTH, name_tags
 
     mask = np.zeros((60, 60), np.uint8)
     for index in range(1, 5):

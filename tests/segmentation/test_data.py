@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from squares_dataset import write_item, write_squares
 
+from segsmith.datasets.voc_folder import EpochSampler, VocFolder
 from segsmith.errors import SegsmithError
-from segsmith.segmentation.augment import place, restyle
-from segsmith.segmentation.data import EpochSampler, VocFolder
 from segsmith.segmentation.sources import Sample, stack
+from segsmith.segmentation.transforms import place, restyle
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_missing_split_lists_those_there_are(squares):
 
 def test_large_datasets_are_read_when_asked(squares, monkeypatch):
     kept = VocFolder(squares, "val")
-    monkeypatch.setattr("segsmith.segmentation.data.RAM_BYTES", 0)
+    monkeypatch.setattr("segsmith.datasets.voc_folder.RAM_BYTES", 0)
     read = VocFolder(squares, "val")
     assert kept.in_memory
     assert not read.in_memory

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from segsmith.config import LabelerConfig
+from segsmith.datasets.weak_labels import weaken
 from segsmith.segmentation.masks import MaskSettings
-from segsmith.segmentation.refine import BACKGROUND, plan_weak, refine_weak
-from segsmith.segmentation.weak import weaken
-from segsmith.tools.protocols import MaskCandidates
+from segsmith.segmentation.weak_refiner import BACKGROUND, plan_weak, refine_weak
+from segsmith.types import MaskCandidates
 
 SETTINGS = MaskSettings.of(LabelerConfig(border_px=0))
 

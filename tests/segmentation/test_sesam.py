@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segsmith.segmentation.sesam import components, confidence_points, select_mask, skeleton_points
-from segsmith.tools.protocols import MaskCandidates
+from segsmith.datasets.objects import components
+from segsmith.segmentation.sesam import confidence_points, select_mask, skeleton_points
+from segsmith.types import MaskCandidates
 
 few = settings(max_examples=40, deadline=None)
 masks = arrays(np.bool_, st.tuples(st.integers(1, 14), st.integers(1, 14)))

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
+from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
-from segsmith.segmentation.data import VocFolder
 from segsmith.segmentation.sources import LabelSources, load_maps, pixels_of, save_maps
 
 

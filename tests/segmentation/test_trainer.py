@@ -162,7 +162,7 @@ def test_images_of_several_sizes_train_and_score_together(squares, tmp_path):
 
 
 def _val(root):
-    from segsmith.segmentation.data import VocFolder
+    from segsmith.datasets.voc_folder import VocFolder
 
     return VocFolder(root, "val")
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from segsmith.config import FaultRates
-from segsmith.memory.store import png_bytes
-from segsmith.tools.protocols import ImageRequest
-from segsmith.tools.simulator import Simulator
+from segsmith.files import png_bytes
+from segsmith.tools.images.simulator import Simulator
+from segsmith.types import ImageRequest
 
 
 @dataclass

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import segsmith.tools.mini as mini
+import segsmith.tools.vision.mini_clip as mini
 from segsmith.errors import SegsmithError
-from segsmith.tools import clip
-from segsmith.tools.clip import OpenClipEncoder
-from segsmith.tools.protocols import ImageTextEncoder
+from segsmith.protocols import ImageTextEncoder
+from segsmith.tools.vision import clip
+from segsmith.tools.vision.clip import OpenClipEncoder
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 TIMM_VISION = {"image_size": 128, "timm_model_name": mini.TOWER, "timm_pool": "avg", "timm_proj": "linear"}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from segsmith.config import ImagesConfig
-from segsmith.tools.denoising import clean_latents, shrink, shrink_scheduler
-from segsmith.tools.diffusion import DiffusionBackend
-from segsmith.tools.protocols import ImageRequest
+from segsmith.tools.images.denoising import clean_latents, shrink, shrink_scheduler
+from segsmith.tools.images.diffusion import DiffusionBackend
+from segsmith.types import ImageRequest
 from tests import tiny_pipelines
 
 SHAPE = (2, 4, 8, 8)

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from segsmith.config import ImagesConfig
-from segsmith.errors import SegsmithError
+from segsmith.errors import OutOfMemory, SegsmithError
 from segsmith.tools.devices import choose_dtype
-from segsmith.tools.diffusion import (
+from segsmith.tools.images.diffusion import (
     DiffusionBackend,
     check_diffusion,
     choose_offload,
     is_out_of_memory,
     to_uint8,
 )
-from segsmith.tools.protocols import ImageRequest, OutOfMemory
+from segsmith.types import ImageRequest
 from tests import tiny_pipelines
 
 GIB = 2**30

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segsmith.errors import SegsmithError
-from segsmith.tools.gguf import check_gguf
-from segsmith.tools.llamacpp import gguf_path
+from segsmith.tools.llm.gguf import check_gguf
+from segsmith.tools.llm.llamacpp import gguf_path
 
 Q4_K, F32 = 12, 0
 

@@ -6,8 +6,8 @@ import pytest
 
 from segsmith.config import ImagesConfig
 from segsmith.errors import SegsmithError
-from segsmith.tools.hosted_images import HostedImages, check_hosted
-from segsmith.tools.protocols import ImageRequest
+from segsmith.tools.images.hosted import HostedImages, check_hosted
+from segsmith.types import ImageRequest
 from tests.servers.image_server import image_server
 
 REQUESTS = [ImageRequest(f"a photo of a cat, take {i}", 1000 * i) for i in range(12)]

@@ -13,13 +13,13 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from segsmith.config import LLMConfig, parse_config
-from segsmith.errors import SegsmithError
-from segsmith.tools import llamacpp
-from segsmith.tools.endpoint import Endpoint, RemoteServer
-from segsmith.tools.llamacpp import gguf_path
-from segsmith.tools.llm import BudgetSpent, OpenAIChat, check_llm, open_chat
-from segsmith.tools.protocols import BadReply, ChatModel
-from segsmith.tools.replies import json_objects, parse_reply
+from segsmith.errors import BadReply, SegsmithError
+from segsmith.protocols import ChatModel
+from segsmith.tools.llm import llamacpp
+from segsmith.tools.llm.chat import BudgetSpent, OpenAIChat, check_llm, open_chat
+from segsmith.tools.llm.endpoint import Endpoint, RemoteServer
+from segsmith.tools.llm.json_reply import json_objects, parse_reply
+from segsmith.tools.llm.llamacpp import gguf_path
 
 
 class Cell(BaseModel):

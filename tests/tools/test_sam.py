@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from skimage.morphology import skeletonize
 
 from segsmith.errors import SegsmithError
-from segsmith.tools import sam as sam_module
-from segsmith.tools.protocols import PointSegmenter
-from segsmith.tools.sam import MINI, SamSegmenter, SamSizes, build_sam, config_json
+from segsmith.protocols import PointSegmenter
+from segsmith.tools.vision import sam as sam_module
+from segsmith.tools.vision.sam import MINI, SamSegmenter, SamSizes, build_sam, config_json
 
 TINY = SamSizes(
     image_size=64,

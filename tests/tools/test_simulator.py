@@ -5,8 +5,9 @@ import pytest
 
 from segsmith.config import FaultRates
 from segsmith.errors import SegsmithError
-from segsmith.tools.protocols import ImageBackend, ImageRequest
-from segsmith.tools.simulator import Simulator, check_drawable, real_world, synonyms, untaught
+from segsmith.protocols import ImageBackend
+from segsmith.tools.images.simulator import Simulator, check_drawable, real_world, synonyms, untaught
+from segsmith.types import ImageRequest
 
 POOL = ("cat", "dog", "bus", "boat")
 NONE = dict.fromkeys(FaultRates.model_fields, 0.0)

@@ -7,9 +7,9 @@ import torch
 
 from segsmith.config import LabelerConfig
 from segsmith.errors import SegsmithError
-from segsmith.tools.protocols import PatchClassifier
-from segsmith.tools.towers import tower_as_timm
-from segsmith.tools.vit import TimmPatchClassifier, group_folds, shifts
+from segsmith.protocols import PatchClassifier
+from segsmith.tools.vision.clip_to_timm import tower_as_timm
+from segsmith.tools.vision.vit import TimmPatchClassifier, group_folds, shifts
 
 TINY = "vit_tiny_test_16"
 SETTINGS = LabelerConfig(folds=3, epochs=8, batch_size=8, learning_rate=3e-3, top_k=2)

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from segsmith.config import LabelerConfig
+from segsmith.datasets.voc_folder import VocFolder
+from segsmith.datasets.voc_layout import write_voc
+from segsmith.datasets.weak_labels import present_classes
 from segsmith.errors import SegsmithError
-from segsmith.segmentation.data import VocFolder
 from segsmith.segmentation.masks import MaskSettings
-from segsmith.segmentation.refine import WeakRefiner
 from segsmith.segmentation.sources import Opinion
-from segsmith.segmentation.weak import present_classes
-from segsmith.tools.protocols import PatchScores
-from segsmith.tools.sam import SamSegmenter
-from segsmith.tools.simulator import real_world
-from segsmith.tools.test_world import write_voc
-from segsmith.tools.weak_labels import find_seeds, maps_of_file, quality, weaken_dataset, write_dense
+from segsmith.segmentation.weak_refiner import WeakRefiner
+from segsmith.tools.images.simulator import real_world
+from segsmith.tools.vision.sam import SamSegmenter
+from segsmith.types import PatchScores
+from segsmith.workflows.weak_labels import find_seeds, maps_of_file, quality, weaken_dataset, write_dense
 
 CLASSES = ("cat", "bus")
 SETTINGS = MaskSettings.of(LabelerConfig())

@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from trust_run import KEY, SMALL, scripted_deps
+from small_run import KEY, SMALL, scripted
 
 from benchmarks import kill_anywhere as bench
-from segsmith.graph import run as run_module
+from segsmith.workflows import build as run_module
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +15,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", KEY)
-        patch.setattr(run_module, "Deps", scripted_deps)
-        list(run_module.build_run(bench.small_config(**SMALL), out, "segsmith build"))
+        list(run_module.build_run(bench.small_config(**SMALL), out, "segsmith build", parts=scripted()))
     return out
 
 
@@ -27,7 +26,6 @@ def run(finished, tmp_path):
 
 
 @pytest.fixture
-def build(monkeypatch):
+def build():
     """Build with the scripted language model; returns the last event."""
-    monkeypatch.setattr(run_module, "Deps", scripted_deps)
-    return lambda config, out: list(run_module.build_run(config, out, "segsmith build"))[-1]
+    return lambda config, out: list(run_module.build_run(config, out, "segsmith build", parts=scripted()))[-1]

@@ -1,12 +1,12 @@
 """A language-model server that hangs, dies and stammers: one line, or the run goes on; then it ends as it should."""
 
 import pytest
-from trust_run import KEY, SMALL
+from small_run import KEY, SMALL
 
 from benchmarks import kill_anywhere as bench
 from segsmith.errors import SegsmithError
-from segsmith.graph.run import build_run
 from segsmith.memory.ledger import Ledger
+from segsmith.workflows.build import build_run
 from tests.contracts.scripted_chat_server import ScriptedChatServer
 
 STAMMER = ("half", None, "half", None, None, None, "garbage", None, "half", None)

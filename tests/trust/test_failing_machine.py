@@ -8,34 +8,30 @@ import subprocess
 import pytest
 
 from benchmarks import kill_anywhere as bench
-from segsmith.errors import SegsmithError
-from segsmith.graph import run as run_module
-from segsmith.graph.deps import Deps
-from segsmith.graph.failures import explained, one_line
-from segsmith.memory.store import RunFolder
-from segsmith.tools.protocols import OutOfMemory
+from segsmith.errors import OutOfMemory, SegsmithError
+from segsmith.graph.context import open_image_backend
+from segsmith.memory.run_folder import RunFolder
+from segsmith.workflows import build as run_module
+from segsmith.workflows.environment_errors import explained, one_line
 
 
 @pytest.fixture
-def scripted(monkeypatch):
-    """Builds whose language model is scripted and whose backend is the test's."""
-    wrap = {"backend": lambda inner: inner}
-
-    def deps_of(config, run):
-        deps = Deps(config, run)
-        return deps.use(chat=bench.ScriptedChat(lambda *_: None), backend=wrap["backend"](deps.backend))
-
-    monkeypatch.setattr(run_module, "Deps", deps_of)
-    return wrap
+def scripted():
+    """What the backend of this test's builds is wrapped in."""
+    return {"backend": lambda inner: inner}
 
 
-def events_of(out):
+def events_of(out, wrap):
     config = bench.small_config(trainer={"epochs": 1}, evaluation={"images": 0}, per_class=2)
-    return run_module.build_run(config, out)
+    parts = {
+        "chat": bench.ScriptedChat(lambda *_: None),
+        "backend": wrap["backend"](open_image_backend(config)),
+    }
+    return run_module.build_run(config, out, parts=parts)
 
 
-def build(out):
-    return [event["kind"] for event in events_of(out)][-1]
+def build(out, wrap):
+    return [event["kind"] for event in events_of(out, wrap)][-1]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +73,9 @@ def test_a_backend_out_of_memory_ends_in_one_line_and_the_run_goes_on(tmp_path, 
 
     scripted["backend"] = Greedy
     with pytest.raises(SegsmithError, match="too little memory"):
-        build(tmp_path / "run")
+        build(tmp_path / "run", scripted)
     scripted["backend"] = lambda inner: inner
-    assert build(tmp_path / "run") == "end"
+    assert build(tmp_path / "run", scripted) == "end"
 
 
 @pytest.fixture
@@ -98,9 +94,9 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_and_then_space(small_disk, scripted):
     with pytest.raises(SegsmithError, match="disk is full"):
-        build(small_disk / "run")
+        build(small_disk / "run", scripted)
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
-    assert build(small_disk / "run") == "end"
+    assert build(small_disk / "run", scripted) == "end"
     assert bench.leftovers(small_disk / "run") == []
 
 
@@ -126,10 +122,10 @@ def test_a_folder_made_read_only_in_mid_run(small_disk, scripted):
 
     scripted["backend"] = then_read_only
     with pytest.raises(SegsmithError, match="may not be written to any more"):
-        build(small_disk / "run")
+        build(small_disk / "run", scripted)
     subprocess.run(["umount", str(small_disk / "run" / "images")], check=True)
     scripted["backend"] = lambda inner: inner
-    assert build(small_disk / "run") == "end"
+    assert build(small_disk / "run", scripted) == "end"
 
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
@@ -142,9 +138,9 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
 
 @pytest.mark.parametrize("kind", ["draw", "judge"])
 def test_a_run_left_inside_a_node_is_not_taken_for_a_finished_one(tmp_path, scripted, kind):
-    events = events_of(tmp_path / "run")
+    events = events_of(tmp_path / "run", scripted)
     for event in events:
         if event["kind"] == kind:
             events.close()  # what a Ctrl-C or an error of the caller does; the node itself may end yet
             break
-    assert build(tmp_path / "run") == "end"
+    assert build(tmp_path / "run", scripted) == "end"

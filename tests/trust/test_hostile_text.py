@@ -11,15 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from segsmith.agents.prompt_writer import Sentence
-from segsmith.cli.console import UNSEEN, shown
+from segsmith.agents.prompt.writer import Sentence
+from segsmith.commands.console import UNSEEN
 from segsmith.config import Config, check_class_names, load_config
 from segsmith.errors import SegsmithError
+from segsmith.ids import make_id
 from segsmith.memory.ledger import DecisionRow, GuidanceRow, ImageRow, Ledger, PromptRow, VerdictRow
-from segsmith.memory.store import RunFolder, make_id
+from segsmith.memory.run_folder import RunFolder
 from segsmith.prompts import fill
-from segsmith.report.build import build_report
-from segsmith.tools.llm import parse_reply
+from segsmith.report.page_builder import build_report
+from segsmith.terminal_text import shown
+from segsmith.tools.llm.chat import parse_reply
 
 ATTACKS = (
     "../../etc/passwd", "..\\..\\x", "/etc/passwd", "a\x00b", "~root", "C:\\x", "<script>alert(1)</script>",
@@ -121,7 +123,7 @@ def test_a_value_in_a_prompt_template_is_never_a_template(one, two):
 def test_a_reply_with_control_characters_is_no_sentence(text):
     from pydantic import BaseModel
 
-    from segsmith.tools.protocols import BadReply
+    from segsmith.errors import BadReply
 
     class Photograph(BaseModel):
         sentence: Sentence

@@ -6,11 +6,11 @@ import random
 import signal
 from functools import partial
 
-from trust_run import SMALL
+from small_run import SMALL
 
 from benchmarks import kill_anywhere as bench
-from segsmith.graph import review
 from segsmith.memory.ledger import DecisionRow, Ledger
+from segsmith.review import decisions as review
 
 
 def test_a_build_killed_anywhere_ends_as_if_it_had_not_been(tmp_path):

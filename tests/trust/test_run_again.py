@@ -3,13 +3,13 @@
 import json
 import os
 
-from trust_run import KEY, SMALL, scripted_deps
+from small_run import KEY, SMALL, scripted
 
 from benchmarks import kill_anywhere as bench
 from segsmith.config import merged_config
-from segsmith.graph.record import read_record
 from segsmith.memory.ledger import Ledger
-from segsmith.memory.store import RunFolder
+from segsmith.memory.run_config import read_record
+from segsmith.memory.run_folder import RunFolder
 
 
 def test_the_funnel_narrows_and_adds_up(finished, segsmith):
@@ -29,7 +29,7 @@ def test_the_funnel_narrows_and_adds_up(finished, segsmith):
 
 
 def test_the_same_settings_give_the_same_verdicts_without_any_model(finished, segsmith, monkeypatch):
-    from segsmith.tools.clip import OpenClipEncoder
+    from segsmith.tools.vision.clip import OpenClipEncoder
 
     monkeypatch.setattr(OpenClipEncoder, "load", lambda *_: 1 / 0)
     code, text, _ = segsmith("rejudge", finished, "--calibrated", "--dry-run")
@@ -81,10 +81,10 @@ def test_hours_and_dollars_stop_a_run_too(tmp_path, build):
 
 
 def test_run_toml_builds_the_same_dataset_again(finished, tmp_path, segsmith, monkeypatch):
-    from segsmith.graph import run as run_module
 
-    monkeypatch.setattr(run_module, "Deps", scripted_deps)
-    code, _, said = segsmith("build", "--from", finished / "run.toml", "--out", tmp_path / "again")
+    code, _, said = segsmith(
+        "build", "--from", finished / "run.toml", "--out", tmp_path / "again", parts=scripted()
+    )
     assert (code, said) == (0, "")
     assert bench.fingerprint(tmp_path / "again") == bench.fingerprint(finished)
 
@@ -118,12 +118,11 @@ def test_a_ledger_can_be_read_while_nobody_builds(finished):
 def test_a_conversation_is_taken_up_at_the_very_item_before_any_model_is_loaded(
     tmp_path, segsmith, monkeypatch
 ):
-    from segsmith.graph import run as run_module
-    from segsmith.tools.clip import OpenClipEncoder
+    from segsmith.tools.vision.clip import OpenClipEncoder
+    from segsmith.workflows import build as run_module
 
     run = tmp_path / "run"
-    monkeypatch.setattr(run_module, "Deps", scripted_deps)
-    events = run_module.build_run(bench.small_config(**SMALL), run, step=True)
+    events = run_module.build_run(bench.small_config(**SMALL), run, step=True, parts=scripted())
     total = len(next(event["subjects"] for event in events if event["kind"] == "pause"))
     events.close()
     monkeypatch.setattr(OpenClipEncoder, "load", lambda *_: 1 / 0)
@@ -141,7 +140,7 @@ def test_ctrl_c_says_how_to_go_on(run, segsmith, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("segsmith.cli.build.run_build", stopped)
+    monkeypatch.setattr("segsmith.commands.build.run_build", stopped)
     code, _, said = segsmith("build", "--from", run / "run.toml", "--out", run)
     assert code == 130
     assert "same command goes on" in said

@@ -1,0 +1,484 @@
+"""The judge: measures every picture once, decides from the stored numbers, and says why.
+
+Measuring needs CLIP; deciding is a pure function of what was measured (`decide`), so a run can be judged
+again under other settings without drawing or measuring anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsmith.agents.judge.real_classifier import RealOpinion
+from segsmith.agents.prompt.space import with_article
+from segsmith.config import JudgeConfig
+from segsmith.files import read_image
+from segsmith.memory.ledger import EvidenceRow, ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
+from segsmith.memory.run_folder import RunFolder
+from segsmith.protocols import ImageTextEncoder
+from segsmith.segmentation.quality import grey, is_blank, sharpness
+from segsmith.types import Image, Vectors
+
+TEMPLATES = ("a photo of {}", "a picture of {}")
+MIN_NEGATIVES = 20
+"""Images of other prompts a class needs before its threshold is calibrated on them."""
+UNCALIBRATED = 0.3
+"""Threshold while there are fewer; then cosines are not centred either, so it cannot be as low."""
+MAX_THRESHOLD = 0.9
+"""A calibrated threshold never asks for more: negatives hold unasked objects, and some truly show the class."""
+THUMBNAIL = 16
+CHUNK = 32
+"""Pictures measured between two commits: what a crash costs."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured of one picture. With the others' it is everything `decide` knows."""
+
+    image_id: str
+    prompt_id: str
+    target: str
+    asked: tuple[str, ...]
+    cosines: tuple[float, ...]
+    """CLIP cosine with each class of the list, then with each background prompt."""
+    sharpness: float
+    blank: bool
+    duplicate_cosine: float
+    """Likeness to the nearest earlier picture, in [-1, 1]."""
+    text_shares: tuple[float, ...] = ()
+    """The prompt's own probability of each class (prompt space of SynthSeg-Agents Fig. 3)."""
+    real: Mapping[str, float] = field(default_factory=dict)
+    """Class -> probability by the classifier that learnt from real images; only classes it may judge."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Verdicts in the order of the evidence, and the numbers they rest on."""
+
+    verdicts: list[VerdictRow]
+    thresholds: dict[str, float]
+    probabilities: NDArray[np.float64]
+    """(N, C): CLIP probability of every class in every picture, calibrated over all pictures."""
+
+
+def decide(
+    evidence: Sequence[Evidence],
+    classes: Sequence[str],
+    scale: float,
+    config: JudgeConfig,
+    quota: Mapping[str, int],
+    human: Mapping[str, bool] | None = None,
+) -> Decision:
+    """Judge all pictures from what was measured of them.
+
+    `quota` is class -> pictures wanted.
+    `human` is image id -> accepted, by a person: it wins over every test, with the reason ``person``, and
+    such pictures are counted first towards their prompt's and their class's share.
+
+    Reasons, tested in this order: ``blank``, ``duplicate``, ``blurred``, ``not_there`` (under the threshold),
+    ``unlike_real`` (the classifier taught by real images does not find the class), ``beyond_top_k`` (better pictures
+    of the same prompt exist), ``surplus`` (the class has its quota), ``ok``.
+    """
+    probabilities = class_probabilities(evidence, classes, scale)
+    thresholds = calibrate(evidence, classes, probabilities, config)
+    like_real = calibrate_real(evidence, classes, config)
+    target = {
+        e.image_id: float(p[classes.index(e.target)]) for e, p in zip(evidence, probabilities, strict=True)
+    }
+    typical = float(np.median([e.sharpness for e in evidence])) if evidence else 0.0
+    reasons: dict[str, str] = {}
+    passed: list[Evidence] = []
+    human = human or {}
+    chosen = [e for e in evidence if human.get(e.image_id)]
+    for item in evidence:
+        if item.image_id in human:
+            reasons[item.image_id] = "person"
+        elif not config.enabled:
+            passed.append(item)
+        elif item.blank:
+            reasons[item.image_id] = "blank"
+        elif item.duplicate_cosine >= config.duplicate_cosine:
+            reasons[item.image_id] = "duplicate"
+        elif item.sharpness < config.min_sharpness * typical:
+            reasons[item.image_id] = "blurred"
+        elif target[item.image_id] < thresholds[item.target]:
+            reasons[item.image_id] = "not_there"
+        elif item.real.get(item.target, 1.0) < like_real.get(item.target, 0.0):
+            reasons[item.image_id] = "unlike_real"
+        else:
+            passed.append(item)
+
+    if config.enabled:  # best first; without a judge the order of drawing decides
+        passed.sort(key=lambda e: (-target[e.image_id], e.image_id))
+    of_prompt: Counter[str] = Counter()
+    of_class: Counter[str] = Counter()
+    for item in chosen:
+        of_prompt[item.prompt_id] += 1
+        of_class[item.target] += 1
+    for item in passed:
+        if config.enabled and of_prompt[item.prompt_id] >= config.top_k:
+            reasons[item.image_id] = "beyond_top_k"
+        elif of_class[item.target] >= quota[item.target]:
+            reasons[item.image_id] = "surplus"
+        else:
+            reasons[item.image_id] = "ok"
+            of_prompt[item.prompt_id] += 1
+            of_class[item.target] += 1
+    verdicts = [
+        VerdictRow(
+            e.image_id,
+            human.get(e.image_id, reasons[e.image_id] == "ok"),
+            reasons[e.image_id],
+            _scores(e, classes, p, thresholds, like_real),
+        )
+        for e, p in zip(evidence, probabilities, strict=True)
+    ]
+    return Decision(verdicts, thresholds, probabilities)
+
+
+def class_probabilities(
+    evidence: Sequence[Evidence],
+    classes: Sequence[str],
+    scale: float,
+    among: Sequence[Evidence] | None = None,
+) -> NDArray[np.float64]:
+    """(N, C) probability of each class in each picture, from centred cosines.
+
+    Two steps on top of CLIP's softmax, both ours:
+
+    - *Centring.* A class's usual cosine, the median over pictures nobody asked it of, is subtracted first. Some
+      class names lie nearer to every picture than others; this takes that bias away without a label.
+    - *Rivals.* An asked class meets the backgrounds and the classes nobody asked for, but not its companions:
+      otherwise a picture of the asked cat and the asked dog could give neither more than a half. A class
+      that was not asked for meets all.
+
+    The medians are those of `among`, by default of the evidence itself.
+    """
+    if not evidence:
+        return np.zeros((0, len(classes)))
+    asked = np.array([[name in e.asked for name in classes] for e in evidence])
+    cosines = np.array([e.cosines for e in evidence], dtype=np.float64)
+    logits = scale * (cosines - _usual(evidence if among is None else among, classes))
+    n = len(classes)
+    probabilities = np.empty((len(evidence), n))
+    for row, (values, named) in enumerate(zip(logits, asked, strict=True)):
+        companions = np.concatenate([named, np.zeros(len(values) - n, dtype=bool)])
+        for index in range(n):
+            rivals = ~companions if named[index] else np.ones(len(values), dtype=bool)
+            rivals[index] = True
+            probabilities[row, index] = 1 / np.sum(np.exp(values[rivals] - values[index]))
+    return probabilities
+
+
+def calibrate(
+    evidence: Sequence[Evidence],
+    classes: Sequence[str],
+    probabilities: NDArray[np.float64],
+    config: JudgeConfig,
+) -> dict[str, float]:
+    """Per class the probability an image must reach, without any label.
+
+    Pictures whose prompt did not ask for a class are its negatives: the threshold is their
+    (1 - `false_accept`) quantile, within [`min_probability`, `MAX_THRESHOLD`]; a threshold that the config
+    fixes is taken as it is. The papers give no such rule;
+    it is ours.
+    """
+    thresholds = {}
+    for index, name in enumerate(classes):
+        if name in config.thresholds:
+            thresholds[name] = config.thresholds[name]
+            continue
+        negatives = [p[index] for e, p in zip(evidence, probabilities, strict=True) if name not in e.asked]
+        if len(negatives) < MIN_NEGATIVES:
+            thresholds[name] = max(config.min_probability, UNCALIBRATED)
+        else:
+            quantile = float(np.quantile(negatives, 1 - config.false_accept))
+            thresholds[name] = max(config.min_probability, min(MAX_THRESHOLD, quantile))
+    return thresholds
+
+
+def calibrate_real(
+    evidence: Sequence[Evidence], classes: Sequence[str], config: JudgeConfig
+) -> dict[str, float]:
+    """Per class what the classifier trained on real images must give a picture; like `calibrate`, without a floor.
+
+    Generated pictures look different from real ones, so its probabilities are not to be taken at their word:
+    they are compared with those of pictures nobody asked the class of. Classes with too few of these are left out.
+    """
+    thresholds = {}
+    for name in classes:
+        negatives = [e.real[name] for e in evidence if name in e.real and name not in e.asked]
+        if len(negatives) >= MIN_NEGATIVES:
+            thresholds[name] = float(np.quantile(negatives, 1 - config.real_false_accept))
+    return thresholds
+
+
+def _usual(evidence: Sequence[Evidence], classes: Sequence[str]) -> NDArray[np.float64] | float:
+    """(C + B,) median cosine of each class where not asked for, and of each background; 0 with few pictures."""
+    if len(evidence) < MIN_NEGATIVES:
+        return 0.0
+    n = len(classes)
+    asked = np.array([[name in e.asked for name in classes] for e in evidence])
+    cosines = np.array([e.cosines for e in evidence], dtype=np.float64)
+    if (~asked).sum(axis=0).min() < MIN_NEGATIVES:
+        return 0.0
+    classes = [np.median(cosines[~asked[:, i], i]) for i in range(n)]
+    return np.concatenate([classes, np.median(cosines[:, n:], axis=0)])
+
+
+class JudgeAgent:
+    """Measures pictures with CLIP and writes verdicts and pseudo-labels to the ledger."""
+
+    def __init__(
+        self,
+        encoder: ImageTextEncoder,
+        ledger: Ledger,
+        run: RunFolder,
+        config: JudgeConfig,
+        classes: Sequence[str],
+        synonyms: Callable[[str], tuple[str, ...]],
+        quota: Mapping[str, int],
+        opinion: RealOpinion | None = None,
+    ) -> None:
+        """`quota` is class -> pictures wanted; `opinion` the classifier trained on real images, if there are any."""
+        self._encoder = encoder
+        self._ledger = ledger
+        self._run = run
+        self._config = config
+        self._classes = tuple(classes)
+        self._quota = quota
+        self._opinion = opinion
+        self._texts = directions(encoder, self._classes, synonyms)
+        self._signatures: list[Vectors] | None = None
+
+    def judge(self) -> dict[str, float]:
+        """Measure what is new, decide about everything drawn so far, and return the thresholds.
+
+        Earlier verdicts may change: thresholds and ranks are those of all pictures. The pseudo-labels of
+        accepted pictures follow SynthSeg-Agents Fig. 3: classes high in prompt space *and* in image space.
+        """
+        prompts = {p.id: p for p in self._ledger.prompts()}
+        there = self._ledger.evidence()
+        todo = [row for row in self._ledger.images() if row.id not in there]
+        for start in range(0, len(todo), CHUNK):
+            self._measure(todo[start : start + CHUNK], prompts)
+        if self._opinion is not None:
+            self._opinion.give()
+        self._ledger.set_meta("logit_scale", self._encoder.logit_scale)
+        decision = reconsider(self._ledger, self._classes, self._config, self._quota)
+        record(self._ledger, decision, self._classes, self._config)
+        return decision.thresholds
+
+    def look(self, prompts: Sequence[PromptRow], previews: Sequence[Image]) -> list[tuple[float, float]]:
+        """A first opinion on pictures still being drawn, one per prompt; nothing is kept.
+
+        Returns the probability of the prompt's class and the threshold of the last judgement, by the rules of
+        `class_probabilities`: cosines are centred by what was measured of finished pictures.
+        """
+        cosines = self._encoder.embed_images(previews) @ self._texts.T
+        seen = [
+            Evidence("", p.id, p.class_name, p.classes, tuple(map(float, cosine)), 1.0, False, -1.0)
+            for p, cosine in zip(prompts, cosines, strict=True)
+        ]
+        thresholds = self._ledger.get_meta("thresholds") or {}
+        earlier = measured(self._ledger) if thresholds else []
+        shares = class_probabilities(seen, self._classes, self._encoder.logit_scale, among=earlier)
+        start = max(self._config.min_probability, UNCALIBRATED)
+        return [
+            (float(row[self._classes.index(p.class_name)]), thresholds.get(p.class_name, start))
+            for p, row in zip(prompts, shares, strict=True)
+        ]
+
+    def returned(self, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Class -> those of the prompts whose every picture failed to show the class.
+
+        They go back to the prompt agent. Blur and duplicates are the image model's fault, not the prompt's.
+        """
+        verdicts = self._ledger.verdicts()
+        reasons: dict[str, set[str]] = defaultdict(set)
+        for row in self._ledger.images():
+            reasons[row.prompt_id].add(verdicts[row.id].reason if row.id in verdicts else "undecided")
+        for given_up in self._ledger.undrawn():  # the online filter is the judge's own early opinion
+            early = given_up.reason == "filtered"
+            reasons[given_up.prompt_id].add("not_there" if early else given_up.reason)
+        failed: dict[str, list[str]] = {}
+        for prompt_id in prompt_ids:
+            if reasons[prompt_id] and reasons[prompt_id] <= {"not_there", "unlike_real"}:
+                failed.setdefault(self._ledger.prompt(prompt_id).class_name, []).append(prompt_id)
+        return failed
+
+    def _measure(self, rows: Sequence[ImageRow], prompts: Mapping[str, PromptRow]) -> None:
+        images = [read_image(self._run.image(row.id)) for row in rows]
+        if not images:
+            return
+        vectors = self._encoder.embed_images(images)
+        cosines = vectors @ self._texts.T
+        measured = []
+        for row, image, vector, cosine in zip(rows, images, vectors, cosines, strict=True):
+            prompt = prompts[row.prompt_id]
+            signature = _thumbnail(image)
+            likeness = self._likeness(vector, signature)
+            both = np.concatenate([vector, signature]).astype("<f4")
+            self._known().append(both)
+            measured.append(
+                EvidenceRow(
+                    image_id=row.id,
+                    cosines=tuple(map(float, cosine)),
+                    text_shares=self._text_shares(prompt.text),
+                    sharpness=float(sharpness(image)),
+                    blank=bool(is_blank(image)),
+                    duplicate_cosine=likeness,
+                    signature=both.tobytes(),
+                )
+            )
+        self._ledger.add_evidence(measured)
+
+    def _known(self) -> list[Vectors]:
+        """Signatures of all measured pictures; read from the ledger once."""
+        if self._signatures is None:
+            self._signatures = [np.frombuffer(data, "<f4") for data in self._ledger.signatures()]
+        return self._signatures
+
+    def _likeness(self, vector: Vectors, thumbnail: Vectors) -> float:
+        """Of the nearest earlier picture: the smaller of CLIP cosine and thumbnail correlation.
+
+        CLIP alone takes two cats on one kind of street for the same picture, pixels alone two empty skies.
+        """
+        if not self._known():
+            return -1.0
+        earlier = np.stack(self._known())
+        split = len(vector)
+        return float(np.max(np.minimum(earlier[:, :split] @ vector, earlier[:, split:] @ thumbnail)))
+
+    def _text_shares(self, text: str) -> tuple[float, ...]:
+        cosines = self._encoder.embed_texts([text])[0] @ self._texts[: len(self._classes)].T
+        weights = np.exp((cosines - cosines.max()) * self._encoder.logit_scale)
+        return tuple(map(float, weights / weights.sum()))
+
+
+def measured(ledger: Ledger) -> list[Evidence]:
+    """What was measured of every picture, in the order of drawing."""
+    prompts = {p.id: p for p in ledger.prompts()}
+    rows, real = ledger.evidence(), ledger.labels("real")
+    evidence = []
+    for image in ledger.images():
+        if image.id in rows:
+            row, prompt = rows[image.id], prompts[image.prompt_id]
+            evidence.append(
+                Evidence(
+                    image_id=image.id,
+                    prompt_id=prompt.id,
+                    target=prompt.class_name,
+                    asked=prompt.classes,
+                    cosines=row.cosines,
+                    sharpness=row.sharpness,
+                    blank=row.blank,
+                    duplicate_cosine=row.duplicate_cosine,
+                    text_shares=row.text_shares,
+                    real=real[image.id].scores if image.id in real else {},
+                )
+            )
+    return evidence
+
+
+def reconsider(
+    ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: Mapping[str, int]
+) -> Decision:
+    """Decide about every measured picture from the ledger alone; writes nothing, loads no model."""
+    evidence = measured(ledger)
+    human = {i: row.action == "accept" for i, row in ledger.decisions("verdict").items()}
+    return decide(evidence, classes, float(ledger.get_meta("logit_scale") or 1.0), config, quota, human)
+
+
+def record(ledger: Ledger, decision: Decision, classes: Sequence[str], config: JudgeConfig) -> None:
+    """Write verdicts, thresholds, and the labels of accepted pictures that follow from them."""
+    prompts = {p.id: p for p in ledger.prompts()}
+    prompt_of = {image.id: prompts[image.prompt_id] for image in ledger.images()}
+    measured = ledger.evidence()
+    labels: list[LabelRow] = []
+    for verdict, shares in zip(decision.verdicts, decision.probabilities, strict=True):
+        if verdict.accepted:
+            prompt = prompt_of[verdict.image_id]
+            sure = dict.fromkeys(prompt.classes, 1.0)
+            labels.append(LabelRow(verdict.image_id, "prompt", prompt.classes, sure))
+            named = list(zip(classes, measured[verdict.image_id].text_shares, shares, strict=True))
+            labels.append(_pseudo_label(verdict.image_id, prompt, named, decision.thresholds, config))
+    ledger.add_labels(labels)
+    ledger.set_meta("thresholds", decision.thresholds)
+    ledger.add_verdicts(decision.verdicts)
+
+
+def _pseudo_label(
+    image_id: str,
+    prompt: PromptRow,
+    shares: Sequence[tuple[str, float, float]],
+    thresholds: Mapping[str, float],
+    config: JudgeConfig,
+) -> LabelRow:
+    """Classes high in prompt space and in image space; `shares` are (class, in text, in picture)."""
+    chosen = tuple(
+        name
+        for name, in_text, in_picture in shares
+        if name == prompt.class_name  # an accepted picture shows its target: the judge said so
+        or (in_text >= config.pseudo_prompt and in_picture >= thresholds[name])
+    )
+    return LabelRow(image_id, "clip", chosen, {name: float(min(a, b)) for name, a, b in shares})
+
+
+def background_prompts() -> list[str]:
+    """Descriptions of pictures with no object, the rivals of every class."""
+    text = (resources.files("segsmith.prompts") / "backgrounds.txt").read_text("utf-8")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def directions(
+    encoder: ImageTextEncoder, classes: Sequence[str], synonyms: Callable[[str], tuple[str, ...]]
+) -> Vectors:
+    """(C + B, D) unit vectors of all classes' names and of the descriptions of empty pictures."""
+    of_classes = [_mean_direction(encoder, synonyms(name)[:3]) for name in classes]
+    return np.stack([*of_classes, *encoder.embed_texts(background_prompts())])
+
+
+def _mean_direction(encoder: ImageTextEncoder, names: Sequence[str]) -> Vectors:
+    texts = [template.format(with_article(name)) for name in names for template in TEMPLATES]
+    mean = encoder.embed_texts(texts).mean(axis=0)
+    return np.asarray(mean / np.linalg.norm(mean), dtype=np.float32)
+
+
+def _thumbnail(image: Image) -> Vectors:
+    """(THUMBNAIL**2,) unit vector of the grey picture's blocks about their mean."""
+    values = grey(image)
+    height, width = (side // THUMBNAIL * THUMBNAIL for side in values.shape)
+    blocks = values[:height, :width].reshape(THUMBNAIL, height // THUMBNAIL, THUMBNAIL, width // THUMBNAIL)
+    flat = blocks.mean(axis=(1, 3)).ravel()
+    flat = flat - flat.mean()
+    return np.asarray(flat / (np.linalg.norm(flat) + 1e-6), dtype=np.float32)
+
+
+def _scores(
+    item: Evidence,
+    classes: Sequence[str],
+    shares: NDArray[np.float64],
+    thresholds: Mapping[str, float],
+    like_real: Mapping[str, float],
+) -> dict[str, float]:
+    probabilities = dict(zip(classes, map(float, shares), strict=True))
+    others = [p for name, p in probabilities.items() if name not in item.asked]
+    real = {}
+    if item.target in item.real and item.target in like_real:
+        real = {"real_probability": item.real[item.target], "real_threshold": like_real[item.target]}
+    return {
+        "probability": probabilities[item.target],
+        "threshold": thresholds[item.target],
+        "runner_up": max(others, default=0.0),
+        "sharpness": item.sharpness,
+        "blank": float(item.blank),
+        "duplicate_cosine": item.duplicate_cosine,
+        **real,
+        **{f"p:{name}": p for name, p in probabilities.items()},
+    }

@@ -1,0 +1,1 @@
+"""The prompt agent and its parts."""

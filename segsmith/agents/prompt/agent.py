@@ -1,0 +1,399 @@
+"""The prompt agent: writes prompts, criticises them, refines them, remembers the good ones.
+
+The loop is SynthSeg-Agents' (T(c), self-refinement, diversity test against memory) with IAA's rationality
+score where the language model is able to give one. The graph calls the steps; each may run twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+from segsmith.agents.prompt.critic import (
+    asked_classes,
+    check_novelty,
+    check_relevance,
+    check_rules,
+    check_wishes,
+    review,
+    still_good,
+)
+from segsmith.agents.prompt.draft import (
+    JOIN,
+    Draft,
+    companions_of,
+    explanation_of,
+    from_row,
+    reason_of,
+    to_row,
+)
+from segsmith.agents.prompt.label_sets import LabelSets
+from segsmith.agents.prompt.preferences import Wish, leaning, understand
+from segsmith.agents.prompt.rules import broken_rule, make_lexicon, named_classes, spoken_name
+from segsmith.agents.prompt.space import Offer, Planner, with_article
+from segsmith.agents.prompt.writer import PromptWriter
+from segsmith.config import PromptsConfig
+from segsmith.errors import BadReply, SegsmithError
+from segsmith.ids import make_id, seed_of
+from segsmith.memory.ledger import Ledger, PromptStatus
+from segsmith.memory.prompt_memory import ATTRIBUTES, PromptMemory, Remembered, Seen
+from segsmith.prompts import fill
+from segsmith.prompts.vocabulary import load_vocabulary
+from segsmith.protocols import ChatModel, ImageTextEncoder
+
+logger = logging.getLogger(__name__)
+
+AVOIDED = 2
+"""Remembered prompts that a refinement is told to keep away from."""
+SHARED_PLACES = 2
+"""Places that suit both classes, from which on they are put into one picture."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class PromptAgent:
+    """Safe to share between threads; classes are written side by side.
+
+    `synonyms` gives other words for a class. `able` lets the model write sentences and review them;
+    otherwise it chooses cells of the attribute space, which a template says. `workers` bounds the
+    requests of one class in flight. `label_sets` are those of a real dataset, to build prompts from (IAA).
+    """
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        encoder: ImageTextEncoder,
+        memory: PromptMemory,
+        ledger: Ledger,
+        config: PromptsConfig,
+        classes: tuple[str, ...],
+        synonyms: Callable[[str], tuple[str, ...]],
+        able: bool,
+        seed: int,
+        workers: int = 4,
+        label_sets: LabelSets | None = None,
+    ) -> None:
+        self._chat = chat
+        self._encoder = encoder
+        self._memory = memory
+        self._ledger = ledger
+        self._config = config
+        self._classes = classes
+        self._able = able
+        self._seed = seed
+        self._workers = workers
+        self._label_sets = label_sets
+        self._words = load_vocabulary()
+        self._lexicon = make_lexicon(classes, synonyms)
+        self._spoken = {name: spoken_name(name, synonyms(name)) for name in classes}
+        self._listed = {name: self._words.suited((name, *synonyms(name))) for name in classes}
+        self._writer = PromptWriter(
+            chat, self._words, self._spoken, self._lexicon, self._listed, able=able, seed=seed
+        )
+        self._run_id = _run_id(ledger)
+
+    # -- steps of the graph -----------------------------------------------------------------------
+
+    def propose(self, class_name: str, wanted: int, round: int) -> list[Draft]:
+        """Up to `wanted` new drafts; what the model failed to write, or had written before, is logged."""
+        self._learn_yields(class_name)
+        planner = self._planner(class_name, round, "plan")
+        offers = []
+        for index in range(wanted):
+            companions = self._companions(class_name, round, index)
+            offers.append(planner.offer(companions, shared=self._shared_places(companions)))
+
+        def write(index: int) -> Draft | None:
+            return self._write(class_name, offers[index], "", round, index)
+
+        drafts = self._together(write, range(len(offers)))
+        return self._distinct(class_name, round, drafts, offers)
+
+    def critique(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """The drafts in order, each with its `problem` and `numbers`; the cheapest test first."""
+        judged: list[Draft] = [{**draft, "problem": "", "numbers": {}} for draft in drafts]
+        check_rules(judged, self._lexicon, self._encoder)
+        for name in {draft["class_name"] for draft in judged}:
+            of_class = [draft for draft in still_good(judged) if draft["class_name"] == name]
+            check_wishes(of_class, self._wish(name).words)
+        check_relevance(still_good(judged), self._classes, list(self._spoken.values()), self._encoder)
+        if self._config.remember:
+            check_novelty(
+                still_good(judged), self._memory, self._encoder, self._config.novelty_delta, self._run_id
+            )
+        if self._able:
+            epsilon = self._config.min_rationality
+            self._together(
+                lambda draft: review(draft, self._subject(draft), self._chat, epsilon, self._seed),
+                still_good(judged),
+            )
+        return judged
+
+    def refine(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """A new draft for each refused one, told why and what to keep away from; ids change, parents stay known.
+
+        A draft whose line the model cannot carry on is dropped under ``bad_reply`` or ``repeated``.
+        """
+        taken = {draft["id"] for draft in drafts}
+        refined: list[Draft] = []
+        for draft, child in zip(drafts, self._together(self._rewrite, drafts), strict=True):
+            if child is None:
+                self.drop([{**draft, "problem": "bad_reply: the model gave no usable rewrite"}])
+            elif child["id"] in taken or self._known(child, draft["round"]):
+                self.drop(
+                    [{**draft, "problem": f"repeated: its rewrite was written before, {child['text']!r}"}]
+                )
+            else:
+                self._settle([draft], "refined")
+                taken.add(child["id"])
+                refined.append(child)
+        return refined
+
+    def admit(self, drafts: Sequence[Draft]) -> list[str]:
+        """Remember the drafts and return their ids, without those that came too close to one admitted meanwhile."""
+        admitted: list[str] = []
+        for draft in drafts:
+            with self._memory.lock:
+                if self._config.remember and not self._remember(draft):
+                    continue
+                self._ledger.add_prompts([to_row(draft, "admitted")])
+            admitted.append(draft["id"])
+        return admitted
+
+    def drop(self, drafts: Sequence[Draft]) -> None:
+        """Give the drafts up; the ledger keeps them under their reason."""
+        self._settle(drafts, "dropped")
+
+    def returned(self, prompt_ids: Sequence[str]) -> list[Draft]:
+        """Admitted prompts whose images all failed, as drafts for `refine`. They stay admitted, their images stay."""
+        rows = [self._ledger.prompt(prompt_id) for prompt_id in prompt_ids]
+        return [
+            from_row(
+                row,
+                round=row.round + 1,
+                problem=f"not_there: none of its images showed {with_article(self._spoken[row.class_name])}",
+            )
+            for row in rows
+        ]
+
+    # -- a person's word --------------------------------------------------------------------------
+
+    def edited(self, prompt_id: str, text: str) -> Draft:
+        """A person's text for a prompt, as its child. Raises `SegsmithError` for one that cannot be drawn.
+
+        It must keep the rules on words and name the class; other classes of the list it may name freely.
+        """
+        row, text = self._ledger.prompt(prompt_id), " ".join(text.split())
+        named = named_classes(text, self._lexicon)
+        broken = broken_rule(
+            text, list(dict.fromkeys((row.class_name, *named))), self._lexicon, self._encoder.fits
+        )
+        if broken:
+            raise SegsmithError(
+                f"This text cannot be a prompt: {broken}.", "Change it, or reject the prompt."
+            )
+        companions = [name for name in self._classes if name in named and name != row.class_name]
+        return Draft(
+            id=make_id("p", row.class_name, text),
+            class_name=row.class_name,
+            text=text,
+            attributes={**self._said_in(text), "companion": JOIN.join(companions)},
+            parent_id=prompt_id,
+            refines=0,
+            round=row.round,
+            classes=[name for name in self._classes if name in named],
+            problem="",
+            numbers={},
+        )
+
+    def admit_edit(self, prompt_id: str, text: str) -> str:
+        """Admit a person's text without a critique, since a person outranks it; returns its id."""
+        draft = self.edited(prompt_id, text)
+        try:
+            return self._ledger.prompt(draft["id"]).id
+        except KeyError:
+            pass
+        with self._memory.lock:
+            self._memory.add([self._remembered(draft)])
+            row = to_row(draft, "admitted")
+            self._ledger.add_prompts([replace(row, critique={**row.critique, "reason": "person"})])
+        return draft["id"]
+
+    def _said_in(self, text: str) -> dict[str, str]:
+        """The cell of the attribute space that a person's text visits, as far as the vocabulary knows its words."""
+        found = understand(text, self._lexicon, self._words).wish.prefer
+        return {name: found.get(name, ("",))[0] for name in ATTRIBUTES}
+
+    def _wish(self, class_name: str) -> Wish:
+        return leaning(self._ledger.guidance(), class_name, self._words)
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def _write(self, class_name: str, offer: Offer, advice: str, round: int, *which: object) -> Draft | None:
+        """One draft, asked with a seed made of `which`; None, logged, when the model gives no usable reply."""
+        seed = seed_of(self._seed, class_name, round, *which)
+        if self._able and (wish := self._wish(class_name)):
+            advice += fill("wishes", wishes=str(wish))
+        try:
+            return self._writer.write(class_name, offer, advice, round, seed)
+        except BadReply as bad:
+            self._ledger.log("unwritten", **{"class": class_name, "round": round, "reason": bad.reason})
+            logger.info("no prompt for %s: %s", class_name, bad)
+            return None
+
+    def _distinct(
+        self, class_name: str, round: int, drafts: Sequence[Draft | None], offers: Sequence[Offer]
+    ) -> list[Draft]:
+        """The drafts without repeats; each repeat is asked for again, at most `max_refines` times."""
+        kept: dict[str, Draft] = {}
+        for index, (draft, offer) in enumerate(zip(drafts, offers, strict=True)):
+            for again in range(self._config.max_refines):
+                if draft is None or not (draft["id"] in kept or self._known(draft, round)):
+                    break
+                draft = self._write(class_name, offer, "", round, index, "again", again)
+            if draft is None:
+                continue
+            if draft["id"] in kept or self._known(draft, round):
+                self._ledger.log("unwritten", **{"class": class_name, "round": round, "reason": "repeated"})
+            else:
+                kept[draft["id"]] = draft
+        return list(kept.values())
+
+    def _known(self, draft: Draft, round: int) -> bool:
+        """Was the prompt written in an earlier round? (One of this round may be this very step, done twice.)"""
+        try:
+            return self._ledger.prompt(draft["id"]).round < round
+        except KeyError:
+            return False
+
+    def _rewrite(self, draft: Draft) -> Draft | None:
+        class_name, round, attributes = draft["class_name"], draft["round"], draft["attributes"]
+        reason = explanation_of(draft["problem"]) or "it is too close to a prompt admitted meanwhile"
+        remember = self._config.remember
+        here = Seen(class_name, self._run_id, round)
+        near = (
+            self._memory.around([draft["text"]], AVOIDED, but=[draft["id"]], seen=here)[0] if remember else []
+        )
+        advice = fill("advice", reason=reason, avoid="".join(f"; not like: {n.text}" for n in near))
+        # With several objects a companion is the likeliest cause of being read, or drawn, as something else.
+        companions = companions_of(attributes)
+        if reason_of(draft["problem"]) in ("off_topic", "not_there"):
+            companions = companions[: len(companions) // 2]
+        planner = self._planner(class_name, round, "refine", draft["id"])
+        shared = self._shared_places(companions)
+        offer = planner.offer(companions, shared=shared, shun=attributes if remember else {})
+        child = self._write(class_name, offer, advice, round, "refine", draft["id"])
+        return child and {**child, "parent_id": draft["id"], "refines": draft["refines"] + 1}
+
+    def _planner(self, class_name: str, round: int, *which: object) -> Planner:
+        """Deals out cells, the least visited first; the same ones when a round is done again."""
+        explore = self._config.explore and self._config.remember
+        visits = self._memory.visits(class_name, but_run=self._run_id, from_round=round) if explore else {}
+        rng = random.Random(seed_of(self._seed, class_name, round, *which))
+        return Planner(
+            self._words,
+            self._writer.suits(class_name),
+            visits,
+            rng,
+            explore=explore,
+            wish=self._wish(class_name),
+        )
+
+    def _companions(self, class_name: str, round: int, index: int) -> tuple[str, ...]:
+        """Further classes to show, drawn by the seed: from a real image's label set, or one at home nearby."""
+        rng = random.Random(seed_of(self._seed, class_name, round, index, "companion"))
+        mine = set(self._places(class_name))
+        others = [
+            name
+            for name in self._classes
+            if name != class_name and len(mine & set(self._places(name))) >= SHARED_PLACES
+        ]
+        if self._label_sets is not None:
+            return self._label_sets.companions(class_name, others, rng)
+        return (rng.choice(others),) if others and rng.random() < self._config.companion_rate else ()
+
+    def _places(self, class_name: str) -> tuple[str, ...]:
+        return self._listed[class_name].places
+
+    def _shared_places(self, companions: Sequence[str]) -> tuple[str, ...]:
+        """Places that suit all of them; none where there is no such place, or nobody to suit."""
+        first, *others = [self._places(name) for name in companions] or [()]
+        return tuple(place for place in first if all(place in places for places in others))
+
+    def _subject(self, draft: Draft) -> str:
+        """All that the draft is to show, as people say it."""
+        return " and ".join(self._spoken[name] for name in asked_classes(draft))
+
+    # -- bookkeeping ------------------------------------------------------------------------------
+
+    def _remember(self, draft: Draft) -> bool:
+        """Add to memory unless too close to what is there; called with the memory's lock held."""
+        if self._memory.holds(draft["id"]):
+            return True
+        here = Seen(draft["class_name"], self._run_id, draft["round"])
+        near = self._memory.nearest([draft["text"]], seen=here)[0]
+        if near is not None and near.cosine >= self._config.novelty_delta:
+            return False
+        self._memory.add([self._remembered(draft)])
+        return True
+
+    def _remembered(self, draft: Draft) -> Remembered:
+        return Remembered(
+            id=draft["id"],
+            text=draft["text"],
+            class_name=draft["class_name"],
+            attributes=draft["attributes"],
+            run_id=self._run_id,
+            round=draft["round"],
+            parent_id=draft["parent_id"],
+            score=draft["numbers"].get("rationality", 1.0),
+        )
+
+    def _settle(self, drafts: Sequence[Draft], status: PromptStatus) -> None:
+        """Write refused drafts to the ledger; a prompt that was admitted once stays admitted."""
+        for draft in drafts:
+            try:
+                if self._ledger.prompt(draft["id"]).status == "admitted":
+                    continue
+            except KeyError:
+                pass
+            self._ledger.add_prompts([to_row(draft, status)])
+
+    def _learn_yields(self, class_name: str) -> None:
+        """Take over into memory how many images each prompt of the class has given."""
+        if not self._config.remember:
+            return
+        mine = {row.id for row in self._ledger.prompts("admitted") if row.class_name == class_name}
+        verdicts = self._ledger.verdicts()
+        drawn: Counter[str] = Counter()
+        accepted: Counter[str] = Counter()
+        for image in self._ledger.images():
+            if image.prompt_id in mine and image.id in verdicts:
+                drawn[image.prompt_id] += 1
+                accepted[image.prompt_id] += verdicts[image.id].accepted
+        known = self._memory.yields(class_name)
+        for prompt_id, count in drawn.items():
+            if known.get(prompt_id) != (count, accepted[prompt_id]):
+                self._memory.record_yield(prompt_id, count, accepted[prompt_id])
+
+    def _together(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`work` on every item, several at once; results in order."""
+        if len(items) < 2 or self._workers < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(min(self._workers, len(items))) as pool:
+            return list(pool.map(work, items))
+
+
+def _run_id(ledger: Ledger) -> str:
+    """This run's name in a memory that several runs share."""
+    known = ledger.get_meta("run_id")
+    if known is None:
+        known = uuid.uuid4().hex[:12]
+        ledger.set_meta("run_id", known)
+    return str(known)

@@ -1,0 +1,38 @@
+"""The `segsmith` command: the only room that prints or exits. Torch is imported inside commands alone.
+
+One module per family of commands; importing it registers them on the app.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from segsmith.commands import about, augment, build, datasets, ledger, models, plan, review, runs, train, weak  # noqa: F401
+from segsmith.commands.console import app, err
+from segsmith.errors import SegsmithError
+from segsmith.terminal_text import shown
+
+INTERRUPTED = 130
+"""The exit code that typer makes of Ctrl-C."""
+
+
+def main(parts: Mapping[str, Any] | None = None) -> None:
+    """Run the command; a `SegsmithError` becomes one line and exit code 2.
+
+    `parts` replaces what a build would open (see `RunContext`); tests pass fakes.
+    """
+    try:
+        app(standalone_mode=True, obj=parts)
+    except SegsmithError as error:
+        err.print(f"[red]segsmith:[/red] {shown(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            err.print("stopped; the same command goes on from here")
+        raise
+
+
+if __name__ == "__main__":
+    main()

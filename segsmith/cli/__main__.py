@@ -1,5 +1,0 @@
-"""`python -m segsmith.cli`."""
-
-from segsmith.cli import main
-
-main()

@@ -1,0 +1,1 @@
+"""The `segsmith` commands, one module per family: they parse, call a workflow and print."""

@@ -1,0 +1,79 @@
+"""The dataset card: what is in the dataset, how it was made, how good it is, and what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from segsmith.config import Config
+from segsmith.datasets.records import Record
+from segsmith.datasets.splits import SPLITS
+from segsmith.memory.ledger import Ledger
+
+EXAMPLE_PROMPTS = 8
+WORLDS = {
+    "synthetic_val": "held-out pictures of this dataset (labels by the same models)",
+    "real_val": "real images of split val",
+    "real": "the real-style test world (exact labels)",
+}
+
+
+def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str:
+    """Markdown without a front matter. Nothing in it depends on when it is written."""
+    masks, tallies = ledger.masks(), ledger.tallies()
+    generated = [r for r in records if r.source == "generated"]
+    rows = [masks[r.id] for r in generated]
+    evaluation = ledger.get_meta("evaluation") or {}
+    # Prompts are what models wrote: as one line of an indented block they cannot become Markdown.
+    texts = dict.fromkeys(" ".join(r.prompt.text.split()) for r in generated)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
+    environment.filters["cell"] = _cell
+    template = resources.files("segsmith.datasets").joinpath("card.md.jinja").read_text("utf-8")
+    verdicts = ledger.decisions("verdict")
+    return environment.from_string(template).render(
+        images=len(records),
+        real=len(records) - len(generated),
+        splits=", ".join(f"{split} {sum(r.split == split for r in records)}" for split in SPLITS),
+        classes=[_class(i, name, generated, rows, tallies) for i, name in enumerate(config.classes, 1)],
+        unknown=sum(row.ignore_share for row in rows) / len(rows),
+        prompts=len(ledger.prompts("admitted")),
+        drawn=len(ledger.images()),
+        sam=config.labeler.use_sam,
+        seed=config.seed,
+        size=config.images.size,
+        backends=sorted({r.backend for r in generated}),
+        models=list(ledger.models().values()),
+        examples=list(texts)[:: max(1, len(texts) // EXAMPLE_PROMPTS)][:EXAMPLE_PROMPTS],
+        scores=[(words, evaluation[key]["miou"]) for key, words in WORLDS.items() if key in evaluation],
+        decisions=sum(r.id in verdicts for r in records),
+        missing=[_missing(d) for _, _, d in ledger.events("missing")],
+    )
+
+
+def _class(index: int, name: str, records: Sequence[Record], masks: Sequence[Any], tallies: Any) -> Any:
+    tally = tallies.get(name, {})
+    judged = tally.get("judged", 0)
+    known = [sum(m.pixels.values()) for m in masks]
+    share = sum(m.pixels.get(name, 0) for m in masks) / max(1, sum(known))
+    return {
+        "index": index,
+        "name": _cell(name),
+        "images": sum(name in r.labels for r in records),
+        "pixels": share,
+        "yield_": f"{tally.get('accepted', 0)} of {judged}" if judged else "-",
+    }
+
+
+def _missing(detail: dict[str, Any]) -> str:
+    name = _cell(str(detail.get("class", "")))
+    return f"Class {name} has {detail.get('have')} of {detail.get('want')} pictures wanted."
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

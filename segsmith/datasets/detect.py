@@ -1,0 +1,69 @@
+"""The formats segsmith writes and reads; a format is a writer, a reader, and how to tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from segsmith.datasets.formats import coco, cvat, folder, huggingface, voc, webdataset, yolo
+from segsmith.datasets.labelled_dataset import DataError, LabelledDataset
+from segsmith.datasets.records import Collection
+from segsmith.datasets.staging import Sink
+from segsmith.errors import SegsmithError
+
+
+@dataclass(frozen=True)
+class Format:
+    """`write` fills a folder; `read` opens one, with the library its users use where there is one.
+
+    `version` goes up when the files change, so that an export of an older segsmith is written anew.
+    `read` raises `DataError` where nothing can be read at all. Without `write` a format is only imported.
+    """
+
+    name: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], LabelledDataset]
+    write: Callable[[Sink, Collection], None] | None = None
+    version: int = 1
+
+
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("voc", voc.recognises, voc.read, voc.write, version=3),
+        Format("coco", coco.recognises, coco.read, coco.write),
+        Format("yolo", yolo.recognises, yolo.read, yolo.write),
+        Format("cvat", cvat.recognises, cvat.read, cvat.write),
+        Format("webdataset", webdataset.recognises, webdataset.read, webdataset.write),
+        Format("hf", huggingface.recognises, huggingface.read, huggingface.write),
+        Format("folders", folder.recognises, folder.read),
+    )
+}
+"""In the order in which `detect` tries them."""
+
+EXPORTS = tuple(name for name, form in FORMATS.items() if form.write is not None)
+
+
+def detect(root: Path) -> Format:
+    """The format of a dataset folder, or `SegsmithError` that says what was looked for."""
+    if not root.is_dir():
+        raise SegsmithError(f"{root} is not a folder.", "Name the root folder of a dataset.")
+    for form in FORMATS.values():
+        if form.recognises(root):
+            return form
+    raise SegsmithError(
+        f"{root} is no dataset that segsmith knows.",
+        "Name the folder that holds ImageSets/Segmentation (VOC, CVAT), annotations/*.json (COCO), data.yaml "
+        "(Ultralytics), *.tar (WebDataset), */metadata.jsonl (Hugging Face), or a folder of images per class.",
+    )
+
+
+def open_dataset(root: Path) -> LabelledDataset:
+    """A dataset of any format; `SegsmithError` that names the file where nothing can be read of it."""
+    try:
+        return detect(root).read(root)
+    except DataError as error:
+        raise SegsmithError(
+            f"{root}: {error.problem.where}: {error.problem.text}.", "Mend that file."
+        ) from None

@@ -1,0 +1,53 @@
+"""Writing a run's dataset in a format, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from segsmith.config import Config
+from segsmith.datasets.card import write_card
+from segsmith.datasets.detect import EXPORTS, FORMATS
+from segsmith.datasets.records import Collection, collect
+from segsmith.datasets.staging import replace_folder
+from segsmith.errors import SegsmithError
+from segsmith.memory.ledger import Ledger
+from segsmith.memory.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export holds. `written` is False when an identical one was already there."""
+
+    folder: Path
+    images: int
+    splits: Mapping[str, int]
+    written: bool
+
+
+def export_dataset(
+    run: RunFolder, ledger: Ledger, config: Config, form: str = "voc", out: Path | None = None
+) -> ExportSummary:
+    """Write the accepted, masked images in a format of `EXPORTS`; `out` defaults to ``dataset/<form>`` in the run.
+
+    Label maps keep their indices (0 background, 1.. in the order of `config.classes`, 255 unknown). All is
+    written to a sibling folder and renamed, so a reader never finds half an export. An identical export is
+    left alone; an older one goes only when the new one stands. The caller holds the run folder
+    (`RunFolder.held`).
+
+    Raises `SegsmithError` when nothing can be exported, a picture does not fit its mask, or `out` holds
+    files that no export put there.
+    """
+    if form not in EXPORTS:
+        raise SegsmithError(
+            f"{form!r} is no format that segsmith writes.", f"Use one of {', '.join(EXPORTS)}."
+        )
+    records = collect(run, ledger, config)
+    data = Collection(run, config.classes, records, write_card(ledger, config, records))
+    out = run.dataset / form if out is None else out
+    chosen = FORMATS[form]
+    assert chosen.write is not None
+    write = chosen.write
+    written = replace_folder(out, data.digest(f"{form}-{chosen.version}"), lambda sink: write(sink, data))
+    return ExportSummary(out, len(records), data.counts, written)

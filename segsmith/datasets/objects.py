@@ -1,0 +1,48 @@
+"""Objects of a label map: each connected part of a class."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.measure import label
+
+from segsmith.datasets.palette import VOID
+
+MAX_OBJECTS = 254
+"""What an 8-bit object map can number beside background (0) and unknown (255)."""
+
+
+def number_objects(label_map: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """(H, W) numbers of the 8-connected parts of each class, from 1; background and unknown are 0.
+
+    Connected components separate instances as in SeSAM (step 1): two touching objects of a class are one.
+    """
+    known = np.where(label_map == VOID, 0, label_map)
+    return label(known, background=0, connectivity=2).astype(np.int32)
+
+
+def object_map(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) object numbers as VOC stores them: 0 background, 255 unknown.
+
+    Of more than `MAX_OBJECTS` parts the largest keep a number, in their order, and the rest become unknown.
+    """
+    numbers = number_objects(label_map)
+    sizes = np.bincount(numbers.ravel())[1:]
+    kept = np.sort(np.argsort(-sizes, kind="stable")[:MAX_OBJECTS])
+    table = np.full(sizes.size + 1, VOID, np.uint8)
+    table[0] = 0
+    table[kept + 1] = np.arange(1, kept.size + 1)
+    return np.where(label_map == VOID, VOID, table[numbers]).astype(np.uint8)
+
+
+def components(mask: NDArray[np.bool_], min_area_px: int = 1) -> list[NDArray[np.bool_]]:
+    """Instances of one class (SeSAM, step 1): 8-connected (H, W) bool blobs, the largest first.
+
+    Blobs under `min_area_px` pixels are left out; when all are, the largest stays, so that a labelled
+    class is never lost. An empty mask gives an empty list.
+    """
+    labelled = label(mask, connectivity=2)
+    areas = np.bincount(labelled.ravel())[1:]
+    order = np.argsort(-areas, kind="stable")
+    kept = [i for i in order if areas[i] >= min_area_px] or list(order[:1])
+    return [labelled == i + 1 for i in kept]

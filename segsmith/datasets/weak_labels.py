@@ -1,0 +1,161 @@
+"""Weak labels made from full ones, so that what refines them can be measured.
+
+Four kinds, from the least work for a person to the most: image labels, points, scribbles, coarse polygons.
+A weak label map is a label map in which all that nobody drew on is 255. Background is drawn like a class:
+without it nothing would say where objects end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
+from skimage.draw import polygon2mask
+from skimage.graph import route_through_array
+from skimage.measure import approximate_polygon, find_contours, label
+from skimage.morphology import skeletonize
+
+from segsmith.datasets.objects import components
+from segsmith.types import IGNORE
+
+WeakKind = Literal["points", "scribbles", "coarse", "image"]
+KINDS: tuple[WeakKind, ...] = get_args(WeakKind)
+
+SCRIBBLE_END = 0.15
+"""Share of a skeleton's longest path left out at each end: people stop before the tip (ours)."""
+COARSE_DEPTH = 0.2
+"""How far inside the border a coarse polygon runs, as a share of the object's half width (ours)."""
+COARSE_TOLERANCE = 0.06
+"""How far a coarse polygon's sides may leave that line, as a share of the square root of the area (ours)."""
+
+POINT_SIDE, LINE_DEPTH, DENSE_SHARE = 0.02, 0.01, 0.97
+"""Shares by which `kind_of` tells kinds apart: of the picture's side, of its side, and of all pixels (ours)."""
+
+
+def weaken(label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(H, W) uint8: the same labels where a person would have drawn, 255 everywhere else.
+
+    - ``points``: one pixel of every connected piece of every class, background included.
+    - ``scribbles``: one line a piece, along the longest path of its skeleton, its ends left out, 1 px wide.
+    - ``coarse``: one polygon a piece, well inside it, with few corners; it never crosses into another class.
+    - ``image``: nothing; the image's classes are all that is known (`present_classes`).
+
+    Pixels that are 255 already stay so.
+    """
+    weak = np.full_like(label_map, IGNORE)
+    if kind == "image":
+        return weak
+    for value, piece in _pieces(label_map):
+        drawn = {"points": _point, "scribbles": _scribble, "coarse": _polygon}[kind](piece, rng)
+        weak[drawn & piece] = value
+    return weak
+
+
+def present_classes(label_map: NDArray[np.uint8]) -> tuple[int, ...]:
+    """Class indices from 1 that occur in a label map, ascending."""
+    return tuple(int(v) for v in np.unique(label_map) if v not in (0, IGNORE))
+
+
+def kind_of(weak_maps: Iterable[NDArray[np.uint8]]) -> WeakKind | None:
+    """Which kind of weak labels (H, W) uint8 maps hold, as most of their pieces look; None: dense masks.
+
+    Nothing drawn at all is "image". A piece whose box fits into `POINT_SIDE` of the picture is a point, one
+    that is nowhere deeper than `LINE_DEPTH` a scribble, any other a coarse polygon (thresholds ours; at least
+    3 and 2 pixels).
+    """
+    votes: Counter[WeakKind] = Counter()
+    pixels = drawn = 0
+    for label_map in weak_maps:
+        pixels, drawn = pixels + label_map.size, drawn + int((label_map != IGNORE).sum())
+        side = max(label_map.shape)
+        for _, piece in _pieces(label_map):
+            votes[_kind_of_piece(piece, max(3, POINT_SIDE * side), max(2, LINE_DEPTH * side))] += 1
+    if not votes:
+        return "image"
+    return None if drawn >= DENSE_SHARE * pixels else votes.most_common(1)[0][0]
+
+
+def _kind_of_piece(piece: NDArray[np.bool_], point_side: float, line_depth: float) -> WeakKind:
+    ys, xs = np.nonzero(piece)
+    if max(np.ptp(ys), np.ptp(xs)) < point_side:
+        return "points"
+    box = piece[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    return "scribbles" if distance_transform_edt(np.pad(box, 1)).max() <= line_depth else "coarse"
+
+
+def _pieces(label_map: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    for value in (int(v) for v in np.unique(label_map) if v != IGNORE):
+        for piece in components(label_map == value):
+            yield value, piece
+
+
+def _point(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A pixel in the inner half of the piece: people click well inside (Bearman et al. 2016)."""
+    depth = distance_transform_edt(np.pad(piece, 1))[1:-1, 1:-1]
+    ys, xs = np.nonzero(depth >= depth.max() / 2)
+    chosen = int(rng.integers(len(xs)))
+    drawn = np.zeros_like(piece)
+    drawn[ys[chosen], xs[chosen]] = True
+    return drawn
+
+
+def _scribble(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """The longest path of the skeleton without its ends; a dot where there is no path."""
+    path = _longest_path(skeletonize(np.pad(piece, 1))[1:-1, 1:-1] & piece)
+    cut = int(len(path) * SCRIBBLE_END * rng.uniform(0.5, 1.5))
+    kept = path[cut : len(path) - cut] if len(path) > 2 * cut else path
+    if not len(kept):
+        return _point(piece, rng)
+    drawn = np.zeros_like(piece)
+    drawn[tuple(np.asarray(kept).T)] = True
+    return drawn
+
+
+def _longest_path(skeleton: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Pixels (y, x) between the two ends of the skeleton's largest piece that lie farthest apart along it.
+
+    Twice the farthest point from a point: exact on trees, and skeletons of pieces with holes are near enough.
+    """
+    if not skeleton.any():
+        return []
+    pieces = label(skeleton, connectivity=2)
+    largest = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+    start = tuple(np.argwhere(largest)[0])
+    end = _farthest(largest, start)
+    other = _farthest(largest, end)
+    costs = np.where(largest, 1.0, -1.0)
+    path, _ = route_through_array(costs, end, other, fully_connected=True, geometric=True)
+    return [(int(y), int(x)) for y, x in path]
+
+
+def _farthest(pixels: NDArray[np.bool_], start: tuple[int, ...]) -> tuple[int, int]:
+    """The pixel that a walk along `pixels` from `start` reaches last."""
+    reached = np.zeros_like(pixels)
+    reached[start] = True
+    front, last = reached, start
+    while front.any():
+        last = tuple(np.argwhere(front)[0])
+        front = binary_dilation(front, np.ones((3, 3))) & pixels & ~reached
+        reached |= front
+    return int(last[0]), int(last[1])
+
+
+def _polygon(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A polygon of few corners round the piece's inside; the inside itself where none can be drawn."""
+    padded = np.pad(piece, 1)
+    depth = distance_transform_edt(padded)
+    inner = depth > max(1.0, COARSE_DEPTH * rng.uniform(0.5, 1.5) * depth.max())
+    if not inner.any():
+        return _point(piece, rng)
+    drawn = np.zeros_like(padded)
+    tolerance = COARSE_TOLERANCE * float(np.sqrt(piece.sum()))
+    for contour in find_contours(inner.astype(float), 0.5):
+        corners = approximate_polygon(contour, tolerance)
+        if len(corners) >= 4:  # the first corner is repeated: three corners make a polygon
+            drawn ^= polygon2mask(padded.shape, corners)  # holes are drawn out of what surrounds them
+    drawn = drawn[1:-1, 1:-1] & piece
+    return drawn if drawn.any() else binary_erosion(piece) | _point(piece, rng)

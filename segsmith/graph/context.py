@@ -1,0 +1,283 @@
+"""What nodes are given: config, ledger, and agents that open their models when first asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from segsmith.agents.image import ImageAgent
+from segsmith.agents.judge.agent import JudgeAgent
+from segsmith.agents.judge.real_classifier import RealOpinion
+from segsmith.agents.labeler import LabelerAgent
+from segsmith.agents.prompt.agent import PromptAgent
+from segsmith.agents.prompt.label_sets import LabelSets
+from segsmith.agents.region_check import RegionCheck
+from segsmith.config import Config, api_key
+from segsmith.errors import SegsmithError
+from segsmith.graph.finalize import Finalizer
+from segsmith.memory.ledger import Ledger, UsageRow
+from segsmith.memory.real_images import RealSet
+from segsmith.memory.run_config import read_record
+from segsmith.memory.run_folder import RunFolder
+from segsmith.protocols import ImageBackend
+
+if TYPE_CHECKING:
+    from segsmith.tools.llm.chat import OpenAIChat
+    from segsmith.tools.llm.usage import Spent
+
+Made = TypeVar("Made")
+
+
+class once(Generic[Made]):
+    """A property made on first use, by one thread: nodes of one step run side by side."""
+
+    def __init__(self, make: Callable[[Any], Made]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __get__(self, owner: Any, _: type | None = None) -> Made:
+        with owner._opening:
+            name = self._make.__name__
+            if name not in owner._made:
+                owner._made[name] = self._make(owner)
+            made: Made = owner._made[name]
+            return made
+
+
+@dataclass(eq=False)
+class RunContext:
+    """Everything the nodes of one run need, opened on first use and closed together.
+
+    LangGraph hands it to each node as ``runtime.context``. A run that resumes behind the prompts starts no language
+    model; one that only exports loads no CLIP. `parts` (``{"chat": ...}``, by the names of the properties below)
+    replaces what the config would open: tests and benchmarks pass fakes there.
+    """
+
+    config: Config
+    run: RunFolder
+    step: bool = False
+    """Pause at prompts, verdicts, labels and masks for a reviewer."""
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.run.ledger)
+        self._stack = ExitStack()
+        self._stack.callback(self.ledger.close)
+        self._opening = threading.RLock()
+        self._made: dict[str, Any] = dict(self.parts)
+        self.stopping = threading.Event()
+        """Set when the user stops the run: nodes end at the next step they can."""
+
+    @classmethod
+    def open(cls, root: Path) -> RunContext:
+        """The context of an existing run folder, by the settings in its ``run.toml``.
+
+        Raises `SegsmithError` where there is none.
+        """
+        folder = RunFolder(root)
+        if not folder.config.exists():
+            raise SegsmithError(
+                f"{root} is not a run folder (no run.toml).", "Start one with `segsmith build`."
+            )
+        return cls(read_record(folder.config).config, folder)
+
+    def __enter__(self) -> RunContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def use(self, **parts: Any) -> RunContext:
+        """Take these parts instead of opening what the config names, where they need the context itself."""
+        self._made.update(parts)
+        return self
+
+    def release_images(self) -> None:
+        """Free the device of the image model: the line has moved on. It opens again if it must draw again."""
+        if "backend" in self._made:
+            self._made["backend"].close()
+
+    def close(self) -> None:
+        """Stop the servers this run started, free the image model, close its files."""
+        if "chat" in self._made:
+            self._log_llm_trouble(self._made["chat"])
+        self.release_images()
+        self._stack.close()
+
+    # -- outside models ---------------------------------------------------------------------------
+
+    @once
+    def chat(self) -> OpenAIChat:
+        """The language model; a local server is started by the first question and stopped by `close`."""
+        from segsmith.tools.llm.chat import open_chat
+
+        limit = self.config.budget.max_usd
+        return self._stack.enter_context(
+            open_chat(
+                self.config.llm,
+                api_key(),
+                log=self.run.llm_log,
+                note=self._note_llm,
+                usd_left=None if limit is None else lambda: limit - self.usd_spent(),
+            )
+        )
+
+    def usd_spent(self) -> float:
+        """Money this run took so far, over all its sittings, by the prices in the config."""
+        return sum(row.usd for row in self.ledger.usage().values())
+
+    def _note_llm(self, spent: Spent) -> None:
+        row = UsageRow(
+            "llm",
+            self.config.llm.model,
+            calls=spent.calls,
+            tokens_in=spent.prompt_tokens,
+            tokens_out=spent.completion_tokens,
+            usd=spent.usd,
+        )
+        self.ledger.add_usage(row)
+
+    def _log_llm_trouble(self, chat: OpenAIChat) -> None:
+        """What went wrong in this sitting; calls, tokens and money are in the ledger already."""
+        usage = chat.usage.snapshot()
+        trouble = {key: usage[key] for key in ("retries", "bad_replies")} | {"restarts": chat.restarts}
+        if any(trouble.values()):
+            self.ledger.log("llm_trouble", **trouble)
+
+    @once
+    def encoder(self) -> Any:
+        """The `ImageTextEncoder`; also the source of the towers that ViT and segmenter start from."""
+        from segsmith.tools.vision.clip import OpenClipEncoder
+
+        compute = self.config.compute
+        return OpenClipEncoder.load(self.config.judge.clip, compute.device, compute.precision)
+
+    @once
+    def backend(self) -> ImageBackend:
+        """What draws; a local pipeline is loaded at the first image."""
+        return open_image_backend(self.config)
+
+    @once
+    def real(self) -> RealSet | None:
+        """The real images that the run enlarges; None in a build from nothing."""
+        return RealSet.open(self.run.real)
+
+    # -- agents -----------------------------------------------------------------------------------
+
+    @once
+    def prompt_agent(self) -> PromptAgent:
+        from segsmith.memory.prompt_memory import PromptMemory
+
+        folder = Path(self.config.memory) if self.config.memory else self.run.memory
+        return PromptAgent(
+            chat=self.chat,
+            encoder=self.encoder,
+            memory=PromptMemory(folder, self.encoder),
+            ledger=self.ledger,
+            config=self.config.prompts,
+            classes=self.config.classes,
+            synonyms=self._synonyms(),
+            able=self.config.llm.able,
+            seed=self.config.seed,
+            workers=self.config.llm.concurrency,
+            label_sets=self._label_sets(),
+        )
+
+    @once
+    def image_agent(self) -> ImageAgent:
+        config = self.config
+        return ImageAgent(
+            self.backend,
+            self.ledger,
+            self.run,
+            config.images,
+            config.seed,
+            max_usd=config.budget.max_usd,
+            look=self.judge_agent.look if config.images.filter.enabled else None,
+            stopped=self.stopping.is_set,
+        )
+
+    @once
+    def judge_agent(self) -> JudgeAgent:
+        return JudgeAgent(
+            self.encoder,
+            self.ledger,
+            self.run,
+            self.config.judge,
+            self.config.classes,
+            self._synonyms(),
+            quota=self.config.wanted,
+            opinion=self._opinion(),
+        )
+
+    @once
+    def labeler_agent(self) -> LabelerAgent:
+        return LabelerAgent(
+            self._classifier,
+            self._segmenter,
+            self.ledger,
+            self.run,
+            self.config.labeler,
+            self.config.classes,
+            self.config.seed,
+            self.real,
+            check=lambda: RegionCheck(self.encoder, self.ledger, self.config.classes, self._synonyms()),
+        )
+
+    @once
+    def finalizer(self) -> Finalizer:
+        """Export, training and evaluation: what the graph does once labels and masks stand."""
+        return Finalizer(self)
+
+    def _label_sets(self) -> LabelSets | None:
+        if self.real is None:
+            return None
+        return LabelSets(self.real.label_sets, self.config.classes, self.config.augment)
+
+    def _opinion(self) -> RealOpinion | None:
+        settings = self.config.augment
+        if self.real is None or not settings.classifier:
+            return None
+        return RealOpinion(self._classifier, self.ledger, self.run, self.real, settings.min_skill)
+
+    def _synonyms(self) -> Callable[[str], tuple[str, ...]]:
+        """Other words for a class: the simulator's, which draws only its own nouns; else the name alone.
+
+        With a real image model any noun is a class, and a sprite's synonym could be another thing.
+        """
+        if self.config.images.backend == "simulator":
+            from segsmith.tools.images.simulator import synonyms
+
+            return synonyms
+        return lambda class_name: (class_name,)
+
+    def _classifier(self) -> Any:
+        from segsmith.tools.vision.vit import open_classifier
+
+        return open_classifier(self.config, self.config.classes, self.config.seed, lambda: self.encoder)
+
+    def _segmenter(self) -> Any:
+        from segsmith.tools.vision.sam import SamSegmenter
+
+        compute = self.config.compute
+        return SamSegmenter.load(self.config.labeler.sam, compute.device, compute.precision)
+
+
+def open_image_backend(config: Config) -> ImageBackend:
+    """The image model that a config names; nothing is loaded before its first `draw`."""
+    images = config.images
+    if images.backend == "diffusion":
+        from segsmith.tools.images.diffusion import DiffusionBackend
+
+        return DiffusionBackend(images, offline=config.offline)
+    if images.backend == "hosted":
+        from segsmith.tools.images.hosted import HostedImages
+
+        return HostedImages(images, api_key=api_key())
+    from segsmith.tools.images.simulator import Simulator
+
+    return Simulator(images.faults, config.classes, images.size)

@@ -1,0 +1,235 @@
+"""What was asked before: admitted prompts with their CLIP text vectors, in Chroma (SynthSeg-Agents, memory M)."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsmith.errors import SegsmithError
+from segsmith.protocols import ImageTextEncoder
+from segsmith.types import Vectors
+
+ATTRIBUTES = ("place", "light", "weather", "state", "companion", "viewpoint")
+PAIR = ("place", "light")
+READ_BATCH = 4096
+"""Prompts read from the store at once; SQLite bounds the variables of one statement."""
+
+Cell = tuple[str, ...]
+"""A cell of the attribute space: ``("place", "street")`` or the pair ``("place", "street", "light", "night")``."""
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """An admitted prompt. `score` is the critique's own, in [0, 1]."""
+
+    id: str
+    text: str
+    class_name: str
+    attributes: Mapping[str, str]
+    run_id: str = ""
+    round: int = 0
+    parent_id: str | None = None
+    score: float = 1.0
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """The likest remembered prompt; `cosine` in [-1, 1]."""
+
+    text: str
+    id: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """From where memory is looked at: classes are written side by side, and whichever is quicker must not matter."""
+
+    class_name: str
+    run_id: str
+    round: int
+
+    def filter(self) -> dict[str, Any]:
+        """Chroma's ``where``: own class, other runs, earlier rounds."""
+        return {
+            "$or": [
+                {"class": self.class_name},
+                {"run": {"$ne": self.run_id}},
+                {"round": {"$lt": self.round}},
+            ]
+        }
+
+
+def cells(attributes: Mapping[str, str]) -> list[Cell]:
+    """Cells that a prompt with these attributes visits: each filled attribute, and the pair (place, light)."""
+    visited: list[Cell] = [(name, attributes[name]) for name in ATTRIBUTES if attributes.get(name)]
+    if all(attributes.get(name) for name in PAIR):
+        visited.append(tuple(part for name in PAIR for part in (name, attributes[name])))
+    return visited
+
+
+def stored_vectors(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Vectors that the memory in folder `path` holds of these prompts, whichever encoder made them.
+
+    Opens no encoder; a folder without a memory, or one that cannot be read, holds none.
+    """
+    if not (path / "chroma.sqlite3").exists():
+        return {}
+    import chromadb
+    from chromadb.config import Settings
+    from chromadb.errors import ChromaError
+
+    best: dict[str, NDArray[np.float32]] = {}
+    try:
+        client = chromadb.PersistentClient(str(path), Settings(anonymized_telemetry=False))
+        for collection in client.list_collections():
+            found: dict[str, NDArray[np.float32]] = {}
+            for start in range(0, len(ids), READ_BATCH):
+                part = collection.get(ids=list(ids[start : start + READ_BATCH]), include=["embeddings"])
+                vectors = part["embeddings"]
+                if vectors is not None:
+                    found |= {i: np.asarray(v, np.float32) for i, v in zip(part["ids"], vectors, strict=True)}
+            # One run writes under one encoder: the collection that knows most of its prompts is its own.
+            best = max(best, found, key=len)
+    except (ChromaError, OSError, ValueError):
+        return {}
+    return best
+
+
+class PromptMemory:
+    """Persists over runs; safe to share between the threads of one process.
+
+    Vectors of different encoders live in different collections, named after `encoder.name`.
+    """
+
+    def __init__(self, path: Path | None, encoder: ImageTextEncoder) -> None:
+        """Open the memory in folder `path`, or one that ends with this object for None."""
+        import chromadb  # takes seconds: only a run that writes prompts pays for it
+        from chromadb.config import Settings
+        from chromadb.errors import ChromaError
+
+        self._encoder = encoder
+        self.lock = threading.RLock()
+        """Held by whoever must look and add without another prompt coming in between."""
+        name = f"prompts-{hashlib.sha256(encoder.name.encode()).hexdigest()[:16]}"
+        settings = Settings(anonymized_telemetry=False)
+        try:
+            if path is None:
+                # All ephemeral clients of a process share one store, so the name keeps them apart.
+                name = f"{name}-{uuid.uuid4().hex}"
+                client = chromadb.EphemeralClient(settings)
+            else:
+                path.mkdir(parents=True, exist_ok=True)
+                client = chromadb.PersistentClient(str(path), settings)
+            self._prompts: Any = client.get_or_create_collection(
+                name,
+                embedding_function=None,
+                configuration={"hnsw": {"space": "cosine"}},
+                metadata={"encoder": encoder.name},
+            )
+        except (ChromaError, OSError, ValueError) as error:
+            raise SegsmithError(
+                f"The prompt memory in {path} cannot be opened: {error}.",
+                "Name another folder with the setting 'memory'.",
+            ) from None
+
+    def count(self) -> int:
+        """Prompts remembered under this encoder."""
+        return int(self._prompts.count())
+
+    def nearest(
+        self, texts: Sequence[str], *, but: Sequence[str] = (), seen: Seen | None = None
+    ) -> list[Neighbour | None]:
+        """The likest remembered prompt of each text, leaving out the ids in `but`; None where there is none."""
+        return [near[0] if near else None for near in self.around(texts, 1, but=but, seen=seen)]
+
+    def around(
+        self, texts: Sequence[str], count: int, *, but: Sequence[str] = (), seen: Seen | None = None
+    ) -> list[list[Neighbour]]:
+        """Up to `count` neighbours of each text, the likest first, in one call of the index.
+
+        `seen` leaves out what other classes of the same run were given in the same round.
+        """
+        wanted = min(self.count(), count + len(but))
+        if not texts or not wanted:
+            return [[] for _ in texts]
+        found = self._prompts.query(
+            query_embeddings=self._vectors(texts),
+            n_results=wanted,
+            include=["documents", "distances"],
+            where=None if seen is None else seen.filter(),
+        )
+        rows = zip(found["ids"], found["documents"] or [], found["distances"] or [], strict=True)
+        return [
+            [
+                Neighbour(text, id_, 1.0 - distance)
+                for id_, text, distance in zip(ids, documents, distances, strict=True)
+                if id_ not in but
+            ][:count]
+            for ids, documents, distances in rows
+        ]
+
+    def add(self, rows: Sequence[Remembered]) -> None:
+        """Remember, or remember anew under the same id; a recorded yield stays."""
+        if not rows:
+            return
+        with self.lock:
+            self._prompts.upsert(
+                ids=[row.id for row in rows],
+                embeddings=self._vectors([row.text for row in rows]),
+                documents=[row.text for row in rows],
+                metadatas=[
+                    {
+                        **{name: row.attributes.get(name, "") for name in ATTRIBUTES},
+                        "class": row.class_name,
+                        "run": row.run_id,
+                        "round": row.round,
+                        "parent": row.parent_id or "",
+                        "score": row.score,
+                    }
+                    for row in rows
+                ],
+            )
+
+    def holds(self, prompt_id: str) -> bool:
+        """Is this prompt remembered?"""
+        return bool(self._prompts.get(ids=[prompt_id], include=[])["ids"])
+
+    def visits(self, class_name: str, *, but_run: str = "", from_round: int = 0) -> Counter[Cell]:
+        """How often prompts of a class visited each cell, over all runs.
+
+        Leaves out what run `but_run` added in round `from_round` or later, so that a round which is done
+        again after a crash sees what it saw before.
+        """
+        found = self._prompts.get(where={"class": class_name}, include=["metadatas"])
+        counts: Counter[Cell] = Counter()
+        for data in found["metadatas"] or []:
+            if but_run and data["run"] == but_run and int(str(data["round"])) >= from_round:
+                continue
+            counts.update(cells({name: str(data[name]) for name in ATTRIBUTES}))
+        return counts
+
+    def record_yield(self, prompt_id: str, drawn: int, accepted: int) -> None:
+        """Keep how many images were drawn from a prompt, and accepted. A prompt not remembered is passed over."""
+        self._prompts.update(ids=[prompt_id], metadatas=[{"drawn": drawn, "accepted": accepted}])
+
+    def yields(self, class_name: str) -> dict[str, tuple[int, int]]:
+        """Prompt id -> (drawn, accepted), for the prompts of a class that have a recorded yield."""
+        found = self._prompts.get(where={"class": class_name}, include=["metadatas"])
+        return {
+            id_: (int(str(data["drawn"])), int(str(data["accepted"])))
+            for id_, data in zip(found["ids"], found["metadatas"] or [], strict=True)
+            if "drawn" in data
+        }
+
+    def _vectors(self, texts: Sequence[str]) -> Vectors:
+        return self._encoder.embed_texts(texts)

@@ -1,0 +1,104 @@
+"""The real images of an `augment` run, as they lie in its folder: ``real/`` with images, label maps and a list.
+
+They are a copy, so that a run goes on, and can be handed on, whatever becomes of the dataset they came from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsmith.errors import SegsmithError
+from segsmith.files import read_image, read_index_map
+from segsmith.types import Image
+
+LIST = "real.json"
+
+
+@dataclass(frozen=True)
+class RealImage:
+    """One real image. `file` is relative to ``real/``; `original` is its name in the dataset it came from."""
+
+    id: str
+    original: str
+    split: str
+    labels: tuple[str, ...]
+    file: str
+    sha256: str
+    masked: bool
+    """Did it come with a label map? Else the labeler makes one from its image labels."""
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """The list of them. `skipped` says, one line each, which files of the dataset could not be used."""
+
+    root: Path
+    classes: tuple[str, ...]
+    images: tuple[RealImage, ...]
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, root: Path) -> RealSet | None:
+        """The set in ``real/`` of a run; None where there is none. `SegsmithError` for a damaged list."""
+        path = root / LIST
+        if not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            images = tuple(RealImage(**{**item, "labels": tuple(item["labels"])}) for item in data["images"])
+            return cls(root, tuple(data["classes"]), images, tuple(data["skipped"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SegsmithError(
+                f"{path} cannot be read: {error}.", "Start again with another --out."
+            ) from None
+
+    @property
+    def text(self) -> str:
+        """What `LIST` holds."""
+        images = [asdict(item) for item in self.images]
+        return json.dumps({"classes": self.classes, "images": images, "skipped": self.skipped}, indent=1)
+
+    @property
+    def label_sets(self) -> list[tuple[str, ...]]:
+        """Of the images to train on; those without a label are left out."""
+        return [item.labels for item in self.images if item.split == "train" and item.labels]
+
+    def image(self, item: RealImage) -> Path:
+        """Where its file lies, in the format it came in (JPEG or PNG)."""
+        return self.root / item.file
+
+    def mask(self, item: RealImage) -> Path:
+        """Where its label map lies, or will."""
+        return self.root / "masks" / f"{item.id}.png"
+
+    def read(self, item: RealImage) -> Image:
+        """(H, W, 3) uint8 RGB."""
+        return read_image(self.image(item))
+
+    def read_mask(self, item: RealImage) -> NDArray[np.uint8]:
+        """(H, W) uint8 label map; `FileNotFoundError` while the labeler has made none."""
+        return read_index_map(self.mask(item))
+
+    def teachers(self, at_most: int) -> list[RealImage]:
+        """Labelled images of split train; where they are too many, those with the rarest classes first."""
+        labelled = [item for item in self.images if item.split == "train" and item.labels]
+        if len(labelled) <= at_most:
+            return labelled
+        counts = {name: sum(name in item.labels for item in labelled) for name in self.classes}
+        rarest = sorted(labelled, key=lambda item: (min(counts[name] for name in item.labels), item.id))
+        kept = {item.id for item in rarest[:at_most]}
+        return [item for item in labelled if item.id in kept]
+
+    def unmasked(self) -> list[RealImage]:
+        """Images that came with image labels alone."""
+        return [item for item in self.images if not item.masked and item.labels]
+
+    def targets(self, items: Sequence[RealImage]) -> NDArray[np.float32]:
+        """(N, C) of 0 and 1: the labels that came with them."""
+        return np.array([[float(c in item.labels) for c in self.classes] for item in items], np.float32)

@@ -1,0 +1,1 @@
+"""The conversation with a reviewer about a run."""

@@ -1,0 +1,246 @@
+"""Where a person may step in: what waits for a look, how a decision is checked, recorded and obeyed.
+
+The graph pauses with LangGraph's `interrupt`; the decisions themselves go into the ledger at the moment
+they are made. A review node computes what is left from the ledger alone, so it may run again after any
+crash, and a conversation that is broken off goes on at the very item.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+from segsmith.agents.labeler import made_for
+from segsmith.errors import SegsmithError
+from segsmith.ids import make_id
+from segsmith.memory.ledger import DecisionKind, DecisionRow, Ledger
+from segsmith.review.reviewed_run import ReviewedRun
+
+KINDS: tuple[DecisionKind, ...] = get_args(DecisionKind)
+META = "review"
+
+
+# -- what waits ------------------------------------------------------------------------------------
+
+
+def subjects(ledger: Ledger, kind: DecisionKind) -> dict[str, str]:
+    """Subject id -> the agents' present decision about it in a word; a change of it is worth another look."""
+    if kind == "prompt":
+        return {p.id: "admitted" for p in ledger.prompts("admitted")}
+    if kind == "verdict":
+        return {i: f"{v.accepted}" for i, v in ledger.verdicts().items()}
+    accepted = {row.id for row in ledger.accepted()}
+    if kind == "label":
+        rows = ledger.labels("relabel")
+        return {i: ",".join(rows[i].classes) for i in rows if i in accepted}
+    labels, lagging = ledger.labels("relabel"), lagging_masks(ledger)
+    return {
+        i: ",".join(labels[i].classes)
+        for i in ledger.masks()
+        if i in accepted and i in labels and i not in lagging
+    }
+
+
+def lagging_masks(ledger: Ledger) -> set[str]:
+    """Accepted pictures whose mask was made under other labels than they have now."""
+    labels, accepted = ledger.labels("relabel"), {row.id for row in ledger.accepted()}
+    return {
+        i
+        for i, mask in ledger.masks().items()
+        if i in accepted and i in labels and not made_for(mask, labels[i])
+    }
+
+
+def pending(ledger: Ledger, kind: DecisionKind) -> list[str]:
+    """Ids of `kind` that nobody has looked at, decided about, or waved through with `auto`."""
+    seen, auto, decided = _seen(ledger, kind), autos(ledger), ledger.decisions(kind)
+    if kind in auto or "all" in auto:
+        return []
+    waved = {name.removeprefix("class:") for name in auto if name.startswith("class:")}
+    of_class = class_of(ledger)
+    return [
+        subject
+        for subject, now in subjects(ledger, kind).items()
+        if subject not in decided and seen.get(subject) != now and of_class.get(subject) not in waved
+    ]
+
+
+def looked_at(ledger: Ledger, kind: DecisionKind) -> list[str]:
+    """Ids of `kind` that a person has decided about or passed, and that have not changed since."""
+    seen, decided, now = _seen(ledger, kind), ledger.decisions(kind), subjects(ledger, kind)
+    known = [p.id for p in ledger.prompts()] if kind == "prompt" else now  # a refused prompt is one no more
+    return [i for i in known if i in decided or (i in now and seen.get(i) == now[i])]
+
+
+def class_of(ledger: Ledger) -> dict[str, str]:
+    """Prompt or image id -> the class it was made for."""
+    of_prompt = {p.id: p.class_name for p in ledger.prompts()}
+    return of_prompt | {row.id: of_prompt[row.prompt_id] for row in ledger.images()}
+
+
+def mark_seen(ledger: Ledger, kind: DecisionKind, ids: Sequence[str]) -> None:
+    """Remember that a person has looked at these as they stand now."""
+    kept, now = ledger.get_meta(META) or {}, subjects(ledger, kind)
+    seen = {**kept.get("seen", {}).get(kind, {}), **{i: now[i] for i in ids if i in now}}
+    ledger.set_meta(META, {**kept, "seen": {**kept.get("seen", {}), kind: seen}})
+
+
+def changed_from(ledger: Ledger, kind: DecisionKind, subject: str) -> str:
+    """What the agents had decided when a person last looked, in a word, where that is otherwise now; else ""."""
+    before, now = _seen(ledger, kind).get(subject), subjects(ledger, kind).get(subject)
+    if before is None or before == now:
+        return ""
+    return {"True": "accepted", "False": "rejected"}.get(before, before)
+
+
+def unmark(ledger: Ledger, kind: DecisionKind, subject: str) -> None:
+    """Forget that a person has looked, so that the item is shown again after a break."""
+    kept = ledger.get_meta(META) or {}
+    seen = {i: s for i, s in kept.get("seen", {}).get(kind, {}).items() if i != subject}
+    ledger.set_meta(META, {**kept, "seen": {**kept.get("seen", {}), kind: seen}})
+
+
+def autos(ledger: Ledger) -> list[str]:
+    """What a person leaves to the agents: kinds, ``class:<name>``, or ``all``."""
+    return list((ledger.get_meta(META) or {}).get("auto", []))
+
+
+def set_auto(ledger: Ledger, what: str | None) -> None:
+    """Leave `what` to the agents from now on; None: nothing any more."""
+    kept = ledger.get_meta(META) or {}
+    ledger.set_meta(META, {**kept, "auto": [] if what is None else sorted({*kept.get("auto", []), what})})
+
+
+def _seen(ledger: Ledger, kind: DecisionKind) -> Mapping[str, str]:
+    return (ledger.get_meta(META) or {}).get("seen", {}).get(kind, {})
+
+
+# -- what a person decides -------------------------------------------------------------------------
+
+
+def check_decision(deps: ReviewedRun, row: DecisionRow) -> DecisionRow:
+    """The decision with its subject's full id and its value completed, ready to `record`.
+
+    Raises `SegsmithError` when it names nothing in this run, or an edit that cannot be.
+    """
+    row = replace(row, subject=find_subject(deps.ledger, row.kind, row.subject))
+    if row.action == "edit" and row.kind == "prompt":
+        text = row.value.get("text")
+        if not isinstance(text, str):
+            raise SegsmithError("An edited prompt needs its text.", 'Give "value": {"text": "..."}.')
+        draft = deps.prompt_agent.edited(row.subject, text)  # complains about a text that cannot be drawn
+        return replace(row, value={"text": draft["text"]})
+    if row.action == "edit" and row.kind == "verdict":
+        raise SegsmithError("A verdict is accepted or rejected, not edited.", "Use accept or reject.")
+    if row.action == "edit":
+        return replace(row, value={"labels": _checked_labels(deps, row.value.get("labels"))})
+    if row.kind == "label":
+        source = "clip" if row.action == "reject" else "relabel"
+        labels = deps.ledger.labels(source)[row.subject].classes
+        return replace(row, value={"labels": list(labels)})
+    return row
+
+
+def record(deps: ReviewedRun, row: DecisionRow) -> None:
+    """Keep a checked decision, and let it take effect where that needs no model."""
+    ledger = deps.ledger
+    if row.kind == "mask" and row.action == "edit":
+        row = replace(row, kind="label")  # the mask is made again under the new labels, and shown again
+    before = ledger.decisions(row.kind).get(row.subject)
+    ledger.add_decision(row)
+    if row.kind == "prompt" and before and before.action == "edit":  # its text is taken back with it
+        child = make_id("p", ledger.prompt(row.subject).class_name, before.value["text"])
+        ledger.add_decision(DecisionRow("prompt", child, "reject", note="edited again"))
+    if row.kind == "prompt" and row.action == "edit":
+        child = deps.prompt_agent.admit_edit(row.subject, row.value["text"])
+        ledger.add_decision(replace(row, subject=child, action="accept", value={}))
+    if labels := row.value.get("labels"):
+        now = ledger.labels("relabel").get(row.subject)
+        if now is not None:
+            ledger.add_labels([replace(now, classes=tuple(labels))])
+    mark_seen(ledger, row.kind, [row.subject])
+
+
+def overruled(ledger: Ledger) -> bool:
+    """Does a verdict stand that a person decided otherwise?"""
+    verdicts = ledger.verdicts()
+    return any(
+        subject in verdicts and verdicts[subject].accepted != (row.action == "accept")
+        for subject, row in ledger.decisions("verdict").items()
+    )
+
+
+def find_subject(ledger: Ledger, kind: DecisionKind, name: str) -> str:
+    """The full id of a prompt or an image from its id or an unambiguous beginning of it."""
+    if kind == "prompt":
+        known: list[str] = [p.id for p in ledger.prompts()]
+    else:
+        known = [row.id for row in ledger.images()]
+        if kind in ("label", "mask"):
+            there = ledger.labels("relabel") if kind == "label" else ledger.masks()
+            known = [i for i in known if i in there]
+    thing = {"prompt": "prompt", "verdict": "image", "label": "labelled image", "mask": "mask"}[kind]
+    return find_id(known, name, thing)
+
+
+def find_id(known: Sequence[str], name: str, thing: str = "image") -> str:
+    """The one id of `known` that is `name` or begins with it (``i-`` and ``p-`` may be left out)."""
+    found = [i for i in known if i == name] or [
+        i for i in known if name and (i.startswith(name) or i.partition("-")[2].startswith(name))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise SegsmithError(
+            f"This run has no {thing} {name!r}.", "Ids are in the ledger, the report and dataset/."
+        )
+    raise SegsmithError(f"{name!r} is the beginning of {len(found)} ids.", "Type more of it.")
+
+
+def _checked_labels(deps: ReviewedRun, labels: Any) -> list[str]:
+    classes = deps.config.classes
+    if not isinstance(labels, list) or not labels or not all(isinstance(name, str) for name in labels):
+        raise SegsmithError(
+            "Edited labels are a list of classes, at least one.",
+            'Give "value": {"labels": ["cat"]}; reject the picture if it shows none.',
+        )
+    if unknown := [name for name in labels if name not in classes]:
+        raise SegsmithError(
+            f"{unknown[0]!r} is not a class of this run.", f"Name some of {', '.join(classes)}."
+        )
+    return [name for name in classes if name in labels]
+
+
+# -- a finished run --------------------------------------------------------------------------------
+
+Stale = Literal["verdict", "label", "mask", ""]
+
+
+def inputs(ledger: Ledger) -> dict[str, Any]:
+    """What each later stage was made from; compared with what it is now, it says where to go on."""
+    labels = ledger.labels("relabel")
+    accepted = sorted(row.id for row in ledger.accepted())
+    dropped = ledger.rejected("mask")
+    return {
+        "verdict": accepted,
+        "label": [[i, list(labels[i].classes)] for i in accepted if i in labels],
+        "mask": [i for i in accepted if i not in dropped],
+    }
+
+
+def stale(ledger: Ledger) -> Stale:
+    """The earliest kind of decision that changed since the dataset was written; "" when none did."""
+    before = ledger.get_meta("built_from")
+    if before is None:
+        return ""
+    if overruled(ledger):
+        return "verdict"
+    now = json.loads(json.dumps(inputs(ledger)))
+    kinds: tuple[Stale, ...] = ("verdict", "label", "mask")
+    return next((kind for kind in kinds if before[kind] != now[kind]), "")
+
+
+REENTER = {"verdict": "judge", "label": "label", "mask": "segment"}
+"""Kind of changed decision -> the node it is as if the run had just finished."""

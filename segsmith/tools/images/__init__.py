@@ -1,0 +1,1 @@
+"""Image models and the simulator."""

@@ -1,0 +1,309 @@
+"""Diffusion models through diffusers: Stable Diffusion 1, 2, XL and 3, their distilled variants, FLUX.
+
+No diffusers object leaves this file and `tools.denoising`.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from segsmith.config import ImagesConfig
+from segsmith.errors import OutOfMemory, SegsmithError
+from segsmith.protocols import unwatched
+from segsmith.tools.devices import choose_device, choose_dtype
+from segsmith.tools.images.denoising import SHRINKABLE, NothingLeft, StepWatch, watched
+from segsmith.tools.images.diffusion_files import check_tensors, load_tensors, pipeline_folder, settings_name
+from segsmith.types import Drawn, Gate, Image, ImageRequest
+
+logger = logging.getLogger(__name__)
+
+PREVIEW_PX = 256
+"""Side of the previews at most: CLIP sees no more, and decoding costs by area."""
+HEADROOM = 1.3
+"""Free memory wanted per byte of weights: activations of one picture come on top (ours)."""
+SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "lcm": "LCMScheduler",
+}
+BAD_FILES = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
+"""What diffusers and transformers raise on a folder that is not what it claims to be."""
+
+
+class DiffusionBackend:
+    """An `ImageBackend` over a text-to-image pipeline, loaded at the first `draw` and freed by `close`.
+
+    Each picture has its own CPU generator, so its noise depends on its seed alone: not on the batch it is
+    in, nor on the device.
+    """
+
+    usd_per_image = 0.0
+
+    def __init__(self, config: ImagesConfig, *, offline: bool = False) -> None:
+        self._config = config
+        self._offline = offline
+        self._device = choose_device(config.device)
+        self._pipe: Any = None
+        self.name = settings_name(config)
+
+    def draw(
+        self,
+        requests: Sequence[ImageRequest],
+        gate: Gate | None = None,
+        on_step: Callable[[float], None] = unwatched,
+    ) -> Iterator[Drawn]:
+        """See `ImageBackend.draw`. All pictures of a batch are finished together."""
+        pipe = self._open()
+        generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        inputs = self._inputs(pipe, [request.prompt for request in requests])
+        steps = inputs.get("num_inference_steps") or _default(pipe, "num_inference_steps")
+        watch = StepWatch(generators, steps, on_step)
+        tensors = ["latents"]
+        if gate is not None:
+            watch.gate = gate
+            watch.look_at = max(1, round(self._config.filter.at * steps))
+            watch.preview = lambda clean: self._preview(pipe, clean)
+            tensors = list(SHRINKABLE[type(pipe).__name__])
+        images, unsafe = self._run(
+            pipe,
+            watch,
+            generator=generators,
+            callback_on_step_end=watch,
+            callback_on_step_end_tensor_inputs=tensors,
+            **inputs,
+        )
+        for index, reason in watch.dropped.items():
+            yield Drawn(index, None, reason)
+        for index, image, vetoed in zip(watch.alive, images, unsafe, strict=True):
+            if vetoed:
+                yield Drawn(index, None, "unsafe", "the model's own safety checker")
+            else:
+                yield Drawn(index, image)
+
+    def close(self) -> None:
+        """Let the pipeline go and hand its memory back to the device."""
+        self._pipe = None
+        _free()
+
+    def _inputs(self, pipe: Any, prompts: list[str]) -> dict[str, Any]:
+        """Arguments of the pipeline, those left to its own defaults not among them."""
+        config, size = self._config, self._config.size
+        inputs: dict[str, Any] = {"prompt": prompts, "height": size, "width": size, "output_type": "np"}
+        if config.steps is not None:
+            inputs["num_inference_steps"] = config.steps
+        if config.guidance is not None:
+            inputs["guidance_scale"] = config.guidance
+        if config.negative_prompt and "negative_prompt" in inspect.signature(pipe.__call__).parameters:
+            inputs["negative_prompt"] = [config.negative_prompt] * len(prompts)
+        return inputs
+
+    def _run(self, pipe: Any, watch: StepWatch, **inputs: Any) -> tuple[list[Image], list[bool]]:
+        """The finished images, and which of them the model's safety checker blackened."""
+        result: Any = None
+        full = False
+        try:
+            with watched(pipe.scheduler, watch):
+                result = pipe(**inputs)
+        except NothingLeft:
+            pass
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            full = True
+        finally:
+            if result is None:  # the pipeline's own last line was not reached
+                pipe.maybe_free_model_hooks()
+        if full:  # outside `except`: the error's traceback holds the tensors that must go
+            _free()
+            raise OutOfMemory
+        if result is None:
+            return [], []
+        images = [to_uint8(image) for image in result.images]
+        return images, list(getattr(result, "nsfw_content_detected", None) or [False] * len(images))
+
+    def _preview(self, pipe: Any, clean: torch.Tensor) -> list[Image]:
+        """Clean latents decoded small: averaged first, which a VAE's decoder takes well, then decoded."""
+        vae, config = pipe.vae, pipe.vae.config
+        cells = max(1, PREVIEW_PX // pipe.vae_scale_factor)
+        side = min(clean.shape[-1], cells)
+        # A float16 decoder of SDXL overflows; diffusers itself decodes that one in float32.
+        dtype = vae.dtype
+        upcast = dtype == torch.float16 and bool(config.get("force_upcast"))
+        with torch.inference_mode():
+            if upcast:
+                vae.to(torch.float32)
+            small = torch.nn.functional.interpolate(clean.float(), (side, side), mode="area").to(vae.dtype)
+            scaled = small / config.scaling_factor + (config.get("shift_factor") or 0.0)
+            pixels = vae.decode(scaled, return_dict=False)[0].float()
+            if upcast:
+                vae.to(dtype)
+        return [to_uint8(image) for image in (pixels / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()]
+
+    # -- opening ----------------------------------------------------------------------------------
+
+    def _open(self) -> Any:
+        if self._pipe is None:
+            pipe = self._load()
+            if self._config.filter.enabled and not can_shrink(pipe):
+                raise SegsmithError(
+                    f"The online filter cannot take pictures out of a batch of {type(pipe).__name__}.",
+                    "Set images.filter.enabled = false, or use Stable Diffusion 1, 2, XL or 3.",
+                )
+            pipe.set_progress_bar_config(disable=True)
+            self._place(pipe)
+            if self._config.compile:
+                _denoiser(pipe).compile(dynamic=True)  # dynamic: the filter shrinks batches
+            self._pipe = pipe
+        return self._pipe
+
+    def _load(self) -> Any:
+        import diffusers
+        import transformers
+
+        config = self._config
+        folder = pipeline_folder(config, offline=self._offline)
+        diffusers.utils.logging.disable_progress_bar()  # the command line has a progress display of its own
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
+                folder,
+                dtype=choose_dtype(self._device, config.dtype),
+                variant=config.variant,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+            if config.unet:
+                pipe.unet.load_state_dict(load_tensors(config.unet))
+            self._set_scheduler(pipe)
+        except BAD_FILES as error:
+            raise SegsmithError(
+                f"{config.model!r} cannot be loaded as a text-to-image pipeline: {_first_line(error)}",
+                "Name a complete diffusers folder or hub id with safetensors weights in images.model.",
+            ) from error
+        return pipe
+
+    def _set_scheduler(self, pipe: Any) -> None:
+        import diffusers
+
+        config = self._config
+        if config.scheduler is None and config.timestep_spacing is None:
+            return
+        kind = getattr(diffusers, SCHEDULERS[config.scheduler]) if config.scheduler else type(pipe.scheduler)
+        more = {"timestep_spacing": config.timestep_spacing} if config.timestep_spacing else {}
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, **more)
+
+    def _place(self, pipe: Any) -> None:
+        """Onto the device, whole or by parts, as the memory free there allows."""
+        offload: str = self._config.offload
+        sizes = [_bytes(part) for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        cuda = torch.device(self._device).type == "cuda"
+        if offload == "auto":
+            free = torch.cuda.mem_get_info(self._device)[0] if cuda else None
+            offload = choose_offload(sizes, free)
+            logger.info("weights %.1f GiB: offload %s", sum(sizes) / 2**30, offload)
+        if offload == "none" or torch.device(self._device).type == "cpu":
+            self._to_device(pipe)
+        elif offload == "model":
+            pipe.enable_model_cpu_offload(device=self._device)
+        else:
+            pipe.enable_sequential_cpu_offload(device=self._device)
+
+    def _to_device(self, pipe: Any) -> None:
+        full = False
+        try:
+            pipe.to(self._device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            full = True
+        if full:
+            _free()
+            raise SegsmithError(
+                f"The weights of {self._config.model} do not fit on {self._device}.",
+                "Set images.offload = 'model' or 'sequential', or name a smaller model.",
+            )
+
+
+def check_diffusion(config: ImagesConfig, *, offline: bool = False) -> None:
+    """Fetch what is not here yet, and look into every file, before a run starts.
+
+    Raises `SegsmithError` for a model that does not exist, cannot be fetched, or is not whole.
+    """
+    folder = pipeline_folder(config, offline=offline)
+    if config.unet:
+        check_tensors(config.unet)
+    pipeline = (folder / "model_index.json").read_text("utf-8")
+    if config.filter.enabled and not any(f'"{name}"' in pipeline for name in SHRINKABLE):
+        raise SegsmithError(
+            f"The online filter cannot take pictures out of a running batch of {config.model}.",
+            "Set images.filter.enabled = false, or use Stable Diffusion 1, 2, XL or 3.",
+        )
+
+
+def can_shrink(pipe: Any) -> bool:
+    """May samples leave this pipeline's running batch?"""
+    unet = getattr(pipe, "unet", None)
+    # A UNet distilled with guidance as an input keeps a row of it per sample where no callback reaches.
+    own_guidance = unet is not None and unet.config.get("time_cond_proj_dim") is not None
+    return type(pipe).__name__ in SHRINKABLE and not own_guidance
+
+
+def choose_offload(part_bytes: Sequence[int], free_bytes: int | None) -> str:
+    """ "none" where all parts fit at once, "model" where the largest does, else "sequential".
+
+    `free_bytes` is None on a device that shares main memory: then nothing is won by moving parts.
+    """
+    if free_bytes is None or HEADROOM * sum(part_bytes) <= free_bytes:
+        return "none"
+    return "model" if HEADROOM * max(part_bytes) <= free_bytes else "sequential"
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has a class for it; MPS and the CPU allocator only say so."""
+    said = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "out of memory" in said
+        or "can't allocate memory" in said
+    )
+
+
+def to_uint8(image: Any) -> Image:
+    """(H, W, 3) floats in [0, 1] as uint8; NaN becomes black, for the judge to refuse as blank."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+    return np.asarray((values.clip(0, 1) * 255).round(), dtype=np.uint8)
+
+
+def _denoiser(pipe: Any) -> torch.nn.Module:
+    found: torch.nn.Module = getattr(pipe, "unet", None) or pipe.transformer
+    return found
+
+
+def _bytes(part: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in part.parameters())
+
+
+def _default(pipe: Any, name: str) -> int:
+    return int(inspect.signature(pipe.__call__).parameters[name].default)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

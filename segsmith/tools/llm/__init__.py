@@ -1,0 +1,1 @@
+"""Language models over the OpenAI protocol, and the servers this process starts."""

@@ -1,0 +1,231 @@
+"""A language-model server that segsmith starts, waits for, logs, restarts and stops by itself.
+
+What llama.cpp and vLLM have in common: a command that serves the OpenAI protocol at a free port of
+127.0.0.1 and asks for a key made up for this one sitting.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import openai
+
+from segsmith.errors import SegsmithError
+from segsmith.tools.llm import process_supervisor
+from segsmith.tools.llm.endpoint import Endpoint, connect, printable
+
+logger = logging.getLogger(__name__)
+
+RESTARTS = 3
+"""Of one server in one sitting; one that dies more often has a reason that a restart does not mend."""
+STOP_S = 2 * process_supervisor.GRACE_S + 2
+LOOK_EVERY_S = 0.2
+PING_S = 5.0
+LOG_TAIL = 4096
+SECRET_VARIABLES = ("OPENAI_API_KEY",)
+"""Not handed to a local server, which has no use for them."""
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """How to start a kind of server: `command(port)` is the command line, `key_variable` what carries the key."""
+
+    title: str
+    serves: str
+    command: Callable[[int], Sequence[str]]
+    key_variable: str
+    remedy: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    start_timeout_s: float = 120.0
+
+
+class LocalServer:
+    """One server of our own: started when first asked, restarted when it died, stopped at the end.
+
+    A context manager; safe to share between threads. Output goes to `log`, appended, or to a temporary file.
+    `process_supervisor.py` ends the server when this process is killed.
+    """
+
+    def __init__(self, plan: ServerPlan, log: Path | None = None) -> None:
+        self._plan = plan
+        self._log = log
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._endpoint: Endpoint | None = None
+        self._restarts = 0
+        self._closed = False
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> LocalServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def restarts(self) -> int:
+        """How often the server had to be started again."""
+        return self._restarts
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the keeper, None while nothing runs."""
+        return self._process.pid if self._process else None
+
+    def close(self) -> None:
+        """Stop the server for good."""
+        with self._lock:
+            self._stop()
+            self._closed = True
+            if self._scratch:
+                self._scratch.cleanup()
+
+    def endpoint(self) -> Endpoint:
+        """See `ChatServer.endpoint`. Raises `SegsmithError` when the server cannot start or was closed."""
+        with self._lock:
+            if self._closed:
+                raise SegsmithError("The local language model was stopped.", "Start the command again.")
+            if self._endpoint is None:
+                self._endpoint = self._start()
+            return self._endpoint
+
+    def revive(self, seen: Endpoint) -> bool:
+        """See `ChatServer.revive`. A server that is gone, or no longer says it is well, is started again.
+
+        Raises `SegsmithError` when it was restarted `RESTARTS` times before.
+        """
+        with self._lock:
+            if self._closed:
+                return False
+            if self._endpoint is not seen:
+                return True  # another thread met the dead server first
+            if self._alive() and self._answers(seen):
+                return False
+            self._stop()
+            if self._restarts >= RESTARTS:
+                raise SegsmithError(
+                    f"The {self._plan.title} server of {self._plan.serves} stopped {RESTARTS + 1} times "
+                    f"({self._last_words()}).",
+                    f"{self._where_to_read()}{self._plan.remedy} Then start the same command again.",
+                )
+            self._restarts += 1
+            logger.warning(
+                "the %s server stopped (%s); starting it again", self._plan.title, self._last_words()
+            )
+            self._endpoint = self._start()
+            return True
+
+    # -- the process ------------------------------------------------------------------------------
+
+    def _start(self) -> Endpoint:
+        port = free_port()
+        where = Endpoint(f"http://127.0.0.1:{port}/v1", secrets.token_urlsafe(32))
+        inherited = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES}
+        with self._open_log() as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    process_supervisor.__file__,
+                    str(os.getpid()),
+                    *self._plan.command(port),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for segsmith, which stops the server when it is done with it.
+                start_new_session=True,
+                env={**inherited, **self._plan.environment, self._plan.key_variable: where.api_key or ""},
+            )
+        try:
+            self._wait_until_ready(where)
+        except BaseException:
+            self._stop()
+            raise
+        logger.info("%s serves %s at %s", self._plan.title, self._plan.serves, where.base_url)
+        return where
+
+    def _wait_until_ready(self, where: Endpoint) -> None:
+        give_up = time.monotonic() + self._plan.start_timeout_s
+        while time.monotonic() < give_up:
+            if not self._alive():
+                raise self._did_not_start(f"cannot serve {self._plan.serves}: {self._last_words()}.")
+            if self._answers(where):
+                return
+            time.sleep(LOOK_EVERY_S)
+        raise self._did_not_start(f"was not ready after {self._plan.start_timeout_s:g} s.")
+
+    def _did_not_start(self, what: str) -> SegsmithError:
+        return SegsmithError(f"{self._plan.title} {what}", f"{self._where_to_read()}{self._plan.remedy}")
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _answers(self, where: Endpoint) -> bool:
+        """Does it list its models to the bearer of the key? It does not while it loads, or when it hangs."""
+        try:
+            connect(where, timeout_s=PING_S, retries=0).models.list()
+        except openai.OpenAIError:
+            return False
+        return True
+
+    def _stop(self) -> None:
+        process, self._process, self._endpoint = self._process, None, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    # -- the log ----------------------------------------------------------------------------------
+
+    def _log_path(self) -> Path:
+        if self._log is not None:
+            return self._log
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="segsmith-llm-")
+        return Path(self._scratch.name) / "server.log"
+
+    def _open_log(self) -> BinaryIO:
+        log = self._log_path().open("ab")
+        log.write(f"\n-- {time.strftime('%F %T')} {self._plan.title}: {self._plan.serves}\n".encode())
+        log.flush()
+        return log
+
+    def _last_words(self) -> str:
+        """The last line of the log that speaks of an error, or else the last line; printable, cut to size."""
+        with self._log_path().open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines()]
+        lines = [printable(line) for line in lines if line]
+        complaints = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+        return (complaints or lines or ["it said nothing"])[-1][-200:].rstrip(".")
+
+    def _where_to_read(self) -> str:
+        return f"Read {self._log}. " if self._log else ""
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, chosen by the system."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

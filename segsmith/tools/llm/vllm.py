@@ -1,0 +1,63 @@
+"""A local vLLM server: how to start one beside a diffusion model on the same GPU."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from segsmith.config import LLMConfig
+from segsmith.errors import SegsmithError
+from segsmith.tools.llm.local_server import LocalServer, ServerPlan
+
+INSTALL = (
+    "Type: pip install 'segsmith[vllm]' (Linux with a GPU), or set llm.vllm_command to the path of vllm."
+)
+
+
+def vllm_command(config: LLMConfig) -> str:
+    """Path of the ``vllm`` program. Raises `SegsmithError` when there is none."""
+    path = shutil.which(str(Path(config.vllm_command).expanduser()))
+    if path is None:
+        raise SegsmithError(f"vLLM is not installed ({config.vllm_command!r} is no program).", INSTALL)
+    return path
+
+
+def check_vllm(config: LLMConfig) -> None:
+    """Say what a vLLM server would lack: the program, or a model in the folder named. Starts nothing."""
+    vllm_command(config)
+    folder = Path(config.model).expanduser()
+    if folder.is_dir() and not ((folder / "config.json").is_file() and list(folder.glob("*.safetensors"))):
+        raise SegsmithError(
+            f"The folder {config.model} holds no language model (config.json and safetensors weights).",
+            "Set llm.model to a hub id, or to a folder that transformers saved.",
+        )
+
+
+def vllm_server(config: LLMConfig, log: Path | None = None) -> LocalServer:
+    """``vllm serve MODEL``, not started yet. It holds `gpu_memory_share` of the GPU; the rest is for images.
+
+    The context is bounded, because vLLM keeps room for the model's own, often a hundred times what a prompt
+    takes. Remote code is never trusted, and nothing is reported to vLLM's makers.
+    """
+    program = vllm_command(config)
+    return LocalServer(
+        ServerPlan(
+            title="vLLM",
+            serves=config.model,
+            command=lambda port: [
+                program, "serve", config.model,
+                "--served-model-name", config.model,
+                "--host", "127.0.0.1",
+                "--port", str(port),
+                "--gpu-memory-utilization", str(config.gpu_memory_share),
+                "--max-model-len", str(config.context_tokens),
+                "--max-num-seqs", str(config.concurrency),
+                *config.vllm_flags,
+            ],
+            key_variable="VLLM_API_KEY",
+            environment={"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
+            remedy="Check llm.model and llm.gpu_memory_share (it must hold the model and its cache).",
+            start_timeout_s=config.start_timeout_s,
+        ),
+        log,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""CLIP, ViT and SAM."""

@@ -1,0 +1,220 @@
+"""CLIP through open_clip: the mini checkpoint and the big ones, by the same code."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import pickle
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image as PILImage
+from safetensors import SafetensorError
+
+import segsmith.tools.vision.mini_clip as mini
+from segsmith.errors import SegsmithError
+from segsmith.tools.devices import autocast, choose_device, choose_dtype
+from segsmith.types import Image, Vectors
+
+logger = logging.getLogger(__name__)
+
+BPE_FILE = "bpe.txt.gz"
+"""A folder that holds this file brings its own byte-pair vocabulary for open_clip's SimpleTokenizer."""
+SHOWN_TAGS = 6
+TEXT_CACHE = 8192
+READ_ERRORS = (
+    RuntimeError,
+    ValueError,
+    OSError,
+    KeyError,
+    EOFError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+"""What open_clip and what it loads through raise for a missing, cut, foreign or unfitting file."""
+
+
+class OpenClipEncoder:
+    """Both towers of an open_clip model; see `ImageTextEncoder`. Safe to share between threads."""
+
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Callable[[PILImage.Image], torch.Tensor],
+        tokenizer: Any,
+        *,
+        name: str,
+        device: str = "cpu",
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        # Convolutions on a CPU are nearly twice as fast with channels last and batches that fit its cache.
+        self.model = model.to(device).eval()
+        self.model.visual.to(memory_format=torch.channels_last)
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        self.precision = precision
+        self._dtype = choose_dtype(device, precision)
+        self.batch_size = batch_size or (64 if self.device.type == "cuda" else 16)
+        self.name = f"{name}@{_digest(model)}"
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self._texts: OrderedDict[str, Vectors] = OrderedDict()
+        self._lock = threading.RLock()
+        self.dim = int(self.embed_texts(["a photo"]).shape[1])
+
+    @classmethod
+    def load(cls, spec: str, device: str = "auto", precision: str = "auto") -> OpenClipEncoder:
+        """Load by `spec`, to `device` (see `choose_device`), computing in `precision` (see `choose_dtype`).
+
+        `spec` is "mini" (the packaged checkpoint), a folder with ``open_clip_config.json`` and weights,
+        an open_clip ``name:weights`` where weights is a tag to download or a file, or ``hf-hub:org/repo``.
+        Weights are read as safetensors or with ``weights_only``. Raises `SegsmithError` that says what to
+        type when there is no such thing.
+        """
+        device = choose_device(device)
+        model_name, weights, bpe = _resolve(spec)
+        options = {"bpe_path": str(bpe)} if bpe else {}
+        try:
+            model, preprocess = open_clip.create_model_from_pretrained(
+                model_name, pretrained=weights, device=device, weights_only=True
+            )
+            tokenizer = open_clip.get_tokenizer(model_name, **options)
+        except READ_ERRORS as error:
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SegsmithError(
+                f"Cannot load the CLIP model {spec!r}: {first_line}.",
+                "Use 'mini', a folder with open_clip_config.json and its weights, or name:file "
+                "with weights that fit the name.",
+            ) from error
+        return cls(model, preprocess, tokenizer, name=spec, device=device, precision=precision)
+
+    @property
+    def tower(self) -> torch.nn.Module:
+        """The image tower, e.g. open_clip's `TimmModel` (its `trunk` is the timm model)."""
+        return self.model.visual
+
+    @property
+    def preprocess_config(self) -> dict[str, Any]:
+        """open_clip's settings of the image preprocessing: size, mean, std and so on."""
+        return dict(self.model.visual.preprocess_cfg)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens a text may have, start and end included."""
+        return int(self.model.context_length)
+
+    def stem_state(self) -> dict[str, torch.Tensor]:
+        """Weights of the tower's convolutional stem, under timm's names; empty if it has none.
+
+        For the mini CLIP they are the ResNet-10-T up to stride 16, so they load into a segmenter's
+        ``tu-resnet10t`` encoder: ``network.encoder.model.load_state_dict(stem, strict=False)``.
+        """
+        patch_embed = getattr(getattr(self.tower, "trunk", None), "patch_embed", None)
+        stem = getattr(patch_embed, "backbone", None)
+        return {} if stem is None else {k: v.detach().clone() for k, v in stem.state_dict().items()}
+
+    def embed_images(self, images: Sequence[Image]) -> Vectors:
+        vectors = np.zeros((len(images), self.dim), np.float32)
+        for start in range(0, len(images), self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            batch = torch.stack([self.preprocess(PILImage.fromarray(image)) for image in chunk])
+            with torch.inference_mode(), autocast(str(self.device), self._dtype):
+                pixels = batch.to(self.device, memory_format=torch.channels_last)
+                embedded = self.model.encode_image(pixels, normalize=True)
+            vectors[start : start + len(chunk)] = _unit(embedded)
+        return vectors
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        with self._lock:
+            new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+            found = {text: self._texts[text] for text in texts if text in self._texts}
+            # One by one: the last bits of a vector depend on what shares its batch, and a run that goes on
+            # after a stop asks in other batches than one that never stopped.
+            for text in new:
+                with torch.inference_mode(), autocast(str(self.device), self._dtype):
+                    tokens = self.tokenizer([text], context_length=self.context_length).to(self.device)
+                    found[text] = _unit(self.model.encode_text(tokens, normalize=True))[0]
+            self._remember(found)
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        return np.stack([found[text] for text in texts])
+
+    def fits(self, text: str) -> bool:
+        return self.count_tokens(text) <= self.context_length
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` before any cut, start and end included."""
+        if hasattr(self.tokenizer, "encode"):
+            return len(self.tokenizer.encode(text)) + 2
+        return len(self.tokenizer.tokenizer(self.tokenizer.clean_fn(text))["input_ids"])
+
+    def _remember(self, found: dict[str, Vectors]) -> None:
+        for text, vector in found.items():
+            self._texts[text] = vector
+            self._texts.move_to_end(text)
+        while len(self._texts) > TEXT_CACHE:
+            self._texts.popitem(last=False)
+
+
+def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
+    """open_clip's model name, weights, and the byte-pair file of a folder that brings its own."""
+    if spec == "mini" or (spec and Path(spec).is_dir()):
+        folder = mini.packaged_checkpoint("mini_clip") if spec == "mini" else Path(spec)
+        if not (folder / "open_clip_config.json").is_file():
+            raise SegsmithError(
+                f"The folder {folder} holds no open_clip_config.json.",
+                "Name a folder that open_clip saved, or name:weights such as ViT-B-32:openai.",
+            )
+        bpe = folder / BPE_FILE
+        return f"local-dir:{folder}", None, bpe if bpe.is_file() else None
+    if spec.startswith(("hf-hub:", "local-dir:")):
+        return spec, None, None
+    name, _, weights = spec.partition(":")
+    if name not in open_clip.list_models():
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise SegsmithError(
+            f"No folder and no open_clip model is called {name!r}.{hint}",
+            "Use 'mini', a folder, or name:weights such as ViT-B-32:openai.",
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    file = Path(weights).expanduser()
+    if weights not in tags and not file.is_file():
+        problem = f"has no weights {weights!r}" if weights else "needs weights"
+        raise SegsmithError(
+            f"The open_clip model {name} {problem}.",
+            f"Type {name}: and a file, or one of its tags: {_some(weights, tags)}.",
+        )
+    return name, weights if weights in tags else str(file), None
+
+
+def _some(wanted: str, tags: Sequence[str]) -> str:
+    """The tags nearest to what was typed, and how many more there are."""
+    near = difflib.get_close_matches(wanted, tags, n=SHOWN_TAGS, cutoff=0) or list(tags)[:SHOWN_TAGS]
+    more = len(tags) - len(near)
+    return (", ".join(near) or "none") + (f" and {more} more" if more else "")
+
+
+def _unit(embedded: torch.Tensor) -> Vectors:
+    # Normalised again in float32: half precision is short of unit length by more than a rounding.
+    return torch.nn.functional.normalize(embedded.float(), dim=-1).cpu().numpy()
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """Eight characters that change with the weights, so that stored vectors name their own space."""
+    hashed = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        if value.ndim == 1 or "proj" in key:
+            hashed.update(key.encode() + value.detach().float().cpu().numpy().tobytes())
+    return hashed.hexdigest()[:8]

@@ -1,0 +1,50 @@
+"""CLIP image towers as timm models, so that one labeler starts from any of them."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from segsmith.errors import SegsmithError
+from segsmith.tools.vision.clip import OpenClipEncoder
+
+
+def tower_as_timm(encoder: OpenClipEncoder) -> tuple[VisionTransformer, torch.Tensor | None]:
+    """A copy of the CLIP image tower as a timm ViT, and its (E, D) projection of tokens, if linear.
+
+    open_clip's own ViT is rebuilt as timm's through timm's checkpoint filter.
+    """
+    tower: Any = encoder.tower
+    trunk = getattr(tower, "trunk", None)
+    if isinstance(trunk, VisionTransformer):
+        projection = getattr(tower.head, "proj", None)
+        weight = projection.weight if isinstance(projection, nn.Linear) else None
+        return copy.deepcopy(trunk), None if weight is None else weight.detach().cpu().float()
+    if not hasattr(tower, "class_embedding") or not hasattr(tower, "conv1"):
+        raise SegsmithError(
+            f"The image tower of {encoder.name} is not a ViT, so the labeler cannot start from it.",
+            "Name a CLIP with a ViT in --set judge.clip, such as 'mini' or ViT-B-16:openai.",
+        )
+    block = tower.transformer.resblocks[0]
+    rebuilt = VisionTransformer(
+        img_size=tower.image_size,
+        patch_size=tower.patch_size,
+        embed_dim=tower.conv1.out_channels,
+        depth=len(tower.transformer.resblocks),
+        num_heads=block.attn.num_heads,
+        mlp_ratio=block.mlp.c_fc.out_features / block.mlp.c_fc.in_features,
+        pre_norm=True,
+        num_classes=0,
+        norm_layer=partial(nn.LayerNorm, eps=block.ln_1.eps),
+        act_layer="quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu",
+        dynamic_img_size=True,
+    )
+    state = {f"visual.{key}": value.detach().cpu() for key, value in tower.state_dict().items()}
+    converted = checkpoint_filter_fn(state, rebuilt)
+    rebuilt.load_state_dict({k: v for k, v in converted.items() if not k.startswith("head.")})
+    return rebuilt, tower.proj.detach().cpu().float().T

@@ -1,0 +1,285 @@
+"""Segment Anything behind `PointSegmenter`: the packaged mini model, a folder like it, or an official file.
+
+Every model is made of segment-anything's own classes and runs through its own forward path, so the
+mini checkpoint exercises the code that the big ones run.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor, nn
+
+from segsmith.errors import SegsmithError
+from segsmith.tools.devices import autocast, choose_device, choose_dtype
+from segsmith.tools.weights.hub import sam_file
+from segsmith.types import Image, MaskCandidates
+
+MINI = Path(__file__).parent.parent / "checkpoints" / "mini_sam"
+OFFICIAL: dict[int, Callable[[], Sam]] = {768: build_sam_vit_b, 1024: build_sam_vit_l, 1280: build_sam_vit_h}
+"""Width of the image encoder -> builder, so that a renamed file still finds its variant."""
+
+MAX_PIXELS = 1 << 26
+"""Mask values decoded in one call (256 MB of float32), however large the images are."""
+MAX_POINT_SETS = 64
+
+
+@dataclass(frozen=True)
+class SamSizes:
+    """Sizes of a small SAM; the content of ``config.json`` beside ``model.safetensors``."""
+
+    image_size: int = 128
+    patch_size: int = 8
+    encoder_width: int = 128
+    encoder_depth: int = 4
+    encoder_heads: int = 4
+    window_size: int = 0
+    """Side of the attention windows in patches; 0 is global attention in every block."""
+    global_blocks: tuple[int, ...] = ()
+    relative_positions: bool = False
+    stem_widths: tuple[int, ...] = ()
+    """Channels of a convolutional stem in place of the flat patch embedding, one per halving but the last."""
+    decoder_width: int = 64
+    decoder_depth: int = 2
+    decoder_heads: int = 4
+    decoder_mlp: int = 256
+    candidates: int = 3
+
+
+class ConvStem(nn.Module):
+    """Strided 3x3 convolutions from (B, 3, H, W) to (B, H / 2^k, W / 2^k, C), in place of `PatchEmbed`.
+
+    A small ViT trains far quicker on it (Xiao et al. 2021, "Early convolutions help transformers see
+    better"); everything behind it stays segment-anything's.
+    """
+
+    def __init__(self, widths: tuple[int, ...], out_width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for width in widths:
+            layers += [nn.Conv2d(inputs, width, 3, 2, 1), nn.GroupNorm(8, width), nn.ReLU()]
+            inputs = width
+        self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, out_width, 3, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).permute(0, 2, 3, 1)
+
+
+def build_sam(sizes: SamSizes) -> Sam:
+    """A randomly initialised SAM of these sizes, in evaluation mode."""
+    grid = sizes.image_size // sizes.patch_size
+    sam = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=sizes.image_size,
+            patch_size=sizes.patch_size,
+            embed_dim=sizes.encoder_width,
+            depth=sizes.encoder_depth,
+            num_heads=sizes.encoder_heads,
+            out_chans=sizes.decoder_width,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=sizes.relative_positions,
+            window_size=sizes.window_size,
+            global_attn_indexes=sizes.global_blocks,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=sizes.decoder_width,
+            image_embedding_size=(grid, grid),
+            input_image_size=(sizes.image_size, sizes.image_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=sizes.decoder_width,
+            transformer=TwoWayTransformer(
+                depth=sizes.decoder_depth,
+                embedding_dim=sizes.decoder_width,
+                num_heads=sizes.decoder_heads,
+                mlp_dim=sizes.decoder_mlp,
+            ),
+            num_multimask_outputs=sizes.candidates,
+            iou_head_hidden_dim=sizes.decoder_width,
+        ),
+    )
+    if sizes.stem_widths:
+        sam.image_encoder.patch_embed = ConvStem(sizes.stem_widths, sizes.encoder_width)
+    return sam.eval()
+
+
+def config_json(sizes: SamSizes) -> str:
+    """The text of ``config.json``."""
+    return json.dumps(asdict(sizes), indent=2) + "\n"
+
+
+class SamSegmenter:
+    """A `PointSegmenter` around any `Sam`."""
+
+    def __init__(self, sam: Sam, name: str, device: str = "cpu", precision: str = "auto") -> None:
+        self.name = name
+        self._device = torch.device(device)
+        self._dtype = choose_dtype(device, precision)
+        self._sam = sam.eval().requires_grad_(False).to(self._device)
+        self._resize = ResizeLongestSide(sam.image_encoder.img_size)
+
+    @classmethod
+    def load(cls, spec: str, device: str = "auto", precision: str = "auto") -> SamSegmenter:
+        """Load "mini", a folder with config.json and model.safetensors, or an official ``sam_vit_*.pth``.
+
+        "sam_vit_b", "sam_vit_l" and "sam_vit_h" are the official files as ``segsmith models pull`` keeps
+        them. `device` and `precision` as in `segsmith.tools.devices`: the image encoder runs in that format,
+        prompts and masks in float32. Raises `SegsmithError` when the file is missing, damaged or of an
+        unknown shape.
+        """
+        path = MINI if spec == "mini" else sam_file(spec) or Path(spec).expanduser()
+        if path.is_dir():
+            sam = _load_folder(path)
+        elif path.is_file():
+            sam = _load_official(path)
+        else:
+            raise SegsmithError(f"SAM checkpoint {path} does not exist.", _REMEDY)
+        name = path.name if path.is_dir() else path.stem
+        return cls(sam, name, choose_device(device), precision)
+
+    def segment(self, image: Image, point_sets: Sequence[NDArray[np.float32]]) -> list[MaskCandidates]:
+        """Candidates per point set, at the size of `image`; no point sets, no candidates.
+
+        Each set is (N, 2) foreground points as (x, y) pixels of `image`, N >= 1; sets may differ in N.
+        """
+        return self.segment_many([image], [point_sets])[0]
+
+    @torch.inference_mode()
+    def segment_many(
+        self,
+        images: Sequence[Image],
+        point_sets: Sequence[Sequence[NDArray[np.float32]]],
+        images_per_batch: int | None = None,
+    ) -> list[list[MaskCandidates]]:
+        """`segment` for several images of any sizes, embedded `images_per_batch` at a time.
+
+        None: as many as fill one 1024 x 1024 input, 16 at most; so one at a time for an official model.
+        """
+        side = self._sam.image_encoder.img_size
+        images_per_batch = images_per_batch or max(1, min(16, (1024 // side) ** 2))
+        results: list[list[MaskCandidates]] = [[] for _ in images]
+        wanted = [i for i, sets in enumerate(point_sets) if len(sets)]
+        for start in range(0, len(wanted), images_per_batch):
+            batch = wanted[start : start + images_per_batch]
+            resized = [torch.as_tensor(self._resize.apply_image(images[i])) for i in batch]
+            inputs = [self._sam.preprocess(r.permute(2, 0, 1).to(self._device)) for r in resized]
+            with autocast(str(self._device), self._dtype):
+                embeddings = self._sam.image_encoder(torch.stack(inputs)).float()
+            for i, small, embedding in zip(batch, resized, embeddings, strict=True):
+                size = (images[i].shape[0], images[i].shape[1])
+                results[i] = self._decode(embedding, point_sets[i], size, (small.shape[0], small.shape[1]))
+        return results
+
+    def _decode(
+        self,
+        embedding: Tensor,
+        point_sets: Sequence[NDArray[np.float32]],
+        size: tuple[int, int],
+        input_size: tuple[int, int],
+    ) -> list[MaskCandidates]:
+        """Decode the sets of one (C, h, w) embedding.
+
+        Sets of one length share a call. Filling shorter sets up with "not a point" tokens would be one call
+        less, but these tokens take part in attention, so a mask would depend on the sets beside it.
+        """
+        by_length: dict[int, list[int]] = {}
+        for index, points in enumerate(point_sets):
+            by_length.setdefault(len(points), []).append(index)
+        candidates = self._sam.mask_decoder.num_multimask_outputs
+        chunk = max(1, min(MAX_POINT_SETS, MAX_PIXELS // (candidates * size[0] * size[1])))
+        found: dict[int, MaskCandidates] = {}
+        for indices in by_length.values():
+            for start in range(0, len(indices), chunk):
+                part = indices[start : start + chunk]
+                sets = np.stack([point_sets[i] for i in part])
+                found.update(zip(part, self._decode_equal(embedding, sets, size, input_size), strict=True))
+        return [found[i] for i in range(len(point_sets))]
+
+    def _decode_equal(
+        self,
+        embedding: Tensor,
+        points: NDArray[np.float32],
+        size: tuple[int, int],
+        input_size: tuple[int, int],
+    ) -> list[MaskCandidates]:
+        """Decode (S, N, 2) points in one call."""
+        coords = torch.as_tensor(
+            self._resize.apply_coords(points, size), dtype=torch.float32, device=self._device
+        )
+        labels = torch.ones(coords.shape[:2], dtype=torch.int64, device=self._device)
+        sparse, dense = self._sam.prompt_encoder(points=(coords, labels), boxes=None, masks=None)
+        low, scores = self._sam.mask_decoder(
+            image_embeddings=embedding[None],
+            image_pe=self._sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        logits = self._sam.postprocess_masks(low, input_size, size)
+        masks = (logits > self._sam.mask_threshold).cpu().numpy()
+        ious = scores.clamp(0, 1).float().cpu().numpy()
+        return [MaskCandidates(mask, iou) for mask, iou in zip(masks, ious, strict=True)]
+
+
+_REMEDY = (
+    "Set labeler.sam to 'mini', sam_vit_b, sam_vit_l or sam_vit_h, a sam_vit_*.pth file, "
+    "or a folder with config.json and model.safetensors."
+)
+
+
+def _load_folder(folder: Path) -> Sam:
+    try:
+        values: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        sam = build_sam(SamSizes(**sizes))
+        state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    except FileNotFoundError as error:
+        missing = Path(error.filename or "model.safetensors").name
+        raise SegsmithError(f"SAM folder {folder} has no {missing}.", _REMEDY) from None
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+            SafetensorError) as error:  # fmt: skip
+        raise SegsmithError(f"SAM folder {folder} cannot be read: {error}.", _REMEDY) from None
+    return _fill(sam, state, folder)
+
+
+def _load_official(path: Path) -> Sam:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        width = int(state["image_encoder.pos_embed"].shape[-1])
+    except pickle.UnpicklingError:
+        # What torch says here tells a user how to run whatever code is in the file.
+        raise SegsmithError(f"{path} is no file of weights alone, or damaged.", _REMEDY) from None
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SegsmithError(f"{path} is not a whole SAM checkpoint: {reason:.160}.", _REMEDY) from None
+    if width not in OFFICIAL:
+        known = ", ".join(map(str, OFFICIAL))
+        raise SegsmithError(f"{path} holds a SAM of unknown width {width} (known: {known}).", _REMEDY)
+    return _fill(OFFICIAL[width](), state, path)
+
+
+def _fill(sam: Sam, state: dict[str, Tensor], source: Path) -> Sam:
+    try:
+        sam.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise SegsmithError(
+            f"The weights in {source} do not fit the model: {reason:.160}.", _REMEDY
+        ) from None
+    return sam

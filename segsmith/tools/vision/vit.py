@@ -1,0 +1,377 @@
+"""The relabelling ViT: a timm VisionTransformer whose patches are scored per class.
+
+SynthSeg-Agents relabels the whole synthetic set with a light ViT (Fig. 4) and does not state its pooling;
+ours is the mean of the top-k patches with a multi-label loss, after TKP-PCL (arXiv 2310.09828). The lower
+half of the network stays as CLIP left it, so its output is computed once per image and view, and training
+the upper half takes seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
+
+from segsmith.config import Config, LabelerConfig
+from segsmith.errors import SegsmithError
+from segsmith.segmentation.seeds import top_k_pool
+from segsmith.tools.devices import autocast, choose_device, choose_dtype, training_dtype
+from segsmith.tools.vision.clip import READ_ERRORS, OpenClipEncoder
+from segsmith.tools.vision.clip_to_timm import tower_as_timm
+from segsmith.tools.vision.patch_head import PatchHead
+from segsmith.types import Image, PatchScores
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_DECAY = 0.05
+BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
+MAX_FEATURES_IN_MEMORY = 2 << 30
+"""Bytes of frozen features kept in memory; more (ViT-L, thousands of pictures) go to an unnamed file."""
+JITTER = 0.15
+"""Largest change of brightness and tint of the jittered views, as a share of the value range."""
+
+
+class TimmPatchClassifier:
+    """Trains and applies the patch classifier; see `PatchClassifier`.
+
+    The same seed, images and labels give the same scores on the CPU.
+    """
+
+    def __init__(
+        self,
+        trunk: VisionTransformer,
+        n_classes: int,
+        settings: LabelerConfig,
+        seed: int,
+        *,
+        name: str,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        start: torch.Tensor | None = None,
+        map_scale: int = 2,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        """`start` is (C, D): where the head's weights begin; without it they begin near 0.
+
+        `map_scale` s makes the maps s times finer than the patch grid: the image is read s * s times,
+        shifted by parts of a patch, and the scores are interleaved.
+        """
+        self.device = torch.device(choose_device(device))
+        self.dtype = choose_dtype(str(self.device), precision)
+        self.trunk = trunk.to(self.device).eval().requires_grad_(False)
+        self.n_classes = n_classes
+        self.settings = settings
+        self.seed = seed
+        self.name = name
+        self.size = size
+        self.mean = torch.tensor(mean).view(3, 1, 1)
+        self.std = torch.tensor(std).view(3, 1, 1)
+        self.start = start
+        self.map_scale = map_scale
+        self.frozen = max(1, len(trunk.blocks) // 2)
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: OpenClipEncoder,
+        n_classes: int,
+        settings: LabelerConfig,
+        seed: int,
+        *,
+        class_names: Sequence[str] | None = None,
+        map_scale: int = 2,
+    ) -> TimmPatchClassifier:
+        """Start from a copy of the CLIP image tower, and with `class_names` from its zero-shot classifier.
+
+        A head of ``text embedding @ projection`` scores a patch by its cosine with the class, less that
+        with texts for background. Raises `SegsmithError` for a tower that is not a ViT.
+        """
+        trunk, projection = tower_as_timm(encoder)
+        config: dict[str, Any] = encoder.preprocess_config
+        start = None
+        if class_names is not None and projection is not None:
+            texts = torch.from_numpy(encoder.embed_texts([f"a photo of a {name}" for name in class_names]))
+            nothing = torch.from_numpy(encoder.embed_texts(BACKGROUND_TEXTS)).mean(0)
+            start = (texts - nothing) @ projection
+        size = config["size"]
+        return cls(trunk, n_classes, settings, seed, name=f"vit:{encoder.name}", start=start,
+                   size=size if isinstance(size, int) else size[0], mean=config["mean"],
+                   std=config["std"], map_scale=map_scale, device=str(encoder.device),
+                   precision=encoder.precision)  # fmt: skip
+
+    @classmethod
+    def from_timm(
+        cls,
+        spec: str,
+        n_classes: int,
+        settings: LabelerConfig,
+        seed: int,
+        *,
+        pretrained: bool = False,
+        map_scale: int = 2,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> TimmPatchClassifier:
+        """Start from a timm ViT: ``name``, or ``name:file`` with weights of that name in a local file.
+
+        `pretrained` lets timm take a bare name's weights from the hub or its cache. Files are read as
+        safetensors or with ``weights_only``. Raises `SegsmithError` when there is no such model or file, the
+        weights do not fit, or it is not a plain ViT.
+        """
+        name, _, file = spec.partition(":")
+        if not timm.is_model(name):
+            raise SegsmithError(f"timm has no model {name!r}.", "List them with timm.list_models('vit*').")
+        trunk = _timm_vit(name, Path(file).expanduser() if file else None, pretrained)
+        cfg: Any = trunk.pretrained_cfg
+        return cls(trunk, n_classes, settings, seed, name=f"vit:{spec}", size=cfg["input_size"][-1],
+                   mean=cfg["mean"], std=cfg["std"], map_scale=map_scale, device=device,
+                   precision=precision)  # fmt: skip
+
+    def out_of_fold(
+        self, images: Sequence[Image], labels: NDArray[np.float32], groups: Sequence[str]
+    ) -> PatchScores:
+        """One fresh model per fold; with a single group one model trains on all, and a warning says so."""
+        if not len(images) == len(labels) == len(groups) or labels.shape[1:] != (self.n_classes,):
+            raise ValueError(
+                f"{len(images)} images, labels {labels.shape}, {len(groups)} groups do not match"
+            )
+        if not images:
+            return PatchScores(np.zeros((0, self.n_classes, 1, 1), np.float32), np.zeros_like(labels))
+        folds = group_folds(groups, self.settings.folds, self.seed)
+        target = torch.from_numpy(np.asarray(labels, np.float32))
+        views = self._training_views(images)
+        maps: NDArray[np.float32] | None = None
+        probabilities = np.zeros_like(labels, np.float32)
+        for number, held_out in enumerate(folds):
+            kept = np.setdiff1d(np.arange(len(images)), held_out)
+            if not len(kept):
+                logger.warning("One group only: the relabelling model sees the images that it relabels.")
+                kept = held_out
+            model = self._train(views, torch.from_numpy(kept), target, number)
+            for where in np.array_split(held_out, math.ceil(len(held_out) / self.settings.batch_size)):
+                rows = torch.from_numpy(where)
+                fine, pooled = self._predict(
+                    model, [images[i] for i in where], views[0, rows], views[1, rows]
+                )
+                if maps is None:
+                    maps = np.zeros((len(images), *fine.shape[1:]), np.float32)
+                maps[where], probabilities[where] = fine.sigmoid().cpu(), pooled.sigmoid().cpu()
+        assert maps is not None
+        return PatchScores(maps, probabilities)
+
+    def taught(
+        self, images: Sequence[Image], labels: NDArray[np.float32]
+    ) -> Callable[[Sequence[Image]], NDArray[np.float32]]:
+        """One model trained on all of these, to look at other images; each is read as it is and mirrored."""
+        target = torch.from_numpy(np.asarray(labels, np.float32))
+        model = self._train(self._training_views(images), torch.arange(len(images)), target, fold=0)
+
+        def score(others: Sequence[Image]) -> NDArray[np.float32]:
+            found = [np.zeros((0, self.n_classes), np.float32)]
+            for batch in self._batches(others):
+                ways = [self._scores(model, self._frozen(pixels)) for pixels in (batch, batch.flip(-1))]
+                pooled = top_k_pool((ways[0] + ways[1].flip(-1)) / 2, self.settings.top_k)
+                found.append(pooled.sigmoid().detach().cpu().numpy())
+            return np.concatenate(found)
+
+        return score
+
+    # -- views and features -----------------------------------------------------------------------
+
+    def _training_views(self, images: Sequence[Image]) -> torch.Tensor:
+        """Frozen features (4, N, L, D) of four views: the image, its mirror, and both in other colours."""
+        generator = torch.Generator().manual_seed(self.seed)
+        views: torch.Tensor | None = None
+        done = 0
+        for batch in self._batches(images):
+            tint = (torch.rand(len(batch), 3, 1, 1, generator=generator) * 2 - 1) * JITTER
+            gain = 1 + (torch.rand(len(batch), 1, 1, 1, generator=generator) * 2 - 1) * JITTER
+            tinted = batch * gain + tint
+            for number, pixels in enumerate((batch, batch.flip(-1), tinted, tinted.flip(-1))):
+                features = self._frozen(pixels).half().cpu()
+                if views is None:
+                    views = _half_store((4, len(images), *features.shape[1:]))
+                views[number, done : done + len(batch)] = features
+            done += len(batch)
+        assert views is not None
+        return views
+
+    def _batches(self, images: Sequence[Image]) -> Iterator[torch.Tensor]:
+        """(B, 3, size, size) in [0, 1]."""
+        for start in range(0, len(images), self.settings.batch_size):
+            pictures = [
+                torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+                for image in images[start : start + self.settings.batch_size]
+            ]
+            yield torch.stack([self._resized(picture.unsqueeze(0), self.size)[0] for picture in pictures])
+
+    @staticmethod
+    def _resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
+        if pixels.shape[-2:] == (size, size):
+            return pixels
+        return functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+    @torch.no_grad()
+    def _frozen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Tokens after the frozen blocks, (B, P + h * w, D), of pictures in [0, 1]; P prefix tokens."""
+        x = ((pixels - self.mean) / self.std).to(self.device, memory_format=torch.channels_last)
+        trunk: Any = self.trunk
+        with autocast(str(self.device), self.dtype):
+            (tokens,) = trunk.forward_intermediates(
+                x, indices=[self.frozen - 1], return_prefix_tokens=True, stop_early=True,
+                output_fmt="NLC", intermediates_only=True,
+            )  # fmt: skip
+        if isinstance(tokens, tuple):
+            tokens = torch.cat([tokens[1], tokens[0]], dim=1)
+        return tokens
+
+    # -- one fold ---------------------------------------------------------------------------------
+
+    def _train(self, views: torch.Tensor, kept: torch.Tensor, target: torch.Tensor, fold: int) -> PatchHead:
+        """A fresh upper half trained on the rows `kept` of (V, N, L, D) features and (N, C) labels in [0, 1]."""
+        settings = self.settings
+        generator = torch.Generator().manual_seed(self.seed * 1000 + fold)
+        model = PatchHead(self.trunk, self.frozen, self.n_classes, self.start, generator).to(self.device)
+        model.calibrate(views[0], kept, target[kept].to(self.device), settings.top_k)
+        optimizer = torch.optim.AdamW(
+            model.parameter_groups(settings.learning_rate), weight_decay=WEIGHT_DECAY
+        )
+        steps = settings.epochs * math.ceil(len(kept) / settings.batch_size)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_cosine, steps=steps))
+        for _ in range(settings.epochs):
+            for picked in torch.randperm(len(kept), generator=generator).split(settings.batch_size):
+                rows = kept[picked]
+                view = torch.randint(len(views), (len(rows),), generator=generator)
+                with autocast(str(self.device), training_dtype(self.dtype)):
+                    logits = model(views[view, rows].to(self.device).float())
+                pooled = top_k_pool(logits.float(), settings.top_k)
+                loss = functional.binary_cross_entropy_with_logits(pooled, target[rows].to(self.device))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        return model.eval()
+
+    @torch.no_grad()
+    def _predict(
+        self, model: PatchHead, images: Sequence[Image], plain: torch.Tensor, mirrored: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patch logits (B, C, s * h, s * w) and pooled logits (B, C), s being `map_scale`.
+
+        `plain` and `mirrored` are the frozen features of `images` and of their mirror images.
+        """
+        ways = [self._scores(model, features) for features in (plain, mirrored)]
+        coarse = (ways[0] + ways[1].flip(-1)) / 2
+        pooled = top_k_pool(coarse, self.settings.top_k)
+        if self.map_scale == 1:
+            return coarse, pooled
+        pixels = torch.cat(list(self._batches(images)))
+        scale, side = self.map_scale, coarse.shape[-1]
+        starts, margin = shifts(self.size // side, scale)
+        padded = functional.pad(pixels, (margin,) * 4, mode="reflect")
+        fine = coarse.new_zeros(*coarse.shape[:2], scale * side, scale * side)
+        for row, y in enumerate(starts):
+            for column, x in enumerate(starts):
+                window = padded[..., y : y + self.size, x : x + self.size]
+                fine[..., row::scale, column::scale] = self._scores(model, self._frozen(window))
+        return fine, pooled
+
+    def _scores(self, model: PatchHead, features: torch.Tensor) -> torch.Tensor:
+        with autocast(str(self.device), self.dtype):
+            return model(features.to(self.device).float()).float()
+
+
+def _timm_vit(name: str, file: Path | None, pretrained: bool) -> VisionTransformer:
+    """The trunk without a classifier, for pictures of any size."""
+    options: dict[str, Any] = {"pretrained": pretrained}
+    if file is not None:
+        if not file.is_file():
+            raise SegsmithError(f"The ViT weights {file} do not exist.", _VIT_REMEDY)
+        # timm's own conversions (CLIP towers, other sizes of input) run on the file as on a download.
+        options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    try:
+        trunk = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError:  # only ViTs and their kin take a dynamic size
+        trunk = None
+    except READ_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SegsmithError(
+            f"Cannot load the ViT {name} from {file or 'the hub'}: {reason:.160}.", _VIT_REMEDY
+        ) from None
+    if not isinstance(trunk, VisionTransformer):
+        raise SegsmithError(f"The timm model {name!r} is not a VisionTransformer.", "Name a vit_* model.")
+    return trunk
+
+
+_VIT_REMEDY = "Set labeler.vit to 'judge', a timm ViT, or name:file with weights of that name."
+
+
+def _half_store(shape: tuple[int, ...]) -> torch.Tensor:
+    """An empty half-precision tensor; a large one lies in a file that vanishes with the process."""
+    count = math.prod(shape)
+    if count * 2 <= MAX_FEATURES_IN_MEMORY:
+        return torch.empty(shape, dtype=torch.half)
+    with tempfile.NamedTemporaryFile(prefix="segsmith-features-") as file:
+        return torch.from_file(file.name, shared=True, size=count, dtype=torch.half).view(shape)
+
+
+def group_folds(groups: Sequence[str], folds: int, seed: int) -> list[NDArray[np.int64]]:
+    """Indices held out by each fold: every index once, a group never in two folds, sizes near equal.
+
+    At most as many folds as there are groups.
+    """
+    names, inverse, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-counts[order], kind="stable")]
+    load = np.zeros(min(folds, len(names)))
+    fold_of = np.zeros(len(names), int)
+    for name in order:
+        fold_of[name] = int(load.argmin())
+        load[fold_of[name]] += counts[name]
+    return [np.flatnonzero(fold_of[inverse] == fold) for fold in range(len(load))]
+
+
+def shifts(patch: int, scale: int) -> tuple[list[int], int]:
+    """Where `scale` windows start in an image padded by the margin, so that their patches interleave.
+
+    In pixels: starts and margin. The centres of the interleaved patches are `patch / scale` apart and
+    symmetric about the image's own.
+    """
+    offsets = [round(patch * (k / scale - (scale - 1) / (2 * scale))) for k in range(scale)]
+    margin = max(map(abs, offsets))
+    return [margin + offset for offset in offsets], margin
+
+
+def _cosine(step: int, steps: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+
+
+def open_classifier(
+    config: Config, classes: Sequence[str], seed: int, encoder: Callable[[], OpenClipEncoder]
+) -> TimmPatchClassifier:
+    """The labeler's ViT: a timm model by name, or the image tower of the judge's `encoder`, opened if needed."""
+    labeler, compute = config.labeler, config.compute
+    if labeler.vit == "judge":
+        return TimmPatchClassifier.from_encoder(encoder(), len(classes), labeler, seed, class_names=classes)
+    return TimmPatchClassifier.from_timm(
+        labeler.vit,
+        len(classes),
+        labeler,
+        seed,
+        pretrained=":" not in labeler.vit,
+        device=compute.device,
+        precision=compute.precision,
+    )

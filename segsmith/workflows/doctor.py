@@ -1,0 +1,149 @@
+"""What `segsmith doctor` looks at: can this machine run a config, and if not, what to do."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic import BaseModel, Field
+
+from segsmith.config import Config, api_key, cache_dir
+from segsmith.errors import BadReply, SegsmithError
+from segsmith.tools.machine import Machine, hub_answers, installed, look
+from segsmith.tools.weights.catalogue import GB, Need
+from segsmith.tools.weights.hub import find, go_offline, is_local
+from segsmith.tools.weights.model_requirements import needs_of
+
+FETCHED = ("hub", "url")
+
+MIN_MEMORY = 4 * GB
+RUN_DISK = 2 * GB
+"""Room for the pictures and checkpoints of a small run."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing looked at. `remedy` may also stand beside something that is well enough."""
+
+    what: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def examine(config: Config) -> Iterator[Line]:
+    """Line after line, the slow one (a question to the language model) last."""
+    if config.offline:
+        go_offline()
+    machine = look(cache_dir())
+    needs = needs_of(config)
+    missing = [need for need in needs if find(need) is None]
+    yield _python()
+    yield _torch()
+    yield _gpu(config, machine)
+    yield _memory(machine)
+    yield _disk(machine, sum(n.known.size if n.known else 0 for n in missing))
+    # One look at the hub answers for all: a model that `build` can fetch by itself is no obstacle.
+    reachable = any(n.kind in FETCHED for n in missing) and not config.offline and hub_answers()
+    for need in needs:
+        yield _model(need, need in missing, reachable, config.preset)
+    yield _language_model(config, here=not any(n.role == "llm" for n in missing))
+
+
+def _model(need: Need, missing: bool, reachable: bool, preset: str) -> Line:
+    if need.kind == "service":
+        return Line(need.role, True, f"{need.name} at {need.where}")
+    if not missing:
+        return Line(need.role, True, f"{need.name} ({need.kind})")
+    if need.kind == "file":
+        return Line(need.role, False, f"{need.where} does not exist", "Name a file or folder that exists.")
+    remedy = f"Type: segsmith models pull --preset {preset}"
+    if need.kind in FETCHED and reachable:
+        return Line(need.role, True, f"{need.name} is not here; build fetches it", remedy)
+    return Line(need.role, False, f"{need.name} is not here", remedy)
+
+
+def _python() -> Line:
+    version = ".".join(map(str, sys.version_info[:3]))
+    ok = sys.version_info >= (3, 11)
+    return Line("python", ok, version, "" if ok else "Install Python 3.11 or newer.")
+
+
+def _torch() -> Line:
+    """Imported here and not before: a torch that cannot start is what a doctor is asked about."""
+    try:
+        import torch
+        import torchvision  # noqa: F401
+
+        from segsmith.tools.devices import choose_device
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        return Line(
+            "torch", False, f"cannot be imported: {reason:.100}", "Type: pip install torch torchvision"
+        )
+    return Line("torch", True, f"{torch.__version__}, computes on {choose_device()}")
+
+
+def _gpu(config: Config, machine: Machine) -> Line:
+    needed = gpu_bytes(config)
+    if not machine.gpus:
+        wanted = config.images.backend == "diffusion" and config.preset != "cpu"
+        remedy = "Use a machine with an NVIDIA GPU and its driver, or --preset cpu, hosted or sim."
+        return Line("gpu", not wanted, "none", remedy if wanted else "")
+    best = max(machine.gpus, key=lambda gpu: gpu.total)
+    found = f"{best.name}, {best.free / GB:.0f} of {best.total / GB:.0f} GB free, {needed / GB:.0f} GB needed"
+    if best.free >= needed:
+        return Line("gpu", True, found)
+    return Line("gpu", False, found, "Stop what else runs on it, or name smaller models (docs/models.md).")
+
+
+def gpu_bytes(config: Config) -> int:
+    """GPU memory a config takes at its fullest: the language model's and the image model's beside the judge,
+    or the masks' or the segmenter's after these are let go."""
+    by_role = {need.role: need.known.gpu_bytes if need.known else 0 for need in needs_of(config)}
+    drawing = sum(by_role.get(role, 0) for role in ("llm", "images", "judge"))
+    return max(drawing, by_role.get("masks", 0), by_role.get("segmenter", 0))
+
+
+def _memory(machine: Machine) -> Line:
+    found = f"{machine.memory / GB:.0f} GB, {machine.cores} cores"
+    if machine.memory >= MIN_MEMORY:
+        return Line("memory", True, found)
+    return Line("memory", False, found, f"At least {MIN_MEMORY // GB} GB are needed.")
+
+
+def _disk(machine: Machine, to_fetch: int) -> Line:
+    wanted = to_fetch + RUN_DISK
+    found = f"{machine.free_disk / GB:.0f} GB free, {wanted / GB:.0f} GB needed with models to fetch"
+    if machine.free_disk >= wanted:
+        return Line("disk", True, found)
+    return Line("disk", False, found, "Free space, or set SEGSMITH_CACHE and HF_HOME to another disk.")
+
+
+class _Answer(BaseModel):
+    number: int = Field(ge=0, le=9)
+
+
+def _language_model(config: Config, here: bool) -> Line:
+    """Asks one short question; vLLM, which takes minutes to start, is only looked for."""
+    if config.llm.server == "vllm":
+        ok = installed("vllm")
+        return Line("answers", ok, "vLLM is installed (not started)" if ok else "vLLM is not installed",
+                    "" if ok else "Type: pip install 'segsmith[vllm]'")  # fmt: skip
+    if not here:
+        return Line("answers", False, "not asked, its file is missing")
+    if config.offline and config.llm.server == "openai" and not is_local(config.llm.base_url):
+        return Line("answers", False, "not asked: --offline", "Leave --offline out, or name a local server.")
+    from segsmith.tools.llm.chat import open_chat
+
+    started = time.monotonic()
+    try:
+        with open_chat(config.llm, api_key=api_key()) as chat:
+            chat.ask("You answer in JSON.", "Name a number from 0 to 9.", _Answer, seed=0)
+    except SegsmithError as error:
+        return Line("answers", False, error.message, error.remedy)
+    except BadReply:
+        return Line("answers", False, "answers, but not in the schema", "Name a model that follows a schema.")
+    return Line("answers", True, f"{config.llm.model} answered in {time.monotonic() - started:.1f} s")

@@ -1,0 +1,191 @@
+"""What a run will take, before it starts: from figures measured on this machine, else from stated ones.
+
+Every finished run leaves its figures in ``figures.json`` of the cache folder, one entry for each set of
+models: runs lie wherever people put them, so their ledgers cannot be found again, and a few numbers are all
+that is worth keeping.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segsmith.agents.director import PRIOR_ACCEPTED, PRIOR_JUDGED
+from segsmith.config import Config, cache_dir
+from segsmith.files import write_atomic
+from segsmith.memory.ledger import Ledger
+from segsmith.memory.run_folder import RunFolder
+from segsmith.tools.weights.hub import find
+from segsmith.tools.weights.model_requirements import needs_of
+from segsmith.workflows.doctor import gpu_bytes
+
+MIN_IMAGES = 20
+"""A run that drew fewer measured nothing worth keeping."""
+TOKENS_IN, TOKENS_OUT = 500.0, 90.0
+"""LLM tokens per admitted prompt where nothing was measured: three short calls (ours, from sim runs)."""
+BYTES_PER_PIXEL = 2.0
+"""PNG and its mask, and their copy in the dataset, on disk; noise-like pictures take more (ours)."""
+OTHER_SECONDS = 1.0
+"""Judge, labels, masks and training per accepted image where nothing was measured (ours)."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What runs with one set of models took, per thing made."""
+
+    accepted_share: float
+    seconds_per_image: float
+    other_seconds_per_accepted: float
+    tokens_in_per_prompt: float
+    tokens_out_per_prompt: float
+    bytes_per_image: float
+    usd_per_image: float = 0.0
+    source: str = "measured on this machine"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sizes in bytes, time in hours, money in US dollars; `sources` says where each figure is from."""
+
+    images: int
+    prompts: int
+    tokens_in: int
+    tokens_out: int
+    hours: float
+    disk: int
+    to_fetch: int
+    gpu: int
+    usd: float
+    sources: dict[str, str]
+
+
+def estimate(config: Config, figures: Figures | None) -> Estimate:
+    """Images at the expected yield, and what follows from them."""
+    used = figures or stated(config)
+    accepted = sum(config.wanted.values())
+    images = math.ceil(accepted / used.accepted_share)
+    prompts = math.ceil(images / config.images.per_prompt)
+    tokens_in = round(prompts * used.tokens_in_per_prompt)
+    tokens_out = round(prompts * used.tokens_out_per_prompt)
+    seconds = images * used.seconds_per_image + accepted * used.other_seconds_per_accepted
+    missing = [n for n in needs_of(config) if find(n) is None]
+    return Estimate(
+        images=images,
+        prompts=prompts,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        hours=seconds / 3600,
+        disk=round(images * used.bytes_per_image),
+        to_fetch=sum(n.known.size for n in missing if n.known),
+        gpu=gpu_bytes(config),
+        usd=images * used.usd_per_image + _llm_usd(config, tokens_in, tokens_out),
+        sources={"yield": used.source, "time": _time_source(config, figures)},
+    )
+
+
+def _llm_usd(config: Config, tokens_in: int, tokens_out: int) -> float:
+    return (tokens_in * config.llm.usd_per_million_in + tokens_out * config.llm.usd_per_million_out) / 1e6
+
+
+def stated(config: Config) -> Figures:
+    """Figures for models nobody ran here: the catalogue's, and the director's own prior for the yield."""
+    known = {n.role: n.known for n in needs_of(config)}["images"]
+    size = config.images.size
+    return Figures(
+        accepted_share=PRIOR_ACCEPTED / PRIOR_JUDGED,
+        seconds_per_image=known.seconds_per_image if known else 0.0,
+        other_seconds_per_accepted=OTHER_SECONDS,
+        tokens_in_per_prompt=TOKENS_IN,
+        tokens_out_per_prompt=TOKENS_OUT,
+        bytes_per_image=BYTES_PER_PIXEL * size * size,
+        usd_per_image=config.images.hosted.usd_per_image or 0.0,
+        source="the director's prior, 3 of 5; no run with these models was measured here",
+    )
+
+
+def _time_source(config: Config, figures: Figures | None) -> str:
+    if figures is not None:
+        return figures.source
+    known = {n.role: n.known for n in needs_of(config)}["images"]
+    drawing = known.seconds_source if known and known.seconds_source else "drawing unknown and left out"
+    return f"{drawing}; the rest a guess, {OTHER_SECONDS:g} s per accepted image"
+
+
+# -- figures that were measured -------------------------------------------------------------------------
+
+
+def figures_file() -> Path:
+    """Where measured figures are kept."""
+    return cache_dir() / "figures.json"
+
+
+def key_of(config: Config) -> str:
+    """Runs with one key take alike: the same models, picture size and steps."""
+    names = "|".join(f"{need.role}={need.name}" for need in needs_of(config))
+    return f"{names}|{config.images.size}px|{config.images.steps} steps|{config.trainer.epochs} epochs"
+
+
+def measure(ledger: Ledger, run: RunFolder, config: Config) -> Figures | None:
+    """The figures of one run, or None when it drew too little to tell."""
+    tallies = ledger.tallies().values()
+    drawn, judged, accepted = (sum(t[k] for t in tallies) for k in ("drawn", "judged", "accepted"))
+    prompts = sum(t["admitted"] for t in tallies)
+    if drawn < MIN_IMAGES or not accepted or not prompts:
+        return None
+    drawing = sum(detail["seconds"] for _, _, detail in ledger.events("drawn"))
+    wall = (ledger.get_meta("summary") or {}).get("wall_seconds", drawing)
+    tokens = _tokens(ledger)
+    images_usage = ledger.usage().get("images")
+    return Figures(
+        accepted_share=accepted / judged,
+        seconds_per_image=drawing / drawn,
+        other_seconds_per_accepted=max(0.0, wall - drawing) / accepted,
+        tokens_in_per_prompt=tokens[0] / prompts,
+        tokens_out_per_prompt=tokens[1] / prompts,
+        bytes_per_image=_bytes(run) / drawn,
+        usd_per_image=images_usage.usd / drawn if images_usage else 0.0,
+    )
+
+
+def _tokens(ledger: Ledger) -> tuple[int, int]:
+    usage = ledger.usage().get("llm")
+    if usage is not None:
+        return usage.tokens_in, usage.tokens_out
+    events = [detail for _, _, detail in ledger.events("llm_usage")]
+    return sum(e.get("prompt_tokens", 0) for e in events), sum(e.get("completion_tokens", 0) for e in events)
+
+
+def _bytes(run: RunFolder) -> int:
+    folders = (run.images, run.masks, run.dataset)
+    return sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
+
+
+def remember(config: Config, figures: Figures | None) -> None:
+    """Keep a finished run's figures for `recall`; the newest run with a key replaces the one before."""
+    if figures is None:
+        return
+    kept = _read()
+    kept[key_of(config)] = asdict(figures)
+    path = figures_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(kept, indent=1).encode())
+
+
+def recall(config: Config) -> Figures | None:
+    """Figures of the newest run with the same models, or None."""
+    values = _read().get(key_of(config))
+    try:
+        return None if values is None else Figures(**values)
+    except TypeError:  # of another version of segsmith
+        return None
+
+
+def _read() -> dict[str, Any]:
+    try:
+        kept = json.loads(figures_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}

@@ -1,0 +1,61 @@
+"""Which models a run used, as rows of its ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from segsmith import __version__
+from segsmith.config import Config
+from segsmith.memory.ledger import ModelRow
+from segsmith.tools.weights.catalogue import Kind, Need
+from segsmith.tools.weights.hub import Found, find
+from segsmith.tools.weights.model_requirements import needs_of
+
+Source = Literal["package", "hub", "file", "url"]
+SOURCES: dict[Kind, Source] = {
+    "package": "package", "wheel": "package", "hub": "hub", "url": "url", "file": "file", "service": "url",
+}  # fmt: skip
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".gguf")
+
+
+def model_rows(config: Config) -> list[ModelRow]:
+    """One row a role, with the commit, licence and hash of the weights where they are known or here.
+
+    What is part of this package has its version for a revision; the segmenter is trained here, from these settings.
+    """
+    rows = [_row(need, find(need) or Found(Path())) for need in needs_of(config)]
+    known = {row.role for row in rows}
+    trainer = config.trainer
+    segmenter = ModelRow("segmenter", f"{trainer.architecture} {trainer.encoder}", __version__, "", "package")
+    return rows if "segmenter" in known else [*rows, segmenter]
+
+
+def _row(need: Need, found: Found) -> ModelRow:
+    return ModelRow(
+        role=need.role,
+        name=need.name,
+        revision=found.revision or need.revision or (__version__ if need.kind == "package" else ""),
+        licence=found.licence or need.licence,
+        source=SOURCES[need.kind],
+        sha256=found.sha256 or need.sha256 or _hash_of(found.path),
+    )
+
+
+def _hash_of(path: Path) -> str:
+    """SHA-256 of a weights file, or of the one in a folder; "" where there is none or several."""
+    files = (
+        [path] if path.is_file() else [f for f in path.glob("*") if f.suffix in WEIGHTS] if path.name else []
+    )
+    if len(files) != 1:
+        return ""
+    status = files[0].stat()
+    return _sha256(files[0], status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,150 @@
+"""Datasets with weak labels: made from full ones to measure with, and refined with SAM to dense ones (SeSAM)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import tee
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segsmith.datasets.voc_folder import VocFolder
+from segsmith.datasets.voc_layout import Pair, write_voc
+from segsmith.datasets.weak_labels import WeakKind, present_classes, weaken
+from segsmith.errors import SegsmithError
+from segsmith.ids import seed_of
+from segsmith.protocols import PatchClassifier
+from segsmith.segmentation.masks import MaskSettings, plan_mask
+from segsmith.segmentation.metrics import score_pairs
+from segsmith.segmentation.sources import Opinion, load_maps, pixels_of, save_maps
+from segsmith.segmentation.weak_refiner import WeakRefiner
+from segsmith.types import IGNORE
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class MaskQuality:
+    """Label maps against the truth: mIoU over the pixels that are not 255, and their share; both in [0, 1]."""
+
+    miou: float
+    known: float
+
+
+def weaken_dataset(root: Path, out: Path, kind: WeakKind, seed: int) -> float:
+    """Copy a VOC-layout dataset with weak labels in split train; returns the share of its pixels still labelled.
+
+    Splits val and test keep their full labels: they measure. Of kind "image" the classes of each training image
+    go to ``labels.csv``. Raises `SegsmithError` for an unusable dataset or an `out` that exists.
+    """
+    if out.exists():
+        raise SegsmithError(f"{out} exists already.", "Name a new folder with --out.")
+    train = VocFolder(root, "train")
+    shares: list[float] = []
+    labels: dict[str, list[str]] = {}
+
+    def weak_pairs() -> Iterator[Pair]:
+        for name, image, label_map in items_of(train):
+            weak = weaken(label_map, kind, np.random.default_rng(seed_of("weaken", seed, name)))
+            shares.append(float((weak != IGNORE).mean()))
+            if kind == "image":
+                labels[name] = [train.classes[i - 1] for i in present_classes(label_map)]
+            yield name, image, weak
+
+    write_voc(out, train.classes, {"train": weak_pairs(), **measuring_splits(root)}, labels)
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def find_seeds(
+    root: Path, path: Path, classifier: PatchClassifier, settings: MaskSettings, seed: int
+) -> None:
+    """Seeds for a dataset with image labels alone, written to `path` as label maps (`save_maps`).
+
+    As in a build: the classifier is trained on the image labels, predicts each image by a fold that did not
+    see it, and a class's seed is where its patch scores are high. Only classes the image is labelled with.
+    """
+    train = VocFolder(root, "train")
+    present = [train.present(index) for index in range(len(train))]
+    targets = np.zeros((len(train), len(train.classes)), np.float32)
+    for row, indices in zip(targets, present, strict=True):
+        row[[i - 1 for i in indices]] = 1
+    images = [train.raw(index)[0] for index in range(len(train))]
+    maps = classifier.out_of_fold(images, targets, train.ids).maps
+
+    def seeds() -> Iterator[NDArray[np.uint8]]:
+        for name, image, scores, indices in zip(train.ids, images, maps, present, strict=True):
+            rng = np.random.default_rng(seed_of("seeds", seed, name))
+            plan = plan_mask(scores, [i - 1 for i in indices], image.shape[:2], rng, settings)
+            drawn = np.full(image.shape[:2], IGNORE, np.uint8)
+            # Seeds overlap only where a class was outscored everywhere: the smaller keeps its few pixels.
+            for index, mask in sorted(plan.seeds.items(), key=lambda item: -item[1].sum()):
+                drawn[mask] = index + 1
+            yield drawn
+
+    save_maps(path, train.ids, seeds())
+
+
+def write_dense(
+    root: Path, out: Path, refiner: WeakRefiner, opinions: Iterable[Opinion] | None, threshold: float
+) -> None:
+    """Copy a VOC-layout dataset with split train's weak labels made dense.
+
+    What was drawn stays; then SAM's masks hold; where those are 255, what the teacher is at least `threshold`
+    sure of. Without `opinions` there is no teacher.
+    """
+    train = VocFolder(root, "train")
+
+    def dense_pairs() -> Iterator[Pair]:
+        asked, filling = (None, None) if opinions is None else tee(opinions)
+        maps = refiner.label_maps(train, asked, round_=-1)
+        for (name, image, _), label_map in zip(items_of(train), maps, strict=True):
+            if filling is not None:
+                view = next(filling)
+                unsure = (label_map != IGNORE) | (view.confidence < threshold)
+                label_map = np.where(unsure, label_map, view.labels)
+            yield name, image, label_map
+
+    write_voc(out, train.classes, {"train": dense_pairs(), **measuring_splits(root)})
+
+
+def quality(
+    maps: Iterable[tuple[str, NDArray[np.uint8]]],
+    truth: Mapping[str, NDArray[np.uint8]],
+    classes: tuple[str, ...],
+) -> MaskQuality:
+    """Score (id, (H, W) label map) pairs against the truth of the same ids; ids without a truth do not count."""
+    known = []
+
+    def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for name, label_map in maps:
+            if name in truth:
+                known.append(float((label_map != IGNORE).mean()))
+                said = np.where(label_map == IGNORE, IGNORE, truth[name])
+                yield torch.from_numpy(label_map.copy()), torch.from_numpy(said)
+
+    score = score_pairs(pairs(), classes)
+    return MaskQuality(score.miou, float(np.mean(known)) if known else 0.0)
+
+
+def maps_of_split(root: Path, split: str = "train") -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """(id, label map) of a VOC-layout split."""
+    return ((name, label_map) for name, _, label_map in items_of(VocFolder(root, split)))
+
+
+def maps_of_file(path: Path, names: list[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """(id, label map) of a file that `save_maps` wrote."""
+    return ((name, pixels_of(png)) for name, png in zip(names, load_maps(path, names), strict=True))
+
+
+def items_of(data: VocFolder) -> Iterator[Pair]:
+    """(id, image, label map) of a split, in order."""
+    return ((name, *data.raw(index)) for index, name in enumerate(data.ids))
+
+
+def measuring_splits(root: Path) -> dict[str, Iterable[Pair]]:
+    """The splits other than train that the dataset has, as they are."""
+    there = [s for s in SPLITS[1:] if (root / "ImageSets" / "Segmentation" / f"{s}.txt").exists()]
+    return {split: items_of(VocFolder(root, split)) for split in there}

@@ -1,0 +1,150 @@
+"""A foreign dataset as the real half of a run: surveyed, copied, and exported beside the drawn images."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from benchmarks.made_up_run import make_run
+from segsmith.datasets.detect import EXPORTS
+from segsmith.datasets.export import export_dataset
+from segsmith.datasets.imports import import_dataset
+from segsmith.datasets.records import collect
+from segsmith.datasets.survey import keep, survey
+from segsmith.datasets.validate import validate
+from segsmith.errors import SegsmithError
+from segsmith.memory.real_images import RealSet
+
+SHARES = (0.8, 0.1, 0.1)
+
+
+def picture(path, seed, size=(40, 56)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+    PILImage.fromarray(noise).save(path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """20 cats, 3 dogs, JPEG and PNG, one corrupt, and two files of the same name."""
+    for i in range(20):
+        picture(tmp_path / "set" / "cat" / f"{i}.{'jpg' if i % 2 else 'png'}", i)
+    for i in range(3):
+        picture(tmp_path / "set" / "dog" / f"{i}.jpg", 100 + i)
+    (tmp_path / "set" / "dog" / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    return tmp_path / "set"
+
+
+def test_a_folder_per_class_is_divided_and_the_corrupt_file_named(folders, tmp_path):
+    found = survey(folders, tmp_path / "run", SHARES, 0)
+    assert [i.labels for i in found.real.images].count(("dog",)) == 3
+    assert len(found.real.skipped) == 1
+    assert "broken.jpg" in found.real.skipped[0]
+    splits = [i.split for i in found.real.images]
+    assert {"train", "val", "test"} == set(splits)
+    assert not (tmp_path / "run").exists()  # surveying writes nothing
+    assert len({i.id for i in found.real.images}) == 23
+
+
+def test_the_copy_is_byte_for_byte_and_made_once(folders, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    found = survey(folders, run, SHARES, 0)
+    real = keep(found)
+    assert RealSet.open(run / "real") == real
+    for item, image in zip(found.source.items, real.images, strict=True):
+        assert real.image(image).read_bytes() == item.image_path.read_bytes()
+    shutil.rmtree(folders)
+    assert keep(found) == real
+    assert sorted(p.name for p in run.iterdir()) == ["real"]
+
+
+@pytest.mark.parametrize("form", ["voc", "coco"])
+def test_splits_labels_and_label_maps_are_those_of_the_dataset(made_up, tmp_path, form):
+    data, exports = made_up
+    real = keep(survey(exports[form], tmp_path, SHARES, 0))
+    records = {r.id: r for r in data.records}
+    assert len(real.images) == len(records)
+    for image in real.images:
+        record = records[image.original]
+        assert (image.split, image.labels, image.masked) == (record.split, record.labels, True)
+        np.testing.assert_array_equal(real.read_mask(image), data.read(record).label_map)
+
+
+@pytest.fixture(scope="module")
+def enlarged(made_up, tmp_path_factory):
+    """The made-up run again, as one that enlarges its own VOC export (JPEG, so nothing is the same file)."""
+    run, ledger, config = make_run(tmp_path_factory.mktemp("enlarged") / "run", 40, size=64)
+    keep(survey(made_up[1]["voc"], run.root, SHARES, 0))
+    yield run, ledger, config
+    ledger.close()
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_every_format_holds_both_and_tells_them_apart(enlarged, form):
+    run, ledger, config = enlarged
+    records = collect(run, ledger, config)
+    assert [r.source for r in records] == ["real"] * 40 + ["generated"] * 40
+    assert {r.split for r in records if r.source == "generated"} == {"train"}
+    folder = export_dataset(run, ledger, config, form).folder
+    texts = [p.read_text("utf-8") for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".jsonl")]
+    if form != "webdataset":  # inside its shards
+        assert any("generated" in text and "real" in text for text in texts)
+    found = validate(folder)
+    assert found.images == 80
+    # The two halves hold the same pictures here, which is what validate is to notice, and nothing else.
+    assert {p.kind for p in found.problems} <= {"near_duplicate"}
+
+
+def test_in_voc_real_images_stay_the_files_they_were(enlarged, made_up):
+    run, ledger, config = enlarged
+    folder = export_dataset(run, ledger, config, "voc").folder
+    with (folder / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    real = {row["image_id"] for row in rows if row["source"] == "real"}
+    assert len(real) == 40
+    for name in real:
+        original = made_up[1]["voc"] / "JPEGImages" / f"{name.removeprefix('real-')}.jpg"
+        assert (folder / "JPEGImages" / f"{name}.jpg").read_bytes() == original.read_bytes()
+    assert len(import_dataset(folder).items) == 80
+
+
+def spoilt(folders, how):
+    if how == "one image":
+        for path in list(folders.rglob("*.*"))[1:]:
+            path.unlink()
+        picture(folders / "cat" / "0.png", 0)
+        shutil.rmtree(folders / "dog")
+        for path in (folders / "cat").glob("*"):
+            if path.name != "0.png":
+                path.unlink()
+    elif how == "a name no prompt can hold":
+        (folders / "dog").rename(folders / "dog;rm")
+
+
+@pytest.mark.parametrize("how", ["one image", "a name no prompt can hold"])
+def test_what_cannot_be_learnt_from_is_refused(folders, tmp_path, how):
+    spoilt(folders, how)
+    with pytest.raises(SegsmithError, match=r"too few|other characters"):
+        survey(folders, tmp_path / "run", SHARES, 0)
+
+
+def test_an_image_in_two_lists_is_taken_once(made_up, tmp_path):
+    root = shutil.copytree(made_up[1]["voc"], tmp_path / "voc")
+    lists = root / "ImageSets" / "Segmentation"
+    (lists / "val.txt").unlink()  # so that trainval is a list of its own
+    found = survey(root, tmp_path / "run", SHARES, 0)
+    names = [image.original for image in found.real.images]
+    assert len(names) == len(set(names))
+    train = set((lists / "train.txt").read_text().split())
+    assert train <= {image.original for image in found.real.images if image.split == "train"}
+
+
+def test_splits_are_known_by_their_beginning(tmp_path):
+    for split, count in (("train", 6), ("valid", 3)):
+        for i in range(count):
+            picture(tmp_path / "set" / split / "cat" / f"{i}.png", i + len(split) * 100)
+    found = survey(tmp_path / "set", tmp_path / "run", SHARES, 0)
+    assert [i.split for i in found.real.images] == ["train"] * 6 + ["val"] * 3

@@ -1,0 +1,136 @@
+"""Questions are answered from the ledger: with commands by a parser, with an able model through tools."""
+
+import pytest
+from scripted_chat import Chat
+
+from segsmith.agents.prompt.rules import make_lexicon
+from segsmith.memory.ledger import DecisionRow, ImageRow, LabelRow, Ledger, MaskRow, PromptRow, VerdictRow
+from segsmith.review.facts import RunFacts
+from segsmith.review.ledger_qa import answer
+from segsmith.review.llm_qa import inquire, ledger_tools
+
+LEXICON = make_lexicon(("cat", "bus"), lambda name: ())
+SCORES = {"probability": 0.02, "threshold": 0.3, "p:cat": 0.9, "p:bus": 0.02}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    book = Ledger(tmp_path / "ledger.db")
+    critique = {"reason": "", "problem": "", "nearest": "a bus in fog", "nearest_cosine": 0.61}
+    book.add_prompts(
+        [
+            PromptRow(
+                "p-aa", "bus", "an old bus by a lake", ("bus",), {"place": "lake"}, None, 0, "refined", {}
+            ),
+            PromptRow(
+                "p-bb", "bus", "a bus by a lake", ("bus",), {"place": "lake"}, "p-aa", 0, "admitted", critique
+            ),
+            PromptRow("p-cc", "cat", "a cat at home", ("cat",), {}, None, 0, "admitted", {}),
+        ]
+    )
+    book.add_images(ImageRow(f"i-b{n}0", "p-bb", n, "sim", 0, "0" * 64) for n in range(4))
+    book.add_images([ImageRow("i-c00", "p-cc", 1, "sim", 0, "0" * 64)])
+    reasons = ["ok", "not_there", "ok", "duplicate"]
+    book.add_verdicts(VerdictRow(f"i-b{n}0", r == "ok", r, SCORES) for n, r in enumerate(reasons))
+    book.add_labels(
+        [LabelRow("i-b00", "clip", ("bus",), {"bus": 0.9}), LabelRow("i-b00", "relabel", ("cat", "bus"))]
+    )
+    book.add_masks([MaskRow("i-b00", {"cat": 0, "bus": 1024}, 0.05, {"sam:ok": 2, "labels": ["bus"]})])
+    book.add_decision(DecisionRow("verdict", "i-b00", "accept", {}, "nice one"))
+    yield book
+    book.close()
+
+
+@pytest.fixture
+def facts(ledger):
+    return RunFacts(ledger, ("cat", "bus"), {"cat": 3, "bus": 3}, 128)
+
+
+def said(facts, question, present=""):
+    return "\n".join(answer(facts, question, LEXICON, present))
+
+
+def test_why_an_ordinal_was_rejected(facts):
+    assert "i-b10 is bus number 2" in said(facts, "why was the second bus rejected?")
+    assert "under its threshold (probability 0.020, threshold 0.300)" in said(facts, "why 2nd bus")
+    assert "i-b20 is bus number 3" in said(facts, "3rd bus")
+    assert "was not rejected" in said(facts, "why was the third bus rejected?")
+    assert "i-b10" in said(facts, "why was the first bus rejected?")
+    assert "no picture number 9" in said(facts, "the 9th bus")
+
+
+def test_which_class_is_behind(facts):
+    assert said(facts, "which class is behind?").splitlines() == [
+        "cat is 3 accepted pictures short of 3",
+        "bus is 1 accepted pictures short of 3",
+    ]
+    assert "4 pictures drawn, 2 of 3 accepted; rejected: not_there 1, duplicate 1" in said(
+        facts, "how is the bus"
+    )
+
+
+def test_an_unknown_question_is_not_answered(facts):
+    assert answer(facts, "what is the meaning of life?", LEXICON) == []
+
+
+def test_an_images_whole_life(facts):
+    life = facts.life("i-b00")
+    text = "\n".join(line for lines in life.values() for line in lines)
+    assert list(life)[:2] == ["prompt p-bb", "refined from p-aa"]
+    for part in (
+        "cosine 0.610",
+        "seed 0",
+        "accepted, ok",
+        "cat 0.900",
+        "ViT    cat, bus",
+        "bus 6.2%",
+        "nice one",
+    ):
+        assert part in text
+
+
+def test_the_tools_have_typed_arguments_and_read_the_ledger(facts):
+    tools = {tool.name: tool for tool in ledger_tools(facts)}
+    assert "i-b10" in tools["picture"].invoke({"class_name": "bus", "nth": 1, "standing": "rejected"})
+    with pytest.raises(ValueError):
+        tools["picture"].invoke({"class_name": "dog", "nth": 1})
+    assert "2 of 3" in tools["counts"].invoke({"class_name": "bus"})
+    assert "short" in tools["behind"].invoke({})
+    assert tools["lookup"].invoke({"id": "'; DROP TABLE images"}) == "no such id"
+
+
+def ask(facts, *moves):
+    chat = Chat(*moves)
+    return inquire("why was the second bus rejected?", chat, facts, "", 0), chat
+
+
+LOOK = {"tool": "picture", "class_name": "bus", "nth": 2}
+
+
+def test_an_able_model_looks_up_and_then_answers(facts):
+    told, chat = ask(facts, LOOK, {"tool": "answer", "answer": "CLIP gave the bus 0.020, under 0.300."})
+    assert told.answer.startswith("CLIP gave")
+    assert "i-b10 is bus number 2" in told.facts[0]
+    assert "i-b10" not in chat.asked[0][1]
+    assert "i-b10" in chat.asked[1][1]
+
+
+def test_an_answer_that_no_tool_bears_out_is_dropped_and_the_facts_stay(facts):
+    told, _ = ask(facts, LOOK, {"tool": "answer", "answer": "Because 17 pictures were better."})
+    assert told.answer == ""
+    assert told.facts
+
+
+def test_no_answer_before_something_was_looked_up(facts):
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError):
+        ask(facts, {"tool": "answer", "answer": "It was too dark."})
+
+
+def test_a_model_that_only_looks_up_or_fails_ends_with_facts(facts):
+    told, _ = ask(facts, LOOK, None)
+    assert (told.answer, bool(told.facts)) == ("", True)
+    told, chat = ask(facts, *[LOOK] * 4, None)
+    assert len(chat.asked) == 5
+    assert told.answer == ""

@@ -1,0 +1,523 @@
+"""The graph pauses, a person decides, and what they decided stands whatever the agents say later."""
+
+import io
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+from rich.console import Console
+
+from segsmith.agents.judge.agent import Evidence, decide
+from segsmith.config import Config, JudgeConfig
+from segsmith.errors import SegsmithError
+from segsmith.files import png_bytes, write_atomic
+from segsmith.graph.context import RunContext
+from segsmith.graph.graph import build_graph
+from segsmith.ids import make_id
+from segsmith.memory.ledger import DecisionRow, GuidanceRow, LabelRow, MaskRow, PromptRow, VerdictRow
+from segsmith.memory.run_folder import RunFolder
+from segsmith.review import decisions as review
+from segsmith.review.decisions_file import read_answers
+from segsmith.review.facts import RunFacts
+from segsmith.review.session import Conversation, Quit
+from segsmith.review.terminal_image import BELOW, BESIDE, COLUMNS, FEWEST, fitting
+from segsmith.types import Drawn
+
+
+class Prompts:
+    def __init__(self, ledger):
+        self.ledger, self.number = ledger, itertools.count()
+
+    def returned(self, ids):
+        return []
+
+    def propose(self, name, wanted, round_):
+        return [
+            {
+                "id": make_id("p", name, f"{name} {n}"),
+                "class_name": name,
+                "text": f"{name} {n}",
+                "problem": "",
+            }
+            for n in itertools.islice(self.number, wanted)
+        ]
+
+    def critique(self, drafts):
+        return drafts
+
+    def refine(self, drafts):
+        return drafts
+
+    def admit(self, drafts):
+        self.ledger.add_prompts(
+            PromptRow(
+                d["id"],
+                d["class_name"],
+                d["text"],
+                (d["class_name"],),
+                {},
+                d.get("parent_id"),
+                0,
+                "admitted",
+                {},
+            )
+            for d in drafts
+        )
+        return [d["id"] for d in drafts]
+
+    def edited(self, prompt_id, text):
+        if "bad" in text:
+            raise SegsmithError("bad text")
+        name = self.ledger.prompt(prompt_id).class_name
+        return {"id": make_id("p", name, text), "class_name": name, "text": text, "parent_id": prompt_id}
+
+    def admit_edit(self, prompt_id, text):
+        return self.admit([self.edited(prompt_id, text)])[0]
+
+
+class Judge:
+    """Accepts everything up to the quota, in the order of drawing, but for what a person said."""
+
+    def __init__(self, ledger, quota):
+        self.ledger, self.quota = ledger, quota
+
+    def judge(self):
+        human = {i: d.action == "accept" for i, d in self.ledger.decisions("verdict").items()}
+        count = {"cat": 0, "dog": 0}
+        for row in self.ledger.images():
+            name = self.ledger.prompt(row.prompt_id).class_name
+            good = human.get(row.id, count[name] < self.quota)
+            count[name] += good
+            self.ledger.add_verdicts([VerdictRow(row.id, good, "ok" if good else "surplus", {"p:cat": 0.5})])
+
+    def returned(self, ids):
+        return {}
+
+
+class Labeler:
+    def __init__(self, ledger, run):
+        self.ledger, self.run = ledger, run
+
+    def relabel(self):
+        decided = self.ledger.decisions("label")
+        for row in self.ledger.accepted():
+            own = (self.ledger.prompt(row.prompt_id).class_name,)
+            labels = tuple(decided[row.id].value["labels"]) if row.id in decided else own
+            self.ledger.add_labels([LabelRow(row.id, "clip", own), LabelRow(row.id, "relabel", labels)])
+        return 0
+
+    def segment(self, on_batch):
+        labels, masks = self.ledger.labels("relabel"), self.ledger.masks()
+        for row in self.ledger.accepted():
+            if row.id not in masks or row.id in review.lagging_masks(self.ledger):
+                write_atomic(self.run.mask(row.id), png_bytes(np.zeros((8, 8), np.uint8)))
+                how = {"seed": 1, "labels": list(labels[row.id].classes)}
+                self.ledger.add_masks([MaskRow(row.id, {"cat": 3, "dog": 0}, 0.1, how)])
+
+
+class Backend:
+    name = "grey"
+    usd_per_image = 0.0
+
+    def draw(self, requests, gate=None, on_step=None):
+        return (Drawn(i, np.full((8, 8, 3), 90, dtype=np.uint8)) for i in range(len(requests)))
+
+    def close(self):
+        pass
+
+
+class Finalizer:
+    def export(self):
+        pass
+
+    def train(self, on_epoch):
+        pass
+
+    def evaluate(self):
+        return {}
+
+
+@pytest.fixture
+def deps(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    made = RunContext(Config(classes=("cat", "dog"), per_class=2), run)
+    ledger = made.ledger
+    made.use(
+        prompt_agent=Prompts(ledger),
+        backend=Backend(),
+        judge_agent=Judge(ledger, 2),
+        labeler_agent=Labeler(ledger, run),
+        finalizer=Finalizer(),
+    )
+    yield made
+    made.close()
+
+
+class Walk:
+    """Steps through a graph's pauses."""
+
+    def __init__(self, deps, step=True):
+        self.deps, self.graph = deps, build_graph(InMemorySaver())
+        self.context = deps
+        deps.step = step
+        self.options = {"configurable": {"thread_id": "t"}, "recursion_limit": 500}
+
+    def go(self, given=None):
+        """The next pause's (kind, subjects), or None at the end."""
+        said = self.graph.invoke(given or Command(resume=True), self.options, context=self.context)
+        return (
+            (said["__interrupt__"][0].value["kind"], said["__interrupt__"][0].value["subjects"])
+            if said.get("__interrupt__")
+            else None
+        )
+
+
+def decide_about(deps, kind, subject, action, **value):
+    row = review.check_decision(deps, DecisionRow(kind, subject, action, value))
+    review.record(deps, row)
+
+
+def wave(deps, kind, subjects):
+    review.mark_seen(deps.ledger, kind, subjects)
+
+
+def test_without_step_nothing_pauses(deps):
+    assert Walk(deps, step=False).go({"round": 0}) is None
+    assert deps.ledger.get_meta("finished_at")
+
+
+def test_it_pauses_at_each_kind_and_decisions_stand(deps):
+    walk, ledger = Walk(deps), deps.ledger
+    kind, prompts = walk.go({"round": 0})
+    assert kind == "prompt"
+    decide_about(deps, "prompt", prompts[0], "reject")
+    decide_about(deps, "prompt", prompts[1], "edit", text="another one")
+    wave(deps, "prompt", prompts)
+    while (paused := walk.go())[0] == "prompt":  # others are written in place of the rejected one
+        wave(deps, *paused)
+    kind, images = paused
+    assert kind == "verdict"
+    drawn = {row.prompt_id for row in ledger.images()}
+    assert not {prompts[0], prompts[1]} & drawn
+    assert make_id("p", ledger.prompt(prompts[1]).class_name, "another one") in drawn
+    decide_about(deps, "verdict", images[0], "reject")
+    wave(deps, "verdict", images)
+    seen = [images[0]]
+    while (paused := walk.go())[0] != "label":
+        seen += paused[1]
+        wave(deps, *paused)
+    assert not ledger.verdicts()[images[0]].accepted
+    assert {t["accepted"] for t in ledger.tallies().values()} == {2}
+    pictures = paused[1]
+    decide_about(deps, "label", pictures[0], "edit", labels=["cat", "dog"])
+    wave(deps, "label", pictures)
+    kind, masks = walk.go()
+    assert kind == "mask"
+    decide_about(deps, "mask", masks[1], "reject")
+    decide_about(deps, "mask", masks[0], "edit", labels=["dog"])
+    wave(deps, "mask", masks[1:])
+    assert walk.go() == ("mask", [masks[0]])  # made again for its new labels, and shown again
+    assert ledger.masks()[masks[0]].sources["labels"] == ["dog"]
+    wave(deps, "mask", masks)
+    assert walk.go() is None
+    deps.labeler_agent.relabel()
+    assert ledger.labels("relabel")[masks[0]].classes == ("dog",)
+
+
+def test_a_pause_that_was_left_shows_the_same_items_again(deps):
+    walk = Walk(deps)
+    _, prompts = walk.go({"round": 0})
+    wave(deps, "prompt", prompts[:1])
+    assert walk.go() == ("prompt", prompts[1:])
+
+
+def test_auto_asks_no_more(deps):
+    walk = Walk(deps)
+    walk.go({"round": 0})
+    review.set_auto(deps.ledger, "class:cat")
+    assert {deps.ledger.prompt(p).class_name for p in review.pending(deps.ledger, "prompt")} == {"dog"}
+    review.set_auto(deps.ledger, "all")
+    assert walk.go() is None
+
+
+def test_a_changed_verdict_is_shown_again(deps):
+    walk = Walk(deps)
+    wave(deps, *walk.go({"round": 0}))
+    _, images = walk.go()
+    surplus = next(i for i in images if not deps.ledger.verdicts()[i].accepted)
+    wave(deps, "verdict", images)
+    name = review.class_of(deps.ledger)[surplus]
+    first = next(i for i in images if review.class_of(deps.ledger)[i] == name)
+    decide_about(deps, "verdict", first, "reject")
+    assert walk.go() == ("verdict", [surplus])
+
+
+def finish(deps):
+    walk = Walk(deps, step=False)
+    walk.go({"round": 0})
+    return [row.id for row in deps.ledger.accepted()]
+
+
+def test_a_finished_run_is_stale_where_a_decision_changes_it(deps):
+    pictures = finish(deps)
+    assert review.stale(deps.ledger) == ""
+    decide_about(deps, "verdict", pictures[0], "accept")
+    assert review.stale(deps.ledger) == ""
+    decide_about(deps, "mask", pictures[0], "reject")
+    assert review.stale(deps.ledger) == "mask"
+    decide_about(deps, "label", pictures[1], "edit", labels=["dog", "cat"])
+    assert review.stale(deps.ledger) == "label"
+    decide_about(deps, "verdict", pictures[2], "reject")
+    assert review.stale(deps.ledger) == "verdict"
+
+
+def test_the_same_build_takes_a_changed_run_up_where_it_changed(deps):
+    walk = Walk(deps, step=False)
+    walk.go({"round": 0})
+    out = next(row.id for row in deps.ledger.accepted())
+    decide_about(deps, "verdict", out, "reject")
+    walk.graph.update_state(walk.options, {}, as_node=review.REENTER[review.stale(deps.ledger)])
+    walk.graph.invoke(None, walk.options, context=walk.context)
+    assert review.stale(deps.ledger) == ""
+    assert out not in {row.id for row in deps.ledger.accepted()}
+    assert {t["accepted"] for t in deps.ledger.tallies().values()} == {2}
+
+
+# -- the judge -------------------------------------------------------------------------------------
+
+
+def test_a_person_outranks_the_judge_and_counts_first():
+    def seen(n, cosine):
+        return Evidence(f"i-{n}", f"p-{n}", "cat", ("cat",), (cosine, 0.1), 1.0, False, -1.0)
+
+    evidence = [seen(0, 0.9), seen(1, 0.8), seen(2, -0.9)]
+    human = {"i-2": True, "i-0": False}
+    verdicts = decide(evidence, ("cat",), 10.0, JudgeConfig(), {"cat": 1}, human).verdicts
+    assert [(v.accepted, v.reason) for v in verdicts] == [
+        (False, "person"),
+        (False, "surplus"),
+        (True, "person"),
+    ]
+    assert [v.accepted for v in decide(evidence, ("cat",), 10.0, JudgeConfig(), {"cat": 1}).verdicts] == [
+        True,
+        False,
+        False,
+    ]
+
+
+# -- decisions from a file -------------------------------------------------------------------------
+
+
+def answers(deps, *lines):
+    path = deps.run.root / "decisions.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return read_answers(deps, path)
+
+
+def test_the_reports_file_of_verdicts_is_read(deps):
+    one, two, *_ = finish(deps)
+    rows = answers(
+        deps,
+        {"kind": "verdict", "subject": one, "action": "reject", "note": ""},
+        "",
+        {"kind": "verdict", "subject": two[:9], "action": "accept", "note": "good"},
+        {"kind": "label", "subject": two, "action": "edit", "value": {"labels": ["dog", "cat"]}},
+    )
+    assert [(r.subject, r.action, r.source) for r in rows[:2]] == [
+        (one, "reject", "file"),
+        (two, "accept", "file"),
+    ]
+    assert rows[2].value == {"labels": ["cat", "dog"]}
+
+
+BAD = [
+    ("not json", "not JSON"),
+    ("[1]", "not a JSON object"),
+    ({"kind": "verdict", "subject": "i-nope", "action": "reject"}, "no image 'i-nope'"),
+    ({"kind": "verdict", "subject": "i-", "action": "reject"}, "beginning of"),
+    ({"kind": "verdict", "subject": 3, "action": "reject"}, "text"),
+    ({"kind": "picture", "subject": "i-1", "action": "reject"}, "unknown kind"),
+    ({"kind": "verdict", "subject": "i-1", "action": "delete"}, "unknown action"),
+    ({"kind": "verdict", "subject": "i-1", "action": "accept", "path": "/"}, "unknown key 'path'"),
+    (
+        {"kind": "label", "subject": "@", "action": "edit", "value": {"labels": ["frog"]}},
+        "'frog' is not a class",
+    ),
+    ({"kind": "label", "subject": "@", "action": "edit"}, "list of classes"),
+    ({"kind": "verdict", "subject": "@", "action": "edit"}, "not edited"),
+    ({"kind": "prompt", "subject": "'; DROP TABLE prompts; --", "action": "reject"}, "no prompt"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD, ids=[b[1] for b in BAD])
+def test_a_bad_line_is_named_and_nothing_changes(deps, line, words):
+    one, two, *_ = finish(deps)
+    if isinstance(line, dict) and line["subject"] == "@":
+        line["subject"] = two
+    with pytest.raises(SegsmithError) as error:
+        answers(deps, {"kind": "verdict", "subject": one, "action": "reject"}, line)
+    assert words in str(error.value)
+    assert "line 2" in str(error.value)
+    assert "1 of 2" in str(error.value)
+    assert not deps.ledger.decisions("verdict")
+
+
+def test_a_file_that_is_not_there(deps):
+    with pytest.raises(SegsmithError, match="cannot be read"):
+        read_answers(deps, deps.run.root / "none.jsonl")
+
+
+# -- the conversation ------------------------------------------------------------------------------
+
+
+def talk(deps, kind, *lines):
+    """What the terminal showed; raises `Quit` where the lines end before the items do."""
+    shown, left = io.StringIO(), iter(lines)
+
+    def read(question, start):
+        line = next(left, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    try:
+        Conversation(deps, Console(file=shown, width=160), read).hold(kind, review.pending(deps.ledger, kind))
+    except Quit:
+        shown.write("QUIT")
+    return shown.getvalue()
+
+
+def test_words_and_sentences(deps):
+    Walk(deps).go({"round": 0})
+    of_class = review.class_of(deps.ledger)
+    one, two, three, four, *_ = sorted(review.pending(deps.ledger, "prompt"), key=of_class.get)
+    text = talk(
+        deps, "prompt", "a", "r too plain", "b", "n", "e bad text", "e a fine cat", "more of them at night, and no cartoons",
+        "guidance", "edit 1 more rain", "forget 2", "forget 9", "which class is behind?", "blah blah", "b", "b", "b", "b",
+    )  # fmt: skip
+    assert text.endswith("QUIT")
+    decided = deps.ledger.decisions("prompt")
+    assert (decided[one].action, decided[two].action, decided[three].action) == ("accept", "reject", "edit")
+    assert decided[two].note == "too plain"
+    assert deps.ledger.guidance() == []
+    assert [g.class_name for g in deps.ledger.guidance(active_only=False)] == [of_class[four]] * 2
+    for words in (
+        "bad text",
+        "more of night (light)",
+        "more of rain (weather)",
+        "no wish '9'",
+        "short of 2",
+        "first one",
+    ):
+        assert words in text
+
+
+def test_auto_and_quit(deps):
+    Walk(deps).go({"round": 0})
+    total = len(review.pending(deps.ledger, "prompt"))
+    assert "QUIT" in talk(deps, "prompt", "n", "q")
+    assert len(review.pending(deps.ledger, "prompt")) == total - 1
+    for words in (["auto", "kind"], ["auto kind"], ["auto prompts"], ["auto everything"]):
+        assert "QUIT" not in talk(deps, "prompt", *words)
+        assert review.pending(deps.ledger, "prompt") == []
+        review.set_auto(deps.ledger, None)
+        assert review.pending(deps.ledger, "prompt")
+
+
+def test_back_reaches_what_an_earlier_sitting_said_and_shows_it(deps):
+    Walk(deps).go({"round": 0})
+    talk(deps, "prompt", "n", "reject too plain", "q")
+    text = talk(deps, "prompt", "b", "accept rather not", "q")
+    assert "prompt 3 of" in text
+    assert 'reject, "too plain"' in text
+    assert [row.note for row in deps.ledger.decisions("prompt").values()] == ["rather not"]
+    assert text.index("prompt 3 of") < text.index("prompt 2 of") < text.rindex("prompt 3 of")
+
+
+def test_a_verdict_that_was_made_anew_says_what_it_was(deps):
+    finish(deps)
+    one = sorted(review.subjects(deps.ledger, "verdict"))[0]
+    row = deps.ledger.verdicts()[one]
+    review.mark_seen(deps.ledger, "verdict", [one])
+    deps.ledger.add_verdicts([replace(row, accepted=not row.accepted)])
+    was = "accepted" if row.accepted else "rejected"
+    assert f"it was {was} when you looked" in talk(deps, "verdict", *["n"] * 99)
+
+
+def test_a_decision_counts_at_once_in_what_is_told(deps):
+    finish(deps)
+    taken = next(i for i, row in deps.ledger.verdicts().items() if row.accepted)
+    name = review.class_of(deps.ledger)[taken]
+    decide_about(deps, "verdict", taken, "reject")
+    facts = RunFacts(deps.ledger, deps.config.classes, dict.fromkeys(deps.config.classes, 2), 8)
+    assert facts.behind() == [f"{name} is 1 accepted pictures short of 2"]
+    assert facts.verdict_line(taken) == "rejected, person: a person decided so"
+
+
+def test_ctrl_c_leaves_a_conversation_as_quit_does(deps):
+    Walk(deps).go({"round": 0})
+
+    def interrupted(question, start):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Quit):
+        Conversation(deps, Console(file=io.StringIO()), interrupted).hold(
+            "prompt", review.pending(deps.ledger, "prompt")
+        )
+
+
+@given(st.integers(8, 300), st.integers(8, 300), st.integers(20, 300), st.integers(5, 100))
+def test_a_picture_leaves_room_for_facts_and_question(height, width, columns, lines):
+    wide = fitting(height, width, columns, lines)
+    assert FEWEST <= wide <= COLUMNS
+    assert wide == FEWEST or wide <= columns - BESIDE
+    assert wide == FEWEST or wide * height / width / 2 <= lines - BELOW + 1
+
+
+def test_verdicts_labels_and_masks_are_shown_with_their_grounds(deps):
+    finish(deps)
+    text = (
+        talk(deps, "verdict", "auto kind")
+        + talk(deps, "label", "auto kind")
+        + talk(deps, "mask", "why", "auto all")
+    )
+    for words in (
+        ".png",
+        "accepted, ok",
+        "ViT",
+        "labels    cat",
+        "found by  the patch scores alone",
+        "decided by a person",
+    ):
+        assert words in text
+
+
+def test_escapes_and_markup_in_a_prompt_are_only_text(deps):
+    deps.ledger.add_prompts(
+        [
+            PromptRow(
+                "p-x",
+                "cat",
+                "\x1b]0;owned\x07[red]a cat[/red] [/]\x9b2J",
+                ("cat",),
+                {"place": "\x1b[2J"},
+                None,
+                0,
+                "admitted",
+                {},
+            )
+        ]
+    )
+    deps.ledger.add_guidance(GuidanceRow("", "[bold]\x1b[31m", {"words": ["x" * 99, "toy"]}))
+    shown = talk(deps, "prompt", "g", "r [/] \x1b[2J", "q")
+    assert "\x1b" not in shown
+    assert "\x9b" not in shown
+    assert "[red]a cat[/red] [/]" in shown
+    assert "\x1b" not in deps.ledger.decisions("prompt")["p-x"].note
