@@ -14,6 +14,7 @@ from segsmith.datasets.card import write_card
 from segsmith.datasets.detect import EXPORTS
 from segsmith.datasets.export import export_dataset
 from segsmith.errors import SegsmithError
+from segsmith.graph.context import RunContext
 
 
 def segsmith(*words):

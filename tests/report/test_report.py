@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from segsmith.files import png_bytes, write_atomic
 from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, VerdictRow
-from segsmith.report import charts, facts, gallery, pictures, sheets
+from segsmith.report import charts, gallery, sheets, statistics, thumbnails
 from segsmith.report.page_builder import build_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}<!--"
@@ -58,7 +58,7 @@ class Page(HTMLParser):
 def build(root, **options):
     run, ledger, config = make_run(root, size=64, prompts_per_class=3, **options)
     html = build_report(run, ledger, config).read_text("utf-8")
-    book = facts.read_book(ledger)
+    book = statistics.read_book(ledger)
     ledger.close()
     return html, book, run, config
 
@@ -224,10 +224,10 @@ def test_more_pictures_than_the_cap_are_sampled_and_said(tmp_path, monkeypatch):
 
 def test_funnel_and_class_rows_add_up(whole):
     _, book, _, config = whole
-    drawn, accepted, labelled, masked = facts.image_funnel(book)
+    drawn, accepted, labelled, masked = statistics.image_funnel(book)
     assert drawn.count >= accepted.count >= labelled.count >= masked.count > 0
-    assert sum(n for *_, n in facts.reject_reasons(book)) == drawn.count - accepted.count
-    rows = facts.class_rows(book, config)
+    assert sum(n for *_, n in statistics.reject_reasons(book)) == drawn.count - accepted.count
+    rows = statistics.class_rows(book, config)
     assert [row.name for row in rows] == list(config.classes)
     assert sum(row.accepted for row in rows) == accepted.count
     assert sum(row.drawn for row in rows) == drawn.count
@@ -237,16 +237,18 @@ def test_funnel_and_class_rows_add_up(whole):
 
 def test_a_gap_that_was_filled_later_is_not_told(whole):
     _, book, _, config = whole
-    rows = facts.class_rows(book, config)
-    ((row, _),) = facts.gaps(rows, book)
+    rows = statistics.class_rows(book, config)
+    ((row, _),) = statistics.gaps(rows, book)
     assert row.name == config.classes[-1]
-    assert facts.gaps(facts.class_rows(book, config.model_copy(update={"per_class": 1})), book) == []
+    assert (
+        statistics.gaps(statistics.class_rows(book, config.model_copy(update={"per_class": 1})), book) == []
+    )
 
 
 def test_label_change_compares_relabelling_with_clip(whole):
     _, book, _, _ = whole
     for image_id, row in book.labels["relabel"].items():
-        _, added, removed = facts.label_change(book, image_id)
+        _, added, removed = statistics.label_change(book, image_id)
         before = set(book.labels["clip"][image_id].classes)
         assert (before | set(added)) - set(removed) == set(row.classes)
         assert set(added).isdisjoint(before)
@@ -257,13 +259,13 @@ def test_overlay_is_transparent_on_background_hatched_on_unknown_and_named(tmp_p
     mask[20:30, 10:30] = 2
     mask[:10, 40:] = 255
     write_atomic(tmp_path / "m.png", png_bytes(mask))
-    found = pictures.overlay(tmp_path / "m.png", ("cat", "dog"))
+    found = thumbnails.overlay(tmp_path / "m.png", ("cat", "dog"))
     import io
 
     rgba = np.asarray(PILImage.open(io.BytesIO(base64.b64decode(found.uri.split(",")[1]))).convert("RGBA"))
     assert (rgba[mask == 0][:, 3] == 0).all()
     assert (rgba[mask == 2][:, 3] == 255).all()
-    assert "#{:02x}{:02x}{:02x}".format(*tuple(rgba[25, 20, :3])) == pictures.class_colour(2)
+    assert "#{:02x}{:02x}{:02x}".format(*tuple(rgba[25, 20, :3])) == thumbnails.class_colour(2)
     assert 0.3 < (rgba[mask == 255][:, 3] > 0).mean() < 0.7
     (tag,) = found.tags
     assert tag.name == "dog"
@@ -272,19 +274,19 @@ def test_overlay_is_transparent_on_background_hatched_on_unknown_and_named(tmp_p
 
 
 def test_class_colours_differ():
-    assert len({pictures.class_colour(i) for i in range(1, 81)}) == 80
-    assert all(re.fullmatch("#[0-9a-f]{6}", pictures.class_colour(i)) for i in range(1, 255))
+    assert len({thumbnails.class_colour(i) for i in range(1, 81)}) == 80
+    assert all(re.fullmatch("#[0-9a-f]{6}", thumbnails.class_colour(i)) for i in range(1, 255))
 
 
 def test_spread_takes_turns():
-    assert pictures.spread(["a1", "a2", "a3", "b1", "c1", "c2"], lambda s: s[0], 5) == [
+    assert thumbnails.spread(["a1", "a2", "a3", "b1", "c1", "c2"], lambda s: s[0], 5) == [
         "a1",
         "b1",
         "c1",
         "a2",
         "c2",
     ]
-    assert pictures.spread([], str, 3) == []
+    assert thumbnails.spread([], str, 3) == []
 
 
 def test_histogram_draws_every_value_and_the_threshold():

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from segsmith.agents.prompt.writer import Sentence
-from segsmith.commands.console import UNSEEN
 from segsmith.config import Config, check_class_names, load_config
 from segsmith.errors import SegsmithError
 from segsmith.ids import make_id
@@ -20,7 +19,7 @@ from segsmith.memory.ledger import DecisionRow, GuidanceRow, ImageRow, Ledger, P
 from segsmith.memory.run_folder import RunFolder
 from segsmith.prompts import fill
 from segsmith.report.page_builder import build_report
-from segsmith.terminal_text import shown
+from segsmith.terminal_text import UNSEEN, shown
 from segsmith.tools.llm.chat import parse_reply
 
 ATTACKS = (
