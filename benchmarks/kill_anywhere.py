@@ -39,7 +39,7 @@ FORK = multiprocessing.get_context("forkserver")
 """Forks of a clean process: one of a process with threads of its own, such as a test run's, may hang."""
 PRELOAD = (
     "segsmith.datasets.export", "segsmith.graph.graph", "segsmith.workflows.build",
-    "segsmith.report.page_builder", "segsmith.segmentation.trainer", "segsmith.tools.vision.clip",
+    "segsmith.report.report", "segsmith.segmentation.trainer", "segsmith.tools.vision.clip",
     "segsmith.tools.llm.chat", "segsmith.tools.vision.sam", "segsmith.tools.images.simulator",
     "segsmith.tools.vision.vit",
 )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 from segsmith.memory.ledger import ImageRow, LabelRow, MaskRow, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
-from segsmith.report.page_builder import build_report
+from segsmith.report.report import build_report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "report"))
 

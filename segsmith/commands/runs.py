@@ -53,7 +53,7 @@ def report(
     """Write report.html of a run again, whatever state it is in."""
     import webbrowser
 
-    from segsmith.report.page_builder import build_report
+    from segsmith.report.report import build_report
 
     path = _write_of_run(run, build_report)
     if open_ and not webbrowser.open(path.resolve().as_uri()):
@@ -63,9 +63,9 @@ def report(
 @app.command()
 def gallery(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     """Write gallery.png: the best pictures of each class above their masks."""
-    from segsmith.report.contact_sheet import write_contact_sheet
+    from segsmith.report.gallery import write_gallery
 
-    _write_of_run(run, write_contact_sheet)
+    _write_of_run(run, write_gallery)
 
 
 def _write_of_run(run: Path, write: Callable[[Any, Any, Any], Path]) -> Path:

@@ -218,7 +218,7 @@ class _Clock:
 
 
 def _write_report(deps: RunContext) -> None:
-    from segsmith.report.page_builder import build_report
+    from segsmith.report.report import build_report
 
     build_report(deps.run, deps.ledger, deps.config)
 

@@ -346,7 +346,7 @@ def _train(run: RunFolder, ledger: Ledger, config: Config, world: bool, rng: np.
 
 
 if __name__ == "__main__":
-    from segsmith.report.page_builder import build_report
+    from segsmith.report.report import build_report
 
     made, book, settings = make_run(Path(sys.argv[1]), world=sys.argv[2:] != ["shapes"], prompts_per_class=8)
     remember(made, book)

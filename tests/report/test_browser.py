@@ -10,7 +10,7 @@ from make_run import make_run, remember
 
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
-from segsmith.report.page_builder import build_report
+from segsmith.report.report import build_report
 from segsmith.review.decisions_file import read_answers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -12,8 +12,8 @@ from PIL import Image as PILImage
 
 from segsmith.files import png_bytes, write_atomic
 from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, VerdictRow
-from segsmith.report import charts, gallery, sheets, statistics, thumbnails
-from segsmith.report.page_builder import build_report
+from segsmith.report import cards, charts, sheets, statistics, thumbnails
+from segsmith.report.report import build_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}<!--"
 
@@ -207,7 +207,7 @@ def test_pictures_beyond_the_first_look_are_inert_text(whole):
     html, book, _, _ = whole
     page = Page(html)
     shown = page.elements["img"]
-    assert shown <= 2 * gallery.STRIP + gallery.ACCEPTED + gallery.REJECTED + 3 * gallery.TEST
+    assert shown <= 2 * cards.STRIP + cards.ACCEPTED + cards.REJECTED + 3 * cards.TEST
     rows = [row for name in page.data if name.startswith("sheet-") for row in page.load(name)["rows"]]
     assert len(rows) == len(book.verdicts)
     assert html.index('id="sheet-0"') > html.index("</main>")

@@ -18,7 +18,7 @@ from segsmith.ids import make_id
 from segsmith.memory.ledger import DecisionRow, GuidanceRow, ImageRow, Ledger, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.prompts import fill
-from segsmith.report.page_builder import build_report
+from segsmith.report.report import build_report
 from segsmith.terminal_text import UNSEEN, shown
 from segsmith.tools.llm.chat import parse_reply
 

@@ -21,7 +21,7 @@ from segsmith.memory.ledger import Ledger
 from segsmith.memory.prompt_memory import stored_vectors
 from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_folder import RunFolder
-from segsmith.report import charts, costs, gallery, prompt_map, sheets, statistics, theme
+from segsmith.report import cards, charts, costs, prompt_map, sheets, statistics, theme
 from segsmith.report.statistics import Book, finite, held_out
 
 SCRIPTS = ("base", "marks", "sheets", "images", "lightbox", "prompts", "nav")
@@ -41,7 +41,7 @@ def build_report(run: RunFolder, ledger: Ledger, config: Config) -> Path:
 
 def render(run: RunFolder, book: Book, config: Config) -> Iterator[str]:
     """The page as HTML, piece by piece: first all that one sees at once, then the sheets of pictures."""
-    rooms = gallery.hang(run, book, config.classes)
+    rooms = cards.hang(run, book, config.classes)
     shelf = sheets.fill_shelf(book, config.classes, first=rooms.ids)
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     css = _asset("style.css") + theme.style(config.classes)
