@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segsmith.commands import about, augment, build, datasets, ledger, models, plan, review, runs, train, weak  # noqa: F401
-from segsmith.commands.console import app, err
+from segsmith.commands.console import app, err, parts_of_this_call
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
 
@@ -23,8 +23,9 @@ def main(parts: Mapping[str, Any] | None = None) -> None:
 
     `parts` replaces what a build would open (see `RunContext`); tests pass fakes.
     """
+    parts_of_this_call.set(parts)
     try:
-        app(standalone_mode=True, obj=parts)
+        app(standalone_mode=True)
     except SegsmithError as error:
         err.print(f"[red]segsmith:[/red] {shown(str(error))}", soft_wrap=True)
         sys.exit(2)

@@ -126,7 +126,7 @@ def test_a_file_where_the_folder_should_be(segsmith, tmp_path):
 
 
 def test_a_folder_one_may_not_write(segsmith, tmp_path, monkeypatch):
-    from segsmith.memory import store
+    from segsmith.memory import run_folder as store
 
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")

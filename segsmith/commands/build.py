@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.table import Table
 
-from segsmith.commands.console import app, out, quiet_libraries
+from segsmith.commands.console import app, out, parts_of_this_call, quiet_libraries
 from segsmith.commands.options import (
     ConfigFile,
     MaxHours,
@@ -111,7 +110,7 @@ def run_build(
     command = shlex.join(["segsmith", *sys.argv[1:]])
     with BuildProgress(out, settings.wanted) as progress:
         end = None
-        parts = click.get_current_context().obj
+        parts = parts_of_this_call.get()
         events = build_run(settings, out_dir, command, step=step, prepare=prepare, parts=parts)
         for event in events:
             if event["kind"] == "pause":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import typer
@@ -19,6 +21,8 @@ app = typer.Typer(
 )
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+parts_of_this_call: ContextVar[Mapping[str, Any] | None] = ContextVar("parts", default=None)
+"""What replaces the parts of a run (see `RunContext`); set by `segsmith.cli.main`."""
 
 
 def settings_of(pairs: list[str]) -> dict[str, Any]:

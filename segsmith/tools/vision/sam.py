@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from segsmith.tools.devices import autocast, choose_device, choose_dtype
 from segsmith.tools.weights.hub import sam_file
 from segsmith.types import Image, MaskCandidates
 
-MINI = Path(__file__).parent.parent / "checkpoints" / "mini_sam"
+MINI = Path(str(resources.files("segsmith"))) / "checkpoints" / "mini_sam"
 OFFICIAL: dict[int, Callable[[], Sam]] = {768: build_sam_vit_b, 1024: build_sam_vit_l, 1280: build_sam_vit_h}
 """Width of the image encoder -> builder, so that a renamed file still finds its variant."""
 
