@@ -95,7 +95,7 @@ def scenes(
         rng = np.random.default_rng([seed, index, 1])
         spec = random_spec(nouns, rng)
         if rng.random() < min(kept[item.noun] for item in spec.objects):
-            scene = compose(spec, seed * 100_000 + index, style="real", size=128)
+            scene = compose(spec, seed * 100_000 + index, style="openmoji", size=128)
             yield scene.image, scene.class_mask(CLASSES)
             count -= 1
         index += 1

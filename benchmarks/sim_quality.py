@@ -162,12 +162,10 @@ def sam(seed: int) -> dict[str, Any]:
     """Mini SAM from five skeleton points on sprites it never saw."""
     from foundry.mini_sam import HELD_OUT, evaluate
     from segsmith.tools.vision.sam import SamSegmenter
+    from segsmith.world.sprites import STYLES
 
     segmenter = SamSegmenter.load("mini")
-    return {
-        style: evaluate(segmenter, 300, seed + 10_000, style, HELD_OUT)["iou"]
-        for style in ("synthetic", "real")
-    }
+    return {style: evaluate(segmenter, 300, seed + 10_000, style, HELD_OUT)["iou"] for style in STYLES}
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -333,8 +331,8 @@ def table(parts: Sequence[str]) -> str:
         ("labels, micro-F1: prompt", figure("full", "f1_prompt"), ""),
         ("labels, micro-F1: CLIP pseudo-labels", figure("full", "f1_clip"), ""),
         ("labels, micro-F1: relabelled", figure("full", "f1_relabel"), ">= 0.95, best"),
-        ("mini SAM, five points, unseen sprites: twemoji", figure("sam", "synthetic"), ">= 0.92"),
-        ("mini SAM, five points, unseen sprites: openmoji", figure("sam", "real"), ">= 0.92"),
+        ("mini SAM, five points, unseen sprites: twemoji", figure("sam", "twemoji"), ">= 0.92"),
+        ("mini SAM, five points, unseen sprites: openmoji", figure("sam", "openmoji"), ">= 0.92"),
         ("masks: mIoU without 255", figure("full", "mask_miou"), ">= 0.90"),
         ("masks: share of 255", figure("full", "mask_ignore"), "<= 0.10"),
         ("synthetic to real: mIoU", figure("full", "real_miou"), ""),

@@ -1,10 +1,10 @@
-"""One config: precedence, round trip, and one clear line for every mistake."""
+"""The config: precedence, round trip, old names, and one clear line for every mistake."""
 
 import tomllib
 
 import pytest
 
-from segsmith.config import Config, check_class_names, config_toml, load_config, parse_config
+from segsmith.config import Config, check_class_names, config_toml, load_config, merged_config, parse_config
 from segsmith.errors import SegsmithError
 
 
@@ -38,6 +38,20 @@ def test_a_config_cannot_be_changed():
         ("[judge]\nmin_probability = 2", "judge.min_probability"),
         ("splits = [0.7, 0.2, 0.3]", "sum to 1"),
         ("per_class = ", "not valid TOML"),
+        ("seed = -1", "seed"),
+        (f"seed = {10**30}", "seed"),
+        ("seed = 0.5", "seed"),
+        ('classes = ["cat\\ndog"]', "line break or control character"),
+        ('classes = ["cat\\u001b[2J"]', "line break or control character"),
+        (f"classes = [{', '.join(repr(f'c{i}') for i in range(255))}]", "at most 254"),
+        ("[trainer]\nbatch_size = 0", "trainer.batch_size"),
+        ("[trainer]\nlearning_rate = inf", "trainer.learning_rate"),
+        ("[budget]\nmax_usd = nan", "budget.max_usd"),
+        ("[images]\nsize = 1_000_000_000", "images.size"),
+        (f"seed = {'[' * 5000}{']' * 5000}", "nested too deeply"),
+        (f"{'k' * 5000} = 1", "Unknown setting"),
+        ("[llm]\nable = true\nwrites_sentences = false", "old name of llm.writes_sentences"),
+        ("llm = 3", "llm"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path, text, words):
@@ -46,8 +60,10 @@ def test_mistakes_in_a_file(tmp_path, text, words):
     with pytest.raises(SegsmithError) as error:
         load_config(file=file)
     assert words in str(error.value)
-    assert "bad.toml" in str(error.value)
+    if "old name" not in words:
+        assert "bad.toml" in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000 + len(str(tmp_path))
 
 
 def test_missing_file_and_unknown_preset(tmp_path):
@@ -67,17 +83,39 @@ def test_missing_file_and_unknown_preset(tmp_path):
         ("../x",),
         ("a'b",),
         ("<b>",),
-        ("cat\ndog;",),
+        ("cat\ndog",),
+        ("cat\tdog",),
+        ("cat\x00",),
         ("café",),
     ],
 )
-def test_class_names_that_cannot_be(names):
+def test_unusable_class_names_are_rejected(names):
     with pytest.raises(ValueError, match=r"class name|named twice"):
         check_class_names(names)
 
 
 def test_class_names_are_trimmed():
     assert check_class_names((" potted  plant ", "tv-monitor")) == ("potted plant", "tv-monitor")
+
+
+def test_the_old_name_of_a_setting_is_still_read(tmp_path, monkeypatch):
+    file = tmp_path / "old.toml"
+    file.write_text("[llm]\nable = true\n")
+    assert load_config(file=file).llm.writes_sentences
+    assert load_config(flags={"llm": {"able": True}}).llm.writes_sentences
+    assert parse_config({"llm": {"able": True}}, "run.toml").llm.writes_sentences
+    assert merged_config(Config(), {"llm": {"able": True}}, "test").llm.writes_sentences
+    assert not load_config(preset="cpu", flags={"llm": {"able": False}}).llm.writes_sentences
+    monkeypatch.setenv("SEGSMITH_LLM__ABLE", "true")
+    assert load_config().llm.writes_sentences
+    assert "able" not in tomllib.loads(config_toml(load_config()))["llm"]
+
+
+def test_an_environment_variable_that_cannot_be_read_gives_one_line(monkeypatch):
+    monkeypatch.setenv("SEGSMITH_JUDGE", "{")
+    with pytest.raises(SegsmithError, match=r"judge.*SEGSMITH_JUDGE__TOP_K") as error:
+        load_config()
+    assert "\n" not in str(error.value)
 
 
 def test_splits_of_seventy_twenty_ten():

@@ -227,7 +227,7 @@ class Conversation:
 
     def _question(self, line: str) -> None:
         facts = self._facts()
-        if self._deps.config.llm.able:
+        if self._deps.config.llm.writes_sentences:
             from segsmith.review.llm_qa import inquire
 
             told = inquire(line, self._deps.chat, facts, self._here, self._deps.config.seed)
@@ -279,7 +279,7 @@ class Conversation:
         from segsmith.prompts.vocabulary import load_vocabulary
 
         words, config = load_vocabulary(), self._deps.config
-        if not config.llm.able:
+        if not config.llm.writes_sentences:
             return understand(said, self._lexicon, words, present)
         return ask_wish(said, self._deps.chat, self._lexicon, words, config.classes, present, config.seed)
 

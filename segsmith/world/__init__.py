@@ -1,8 +1,8 @@
-"""A miniature world with exact ground truth: prompts in, pictures and masks out.
+"""A world of sprites with exact ground truth: prompts in, images and masks out.
 
-`parse` reads a prompt, `compose` draws it, `Scene.class_mask` tells what every pixel is. It stands
-in for a diffusion model where there is none, trains the mini CLIP and the mini SAM, and, in its
-"real" style, is the test world that training never sees.
+`parse` reads a prompt, `compose` draws it, and `Scene.class_mask` gives the class of every pixel. The world
+replaces the diffusion model in the `sim` preset and trains the mini CLIP and the mini SAM. It has two sprite
+styles: builds draw twemoji, and the simulator's test set is drawn with openmoji, which no build uses.
 """
 
 from segsmith.world.language import ObjectSpec, SceneSpec, caption, parse

@@ -1,4 +1,4 @@
-"""A place, painted and textured, before anything stands in it."""
+"""Paints the background of a scene: the place with its texture, without any objects."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Backdrop:
-    """`image`: (size, size, 3) float32 in 0..255, lit as at noon except for the sky.
+    """A painted place.
 
-    All the rest are fractions of the picture's height: things stand with their feet between
-    `ground_top` and 0.97, boats float between `water` (None where there is none), and the sky ends
-    at `horizon`. `windows`: boxes (x0, y0, x1, y1) through which weather is seen indoors.
+    `image` is (size, size, 3) float32 in [0, 255], in noon light except for the sky. The other values are
+    fractions of the image's height: the sky ends at `horizon`, objects on the ground have their base between
+    `ground_top` and 0.97, and boats have theirs within the range `water` (None where there is no water).
+    `windows` are boxes (x0, y0, x1, y1) in which the weather outside is visible indoors.
     """
 
     image: Floats
@@ -34,7 +35,7 @@ class Backdrop:
 
 @lru_cache(maxsize=64)
 def noise_tile(kind: str, index: int, px: int) -> Floats:
-    """A (px, px) float32 texture of zero mean and unit deviation; kind: fine, cloudy or banded."""
+    """A (px, px) float32 texture with mean 0 and standard deviation 1; `kind` is fine, cloudy or banded."""
     rng = np.random.default_rng([7919, index, {"fine": 0, "cloudy": 1, "banded": 2}[kind], px])
     total = np.zeros((px, px), np.float32)
     octaves = {"fine": (1, 2, 4), "cloudy": (2, 8, 24), "banded": (1, 3, 6)}[kind]
@@ -47,7 +48,7 @@ def noise_tile(kind: str, index: int, px: int) -> Floats:
 
 
 def texture(kind: str, size: int, rng: np.random.Generator) -> Floats:
-    """A random (size, size) window of one of a few textures, mirrored at random."""
+    """A random (size, size) window of one of six textures of a kind, randomly mirrored."""
     index, dx, dy, flip = (int(v) for v in rng.integers(0, (6, size, size, 2)))
     tile = noise_tile(kind, index, 2 * size)[dy : dy + size, dx : dx + size]
     return tile[:, ::-1] if flip else tile
@@ -56,7 +57,7 @@ def texture(kind: str, size: int, rng: np.random.Generator) -> Floats:
 def paint(
     place: str, light: str, weather: str, size: int, style: Style, rng: np.random.Generator
 ) -> Backdrop:
-    """Paint a place without its objects."""
+    """Paint a place without objects, `size` pixels square."""
     brush = Brush(size, light, weather, style, rng)
     ground = PAINTERS[place](brush)
     image = np.asarray(brush.image.reduce(2), dtype=np.float32).copy()
@@ -64,7 +65,7 @@ def paint(
     if weather == "snow" and not brush.windows and place != "studio":
         start = round((ground.top - 0.06) * size) if ground.water else top
         image[start:] = 0.3 * image[start:] + np.float32(0.7 * 236)
-    grain = ground.grain * (1.25 if style == "real" else 0.9)
+    grain = ground.grain * (1.25 if style == "openmoji" else 0.9)
     image[top:] += (grain * texture("banded" if ground.banded else "fine", size, rng)[top:])[..., None]
-    image += ((7 if style == "real" else 4) * texture("cloudy", size, rng))[..., None]
+    image += ((7 if style == "openmoji" else 4) * texture("cloudy", size, rng))[..., None]
     return Backdrop(image, ground.horizon, ground.top, ground.water, tuple(brush.windows))

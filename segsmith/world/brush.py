@@ -1,6 +1,6 @@
-"""A brush that paints in fractions of the picture, and the scenery that places share.
+"""A brush with coordinates in fractions of the image, and the scenery that places share.
 
-It draws at twice the picture's size; halving it afterwards is what smooths the edges.
+It draws at twice the image's size; the caller halves the result, which smooths the edges.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from segsmith.world.sprites import Style
 
 Colour = tuple[int, int, int]
 
-# Sky from top to horizon, by light.
+# Colours of the sky at the top and at the horizon, by light.
 _SKY: dict[str, tuple[Colour, Colour]] = {
     "day": ((72, 144, 224), (188, 222, 245)),
     "golden hour": ((120, 160, 208), (255, 214, 150)),
@@ -24,9 +24,9 @@ _SKY: dict[str, tuple[Colour, Colour]] = {
 
 
 class Brush:
-    """An ImageDraw in fractions, with a palette that differs a little between the styles.
+    """An ImageDraw with fractional coordinates, whose palette differs a little between the styles.
 
-    `tone` and all that call it take nominal colours; `j` is how far they may vary, 0..255.
+    Colours are nominal: `tone` shifts them at random. `j` is the largest random shift per channel, of 255.
     """
 
     def __init__(self, size: int, light: str, weather: str, style: Style, rng: np.random.Generator):
@@ -39,7 +39,7 @@ class Brush:
         self._random = iter(rng.random(1024).tolist())  # single draws from a Generator are slow
 
     def u(self, low: float = 0.0, high: float = 1.0) -> float:
-        """A random number in low..high."""
+        """A uniform random number in [low, high)."""
         value: float | None = next(self._random, None)
         if value is None:
             self._random = iter(self.rng.random(1024).tolist())
@@ -50,7 +50,7 @@ class Brush:
         return options[int(self.u(0, len(options) - 1e-6))]
 
     def tone(self, colour: Colour, jitter: float = 10.0) -> Colour:
-        """The colour in this style's palette, a little lighter or darker each time."""
+        """The colour in this style's palette, randomly lightened or darkened by up to `jitter`."""
         step = self.u(-jitter, jitter)
         shift = self._shift
         r, g, b = (
@@ -58,7 +58,7 @@ class Brush:
             colour[1] + step + shift[1],
             colour[2] + step + shift[2],
         )
-        if self.style == "real":  # duller and warmer, as film is beside a rendering
+        if self.style == "openmoji":  # duller and warmer, like film next to a rendering
             grey = 0.3 * r + 0.59 * g + 0.11 * b
             r, g, b = 0.78 * r + 0.22 * grey + 6, 0.78 * g + 0.22 * grey, 0.78 * b + 0.22 * grey - 8
         return (
@@ -177,14 +177,14 @@ class Brush:
             x += step * self.u(0.6, 1.5)
 
     def specks(self, n: int, y0: float, y1: float, colours: tuple[Colour, ...], r: float) -> None:
-        """Small ovals on the ground, larger when nearer."""
+        """Draw `n` small ovals between heights y0 and y1; nearer ones are larger."""
         for _ in range(n):
             x, t = self.u(), self.u()
             y, s = y0 + (y1 - y0) * t, r * (0.4 + t)
             self.oval(x - s, y - 0.5 * s, x + s, y + 0.5 * s, self.pick(*colours))
 
     def window(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        """A window in a wall: what is outside, then panes and curtain."""
+        """A window in a wall: the view outside, then the panes."""
         self.box(x0 - 0.015, y0 - 0.015, x1 + 0.015, y1 + 0.015, (236, 232, 224))
         top, bottom = _SKY["night" if self.light == "lamplight" else self.light]
         if self.weather != "clear" and self.light not in ("night", "lamplight"):

@@ -420,9 +420,9 @@ def _atmosphere(canvas: Floats, spec: SceneSpec, scenery: Backdrop, rng: np.rand
 
 
 def _finish(canvas: Floats, style: Style, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Sensor noise and rounding; the real style is grainier and of softer contrast."""
+    """Add sensor noise and round to uint8; the openmoji style is grainier, with softer contrast."""
     size = canvas.shape[0]
-    if style == "real":
+    if style == "openmoji":
         canvas = canvas * np.float32(0.93) + np.array((11, 9, 5), np.float32)
         canvas += (4.5 * backdrop.texture("fine", size, rng))[..., None]
     else:
@@ -446,7 +446,7 @@ def _check(spec: SceneSpec) -> None:
             raise SegsmithError(f"No {what} {value!r}.", f"Use one of {', '.join(words)}.")
 
 
-def compose(spec: SceneSpec, seed: int, *, style: Style = "synthetic", size: int = 128) -> Scene:
+def compose(spec: SceneSpec, seed: int, *, style: Style = "twemoji", size: int = 128) -> Scene:
     """Draw `spec` as a (size, size) picture with its truth; the same arguments, the same pixels.
 
     Nouns, colours, place, light and weather are names of `segsmith.world` (what `parse` gives);

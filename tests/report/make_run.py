@@ -98,7 +98,7 @@ def paint_world(prompt: str, classes: tuple[str, ...], seed: int, size: int) -> 
     from segsmith.world.language import parse
     from segsmith.world.scene import compose
 
-    scene = compose(parse(prompt), seed, style="synthetic", size=size)
+    scene = compose(parse(prompt), seed, style="twemoji", size=size)
     mask = scene.class_mask(classes).astype(np.uint8)
     edge = np.zeros(mask.shape, bool)
     edge[1:] |= mask[1:] != mask[:-1]

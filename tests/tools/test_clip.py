@@ -193,7 +193,7 @@ def test_packaged_mini_clip_knows_its_world():
     scenes = [
         compose(SceneSpec((ObjectSpec(noun),), place, "day", "clear"), 700_000 + i, style=style)
         for i, noun in enumerate(VOC_CLASSES)
-        for place, style in (("street", "synthetic"), ("kitchen", "real"))
+        for place, style in (("street", "twemoji"), ("kitchen", "openmoji"))
     ]
     images = encoder.embed_images([scene.image for scene in scenes])
     texts = encoder.embed_texts([f"a photo of a {noun}" for noun in VOC_CLASSES])

@@ -179,7 +179,7 @@ def test_packaged_checkpoint_outlines_sprites_it_never_saw():
     found, disks = [], []
     yy, xx = np.mgrid[:128, :128]
     for seed in range(8):
-        style = ("synthetic", "real")[seed % 2]
+        style = ("twemoji", "openmoji")[seed % 2]
         scene = compose(random_spec(VOC_CLASSES, rng, max_objects=1), seed, style=style, size=128)
         for placed in scene.objects:
             truth = scene.instances == placed.instance_id

@@ -124,7 +124,7 @@ def test_the_same_arguments_give_the_same_pixels():
     assert (first.image == second.image).all()
     assert first.objects == second.objects
     assert (compose(_SPEC, 8).image != first.image).any()
-    assert (compose(_SPEC, 7, style="real").image != first.image).any()
+    assert (compose(_SPEC, 7, style="openmoji").image != first.image).any()
     typed = SceneSpec(
         tuple(ObjectSpec(np.str_(o.noun), int(np.int64(o.count))) for o in _SPEC.objects),
         *(np.str_(word) for word in (_SPEC.place, _SPEC.light, _SPEC.weather)),

@@ -78,7 +78,7 @@ class Simulator:
         if hit["extra"] and (other := self._other_than(spec, rng)):
             spec = _with_objects(spec, (*spec.objects, ObjectSpec(other)))
             faults.append("extra")
-        scene = compose(spec, request.seed, style="synthetic", size=self._size)
+        scene = compose(spec, request.seed, style="twemoji", size=self._size)
         image = scene.image
         if hit["blur"]:
             image = ndimage.gaussian_filter(image, (BLUR_SIGMA_PX, BLUR_SIGMA_PX, 0))
@@ -96,7 +96,7 @@ def real_world(classes: Sequence[str], count: int, seed: int, size: int) -> Iter
     nouns = [noun.name for c in classes if (noun := find_noun(c))]
     for index in range(count):
         rng = np.random.default_rng([seed, index, 1])
-        yield compose(random_spec(nouns, rng), seed + index, style="real", size=size)
+        yield compose(random_spec(nouns, rng), seed + index, style="openmoji", size=size)
 
 
 def check_drawable(classes: Sequence[str]) -> None:
