@@ -686,15 +686,15 @@ def _with_current_names(values: Mapping[str, Any]) -> Mapping[str, Any]:
     renamed = dict(values)
     for section, keys in RENAMED.items():
         settings = renamed.get(section)
-        for old, new in keys.items() if isinstance(settings, Mapping) else ():
+        if not isinstance(settings, Mapping):
+            continue
+        for old, new in keys.items():
             if old in settings and new in settings:
                 raise SegsmithError(
                     f"{section}.{old} is the old name of {section}.{new}, and both are set.",
                     f"Set {section}.{new} only.",
                 )
-            settings = {new if key == old else key: value for key, value in settings.items()}
-        if isinstance(settings, Mapping):
-            renamed[section] = settings
+        renamed[section] = {keys.get(key, key): value for key, value in settings.items()}
     return renamed
 
 
