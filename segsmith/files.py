@@ -1,23 +1,56 @@
-"""Files: how one is written whole or not at all, how images are read, and how a file is hashed."""
+"""Files: atomic writes, hashes, and the only functions through which images and masks are opened."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
 PART = ".part-"
-"""How a file begins that is not whole yet."""
+"""Prefix of files and folders that are still being written."""
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+"""Formats an image may have. The content decides, not the file name."""
+MASK_FORMATS = ("PNG", "BMP", "TIFF")
+"""Formats a mask may have: lossless ones."""
+MAX_PIXELS = 50_000_000
+"""Largest image or mask that is decoded (about 7,000 x 7,000)."""
+MAX_IMAGE_BYTES = 512 << 20
+"""Largest image file that is opened."""
+
+ORIENTATION = 0x0112
+"""EXIF tag."""
+TRANSPOSES = {
+    2: PILImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PILImage.Transpose.ROTATE_180,
+    4: PILImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PILImage.Transpose.TRANSPOSE,
+    6: PILImage.Transpose.ROTATE_270,
+    7: PILImage.Transpose.TRANSVERSE,
+    8: PILImage.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright."""
+EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "RGBX", "RGBA", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr")
+
+
+# -- writing and hashing ------------------------------------------------------------------------------------
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write aside, sync, rename: a reader, or a run after a crash, sees the old file or the new one."""
+    """Write to a temporary file, sync, rename: readers see the old file or the new one, even after a crash."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PART)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -33,7 +66,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename outlive a power cut, too: the row that names the file is synced, so the name must be."""
+    """Make a rename survive a power failure: the ledger row that names the file is synced, so the name must be."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -41,30 +74,202 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def png_bytes(array: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> bytes:
     """PNG of an (H, W, 3) RGB image, or of an (H, W) index map with an optional (256, 3) palette."""
-    picture = PILImage.fromarray(array)
+    image = PILImage.fromarray(array)
     if palette is not None:
-        picture = picture.convert("P")
-        picture.putpalette(palette.tobytes())
+        image = image.convert("P")
+        image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB."""
-    with PILImage.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+# -- opening images -----------------------------------------------------------------------------------------
 
 
-def read_index_map(path: Path) -> NDArray[np.uint8]:
-    """(H, W) uint8 of a palette or grey PNG, indices untouched."""
-    with PILImage.open(path) as picture:
-        return np.asarray(picture)
+class UnreadableImage(OSError):
+    """A file that is not an image we read: damaged, in another format, or too large. The message names no path."""
 
 
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class NotAnIndexMap(UnreadableImage):
+    """An image whose pixels cannot be class indices."""
+
+
+class Conversion(StrEnum):
+    """What `open_image` changed to get 8-bit RGB; the value completes "the image was ..."."""
+
+    ORIENTED = "rotated as its EXIF orientation says"
+    COLOUR_SPACE = "converted from CMYK or YCbCr"
+    DEPTH = "reduced from 16 to 8 bits"
+    FRAME = "cut to the first of its frames"
+    ALPHA = "stripped of its transparency"
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """`pixels` is (H, W, 3) uint8 RGB, upright; `format` is one of `IMAGE_FORMATS`."""
+
+    pixels: NDArray[np.uint8]
+    format: str
+    conversions: tuple[Conversion, ...] = ()
+    """Empty if the pixels are those stored (grey and palette images lose nothing)."""
+
+
+@dataclass(frozen=True)
+class IndexMap:
+    """`indices` is (H, W) uint8; `has_palette` tells palette images from grey ones."""
+
+    indices: NDArray[np.uint8]
+    has_palette: bool
+
+
+def open_image(source: Path | bytes) -> DecodedImage:
+    """Decode an image file, or the bytes of one; every image in the project is opened here.
+
+    Only `IMAGE_FORMATS`, at most `MAX_PIXELS` and one frame are decoded. Of animated and multi-page files
+    the first frame counts, the EXIF orientation is applied, CMYK becomes RGB, the upper 8 of 16 bits are
+    kept, and transparency is dropped; `DecodedImage.conversions` lists what was done. Raises
+    `UnreadableImage`, or `FileNotFoundError` where there is no file.
+    """
+    with _opened(source, IMAGE_FORMATS) as image:
+        depth, frames, orientation = _depth(image), getattr(image, "is_animated", False), _orientation(image)
+        done = [Conversion.FRAME] if frames else []
+        image.load()
+        # Pillow has turned TIFF upright already, and removed the tag.
+        turn = orientation and _orientation(image)
+        upright = image.transpose(TRANSPOSES[orientation]) if turn else image
+        if orientation:
+            done.append(Conversion.ORIENTED)
+        if image.mode in ("CMYK", "YCbCr"):
+            done.append(Conversion.COLOUR_SPACE)
+        if depth == 16:
+            done.append(Conversion.DEPTH)
+        if _has_transparency(image):
+            done.append(Conversion.ALPHA)
+        return DecodedImage(_rgb(upright, depth), _format(image), tuple(done))
+
+
+def read_image(source: Path | bytes) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB, as `open_image` decodes it."""
+    return open_image(source).pixels
+
+
+def open_index_map(source: Path | bytes) -> IndexMap:
+    """Decode a mask: an 8-bit palette or grey PNG, BMP or TIFF of one frame, its indices untouched.
+
+    Raises `NotAnIndexMap` for colours, 16 bits, transparency, several frames, an EXIF orientation and
+    lossy formats; else as `open_image`.
+    """
+    with _opened(source, IMAGE_FORMATS) as image:
+        if image.format not in MASK_FORMATS:
+            raise NotAnIndexMap(f"{_format(image)} is lossy, so its values are not class indices")
+        if getattr(image, "is_animated", False):
+            raise NotAnIndexMap("it has several frames")
+        if _orientation(image):
+            raise NotAnIndexMap("it has an EXIF orientation")
+        depth = _depth(image)
+        if image.mode not in ("P", "L") or depth > 8 or (image.mode == "L" and depth < 8):
+            raise NotAnIndexMap(f"it is {_described(image, depth)}, not an 8-bit palette or grey image")
+        image.load()
+        return IndexMap(np.asarray(image), image.mode == "P")
+
+
+def read_index_map(source: Path | bytes) -> NDArray[np.uint8]:
+    """(H, W) uint8 class indices, as `open_index_map` decodes them."""
+    return open_index_map(source).indices
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) of the image that `open_image` would give, from the file's header; same errors."""
+    with _opened(path, IMAGE_FORMATS) as image:
+        width, height = image.size
+        # Pillow states the upright size of TIFF.
+        turned = _orientation(image) in (5, 6, 7, 8) and image.format != "TIFF"
+        return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def _opened(source: Path | bytes, formats: tuple[str, ...]) -> Iterator[PILImage.Image]:
+    """An image whose header is read and whose size is allowed, not yet decoded."""
+    too_large = f"it has more than {MAX_PIXELS:,} pixels, the most that segsmith decodes"
+    try:
+        if isinstance(source, Path):
+            about = source.stat()
+            if not stat.S_ISREG(about.st_mode):
+                raise UnreadableImage("it is not a regular file")
+            if about.st_size > MAX_IMAGE_BYTES:
+                raise UnreadableImage(f"it has more than {MAX_IMAGE_BYTES >> 20} MiB")
+        with PILImage.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats
+        ) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImage(too_large)
+            yield image
+    except (UnreadableImage, FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"it is not a {', '.join(formats[:-1])} or {formats[-1]} image") from error
+    except PILImage.DecompressionBombError as error:
+        raise UnreadableImage(too_large) from error
+    except Exception as error:  # Pillow's decoders raise errors of every class on damaged files
+        raise UnreadableImage(f"it cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def _format(image: PILImage.Image) -> str:
+    """Pillow's name of the format; photographs with an embedded preview (MPO) are JPEG."""
+    return "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def _orientation(image: PILImage.Image) -> int:
+    """2 to 8 where the image must be turned to be upright, else 0; decodes nothing."""
+    # PngImageFile.getexif would decode the image first, whatever its size.
+    value = PILImage.Image.getexif(image).get(ORIENTATION)
+    return value if isinstance(value, int) and value in TRANSPOSES else 0
+
+
+def _depth(image: PILImage.Image) -> int:
+    """Bits per channel as stored: 8, 16, or fewer; 32 for float and 32-bit integer images."""
+    raw = " ".join(_strings([tile[3] for tile in getattr(image, "tile", ())[:1]]))
+    if ";16" in raw or image.mode.startswith("I;16"):
+        return 16
+    if image.mode in ("I", "F"):
+        return 32
+    if image.mode == "1":
+        return 1
+    return next((bits for bits in (2, 4) if f"L;{bits}" in raw), 8)
+
+
+def _has_transparency(image: PILImage.Image) -> bool:
+    """Is a pixel not opaque? An alpha channel alone loses nothing when it is dropped."""
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] != 255
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _strings(part)
+
+
+def _described(image: PILImage.Image, depth: int) -> str:
+    return f"{depth}-bit {image.mode}" if depth != 8 else image.mode
+
+
+def _rgb(image: PILImage.Image, depth: int) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of a decoded image."""
+    if depth == 16 and image.mode.startswith("I"):
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode not in EIGHT_BIT_MODES:
+        raise UnreadableImage(f"its pixels are {_described(image, depth)}, which segsmith does not read")
+    return np.asarray(image.convert("RGB"))

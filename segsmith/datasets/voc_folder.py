@@ -11,23 +11,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from segsmith.errors import SegsmithError
-from segsmith.files import read_image, read_index_map
-from segsmith.ids import seed_of
+from segsmith.files import NotAnIndexMap, image_size, read_image, read_index_map
 from segsmith.types import IGNORE
+
+T = TypeVar("T")
 
 RAM_BYTES = 1 << 30
 """Datasets whose pixels fit in this are read once and kept as uint8."""
@@ -54,7 +53,7 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) of every image, from the file headers."""
-        return [_header_size(path) for path in self._images]
+        return [self._decoded(path, image_size) for path in self._images]
 
     @cached_property
     def real(self) -> list[bool]:
@@ -114,21 +113,8 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
 
     def _read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         image_path, label_path = self._images[index], self._labels[index]
-        try:
-            image, label = np.array(read_image(image_path)), np.array(read_index_map(label_path))
-        except FileNotFoundError as error:
-            raise SegsmithError(
-                f"{error.filename} is missing, but split {self.split!r} names it.",
-                "Export the dataset again.",
-            ) from None
-        except (OSError, UnidentifiedImageError) as error:
-            raise SegsmithError(
-                f"{image_path} or {label_path} cannot be read: {error}.", "Replace the file."
-            ) from None
-        if label.ndim != 2:
-            raise SegsmithError(
-                f"{label_path} is a colour picture, not an index map.", "Save labels as palette or grey PNG."
-            )
+        image = np.array(self._decoded(image_path, read_image))
+        label = np.array(self._decoded(label_path, read_index_map))
         if label.shape != image.shape[:2]:
             raise SegsmithError(
                 f"{label_path} is {_by(label.shape)} pixels, but its image is {_by(image.shape)}.",
@@ -138,86 +124,23 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         if wrong.size:
             raise SegsmithError(
                 f"{label_path} holds index {wrong[0]}, but classes.txt has {len(self.classes)} classes.",
-                "Add the class to classes.txt, or mend the label.",
+                "Add the class to classes.txt, or fix the label.",
             )
         return image, label
 
-
-RATE_EPOCHS = 4
-"""Epochs over which `EpochSampler.rates` averages."""
-
-
-class EpochSampler(Sampler[int]):
-    """Indices of one epoch in an order made of (seed, epoch), wrapped around so that every batch is full.
-
-    A full batch also spares batch normalisation the single image it cannot normalise. Where the images are both
-    real and generated, at least `real_share` of an epoch is real, each kind drawn as evenly as can be; where real
-    ones are drawn again, that goes by `labels`, the class indices of every image: each time to an image of the
-    class seen least so far, since generated images are there to even out the classes, and these should help.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        real: Sequence[bool] = (),
-        real_share: float = 0.5,
-        labels: Sequence[Collection[int]] = (),
-    ) -> None:
-        self.epoch = 0
-        self._seed = seed
-        self._labels = labels
-        self._length = length
-        self._total = math.ceil(length / batch_size) * batch_size
-        kinds = [[i for i in range(length) if real[i] is kind] for kind in (True, False)] if real else []
-        self._parts: list[tuple[Sequence[int], int]] = [(range(length), self._total)]
-        if all(kinds) and kinds:
-            wanted = round(max(real_share, len(kinds[0]) / length) * self._total)
-            self._parts = list(zip(kinds, (wanted, self._total - wanted), strict=True))
-
-    def __len__(self) -> int:
-        return self._total
-
-    @property
-    def rates(self) -> list[float]:
-        """How often each image is drawn in an epoch, on average over a few."""
-        epochs = [Counter(self._drawn(epoch)[0]) for epoch in range(RATE_EPOCHS)]
-        return [sum(counts[i] for counts in epochs) / RATE_EPOCHS for i in range(self._length)]
-
-    def __iter__(self) -> Iterator[int]:
-        drawn, generator = self._drawn(self.epoch)
-        order = (
-            range(self._total) if len(self._parts) == 1 else torch.randperm(self._total, generator=generator)
-        )
-        return iter([drawn[i] for i in order])
-
-    def _drawn(self, epoch: int) -> tuple[list[int], torch.Generator]:
-        """What an epoch holds, kind by kind, and the generator that has drawn it."""
-        generator = torch.Generator().manual_seed(seed_of("order", self._seed, epoch))
-        return [i for part, count in self._parts for i in self._spread(part, count, generator)], generator
-
-    def _spread(self, part: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
-        order = [part[i] for i in torch.randperm(len(part), generator=generator).tolist()]
-        known = [i for i in order if self._labels and self._labels[i]]
-        if len(self._parts) == 1 or count <= len(order) or not known:
-            return [order[i % len(order)] for i in range(count)]
-        return order + self._evened(known, count - len(order))
-
-    def _evened(self, images: Sequence[int], count: int) -> list[int]:
-        """`count` more of the images, one by one an image of the class seen least by then, in turns."""
-        queues: dict[int, deque[int]] = {}
-        for image in images:
-            for name in self._labels[image]:
-                queues.setdefault(name, deque()).append(image)
-        seen = Counter({name: len(queue) for name, queue in queues.items()})
-        drawn = []
-        for _ in range(count):
-            poorest = min(queues, key=lambda name: (seen[name], name))
-            queues[poorest].rotate(-1)
-            drawn.append(queues[poorest][-1])
-            seen.update(self._labels[drawn[-1]])
-        return drawn
+    def _decoded(self, path: Path, decode: Callable[[Path], T]) -> T:
+        try:
+            return decode(path)
+        except FileNotFoundError:
+            raise SegsmithError(
+                f"{path} is missing, but split {self.split!r} names it.", "Export the dataset again."
+            ) from None
+        except NotAnIndexMap as error:
+            raise SegsmithError(
+                f"{path} is not an index map: {error}.", "Save labels as 8-bit palette or grey PNG."
+            ) from None
+        except OSError as error:
+            raise SegsmithError(f"{path} cannot be read: {error}.", "Replace the file.") from None
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
@@ -274,14 +197,6 @@ def _image_path(root: Path, name: str) -> Path:
     raise SegsmithError(
         f"{root / 'JPEGImages'} has no image {name!r} (.png or .jpg).", "Export the dataset again."
     )
-
-
-def _header_size(path: Path) -> tuple[int, int]:
-    try:
-        with PILImage.open(path) as picture:
-            return picture.height, picture.width
-    except (OSError, UnidentifiedImageError) as error:
-        raise SegsmithError(f"{path} cannot be read: {error}.", "Replace the file.") from None
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
-from segsmith.files import png_bytes, write_atomic
+from segsmith.files import png_bytes, read_index_map, write_atomic
 from segsmith.types import IGNORE
 
 SAM = 1
@@ -123,8 +122,7 @@ def load_maps(path: Path, names: Sequence[str]) -> list[bytes]:
 
 def pixels_of(png: bytes) -> NDArray[np.uint8]:
     """(H, W) uint8 of one PNG of `load_maps`."""
-    with PILImage.open(io.BytesIO(png)) as picture:
-        return np.asarray(picture)
+    return read_index_map(png)
 
 
 def stack(samples: Sequence[Sample], size: tuple[int, int]) -> Sample:

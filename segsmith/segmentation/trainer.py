@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segsmith.config import TrainerConfig
-from segsmith.datasets.voc_folder import EpochSampler, VocFolder
+from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
 from segsmith.ids import seed_of
 from segsmith.segmentation.checkpoint import (
@@ -46,6 +46,7 @@ from segsmith.segmentation.recipe import (
     real_share,
     teacher_labels,
 )
+from segsmith.segmentation.sampler import EpochSampler
 from segsmith.segmentation.sources import LabelSources, SamLabels, Sample, save_maps, stack
 from segsmith.segmentation.transforms import place, restyle
 from segsmith.types import IGNORE

@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 from squares_dataset import write_item, write_squares
 
-from segsmith.datasets.voc_folder import EpochSampler, VocFolder
+from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
+from segsmith.segmentation.sampler import EpochSampler
 from segsmith.segmentation.sources import Sample, stack
 from segsmith.segmentation.transforms import place, restyle
 
