@@ -1,7 +1,6 @@
 """The whole build with its language model behind a URL: a real llama.cpp process, and one that misbehaves."""
 
 import pytest
-from scripted_chat_server import ScriptedChatServer
 
 from segsmith.config import Config, LLMConfig
 from segsmith.errors import SegsmithError
@@ -10,6 +9,7 @@ from segsmith.memory.run_folder import RunFolder
 from segsmith.prompts.vocabulary import load_vocabulary
 from segsmith.tools.llm.llamacpp import llama_server
 from segsmith.workflows.build import build_run
+from tests.tools.llm.scripted_chat_server import ScriptedChatServer
 
 KEY = "sk-a-key-nobody-may-find"
 SMALL = {

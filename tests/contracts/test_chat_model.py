@@ -17,12 +17,12 @@ from typing import Annotated, Literal
 import httpx
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from scripted_chat_server import UNENFORCED, ScriptedChatServer
 
 from segsmith.config import LLMConfig
 from segsmith.errors import BadReply, SegsmithError
 from segsmith.protocols import ChatModel
 from segsmith.tools.llm.chat import check_llm, open_chat
+from tests.tools.llm.scripted_chat_server import UNENFORCED, ScriptedChatServer
 
 VLLM_FLAGS = ("--dtype", "float32", "--enforce-eager")
 LONG = 400
@@ -238,7 +238,7 @@ def test_a_managed_server_that_lists_its_models_but_never_answers_is_reported(tm
     program.write_text(
         f"#!{sys.executable}\n"
         "import os, sys, time\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1] / 'tools' / 'llm')!r})\n"
         "from scripted_chat_server import ScriptedChatServer\n"
         "port = int(sys.argv[sys.argv.index('--port') + 1])\n"
         "ScriptedChatServer(lambda n: 'hang', key=os.environ['VLLM_API_KEY'], models=['m'], port=port)\n"

@@ -16,7 +16,7 @@ from segsmith.tools.images.diffusion import DiffusionBackend
 from segsmith.tools.images.hosted import HostedImages
 from segsmith.tools.images.simulator import Simulator
 from segsmith.types import ImageRequest
-from tests.servers.image_server import image_server
+from tests.tools.images.image_server import image_server
 
 SIZE = 64
 TOLERANCE = 1

@@ -8,7 +8,7 @@ from segsmith.config import load_config
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
 from segsmith.workflows.build import build_run
-from tests.servers.image_server import image_server
+from tests.tools.images.image_server import image_server
 
 pytest.importorskip("xllamacpp")
 PRICE = 0.04

@@ -7,7 +7,7 @@ from benchmarks import kill_anywhere as bench
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger
 from segsmith.workflows.build import build_run
-from tests.contracts.scripted_chat_server import ScriptedChatServer
+from tests.tools.llm.scripted_chat_server import ScriptedChatServer
 
 STAMMER = ("half", None, "half", None, None, None, "garbage", None, "half", None)
 """30 % half JSON, and some garbage."""

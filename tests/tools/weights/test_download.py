@@ -4,10 +4,10 @@ import hashlib
 import random
 
 import pytest
-from hub import serving
 
 from segsmith.errors import SegsmithError
 from segsmith.tools.weights.download import download
+from tests.tools.weights.hub_server import serving
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -3,7 +3,7 @@
 It stands in for a hosted image model in tests and benchmarks. What it does wrong is a function of the
 request's own key and of how often that request came, so a run meets the same faults whatever its timing.
 
-Run it alone: ``python -m tests.servers.image_server --port 8090``; its address is printed.
+Run it alone: ``python -m tests.tools.images.image_server --port 8090``; its address is printed.
 """
 
 from __future__ import annotations

@@ -1,17 +1,10 @@
-"""Presets, the catalogue, and what --preset auto picks."""
-
-from pathlib import Path
+"""What --preset auto picks."""
 
 import pytest
 
-from segsmith.config import PRESETS, load_config
 from segsmith.tools.machine import Gpu, Machine
-from segsmith.tools.weights.catalogue import KNOWN
-from segsmith.tools.weights.model_requirements import needs_of
 from segsmith.workflows import preset_selection as auto
 from segsmith.workflows.preset_selection import GB, choose
-
-DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def machine(*gpu_gb, disk=500):
@@ -67,18 +60,3 @@ def test_auto_never_picks_what_costs_money(world, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
     world.here = ("hosted",)
     assert choose(machine(), hub=world.hub).preset == "sim"
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_model_of_a_preset_is_known_and_argued(preset):
-    text = DOCS.read_text("utf-8")
-    for need in needs_of(load_config(preset=preset)):
-        if need.kind != "service":
-            assert need.known is not None, need.name
-            assert need.licence in text
-        assert need.where.rpartition("/")[2] in text or need.name in text
-
-
-def test_hashes_are_whole():
-    for name, known in KNOWN.items():
-        assert known.sha256 == "" or len(known.sha256) == 64, name

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from hub import COMMIT, serving
+
+from tests.tools.weights.hub_server import COMMIT, serving
 
 WEIGHTS = bytes(range(256)) * 2000
 REPOSITORIES = {

@@ -8,7 +8,7 @@ from segsmith.config import ImagesConfig
 from segsmith.errors import SegsmithError
 from segsmith.tools.images.hosted import HostedImages, check_hosted
 from segsmith.types import ImageRequest
-from tests.servers.image_server import image_server
+from tests.tools.images.image_server import image_server
 
 REQUESTS = [ImageRequest(f"a photo of a cat, take {i}", 1000 * i) for i in range(12)]
 
