@@ -86,8 +86,8 @@ def full(seed: int) -> dict[str, Any]:
         **judge_figures(deps),
         **label_figures(deps),
         **mask_figures(deps),
-        "real_miou": deps.ledger.get_meta("evaluation")["real"]["miou"],
-        "real_iou": deps.ledger.get_meta("evaluation")["real"]["iou"],
+        "real_miou": deps.ledger.evaluation["test_set"].miou,
+        "real_iou": dict(deps.ledger.evaluation["test_set"].iou),
     }
     deps.close()
     return figures
@@ -112,7 +112,7 @@ def judge_off(seed: int) -> dict[str, Any]:
     figures = {
         "precision": judge_figures(deps)["precision"],
         "mask_miou": mask_figures(deps)["mask_miou"],
-        "real_miou": deps.ledger.get_meta("evaluation")["real"]["miou"],
+        "real_miou": deps.ledger.evaluation["test_set"].miou,
     }
     deps.close()
     return figures
@@ -203,7 +203,7 @@ def variant(
     change_dataset(deps)
     deps.finalizer.train(on_epoch=lambda report: None)
     figures = {
-        "real_miou": deps.finalizer.evaluate()["real"]["miou"],
+        "real_miou": deps.finalizer.evaluate()["test_set"].miou,
         **label_figures(deps),
         **mask_figures(deps),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,3 +80,30 @@ class PatchScores:
 
     maps: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ClassTally:
+    """Counts of one class in one run. An image counts for the class that its prompt was written for."""
+
+    admitted: int = 0
+    """Prompts."""
+    drawn: int = 0
+    judged: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A segmenter's score on one set of images; IoUs and accuracy are in [0, 1]."""
+
+    miou: float
+    iou: Mapping[str, float | None]
+    """Class, "background" included, -> IoU; None for a class that neither truth nor prediction shows."""
+    pixel_accuracy: float
+    classes: tuple[str, ...]
+    """In the order of the rows and columns of `confusion`."""
+    examples: tuple[str, ...] = ()
+    """Ids of images whose predictions are kept in the run folder."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Pixels: rows are true classes, columns predicted ones."""

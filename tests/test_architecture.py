@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "segsmith"
 # Lowest first. A module may import its own package and whatever stands on an earlier line.
 LAYERS = (
     ("errors",),
-    ("types", "ids", "terminal_text"),
+    ("types", "reasons", "ids", "terminal_text"),
     ("files", "protocols", "presets"),
     ("config", "prompts", "world"),
     ("memory",),

@@ -9,6 +9,7 @@ from typing import Literal
 
 from segsmith.config import BudgetConfig, Config
 from segsmith.memory.ledger import Ledger
+from segsmith.types import ClassTally
 
 Reason = Literal["need_prompts", "draw", "quota_met", "stalled", "budget_spent", "nothing_accepted"]
 
@@ -19,24 +20,17 @@ SPARE = 1.25
 
 
 @dataclass(frozen=True)
-class ClassTally:
-    """Where one class stands. All counts of this run."""
+class ClassProgress:
+    """Where one class stands in this run."""
 
-    drawn: int = 0
-    judged: int = 0
-    accepted: int = 0
+    tally: ClassTally = field(default_factory=ClassTally)
     idle_rounds: int = 0
     """Rounds in a row in which the class asked for images and none was accepted."""
-
-    @classmethod
-    def of(cls, counts: Mapping[str, int], idle_rounds: int) -> ClassTally:
-        """From a row of `Ledger.tallies`; a class without one has drawn nothing."""
-        return cls(counts.get("drawn", 0), counts.get("judged", 0), counts.get("accepted", 0), idle_rounds)
 
     @property
     def expected_yield(self) -> float:
         """Accepted share of judged images, drawn towards the prior while few were judged; in (0, 1)."""
-        return (self.accepted + PRIOR_ACCEPTED) / (self.judged + PRIOR_JUDGED)
+        return (self.tally.accepted + PRIOR_ACCEPTED) / (self.tally.judged + PRIOR_JUDGED)
 
 
 @dataclass(frozen=True)
@@ -67,8 +61,7 @@ NOTHING_SPENT = Spent()
 
 def spent(ledger: Ledger) -> Spent:
     """From the ledger, so a run that goes on has not forgotten it."""
-    seconds = (ledger.get_meta("summary") or {}).get("wall_seconds", 0.0)
-    return Spent(seconds / 3600, sum(row.usd for row in ledger.usage().values()))
+    return Spent(ledger.summary.wall_seconds / 3600, sum(row.usd for row in ledger.usage().values()))
 
 
 def cap_reached(budget: BudgetConfig, drawn: int, rounds_done: int, cost: Spent) -> str:
@@ -84,33 +77,33 @@ def cap_reached(budget: BudgetConfig, drawn: int, rounds_done: int, cost: Spent)
 
 def plan_round(
     config: Config,
-    tallies: Mapping[str, ClassTally],
+    progress: Mapping[str, ClassProgress],
     waiting: Mapping[str, Sequence[str]],
     rounds_done: int,
     cost: Spent = NOTHING_SPENT,
 ) -> Plan:
-    """Decide the next round from the tallies and the admitted prompts still `waiting` to be drawn.
+    """Decide the next round from each class's progress and the admitted prompts still `waiting` to be drawn.
 
     A class with its quota stops writing and drawing. One that stayed idle for `budget.patience` rounds is
     given up. What remains asks for a little more prompts than its measured yield says it needs, at most
     `prompts.batch` a round, and for next round's prompts while this round's are drawn.
     """
-    missing = {c: config.wanted[c] - tallies[c].accepted for c in config.classes}
+    missing = {c: config.wanted[c] - progress[c].tally.accepted for c in config.classes}
     missing = {c: n for c, n in missing.items() if n > 0}
     if not missing:
         return Plan("quota_met")
-    hopeful = [c for c in missing if tallies[c].idle_rounds < config.budget.patience]
+    hopeful = [c for c in missing if progress[c].idle_rounds < config.budget.patience]
     if not hopeful:
-        return _stop("stalled", tallies, missing)
-    drawn = sum(t.drawn for t in tallies.values())
+        return _stop("stalled", progress, missing)
+    drawn = sum(p.tally.drawn for p in progress.values())
     left = math.inf if config.budget.max_images is None else config.budget.max_images - drawn
     if cap := cap_reached(config.budget, drawn, rounds_done, cost):
-        return _stop("budget_spent", tallies, missing, cap)
+        return _stop("budget_spent", progress, missing, cap)
 
     draw: list[str] = []
     write: dict[str, int] = {}
     for name in hopeful:
-        wanted = math.ceil(SPARE * missing[name] / tallies[name].expected_yield / config.images.per_prompt)
+        wanted = math.ceil(SPARE * missing[name] / progress[name].expected_yield / config.images.per_prompt)
         now = list(waiting.get(name, ()))[: min(wanted, config.prompts.batch)]
         draw += now
         short = min(wanted - len(now), config.prompts.batch) - (len(waiting.get(name, ())) - len(now))
@@ -124,8 +117,8 @@ def plan_round(
 
 
 def _stop(
-    reason: Reason, tallies: Mapping[str, ClassTally], missing: Mapping[str, int], cap: str = ""
+    reason: Reason, progress: Mapping[str, ClassProgress], missing: Mapping[str, int], cap: str = ""
 ) -> Plan:
     """End the drawing; a run with nothing to label says that instead."""
-    empty = not any(t.accepted for t in tallies.values())
+    empty = not any(p.tally.accepted for p in progress.values())
     return Plan("nothing_accepted" if empty else reason, missing=missing, cap=cap)

@@ -21,10 +21,27 @@ from segsmith.types import SEEDS_PER_PROMPT, Drawn, Gate, Image, ImageRequest, N
 
 log = logging.getLogger(__name__)
 
-Look = Callable[[Sequence[PromptRow], Sequence[Image]], Sequence[tuple[float, float]]]
-"""The judge's quick look: per picture the probability of its class, and the threshold it will have to reach."""
-BATCH_KEY = "image_batch_size"
-"""Ledger key of {backend: the batch that fitted}, so that a resumed run does not run out of memory again."""
+
+@dataclass(frozen=True)
+class Preview:
+    """An image that is still being drawn, and the prompt it is drawn for."""
+
+    prompt: PromptRow
+    image: Image
+
+
+@dataclass(frozen=True)
+class PreviewScore:
+    """What the judge's model makes of a preview."""
+
+    probability: float
+    """Of the prompt's class."""
+    threshold: float
+    """What the finished image will have to reach."""
+
+
+Look = Callable[[Sequence[Preview]], Sequence[PreviewScore]]
+"""Scores previews, for the online filter."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ class ImageAgent:
         self._max_usd = max_usd
         self._look = look
         self._stopped = stopped
-        fitted = (ledger.get_meta(BATCH_KEY) or {}).get(backend.name, config.batch_size)
+        fitted = ledger.batch_sizes.get(backend.name, config.batch_size)
         self._batch_size = min(config.batch_size, fitted)
 
     def waiting(self) -> dict[str, list[str]]:
@@ -217,18 +234,17 @@ class ImageAgent:
 
         def gate(indices: Sequence[int], previews: Sequence[Image]) -> list[NoImage | None]:
             tasks = [batch[index] for index in indices]
+            scores = look([Preview(task.prompt, image) for task, image in zip(tasks, previews, strict=True)])
             reasons: list[NoImage | None] = []
-            for task, (probability, threshold) in zip(
-                tasks, look([task.prompt for task in tasks], previews), strict=True
-            ):
+            for task, score in zip(tasks, scores, strict=True):
                 name = task.prompt.class_name
-                if probability < self._config.filter.floor * threshold:
+                if score.probability < self._config.filter.floor * score.threshold:
                     reasons.append("filtered")
                 elif self._enough(name, good, lacking):
                     reasons.append("quota")
                 else:
                     reasons.append(None)
-                    if probability >= threshold:
+                    if score.probability >= score.threshold:
                         good.setdefault(name, set()).add(task.id)
             return reasons
 
@@ -256,6 +272,6 @@ class ImageAgent:
                 "Set images.offload = 'sequential', a smaller images.size, or a smaller model.",
             )
         self._batch_size = tried // 2
-        sizes = self._ledger.get_meta(BATCH_KEY) or {}
-        self._ledger.set_meta(BATCH_KEY, {**sizes, self._backend.name: self._batch_size})
+        fitted = {**self._ledger.batch_sizes, self._backend.name: self._batch_size}
+        self._ledger.batch_sizes = fitted
         log.warning("out of memory: going on with batches of %d images", self._batch_size)

@@ -46,16 +46,16 @@ class RegionCheck:
 
     def calibrate(self, pictures: Iterable[tuple[Image, Outlined]]) -> None:
         """Measure what is usual, once a run."""
-        if self._ledger.get_meta("region_centre") is not None:
+        if self._ledger.region_centre is not None:
             return
         cosines = [self._cosines(image, found) for image, found in pictures]
         rows = np.concatenate(cosines) if cosines else np.zeros((0, len(self._texts)))
         centre = np.median(rows, axis=0).tolist() if len(rows) >= MIN_REGIONS else []
-        self._ledger.set_meta("region_centre", centre)
+        self._ledger.region_centre = centre
 
     def beliefs(self, image: Image, found: Outlined) -> list[float] | None:
         """For each region the probability of its class among all classes and backgrounds; None if uncalibrated."""
-        centre = self._ledger.get_meta("region_centre")
+        centre = self._ledger.region_centre
         if not centre:
             return None
         values = (self._cosines(image, found) - np.array(centre)) * self._encoder.logit_scale

@@ -141,6 +141,8 @@ def _keep_figures(run: Any, settings: Any) -> None:
 
 
 def _summary(end: dict[str, Any], settings: Any) -> None:
+    from segsmith.types import ClassTally
+
     run, evaluation, spent = end["run"], end["evaluation"], end["summary"]
     held_out = "real_val" if "real_val" in evaluation else "synthetic_val"
     if end["kind"] == "already_done":
@@ -149,26 +151,26 @@ def _summary(end: dict[str, Any], settings: Any) -> None:
     for heading in ("class", "accepted", "drawn", "yield", "IoU, held out", "IoU, real world"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for name in settings.classes:
-        tally = end["tallies"].get(name, {})
-        accepted, judged = tally.get("accepted", 0), tally.get("judged", 0)
+        tally = end["tallies"].get(name, ClassTally())
+        accepted, judged = tally.accepted, tally.judged
         table.add_row(
             shown(name),
             f"{accepted}/{settings.wanted[name]}",
-            str(tally.get("drawn", 0)),
+            str(tally.drawn),
             f"{accepted / judged:.0%}" if judged else "-",
-            *(_iou(evaluation, world, name) for world in (held_out, "real")),
+            *(_iou(evaluation, world, name) for world in (held_out, "test_set")),
         )
     out.print(table)
     for world, words in (
         ("synthetic_val", "held-out synthetic images"),
         ("real_val", "the real images of split val"),
-        ("real", "the real-style test world"),
+        ("test_set", "the real-style test world"),
     ):
         if world in evaluation:
-            out.print(f"mIoU on {words}: [b]{evaluation[world]['miou']:.3f}[/b]")
+            out.print(f"mIoU on {words}: [b]{evaluation[world].miou:.3f}[/b]")
     if end["accepted"]:
         out.print(f"uncertain pixels (255) in the masks: {end['ignore_share']:.1%}")
-    minutes, memory = spent.get("wall_seconds", 0) / 60, spent.get("peak_memory_mb", 0) / 1024
+    minutes, memory = spent.wall_seconds / 60, spent.peak_memory_mb / 1024
     out.print(
         f"{end['drawn']} images drawn, {end['accepted']} accepted, {minutes:.1f} min, peak {memory:.1f} GiB"
     )
@@ -190,5 +192,5 @@ def _summary(end: dict[str, Any], settings: Any) -> None:
 
 
 def _iou(evaluation: dict[str, Any], world: str, name: str) -> str:
-    value = evaluation.get(world, {}).get("iou", {}).get(name)
+    value = evaluation[world].iou.get(name) if world in evaluation else None
     return "-" if value is None else f"{value:.3f}"

@@ -98,7 +98,7 @@ def _finished(run: Path) -> bool:
 
     ledger = Ledger(RunFolder(run).ledger)
     try:
-        return ledger.get_meta("finished_at") is not None
+        return ledger.finished_at is not None
     finally:
         ledger.close()
 
@@ -143,7 +143,7 @@ def _take(run: Path, answers: Path) -> None:
         rows = read_answers(deps, answers)
         for row in rows:
             record(deps, row)
-        finished, changed = deps.ledger.get_meta("finished_at") is not None, stale(deps.ledger)
+        finished, changed = deps.ledger.finished_at is not None, stale(deps.ledger)
     out.print("1 decision is in the ledger" if len(rows) == 1 else f"{len(rows)} decisions are in the ledger")
     if not finished:
         out.print(f"go on with: {shown(shlex.join(['segsmith', 'step', str(run)]))}", soft_wrap=True)

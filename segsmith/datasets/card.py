@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -12,12 +12,13 @@ from segsmith.config import Config
 from segsmith.datasets.records import Record
 from segsmith.datasets.splits import SPLITS
 from segsmith.memory.ledger import Ledger
+from segsmith.types import ClassTally
 
 EXAMPLE_PROMPTS = 8
 WORLDS = {
     "synthetic_val": "held-out pictures of this dataset (labels by the same models)",
     "real_val": "real images of split val",
-    "real": "the real-style test world (exact labels)",
+    "test_set": "the real-style test world (exact labels)",
 }
 
 
@@ -26,7 +27,7 @@ def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str
     masks, tallies = ledger.masks(), ledger.tallies()
     generated = [r for r in records if r.source == "generated"]
     rows = [masks[r.id] for r in generated]
-    evaluation = ledger.get_meta("evaluation") or {}
+    evaluation = ledger.evaluation
     # Prompts are what models wrote: as one line of an indented block they cannot become Markdown.
     texts = dict.fromkeys(" ".join(r.prompt.text.split()) for r in generated)
     environment = Environment(
@@ -49,15 +50,16 @@ def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str
         backends=sorted({r.backend for r in generated}),
         models=list(ledger.models().values()),
         examples=list(texts)[:: max(1, len(texts) // EXAMPLE_PROMPTS)][:EXAMPLE_PROMPTS],
-        scores=[(words, evaluation[key]["miou"]) for key, words in WORLDS.items() if key in evaluation],
+        scores=[(words, evaluation[key].miou) for key, words in WORLDS.items() if key in evaluation],
         decisions=sum(r.id in verdicts for r in records),
         missing=[_missing(d) for _, _, d in ledger.events("missing")],
     )
 
 
-def _class(index: int, name: str, records: Sequence[Record], masks: Sequence[Any], tallies: Any) -> Any:
-    tally = tallies.get(name, {})
-    judged = tally.get("judged", 0)
+def _class(
+    index: int, name: str, records: Sequence[Record], masks: Sequence[Any], tallies: Mapping[str, ClassTally]
+) -> Any:
+    tally = tallies.get(name, ClassTally())
     known = [sum(m.pixels.values()) for m in masks]
     share = sum(m.pixels.get(name, 0) for m in masks) / max(1, sum(known))
     return {
@@ -65,7 +67,7 @@ def _class(index: int, name: str, records: Sequence[Record], masks: Sequence[Any
         "name": _cell(name),
         "images": sum(name in r.labels for r in records),
         "pixels": share,
-        "yield_": f"{tally.get('accepted', 0)} of {judged}" if judged else "-",
+        "yield_": f"{tally.accepted} of {tally.judged}" if tally.judged else "-",
     }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from segsmith.types import Evaluation
 
 if TYPE_CHECKING:
     from segsmith.graph.context import RunContext
@@ -25,9 +28,7 @@ class Finalizer:
         from segsmith.datasets.provenance import write_provenance
 
         summary = export_dataset(self._context.run, self._context.ledger, self._context.config)
-        write_provenance(
-            self._context.run, self._context.ledger, self._context.ledger.get_meta("versions") or {}
-        )
+        write_provenance(self._context.run, self._context.ledger, self._context.ledger.versions)
         self._context.ledger.log("exported", path=str(self._context.run.voc), splits=dict(summary.splits))
 
     def train(self, on_epoch: Callable[[Mapping[str, Any]], None]) -> None:
@@ -57,7 +58,7 @@ class Finalizer:
             if (report["epoch"], report["loss"]) not in heard:
                 told(report)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Evaluation]:
         """Score the segmenter on the dataset's own held-out images, and with the simulator on its test world.
 
         The held-out masks are the labeler's, so that score says how well the segmenter learnt them, unless they are
@@ -67,11 +68,13 @@ class Finalizer:
         from segsmith.tools.training import evaluate_segmenter
 
         checkpoint = str(self._context.run.checkpoints)
-        scores: dict[str, dict[str, Any]] = {}
+        scores: dict[str, Evaluation] = {}
         if (self._context.run.voc / "ImageSets" / "Segmentation" / "val.txt").read_text().strip():
             name = "synthetic_val" if self._context.real is None else "real_val"
-            scores[name] = evaluate_segmenter.invoke(
-                {"checkpoint": checkpoint, "dataset": str(self._context.run.voc), "split": "val"}
+            scores[name] = self._evaluation(
+                evaluate_segmenter.invoke(
+                    {"checkpoint": checkpoint, "dataset": str(self._context.run.voc), "split": "val"}
+                )
             )
         settings = self._context.config.evaluation
         if settings.images and self._context.config.images.backend == "simulator":
@@ -82,15 +85,21 @@ class Finalizer:
                 settings.seed,
                 self._context.config.images.size,
             )
-            scores["real"] = evaluate_segmenter.invoke(
+            score = evaluate_segmenter.invoke(
                 {"checkpoint": checkpoint, "dataset": str(world), "split": "test"}
             )
-            scores["real"]["examples"] = self._save_predictions(world)
-        classes = ["background", *self._context.config.classes]
-        return {
-            world: {**score, "iou": score["iou_per_class"], "classes": classes}
-            for world, score in scores.items()
-        }
+            scores["test_set"] = self._evaluation(score, self._save_predictions(world))
+        return scores
+
+    def _evaluation(self, score: Mapping[str, Any], examples: Sequence[str] = ()) -> Evaluation:
+        return Evaluation(
+            miou=math.nan if score["miou"] is None else score["miou"],
+            iou=score["iou_per_class"],
+            pixel_accuracy=math.nan if score["pixel_accuracy"] is None else score["pixel_accuracy"],
+            classes=("background", *self._context.config.classes),
+            examples=tuple(examples),
+            confusion=tuple(map(tuple, score["confusion"])),
+        )
 
     def _save_predictions(self, world: Path) -> list[str]:
         """Label maps of the first test pictures, for the report to show beside the truth; returns their ids."""

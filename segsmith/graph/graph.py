@@ -8,6 +8,7 @@ between its work and its checkpoint): ids and the ledger make that harmless.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -16,11 +17,13 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Send
 
-from segsmith.agents.director import ClassTally, cap_reached, plan_round, spent
+from segsmith.agents.director import ClassProgress, cap_reached, plan_round, spent
+from segsmith.agents.prompt.draft import Draft
 from segsmith.graph.context import RunContext
 from segsmith.graph.review_nodes import pause
 from segsmith.graph.state import PromptResult, PromptState, RunState
 from segsmith.review import decisions as review
+from segsmith.types import ClassTally
 
 Context = Runtime[RunContext]
 
@@ -33,32 +36,40 @@ def propose(state: PromptState, runtime: Context) -> dict[str, Any]:
     agent = runtime.context.prompt_agent
     rewritten = agent.refine(agent.returned(state.get("returned", [])))[: state["wanted"]]
     fresh = agent.propose(state["class_name"], state["wanted"] - len(rewritten), state["round"])
-    return {"drafts": [*rewritten, *fresh], "refines": 0, "admitted": 0}
+    return {"drafts": _stored([*rewritten, *fresh]), "refines": 0, "admitted": 0}
 
 
 def critique(state: PromptState, runtime: Context) -> dict[str, Any]:
     """Find what is wrong with each draft; cheapest test first."""
-    return {"drafts": runtime.context.prompt_agent.critique(state["drafts"])}
+    return {"drafts": _stored(runtime.context.prompt_agent.critique(_drafts(state)))}
 
 
 def admit(state: PromptState, runtime: Context) -> dict[str, Any]:
     """Remember the drafts without a problem."""
-    passed = [d for d in state["drafts"] if not d["problem"]]
-    ids = runtime.context.prompt_agent.admit(passed)
-    rest = [d for d in state["drafts"] if d["problem"] or d["id"] not in ids]
-    return {"drafts": rest, "admitted": state["admitted"] + len(ids)}
+    drafts = _drafts(state)
+    ids = runtime.context.prompt_agent.admit([draft for draft in drafts if draft.problem is None])
+    rest = [draft for draft in drafts if draft.problem is not None or draft.id not in ids]
+    return {"drafts": _stored(rest), "admitted": state["admitted"] + len(ids)}
 
 
 def refine(state: PromptState, runtime: Context) -> dict[str, Any]:
     """Rewrite the rejected drafts, told why they were rejected and what to keep away from."""
     agent = runtime.context.prompt_agent
-    return {"drafts": agent.refine(state["drafts"]), "refines": state["refines"] + 1}
+    return {"drafts": _stored(agent.refine(_drafts(state))), "refines": state["refines"] + 1}
 
 
 def drop(state: PromptState, runtime: Context) -> dict[str, Any]:
     """Give up on what is still rejected; counted under its reason."""
-    runtime.context.prompt_agent.drop(state["drafts"])
+    runtime.context.prompt_agent.drop(_drafts(state))
     return {"drafts": []}
+
+
+def _drafts(state: PromptState) -> list[Draft]:
+    return [Draft.from_state(item) for item in state["drafts"]]
+
+
+def _stored(drafts: Sequence[Draft]) -> list[dict[str, Any]]:
+    return [draft.to_state() for draft in drafts]
 
 
 def route_drafts(state: PromptState, runtime: Context) -> Literal["all_admitted", "rejected", "hopeless"]:
@@ -97,10 +108,10 @@ def direct(state: RunState, runtime: Context) -> dict[str, Any]:
         for name in state["write"]:
             idle[name] = idle.get(name, 0) + (not waiting.get(name))
     counts = context.ledger.tallies()
-    tallies = {c: ClassTally.of(counts.get(c, {}), idle.get(c, 0)) for c in context.config.classes}
-    plan = plan_round(context.config, tallies, waiting, state.get("round", 0), spent(context.ledger))
+    progress = {c: ClassProgress(counts.get(c, ClassTally()), idle.get(c, 0)) for c in context.config.classes}
+    plan = plan_round(context.config, progress, waiting, state.get("round", 0), spent(context.ledger))
     for name, short in plan.missing.items():
-        have = tallies[name].accepted
+        have = progress[name].tally.accepted
         context.ledger.log(
             "missing",
             **{"class": name, "have": have, "want": have + short, "reason": plan.reason, "cap": plan.cap},
@@ -155,7 +166,7 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
             raise _Enough
 
     counts = context.ledger.tallies()
-    lacking = {c: n - counts.get(c, {}).get("accepted", 0) for c, n in context.config.wanted.items()}
+    lacking = {c: n - counts.get(c, ClassTally()).accepted for c, n in context.config.wanted.items()}
     with suppress(_Enough):
         context.image_agent.draw(
             prompts, state.get("round", 0), limit=left, lacking=lacking, on_batch=on_batch
@@ -245,7 +256,7 @@ def export(state: RunState, runtime: Context) -> dict[str, Any]:
     context, tell = runtime.context, get_stream_writer()
     tell({"kind": "stage", "name": "exporting"})
     context.finalizer.export()
-    context.ledger.set_meta("built_from", review.inputs(context.ledger))
+    context.ledger.built_from = review.inputs(context.ledger)
     return {}
 
 
@@ -261,8 +272,8 @@ def evaluate(state: RunState, runtime: Context) -> dict[str, Any]:
     """Test the segmenter on the held-out split and, in the simulator, on the real-style world."""
     context, tell = runtime.context, get_stream_writer()
     tell({"kind": "stage", "name": "evaluating"})
-    context.ledger.set_meta("evaluation", context.finalizer.evaluate())
-    context.ledger.set_meta("finished_at", time.time())
+    context.ledger.evaluation = context.finalizer.evaluate()
+    context.ledger.finished_at = time.time()
     return {}
 
 

@@ -6,9 +6,7 @@ The whole state is stored at every step, so it must stay small whatever the size
 from __future__ import annotations
 
 import operator
-from typing import Annotated, TypedDict
-
-from segsmith.agents.prompt.draft import Draft
+from typing import Annotated, Any, TypedDict
 
 
 class RunState(TypedDict, total=False):
@@ -42,8 +40,8 @@ class PromptState(TypedDict, total=False):
     round: int
     returned: list[str]
     """Prompt ids to refine first, because the judge refused all their images."""
-    drafts: list[Draft]
-    """Drafts on their way: `agents.prompt.Draft`. Replaced by each step."""
+    drafts: list[dict[str, Any]]
+    """Drafts on their way, as `Draft.to_state` writes them. Replaced by each step."""
     refines: int
     """Refinements done; `prompts.max_refines` bounds them."""
 

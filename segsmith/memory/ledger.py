@@ -7,15 +7,17 @@ write is an upsert under an id made of what made the thing, so doing a step twic
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from segsmith.errors import SegsmithError
+from segsmith.types import ClassTally, Evaluation
 
 SCHEMA_VERSION = 3
 
@@ -177,17 +179,27 @@ class VerdictRow:
 
 
 @dataclass(frozen=True)
-class EvidenceRow:
-    """What the judge measured of a picture, once; every verdict can be made again from it."""
+class Evidence:
+    """What was measured of an image, once, and what its prompt asked for: all that a verdict is made from."""
 
     image_id: str
+    prompt_id: str
+    target: str
+    """The class that the prompt was written for."""
+    asked: tuple[str, ...]
+    """Every class that the prompt names."""
     cosines: tuple[float, ...]
-    text_shares: tuple[float, ...]
+    """CLIP cosine with each class of the list, then with each background prompt."""
     sharpness: float
     blank: bool
     duplicate_cosine: float
+    """Likeness to the most similar earlier image, in [-1, 1]."""
+    text_shares: tuple[float, ...] = ()
+    """The prompt's own probability of each class (prompt space of SynthSeg-Agents Fig. 3)."""
+    real: Mapping[str, float] = field(default_factory=dict)
+    """Class -> probability by the classifier trained on real images; only classes that it may judge."""
     signature: bytes = b""
-    """Little-endian float32; empty where it was not asked for."""
+    """Little-endian float32, compared with later images; `Ledger.signatures` reads it."""
 
 
 @dataclass(frozen=True)
@@ -261,8 +273,148 @@ class GuidanceRow:
     id: int = 0
 
 
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run has taken so far, over all its sessions."""
+
+    wall_seconds: float = 0.0
+    """Without the time that a reviewer took to decide."""
+    peak_memory_mb: float = 0.0
+    images_per_second: float = 0.0
+    """While drawing."""
+    command: str = ""
+    """The command that the last session was started with."""
+
+
+@dataclass(frozen=True)
+class DatasetInputs:
+    """What the exported dataset was made from; compared with the ledger it shows what is out of date."""
+
+    accepted: tuple[str, ...]
+    """Image ids, sorted."""
+    labels: tuple[tuple[str, tuple[str, ...]], ...]
+    """(image id, classes) of the accepted images that are labelled."""
+    masked: tuple[str, ...]
+    """Accepted images whose mask no reviewer rejected."""
+
+
+@dataclass(frozen=True)
+class ReviewMarks:
+    """What a reviewer has looked at, and what they leave to the agents."""
+
+    seen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Kind of decision -> subject -> the agents' decision at that time."""
+    auto: tuple[str, ...] = ()
+    """Kinds of decision, ``class:<name>``, or ``all``."""
+
+
+Value = TypeVar("Value")
+
+
+class _Meta(Generic[Value]):
+    """A property of the ledger, stored as JSON under `key` in table meta; `decode` gets None where it is unset."""
+
+    def __init__(
+        self, key: str, decode: Callable[[Any], Value], encode: Callable[[Value], Any] = lambda value: value
+    ) -> None:
+        self._key = key
+        self._decode = decode
+        self._encode = encode
+
+    @overload
+    def __get__(self, ledger: None, owner: type) -> _Meta[Value]: ...
+    @overload
+    def __get__(self, ledger: Ledger, owner: type) -> Value: ...
+    def __get__(self, ledger: Ledger | None, owner: type) -> _Meta[Value] | Value:
+        if ledger is None:
+            return self
+        row = ledger._one("SELECT value FROM meta WHERE key=?", self._key)
+        return self._decode(None if row is None else json.loads(row[0]))
+
+    def __set__(self, ledger: Ledger, value: Value) -> None:
+        with ledger._lock, ledger._db:
+            ledger._db.execute(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (self._key, _dump(self._encode(value)))
+            )
+
+
+def _mapping(stored: Any) -> Mapping[str, Any]:
+    return dict(stored or {})
+
+
+def _summary(stored: Any) -> RunSummary:
+    known = RunSummary.__dataclass_fields__
+    return RunSummary(**{key: value for key, value in (stored or {}).items() if key in known})
+
+
+def _evaluations(stored: Any) -> Mapping[str, Evaluation]:
+    """Ledgers written before the test set had that name call it "real"."""
+    return {
+        "test_set" if name == "real" else name: Evaluation(
+            miou=math.nan if score.get("miou") is None else score["miou"],
+            iou={c: _finite(iou) for c, iou in score.get("iou", {}).items()},
+            pixel_accuracy=math.nan if score.get("pixel_accuracy") is None else score["pixel_accuracy"],
+            classes=tuple(score.get("classes", score.get("iou", {}))),
+            examples=tuple(score.get("examples", ())),
+            confusion=tuple(map(tuple, score.get("confusion", ()))),
+        )
+        for name, score in (stored or {}).items()
+    }
+
+
+def _stored_evaluations(scores: Mapping[str, Evaluation]) -> dict[str, Any]:
+    return {
+        name: {**asdict(score), "iou": {c: _finite(iou) for c, iou in score.iou.items()}}
+        for name, score in scores.items()
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _inputs(stored: Any) -> DatasetInputs | None:
+    if stored is None:
+        return None
+    labels = tuple((image_id, tuple(classes)) for image_id, classes in stored["label"])
+    return DatasetInputs(tuple(stored["verdict"]), labels, tuple(stored["mask"]))
+
+
+def _stored_inputs(inputs: DatasetInputs | None) -> Any:
+    if inputs is None:
+        return None
+    return {"verdict": inputs.accepted, "label": inputs.labels, "mask": inputs.masked}
+
+
+def _marks(stored: Any) -> ReviewMarks:
+    stored = stored or {}
+    return ReviewMarks(stored.get("seen", {}), tuple(stored.get("auto", ())))
+
+
 class Ledger:
     """Typed access to the run's database; safe to share between threads of one process."""
+
+    schema_version = _Meta("schema_version", int)
+    run_id = _Meta("run_id", lambda stored: str(stored or ""))
+    """The run's name in a prompt memory that several runs share; "" before the first prompt."""
+    versions: _Meta[Mapping[str, str]] = _Meta("versions", _mapping)
+    """Package -> version, of the last session."""
+    summary = _Meta("summary", _summary, asdict)
+    thresholds: _Meta[Mapping[str, float]] = _Meta("thresholds", _mapping)
+    """Class -> probability that an image must reach, of the last judgement."""
+    logit_scale = _Meta("logit_scale", lambda stored: float(stored or 1.0))
+    """CLIP's, by which the judge multiplies cosines."""
+    region_centre: _Meta[list[float] | None] = _Meta("region_centre", lambda stored: stored)
+    """Median cosine of each text over regions; empty where there were too few, None before it was measured."""
+    batch_sizes: _Meta[Mapping[str, int]] = _Meta("image_batch_size", _mapping)
+    """Image backend -> the batch size that fitted, so that a resumed run does not run out of memory again."""
+    evaluation = _Meta("evaluation", _evaluations, _stored_evaluations)
+    """Keys: synthetic_val (held-out generated images), real_val (held-out real ones), test_set (simulator)."""
+    built_from = _Meta("built_from", _inputs, _stored_inputs)
+    """What the exported dataset was made from; None before the first export."""
+    finished_at: _Meta[float | None] = _Meta("finished_at", lambda stored: stored)
+    """Unix time at which the run finished; None while it has not."""
+    review_marks = _Meta("review", _marks, asdict)
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
@@ -284,7 +436,7 @@ class Ledger:
                 f"{path} is not a usable segsmith ledger ({error}).", "Name another run folder with --out."
             ) from None
         if int(version) < SCHEMA_VERSION:  # every later schema so far only adds tables: SCHEMA has made them
-            self.set_meta("schema_version", SCHEMA_VERSION)
+            self.schema_version = SCHEMA_VERSION
         elif int(version) > SCHEMA_VERSION:
             raise SegsmithError(
                 f"{path} has ledger schema {version}; this segsmith reads schema {SCHEMA_VERSION}.",
@@ -316,7 +468,8 @@ class Ledger:
     def add_verdicts(self, rows: Iterable[VerdictRow]) -> None:
         self._upsert("verdicts", [(r.image_id, int(r.accepted), r.reason, _dump(r.scores)) for r in rows])
 
-    def add_evidence(self, rows: Iterable[EvidenceRow]) -> None:
+    def add_evidence(self, rows: Iterable[Evidence]) -> None:
+        """Store what was measured of images; the rest of an `Evidence` is read from their prompts and labels."""
         self._upsert(
             "evidence",
             [
@@ -371,16 +524,7 @@ class Ledger:
                 "INSERT INTO events (at, kind, detail) VALUES (?, ?, ?)", (time.time(), kind, _dump(detail))
             )
 
-    def set_meta(self, key: str, value: Any) -> None:
-        with self._lock, self._db:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _dump(value)))
-
     # -- reading ----------------------------------------------------------------------------------
-
-    def get_meta(self, key: str) -> Any:
-        """The value last set, or None."""
-        row = self._one("SELECT value FROM meta WHERE key=?", key)
-        return None if row is None else json.loads(row[0])
 
     def prompts(self, status: PromptStatus | None = None) -> list[PromptRow]:
         """Prompts in the order they were written, of one status or all."""
@@ -416,14 +560,27 @@ class Ledger:
         rows = self._all("SELECT * FROM verdicts ORDER BY rowid")
         return {r[0]: VerdictRow(r[0], bool(r[1]), r[2], json.loads(r[3])) for r in rows}
 
-    def evidence(self) -> dict[str, EvidenceRow]:
-        """Image id -> what was measured, in the order of measuring, without the signatures."""
+    def evidence(self) -> dict[str, Evidence]:
+        """Image id -> what was measured of it, in the order of drawing, without the signatures."""
         rows = self._all(
-            """SELECT image_id, cosines, text_shares, sharpness, blank, duplicate_cosine
-               FROM evidence ORDER BY rowid"""
+            """SELECT e.image_id, i.prompt_id, p.class_name, p.classes, e.cosines, e.sharpness, e.blank,
+                      e.duplicate_cosine, e.text_shares, COALESCE(l.scores, '{}')
+               FROM evidence e JOIN images i ON i.id=e.image_id JOIN prompts p ON p.id=i.prompt_id
+               LEFT JOIN labels l ON l.image_id=e.image_id AND l.source='real' ORDER BY i.rowid"""
         )
         return {
-            r[0]: EvidenceRow(r[0], tuple(json.loads(r[1])), tuple(json.loads(r[2])), r[3], bool(r[4]), r[5])
+            r[0]: Evidence(
+                image_id=r[0],
+                prompt_id=r[1],
+                target=r[2],
+                asked=tuple(json.loads(r[3])),
+                cosines=tuple(json.loads(r[4])),
+                sharpness=r[5],
+                blank=bool(r[6]),
+                duplicate_cosine=r[7],
+                text_shares=tuple(json.loads(r[8])),
+                real=json.loads(r[9]),
+            )
             for r in rows
         }
 
@@ -476,8 +633,8 @@ class Ledger:
         rows = self._all("SELECT at, kind, detail FROM events WHERE ?1 IS NULL OR kind=?1 ORDER BY id", kind)
         return [(at, name, json.loads(detail)) for at, name, detail in rows]
 
-    def tallies(self) -> dict[str, dict[str, int]]:
-        """Per class the prompts were written for: admitted, drawn, judged and accepted counts."""
+    def tallies(self) -> dict[str, ClassTally]:
+        """Class -> counts of admitted prompts and of their images; a class without such a prompt is left out."""
         rows = self._all(
             """SELECT p.class_name, COUNT(DISTINCT p.id), COUNT(i.id), COUNT(v.image_id),
                       COALESCE(SUM(v.accepted), 0)
@@ -485,8 +642,7 @@ class Ledger:
                LEFT JOIN verdicts v ON v.image_id=i.id
                WHERE p.status='admitted' GROUP BY p.class_name"""
         )
-        keys = ("admitted", "drawn", "judged", "accepted")
-        return {row[0]: dict(zip(keys, row[1:], strict=True)) for row in rows}
+        return {row[0]: ClassTally(*row[1:]) for row in rows}
 
     # -- plumbing ---------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from segsmith.memory.ledger import ImageRow
 from segsmith.memory.run_folder import RunFolder
+from segsmith.reasons import VerdictReason
 from segsmith.report.sheets import NUMBERS
-from segsmith.report.statistics import REASONS, Book, finite, short, typical_sharpness
+from segsmith.report.statistics import Book, finite, short, typical_sharpness
 from segsmith.report.thumbnails import Overlay, overlay, spread, thumbnail
 
 STRIP, ACCEPTED, REJECTED, TEST = 12, 12, 12, 12
@@ -96,7 +97,7 @@ def _card(run: RunFolder, book: Book, image: ImageRow, classes: Sequence[str], t
         prompt=prompt.text,
         accepted=verdict.accepted,
         reason=short(verdict.reason),
-        reason_words=REASONS.get(verdict.reason, ""),
+        reason_words=VerdictReason.wording_of(verdict.reason),
         numbers=numbers,
         photo=thumbnail(run.image(image.id)),
         mask=overlay(run.mask(image.id), classes) if image.id in book.masks else None,
@@ -108,7 +109,8 @@ def _examples(folder: Path, book: Book, classes: Sequence[str]) -> list[Example]
 
     The segmenter's label maps lie beside the true ones, in ``Predictions/<id>.png``.
     """
-    ids = [str(i) for i in (book.evaluation.get("real") or {}).get("examples") or []][:TEST]
+    score = book.evaluation.get("test_set")
+    ids = score.examples[:TEST] if score else ()
     found = [
         Example(
             i,

@@ -45,17 +45,17 @@ def spent(book: Book) -> Spent:
     drawing, llm = book.drawing, book.usage.get("llm")
     speeds = [v for v in (finite(e.get("images_per_second")) for e in book.epochs) if v]
     return Spent(
-        wall_seconds=finite(book.summary.get("wall_seconds")),
+        wall_seconds=book.summary.wall_seconds or None,
         drawing_seconds=_total(drawing),
         training_seconds=_total(book.epochs),
-        images_per_second=finite(book.summary.get("images_per_second")),
+        images_per_second=book.summary.images_per_second or None,
         trained_per_second=sum(speeds) / len(speeds) if speeds else None,
-        peak_memory_mb=finite(book.summary.get("peak_memory_mb")),
+        peak_memory_mb=book.summary.peak_memory_mb or None,
         tokens_in=llm.tokens_in if llm else None,
         tokens_out=llm.tokens_out if llm else None,
         calls=llm.calls if llm else None,
         usd=sum(row.usd for row in book.usage.values()) if book.usage else None,
-        energy_wh=finite(book.summary.get("energy_wh")),
+        energy_wh=None,
     )
 
 

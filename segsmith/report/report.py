@@ -23,6 +23,7 @@ from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_folder import RunFolder
 from segsmith.report import cards, charts, costs, prompt_map, sheets, statistics, theme
 from segsmith.report.statistics import Book, finite, held_out
+from segsmith.types import Evaluation
 
 SCRIPTS = ("base", "marks", "sheets", "images", "lightbox", "prompts", "nav")
 
@@ -113,23 +114,24 @@ def _training(book: Book) -> dict[str, Any]:
         points = [(float(x), y) for x, y in values if y is not None]
         if points:
             curves.append((name, charts.line_chart(points, name, top=top)))
-    val, real = held_out(book), book.evaluation.get("real") or {}
-    names = list(dict.fromkeys([*val.get("iou", {}), *real.get("iou", {})]))
-    bars = [(n, finite(val.get("iou", {}).get(n)), finite(real.get("iou", {}).get(n))) for n in names]
+    val, real = held_out(book), book.evaluation.get("test_set")
+    val_iou, real_iou = (score.iou if score else {} for score in (val, real))
+    names = list(dict.fromkeys([*val_iou, *real_iou]))
+    bars = [(n, finite(val_iou.get(n)), finite(real_iou.get(n))) for n in names]
     confusions = [
         (title, confusion)
         for title, score in (("test world", real), ("own validation", val))
-        if (confusion := _confusion(score))
+        if score and (confusion := _confusion(score))
     ]
     return {"curves": curves, "iou_bars": bars, "confusions": confusions, "val": val, "real": real}
 
 
-def _confusion(score: Any) -> list[tuple[str, list[tuple[str, float]]]]:
+def _confusion(score: Evaluation) -> list[tuple[str, list[tuple[str, float]]]]:
     """Rows of (true class, [(predicted class, share of the true pixels)])."""
-    names, counts = score.get("classes") or [], score.get("confusion") or []
+    names = score.classes
     return [
         (name, [(other, statistics.ratio(n, sum(row)) or 0.0) for other, n in zip(names, row, strict=False)])
-        for name, row in zip(names, counts, strict=False)
+        for name, row in zip(names, score.confusion, strict=False)
     ]
 
 

@@ -21,40 +21,12 @@ from segsmith.memory.ledger import (
     MaskRow,
     ModelRow,
     PromptRow,
+    RunSummary,
     UsageRow,
     VerdictRow,
 )
-
-REASONS = {
-    "ok": "accepted",
-    "not_there": "the asked class stayed below its threshold",
-    "unlike_real": "the classifier trained on real images does not find the asked class",
-    "blurred": "far less sharp than the other pictures",
-    "blank": "empty or broken picture",
-    "duplicate": "nearly the same as another picture",
-    "beyond_top_k": "good, but its prompt had better ones",
-    "surplus": "good, but its class had enough",
-}
-"""The judge's reasons in plain words; one that is not here is shown as it stands."""
-
-PROBLEMS = {
-    "rule": "breaks a rule: its class is not named, or it is too long",
-    "off_topic": "reads more like another class",
-    "familiar": "too close to a prompt that is remembered",
-    "repeated": "its rewrite had been written before",
-    "irrational": "the language model found the scene makes no sense",
-    "unreviewed": "the language model gave no usable review",
-    "not_there": "its pictures did not show the class",
-    "bad_reply": "the language model gave no usable rewrite",
-}
-"""The prompt agent's reasons in plain words; one that is not here is shown as it stands."""
-
-SHORTFALLS = {
-    "stalled": "no accepted picture in several rounds",
-    "budget_spent": "the budget was spent",
-    "nothing_accepted": "not one picture was accepted",
-}
-"""Why a class was left short, in plain words; a reason that is not here is shown as it stands."""
+from segsmith.reasons import PromptProblem, Shortfall, VerdictReason
+from segsmith.types import Evaluation
 
 SOURCES = ("prompt", "clip", "relabel")
 KINDS: tuple[DecisionKind, ...] = ("prompt", "verdict", "label", "mask")
@@ -70,8 +42,8 @@ class Book:
     labels: Mapping[str, Mapping[str, LabelRow]]
     masks: Mapping[str, MaskRow]
     thresholds: Mapping[str, float]
-    summary: Mapping[str, Any]
-    evaluation: Mapping[str, Any]
+    summary: RunSummary
+    evaluation: Mapping[str, Evaluation]
     versions: Mapping[str, str]
     epochs: Sequence[Mapping[str, Any]]
     drawing: Sequence[Mapping[str, Any]]
@@ -131,10 +103,10 @@ def read_book(ledger: Ledger) -> Book:
         verdicts=ledger.verdicts(),
         labels={source: ledger.labels(source) for source in SOURCES},
         masks=ledger.masks(),
-        thresholds=ledger.get_meta("thresholds") or {},
-        summary=ledger.get_meta("summary") or {},
-        evaluation=ledger.get_meta("evaluation") or {},
-        versions=ledger.get_meta("versions") or {},
+        thresholds=ledger.thresholds,
+        summary=ledger.summary,
+        evaluation=ledger.evaluation,
+        versions=ledger.versions,
         epochs=_last_epochs(detail for _, kind, detail in events if kind == "epoch"),
         drawing=[detail for _, kind, detail in events if kind == "drawn"],
         shortfalls={
@@ -146,7 +118,7 @@ def read_book(ledger: Ledger) -> Book:
         models=ledger.models(),
         decisions={(k, subject): row for k in KINDS for subject, row in ledger.decisions(k).items()},
         guidance=ledger.guidance(active_only=False),
-        run_id=str(ledger.get_meta("run_id") or ""),
+        run_id=ledger.run_id,
         last_event=events[-1][0] if events else None,
     )
 
@@ -183,19 +155,19 @@ def image_funnel(book: Book) -> list[Step]:
 def reject_reasons(book: Book) -> list[tuple[str, str, int]]:
     """(reason, plain words, images), the most frequent first."""
     counts = Counter(book.verdicts[i.id].reason for i in book.rejected)
-    return [(short(r), REASONS.get(r, ""), n) for r, n in counts.most_common()]
+    return [(short(r), VerdictReason.wording_of(r), n) for r, n in counts.most_common()]
 
 
 def drop_reasons(book: Book) -> list[tuple[str, str, int]]:
     """(kind of problem a prompt was dropped for, plain words, prompts), the most frequent first."""
     problems = (str(p.critique.get("problem") or "") for p in book.prompts.values() if p.status == "dropped")
     counts = Counter(text.partition(":")[0] or "no reason kept" for text in problems)
-    return [(short(kind), PROBLEMS.get(kind, ""), n) for kind, n in counts.most_common()]
+    return [(short(kind), PromptProblem.wording_of(kind), n) for kind, n in counts.most_common()]
 
 
-def held_out(book: Book) -> Mapping[str, Any]:
+def held_out(book: Book) -> Evaluation | None:
     """The score on split val: of generated pictures, or of real ones in a run that enlarges a dataset."""
-    return book.evaluation.get("synthetic_val") or book.evaluation.get("real_val") or {}
+    return book.evaluation.get("synthetic_val") or book.evaluation.get("real_val")
 
 
 def class_rows(book: Book, config: Config) -> list[ClassRow]:
@@ -208,7 +180,7 @@ def class_rows(book: Book, config: Config) -> list[ClassRow]:
     for mask in book.masks.values():
         pixels.update(mask.pixels)
     area = len(book.masks) * config.images.size**2
-    val, real = (score.get("iou") or {} for score in (held_out(book), book.evaluation.get("real") or {}))
+    val, real = (score.iou if score else {} for score in (held_out(book), book.evaluation.get("test_set")))
     return [
         ClassRow(
             name,
@@ -232,7 +204,10 @@ def gaps(rows: Sequence[ClassRow], book: Book) -> list[tuple[ClassRow, str]]:
     A class that a later call filled up is no gap any more.
     """
     short_of = [row for row in rows if row.name in book.shortfalls and row.accepted < row.quota]
-    return [(row, SHORTFALLS.get(book.shortfalls[row.name], book.shortfalls[row.name])) for row in short_of]
+    return [
+        (row, Shortfall.wording_of(book.shortfalls[row.name]) or book.shortfalls[row.name])
+        for row in short_of
+    ]
 
 
 def typical_sharpness(book: Book) -> float | None:

@@ -7,7 +7,6 @@ crash, and a conversation that is broken off goes on at the very item.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -15,11 +14,10 @@ from typing import Any, Literal, get_args
 from segsmith.agents.labeler import made_for
 from segsmith.errors import SegsmithError
 from segsmith.ids import make_id
-from segsmith.memory.ledger import DecisionKind, DecisionRow, Ledger
+from segsmith.memory.ledger import DatasetInputs, DecisionKind, DecisionRow, Ledger
 from segsmith.review.reviewed_run import ReviewedRun
 
 KINDS: tuple[DecisionKind, ...] = get_args(DecisionKind)
-META = "review"
 
 
 # -- what waits ------------------------------------------------------------------------------------
@@ -82,9 +80,9 @@ def class_of(ledger: Ledger) -> dict[str, str]:
 
 def mark_seen(ledger: Ledger, kind: DecisionKind, ids: Sequence[str]) -> None:
     """Remember that a person has looked at these as they stand now."""
-    kept, now = ledger.get_meta(META) or {}, subjects(ledger, kind)
-    seen = {**kept.get("seen", {}).get(kind, {}), **{i: now[i] for i in ids if i in now}}
-    ledger.set_meta(META, {**kept, "seen": {**kept.get("seen", {}), kind: seen}})
+    marks, now = ledger.review_marks, subjects(ledger, kind)
+    seen = {**marks.seen.get(kind, {}), **{i: now[i] for i in ids if i in now}}
+    ledger.review_marks = replace(marks, seen={**marks.seen, kind: seen})
 
 
 def changed_from(ledger: Ledger, kind: DecisionKind, subject: str) -> str:
@@ -97,24 +95,25 @@ def changed_from(ledger: Ledger, kind: DecisionKind, subject: str) -> str:
 
 def unmark(ledger: Ledger, kind: DecisionKind, subject: str) -> None:
     """Forget that a person has looked, so that the item is shown again after a break."""
-    kept = ledger.get_meta(META) or {}
-    seen = {i: s for i, s in kept.get("seen", {}).get(kind, {}).items() if i != subject}
-    ledger.set_meta(META, {**kept, "seen": {**kept.get("seen", {}), kind: seen}})
+    marks = ledger.review_marks
+    seen = {i: s for i, s in marks.seen.get(kind, {}).items() if i != subject}
+    ledger.review_marks = replace(marks, seen={**marks.seen, kind: seen})
 
 
 def autos(ledger: Ledger) -> list[str]:
     """What a person leaves to the agents: kinds, ``class:<name>``, or ``all``."""
-    return list((ledger.get_meta(META) or {}).get("auto", []))
+    return list(ledger.review_marks.auto)
 
 
 def set_auto(ledger: Ledger, what: str | None) -> None:
     """Leave `what` to the agents from now on; None: nothing any more."""
-    kept = ledger.get_meta(META) or {}
-    ledger.set_meta(META, {**kept, "auto": [] if what is None else sorted({*kept.get("auto", []), what})})
+    marks = ledger.review_marks
+    auto = () if what is None else tuple(sorted({*marks.auto, what}))
+    ledger.review_marks = replace(marks, auto=auto)
 
 
 def _seen(ledger: Ledger, kind: DecisionKind) -> Mapping[str, str]:
-    return (ledger.get_meta(META) or {}).get("seen", {}).get(kind, {})
+    return ledger.review_marks.seen.get(kind, {})
 
 
 # -- what a person decides -------------------------------------------------------------------------
@@ -131,7 +130,7 @@ def check_decision(deps: ReviewedRun, row: DecisionRow) -> DecisionRow:
         if not isinstance(text, str):
             raise SegsmithError("An edited prompt needs its text.", 'Give "value": {"text": "..."}.')
         draft = deps.prompt_agent.edited(row.subject, text)  # complains about a text that cannot be drawn
-        return replace(row, value={"text": draft["text"]})
+        return replace(row, value={"text": draft.text})
     if row.action == "edit" and row.kind == "verdict":
         raise SegsmithError("A verdict is accepted or rejected, not edited.", "Use accept or reject.")
     if row.action == "edit":
@@ -218,28 +217,28 @@ def _checked_labels(deps: ReviewedRun, labels: Any) -> list[str]:
 Stale = Literal["verdict", "label", "mask", ""]
 
 
-def inputs(ledger: Ledger) -> dict[str, Any]:
+def inputs(ledger: Ledger) -> DatasetInputs:
     """What each later stage was made from; compared with what it is now, it says where to go on."""
     labels = ledger.labels("relabel")
     accepted = sorted(row.id for row in ledger.accepted())
     dropped = ledger.rejected("mask")
-    return {
-        "verdict": accepted,
-        "label": [[i, list(labels[i].classes)] for i in accepted if i in labels],
-        "mask": [i for i in accepted if i not in dropped],
-    }
+    return DatasetInputs(
+        accepted=tuple(accepted),
+        labels=tuple((i, labels[i].classes) for i in accepted if i in labels),
+        masked=tuple(i for i in accepted if i not in dropped),
+    )
 
 
 def stale(ledger: Ledger) -> Stale:
     """The earliest kind of decision that changed since the dataset was written; "" when none did."""
-    before = ledger.get_meta("built_from")
+    before, now = ledger.built_from, inputs(ledger)
     if before is None:
         return ""
-    if overruled(ledger):
+    if overruled(ledger) or before.accepted != now.accepted:
         return "verdict"
-    now = json.loads(json.dumps(inputs(ledger)))
-    kinds: tuple[Stale, ...] = ("verdict", "label", "mask")
-    return next((kind for kind in kinds if before[kind] != now[kind]), "")
+    if before.labels != now.labels:
+        return "label"
+    return "mask" if before.masked != now.masked else ""
 
 
 REENTER = {"verdict": "judge", "label": "label", "mask": "segment"}

@@ -18,21 +18,9 @@ from segsmith.memory.ledger import (
     PromptRow,
     VerdictRow,
 )
+from segsmith.reasons import VerdictReason
 
 Standing = Literal["any", "accepted", "rejected"]
-
-WORDS = {
-    "ok": "it passed every test",
-    "blank": "the picture is blank or broken",
-    "duplicate": "it is nearly the same as an earlier picture",
-    "blurred": "it is far less sharp than the others",
-    "not_there": "the {target} is under its threshold",
-    "beyond_top_k": "its prompt has better pictures",
-    "unlike_real": "the classifier trained on your real images does not find {target} in it",
-    "surplus": "{target} has its quota of better pictures",
-    "person": "a person decided so",
-}
-"""The judge's reasons in words."""
 
 FOUND = {
     "sam:ok": "SAM, from points on the seed",
@@ -155,7 +143,7 @@ class RunFacts:
         verdict = self.verdicts.get(image_id)
         if verdict is None:
             return "not judged yet"
-        scores, name = verdict.scores, self.target(image_id)
+        scores = verdict.scores
         numbers = {
             "not_there": ("probability", "threshold"),
             "ok": ("probability", "threshold"),
@@ -163,7 +151,7 @@ class RunFacts:
             "blurred": ("sharpness",),
         }.get(verdict.reason, ())
         grounds = ", ".join(f"{key} {scores[key]:.3f}" for key in numbers if key in scores)
-        words = WORDS.get(verdict.reason, verdict.reason).format(target=name)
+        words = VerdictReason.wording_of(verdict.reason) or verdict.reason
         return f"{'accepted' if verdict.accepted else 'rejected'}, {verdict.reason}: {words}" + (
             f" ({grounds})" if grounds else ""
         )

@@ -16,7 +16,7 @@ from segsmith.config import Config
 from segsmith.errors import SegsmithError
 from segsmith.files import PART
 from segsmith.graph.context import RunContext
-from segsmith.memory.ledger import Ledger
+from segsmith.memory.ledger import Ledger, RunSummary
 from segsmith.memory.run_config import RunRecord, installed_versions, read_record, resumed, write_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.review.decisions import REENTER, stale
@@ -85,7 +85,7 @@ def build_run(
         snapshot = graph.get_state(options)
         if snapshot.values and (node := _taken_up_at(deps, snapshot)):
             graph.update_state(options, {}, as_node=node)
-            deps.ledger.set_meta("finished_at", None)
+            deps.ledger.finished_at = None
             snapshot = graph.get_state(options)
         if snapshot.values and not _waiting(snapshot):
             if not run.report.exists():  # it was killed between its last node and its report
@@ -93,7 +93,7 @@ def build_run(
             yield {"kind": "already_done", **_ending(deps, snapshot.values)}
             return
         yield {"kind": "start", "resumed": bool(snapshot.values), "tallies": deps.ledger.tallies()}
-        deps.ledger.set_meta("versions", installed_versions())
+        deps.ledger.versions = installed_versions()
         deps.ledger.add_models(model_rows(config))
         clock = _Clock(deps, command)
         given: Any = None if snapshot.values else {"round": 0}
@@ -188,7 +188,7 @@ class _Clock:
 
     def __init__(self, deps: RunContext, command: str) -> None:
         self._deps = deps
-        self._before = deps.ledger.get_meta("summary") or {}
+        self._before = deps.ledger.summary
         self._started = time.monotonic()
         self._command = command
 
@@ -206,14 +206,11 @@ class _Clock:
         )
         drawing = [detail for _, _, detail in self._deps.ledger.events("drawn")]
         images, seconds = (sum(d[key] for d in drawing) for key in ("images", "seconds"))
-        self._deps.ledger.set_meta(
-            "summary",
-            {
-                "wall_seconds": self._before.get("wall_seconds", 0.0) + elapsed,
-                "peak_memory_mb": max(memory, self._before.get("peak_memory_mb", 0.0)),
-                "images_per_second": images / seconds if seconds else 0.0,
-                "command": self._command or self._before.get("command", ""),
-            },
+        self._deps.ledger.summary = RunSummary(
+            wall_seconds=self._before.wall_seconds + elapsed,
+            peak_memory_mb=max(memory, self._before.peak_memory_mb),
+            images_per_second=images / seconds if seconds else 0.0,
+            command=self._command or self._before.command,
         )
 
 
@@ -235,7 +232,7 @@ def _ending(deps: RunContext, state: Mapping[str, Any]) -> Event:
         "drawn": len(deps.ledger.images()),
         "accepted": sum(v.accepted for v in verdicts),
         "ignore_share": sum(m.ignore_share for m in masks) / max(len(masks), 1),
-        "evaluation": deps.ledger.get_meta("evaluation") or {},
-        "summary": deps.ledger.get_meta("summary") or {},
+        "evaluation": deps.ledger.evaluation,
+        "summary": deps.ledger.summary,
         "run": deps.run,
     }

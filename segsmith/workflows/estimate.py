@@ -131,12 +131,12 @@ def key_of(config: Config) -> str:
 def measure(ledger: Ledger, run: RunFolder, config: Config) -> Figures | None:
     """The figures of one run, or None when it drew too little to tell."""
     tallies = ledger.tallies().values()
-    drawn, judged, accepted = (sum(t[k] for t in tallies) for k in ("drawn", "judged", "accepted"))
-    prompts = sum(t["admitted"] for t in tallies)
+    drawn, judged, accepted = (sum(getattr(t, k) for t in tallies) for k in ("drawn", "judged", "accepted"))
+    prompts = sum(t.admitted for t in tallies)
     if drawn < MIN_IMAGES or not accepted or not prompts:
         return None
     drawing = sum(detail["seconds"] for _, _, detail in ledger.events("drawn"))
-    wall = (ledger.get_meta("summary") or {}).get("wall_seconds", drawing)
+    wall = ledger.summary.wall_seconds or drawing
     tokens = _tokens(ledger)
     images_usage = ledger.usage().get("images")
     return Figures(

@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from segsmith.types import ClassTally
+
 STAGES = {
     "relabelling": "relabelling every picture with a ViT that did not train on it",
     "segmenting": "masks: seeds, skeleton points, SAM",
@@ -82,7 +84,7 @@ class BuildProgress:
 
     def _on_start(self, event: Mapping[str, Any]) -> None:
         tallies = event["tallies"]
-        self._accepted_at_start = sum(t["accepted"] for t in tallies.values())
+        self._accepted_at_start = sum(t.accepted for t in tallies.values())
         if event["resumed"]:
             self._console.print(f"going on: {self._accepted_at_start} images are accepted already")
         self._tallies(tallies)
@@ -103,8 +105,8 @@ class BuildProgress:
 
     def _on_judge(self, event: Mapping[str, Any]) -> None:
         self._tallies(event["tallies"])
-        accepted = sum(t["accepted"] for t in event["tallies"].values())
-        drawn = sum(t["drawn"] for t in event["tallies"].values())
+        accepted = sum(t.accepted for t in event["tallies"].values())
+        drawn = sum(t.drawn for t in event["tallies"].values())
         wanted = sum(self._quotas.values())
         left = self._time_left(accepted, wanted)
         self._say(f"judged: {accepted}/{wanted} accepted of {drawn} drawn{left}", accepted, wanted)
@@ -125,10 +127,10 @@ class BuildProgress:
             quiet=event["epoch"] < event["epochs"],
         )
 
-    def _tallies(self, tallies: Mapping[str, Mapping[str, int]]) -> None:
+    def _tallies(self, tallies: Mapping[str, ClassTally]) -> None:
         for name, task in self._bars.items():
-            tally = tallies.get(name, {})
-            judged, accepted = tally.get("judged", 0), tally.get("accepted", 0)
+            tally = tallies.get(name, ClassTally())
+            judged, accepted = tally.judged, tally.accepted
             share = f"  yield {accepted / judged:4.0%}" if judged else ""
             self._progress.update(task, completed=accepted, note=f"{accepted:>4}/{self._quotas[name]}{share}")
 

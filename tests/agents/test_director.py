@@ -4,21 +4,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segsmith.agents.director import ClassTally, plan_round
+from segsmith.agents.director import ClassProgress, plan_round
 from segsmith.config import Config
+from segsmith.types import ClassTally
 
 CONFIG = Config(classes=("cat", "dog"), per_class=10)
 
 
+def stand(drawn=0, judged=0, accepted=0, idle_rounds=0):
+    return ClassProgress(ClassTally(drawn=drawn, judged=judged, accepted=accepted), idle_rounds)
+
+
 def test_nothing_yet_asks_for_prompts_for_every_class():
-    plan = plan_round(CONFIG, {"cat": ClassTally(), "dog": ClassTally()}, {}, 0)
+    plan = plan_round(CONFIG, {"cat": stand(), "dog": stand()}, {}, 0)
     assert plan.reason == "need_prompts"
     assert set(plan.write) == {"cat", "dog"}
     assert all(0 < n <= CONFIG.prompts.batch for n in plan.write.values())
 
 
 def test_a_class_with_its_quota_neither_writes_nor_draws():
-    tallies = {"cat": ClassTally(20, 20, 10), "dog": ClassTally(5, 5, 3)}
+    tallies = {"cat": stand(20, 20, 10), "dog": stand(5, 5, 3)}
     plan = plan_round(CONFIG, tallies, {"cat": ["p1"], "dog": ["p2"]}, 3)
     assert plan.reason == "draw"
     assert plan.draw == ("p2",)
@@ -26,34 +31,36 @@ def test_a_class_with_its_quota_neither_writes_nor_draws():
 
 
 def test_writes_the_next_round_while_drawing_this_one():
-    plan = plan_round(CONFIG, {"cat": ClassTally(), "dog": ClassTally(10, 10, 10)}, {"cat": ["p1"]}, 1)
+    plan = plan_round(CONFIG, {"cat": stand(), "dog": stand(10, 10, 10)}, {"cat": ["p1"]}, 1)
     assert plan.reason == "draw"
     assert plan.write["cat"] > 0
 
 
 def test_a_little_more_is_asked_for_than_the_yield_calls_for():
     # one image short at a yield of a half: one prompt of two images would do in the mean, so often not
-    tallies = {"cat": ClassTally(18, 18, 9), "dog": ClassTally(20, 20, 10)}
+    tallies = {"cat": stand(18, 18, 9), "dog": stand(20, 20, 10)}
     assert plan_round(CONFIG, tallies, {}, 4).write == {"cat": 2}
 
 
 @pytest.mark.parametrize(
     ("tallies", "rounds", "reason"),
     [
-        ({"cat": ClassTally(20, 20, 10), "dog": ClassTally(20, 20, 10)}, 5, "quota_met"),
-        ({"cat": ClassTally(20, 20, 10), "dog": ClassTally(20, 20, 4, idle_rounds=4)}, 5, "stalled"),
-        ({"cat": ClassTally(20, 20, 9), "dog": ClassTally(20, 20, 4)}, 40, "budget_spent"),
-        ({"cat": ClassTally(9, 9, 0, 4), "dog": ClassTally(9, 9, 0, 4)}, 5, "nothing_accepted"),
+        ({"cat": stand(20, 20, 10), "dog": stand(20, 20, 10)}, 5, "quota_met"),
+        ({"cat": stand(20, 20, 10), "dog": stand(20, 20, 4, idle_rounds=4)}, 5, "stalled"),
+        ({"cat": stand(20, 20, 9), "dog": stand(20, 20, 4)}, 40, "budget_spent"),
+        ({"cat": stand(9, 9, 0, 4), "dog": stand(9, 9, 0, 4)}, 5, "nothing_accepted"),
     ],
 )
 def test_stops_with_a_reason(tallies, rounds, reason):
     plan = plan_round(CONFIG, tallies, {}, rounds)
     assert plan.reason == reason
-    assert dict(plan.missing) == {c: 10 - t.accepted for c, t in tallies.items() if t.accepted < 10}
+    assert dict(plan.missing) == {
+        c: 10 - t.tally.accepted for c, t in tallies.items() if t.tally.accepted < 10
+    }
 
 
 def test_one_stalled_class_does_not_stop_the_other():
-    tallies = {"cat": ClassTally(20, 20, 0, idle_rounds=4), "dog": ClassTally(5, 5, 3)}
+    tallies = {"cat": stand(20, 20, 0, idle_rounds=4), "dog": stand(5, 5, 3)}
     plan = plan_round(CONFIG, tallies, {"cat": ["p1"], "dog": ["p2"]}, 3)
     assert plan.draw == ("p2",)
 
@@ -65,7 +72,7 @@ def test_one_stalled_class_does_not_stop_the_other():
 def test_a_plan_always_leads_somewhere(accepted, extra, idle, rounds, waiting, limit):
     config = Config(classes=("cat",), per_class=10, budget={"max_images": limit})
     judged = accepted + extra
-    tally = ClassTally(judged, judged, accepted, idle)
+    tally = stand(judged, judged, accepted, idle)
     plan = plan_round(config, {"cat": tally}, {"cat": [f"p{i}" for i in range(waiting)]}, rounds)
     if plan.reason == "draw":
         assert plan.draw

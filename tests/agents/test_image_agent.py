@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segsmith.agents.image import ImageAgent
+from segsmith.agents.image import ImageAgent, PreviewScore
 from segsmith.config import ImagesConfig
 from segsmith.errors import Cancelled, OutOfMemory, SegsmithError
 from segsmith.files import png_bytes, read_image
@@ -199,7 +199,7 @@ class Previewing(Backend):
 def looks(values):
     """A judge's look that gives these probabilities in turn, with a threshold of one half."""
     left = iter(values)
-    return lambda prompts, previews: [(next(left), 0.5) for _ in prompts]
+    return lambda previews: [PreviewScore(next(left), 0.5) for _ in previews]
 
 
 def test_hopeless_pictures_are_given_up_for_good(place):

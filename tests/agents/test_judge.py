@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segsmith.agents.judge.agent import Evidence, calibrate, class_probabilities, decide, with_article
+from segsmith.agents.judge.agent import calibrate, class_probabilities, decide, with_article
 from segsmith.config import JudgeConfig
+from segsmith.memory.ledger import Evidence
 from segsmith.segmentation.quality import is_blank, sharpness
 
 CONFIG = JudgeConfig(top_k=2, min_probability=0.32)

@@ -5,12 +5,13 @@ import re
 import string
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from segsmith.agents.prompt.agent import PromptAgent
-from segsmith.agents.prompt.draft import REASONS, reason_of
+from segsmith.agents.prompt.draft import Draft
 from segsmith.agents.prompt.label_sets import LabelSets
 from segsmith.agents.prompt.rules import broken_rule, make_lexicon, named_classes, spoken_name
 from segsmith.agents.prompt.space import Planner, compose_sentence, with_article
@@ -20,6 +21,7 @@ from segsmith.memory.ledger import GuidanceRow, ImageRow, Ledger, VerdictRow
 from segsmith.memory.prompt_memory import PromptMemory
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import load_vocabulary
+from segsmith.reasons import PromptProblem
 from segsmith.world.language import COLOURS, LIGHTS, PLACES, STATES, WEATHERS, parse
 from segsmith.world.nouns import VOC_CLASSES, find_noun
 
@@ -31,6 +33,10 @@ SYNONYMS = {
     "diningtable": ("diningtable", "dining table", "table"),
 }
 WORDS = load_vocabulary()
+
+
+def reason_of(draft):
+    return draft.problem.reason if draft.problem else ""
 
 
 def synonyms(name):
@@ -109,9 +115,9 @@ class Setup:
         drafts, ids = self.agent.propose(class_name, wanted, number), []
         for last in (False, False, True):
             drafts = self.agent.critique(drafts)
-            new = self.agent.admit([d for d in drafts if not d["problem"]])
+            new = self.agent.admit([d for d in drafts if d.problem is None])
             ids += new
-            drafts = [d for d in drafts if d["id"] not in new]
+            drafts = [d for d in drafts if d.id not in new]
             if not drafts:
                 break
             if last:
@@ -242,6 +248,24 @@ def test_a_class_no_list_knows_gets_every_place_and_general_states():
     assert WORDS.suited(("tourist_bus",)) == WORDS.suited(("bus",))
 
 
+# -- drafts in the graph's state -------------------------------------------------------------------
+
+
+def test_a_draft_in_a_checkpoint_of_earlier_versions_is_read():
+    """They stored drafts in this very form: plain JSON with "reason: text" as the problem."""
+    stored = {
+        "id": "p-1", "class_name": "dog", "text": "a photo of a dog", "attributes": {"place": "park"},
+        "parent_id": None, "refines": 1, "round": 2, "classes": ["dog"],
+        "problem": "familiar: it is too close to 'a: b'", "numbers": {"nearest_cosine": 0.97}, "nearest": "a: b",
+    }  # fmt: skip
+    draft = Draft.from_state(stored)
+    assert draft.problem.reason is PromptProblem.FAMILIAR
+    assert draft.problem.text == "it is too close to 'a: b'"
+    assert draft.to_state() == stored
+    del stored["nearest"]
+    assert Draft.from_state({**stored, "problem": ""}).problem is None
+
+
 # -- exploration -----------------------------------------------------------------------------------
 
 
@@ -303,10 +327,10 @@ def test_a_weak_model_picks_cells_and_the_template_says_them():
     drafts = setup.agent.propose("dog", 6, 0)
     assert len(drafts) == 6
     for draft in drafts:
-        assert json.loads(json.dumps(draft)) == draft
-        assert draft["classes"] == ["dog"]
-        assert WORDS.places[draft["attributes"]["place"]] in draft["text"]
-        assert draft["text"].startswith("a photo of ")
+        assert Draft.from_state(json.loads(json.dumps(draft.to_state()))) == draft
+        assert draft.classes == ("dog",)
+        assert WORDS.places[draft.attributes["place"]] in draft.text
+        assert draft.text.startswith("a photo of ")
     assert all(set(q["properties"]) <= {"place", "light", "weather", "state"} for q in setup.chat.asked)
     assert not setup.ledger.prompts()
 
@@ -314,7 +338,7 @@ def test_a_weak_model_picks_cells_and_the_template_says_them():
 def test_the_same_run_asks_the_same_and_another_seed_does_not():
     def ask(seed):
         setup = Setup(seed=seed)
-        texts = [d["text"] for d in setup.agent.propose("dog", 4, 1)]
+        texts = [d.text for d in setup.agent.propose("dog", 4, 1)]
         return texts, sorted(q["seed"] for q in setup.chat.asked)
 
     assert ask(3) == ask(3)
@@ -325,14 +349,14 @@ def test_every_step_may_run_twice():
     setup = Setup()
     first = setup.agent.propose("dog", 5, 0)
     judged = setup.agent.critique(first)
-    good = [d for d in judged if not d["problem"]]
+    good = [d for d in judged if d.problem is None]
     ids = setup.agent.admit(good)
-    setup.agent.drop([d for d in judged if d["problem"]])
+    setup.agent.drop([d for d in judged if d.problem is not None])
     before = (setup.ledger.prompts(), setup.memory.count())
     assert setup.agent.propose("dog", 5, 0) == first
     assert setup.agent.critique(first) == judged
     assert setup.agent.admit(good) == ids
-    setup.agent.drop([d for d in judged if d["problem"]])
+    setup.agent.drop([d for d in judged if d.problem is not None])
     assert (setup.ledger.prompts(), setup.memory.count()) == before
 
 
@@ -363,29 +387,29 @@ def test_a_class_with_a_companion_names_both_and_nothing_else():
     setup = Setup(companion_rate=1.0)
     drafts = setup.agent.critique(setup.agent.propose("dog", 6, 0))
     for draft in drafts:
-        assert len(draft["classes"]) == 2
-        assert draft["attributes"]["companion"] in draft["classes"]
-        assert reason_of(draft["problem"]) != "rule"
+        assert len(draft.classes) == 2
+        assert draft.attributes["companion"] in draft.classes
+        assert reason_of(draft) != "rule"
 
 
 def test_a_prompt_close_to_memory_or_to_its_batch_is_familiar():
     setup = Setup(novelty_delta=0.9)
     draft = setup.agent.propose("dog", 1, 0)[0]
     setup.agent.admit([draft])
-    twin = {**draft, "id": "p-twin", "text": draft["text"].replace("a photo", "one photo")}
-    far = {**draft, "id": "p-far", "text": "a picture that shows some dog under an enormous golden bridge"}
-    twin_of_far = {**far, "id": "p-far-2", "text": far["text"] + "s"}
+    twin = replace(draft, id="p-twin", text=draft.text.replace("a photo", "one photo"))
+    far = replace(draft, id="p-far", text="a picture that shows some dog under an enormous golden bridge")
+    twin_of_far = replace(far, id="p-far-2", text=far.text + "s")
     judged = setup.agent.critique([twin, far, twin_of_far])
-    assert [reason_of(d["problem"]) for d in judged] == ["familiar", "", "familiar"]
-    assert draft["text"] in judged[0]["problem"]
-    assert judged[0]["numbers"]["nearest_cosine"] > 0.9
+    assert [reason_of(d) for d in judged] == ["familiar", "", "familiar"]
+    assert draft.text in judged[0].problem.text
+    assert judged[0].numbers["nearest_cosine"] > 0.9
     assert setup.agent.admit([far, twin_of_far]) == ["p-far"]
 
 
 def test_two_classes_cannot_admit_twins_at_the_same_time():
     setup = Setup(novelty_delta=0.9)
     draft = setup.agent.propose("dog", 1, 0)[0]
-    twins = [{**draft, "id": f"p-{i}", "text": draft["text"] + " dog" * (i % 2)} for i in range(8)]
+    twins = [replace(draft, id=f"p-{i}", text=draft.text + " dog" * (i % 2)) for i in range(8)]
     admitted = []
     threads = [threading.Thread(target=lambda t=t: admitted.extend(setup.agent.admit([t]))) for t in twins]
     for thread in threads:
@@ -403,38 +427,37 @@ def test_a_text_nearer_to_another_class_is_off_topic():
 
     setup = Setup(encoder=Confused())
     draft = setup.agent.propose("dog", 1, 0)[0]
-    bad = {**draft, "text": "a photo of a sleeping dog on a street"}
+    bad = replace(draft, text="a photo of a sleeping dog on a street")
     (judged,) = setup.agent.critique([bad])
-    assert reason_of(judged["problem"]) == "off_topic"
-    assert "a cat" in judged["problem"]
-    assert judged["numbers"]["relevance_margin"] < 0
+    assert reason_of(judged) == "off_topic"
+    assert "a cat" in judged.problem.text
+    assert judged.numbers["relevance_margin"] < 0
 
 
 def test_refining_makes_a_child_tells_why_and_keeps_the_parent():
     setup = Setup()
     setup.round("dog", 3)
     draft = setup.agent.propose("dog", 1, 1)[0]
-    refused = {**draft, "problem": "familiar: it is too close to 'another'"}
+    refused = draft.rejected(PromptProblem.FAMILIAR, "it is too close to 'another'")
     (child,) = setup.agent.refine([refused])
-    assert child["parent_id"] == draft["id"] != child["id"]
-    assert (child["refines"], child["problem"]) == (1, "")
-    assert child["attributes"]["place"] != draft["attributes"]["place"]
+    assert child.parent_id == draft.id != child.id
+    assert (child.refines, child.problem) == (1, None)
+    assert child.attributes["place"] != draft.attributes["place"]
     asked = setup.chat.asked[-1]["user"]
     assert "too close to 'another'" in asked
     assert any(row.text in asked for row in setup.ledger.prompts("admitted"))
     (parent,) = setup.ledger.prompts("refined")
-    assert parent.id == draft["id"]
+    assert parent.id == draft.id
     assert parent.critique["reason"] == "familiar"
 
 
 def test_what_cannot_be_refined_is_dropped_and_counted():
     setup = Setup()
-    drafts = [{**d, "problem": "off_topic: x"} for d in setup.agent.propose("dog", 2, 0)]
+    drafts = [d.rejected(PromptProblem.OFF_TOPIC, "x") for d in setup.agent.propose("dog", 2, 0)]
     setup.chat.fail = lambda number: True
     assert setup.agent.refine(drafts) == []
     dropped = setup.ledger.prompts("dropped")
     assert [row.critique["reason"] for row in dropped] == ["bad_reply", "bad_reply"]
-    assert set(REASONS) >= {row.critique["reason"] for row in dropped}
 
 
 def test_a_reply_that_never_comes_is_logged_and_the_rest_goes_on():
@@ -458,7 +481,7 @@ def test_the_same_prompt_is_not_written_twice():
 def test_without_memory_nothing_is_remembered_and_nothing_is_familiar():
     setup = Setup(remember=False, novelty_delta=0.01)
     drafts = setup.agent.critique(setup.agent.propose("dog", 4, 0))
-    assert not any(d["problem"] for d in drafts)
+    assert not any(d.problem for d in drafts)
     setup.agent.admit(drafts)
     assert setup.memory.count() == 0
     assert len(setup.chat.asked[0]["properties"]["state"]["enum"]) == len(WORDS.suited(("dog",)).states)
@@ -472,11 +495,11 @@ def test_prompts_without_images_of_their_class_come_back_and_stay_admitted():
         setup.ledger.add_images([ImageRow(f"i-{k}", prompt_id, k, "fake", 0, "0")])
         setup.ledger.add_verdicts([VerdictRow(f"i-{k}", False, "not_there", {})])
     (draft,) = setup.agent.returned([prompt_id])
-    assert "showed a dog" in draft["problem"]
+    assert "showed a dog" in draft.problem.text
     (child,) = setup.agent.refine([draft])
-    assert child["parent_id"] == prompt_id
-    assert child["round"] == row.round + 1
-    assert child["attributes"]["companion"] == ""
+    assert child.parent_id == prompt_id
+    assert child.round == row.round + 1
+    assert child.attributes["companion"] == ""
     assert setup.ledger.prompt(prompt_id).status == "admitted"
     setup.agent.propose("dog", 0, 1)
     assert setup.memory.yields("dog") == {prompt_id: (2, 0)}
@@ -494,18 +517,18 @@ def test_prompts_are_built_from_the_label_sets_of_real_images():
     drafts = setup.agent.critique(setup.agent.propose("dog", 4, 0))
     assert drafts
     for draft in drafts:
-        assert draft["classes"] == ["cat", "dog", "bus"]
-        assert reason_of(draft["problem"]) != "rule"
-    assert all(d["classes"] == ["diningtable"] for d in setup.agent.propose("diningtable", 3, 0))
+        assert draft.classes == ("cat", "dog", "bus")
+        assert reason_of(draft) != "rule"
+    assert all(d.classes == ("diningtable",) for d in setup.agent.propose("diningtable", 3, 0))
 
 
 def test_a_label_set_no_image_showed_loses_companions_one_half_at_a_time():
     setup = Setup(label_sets=real_sets(("dog", "cat", "bus")))
     (draft, *_) = setup.agent.propose("dog", 1, 0)
-    sizes = [len(draft["classes"])]
+    sizes = [len(draft.classes)]
     for _ in range(2):
-        (draft,) = setup.agent.refine([{**draft, "problem": "not_there: no image showed it"}])
-        sizes.append(len(draft["classes"]))
+        (draft,) = setup.agent.refine([draft.rejected(PromptProblem.NOT_THERE, "no image showed it")])
+        sizes.append(len(draft.classes))
     assert sizes == [3, 2, 1]
 
 
@@ -549,8 +572,8 @@ def test_an_able_model_chooses_places_once_and_writes_the_sentence():
     drafts = setup.agent.propose("dog", 4, 0)
     setup.agent.propose("dog", 4, 1)
     assert sum("places" in q["properties"] for q in setup.chat.asked) == 1
-    assert {d["attributes"]["place"] for d in drafts} <= {"park", "street", "kitchen"}
-    assert all(d["text"].startswith("A ") and d["text"].endswith("sky.") for d in drafts)
+    assert {d.attributes["place"] for d in drafts} <= {"park", "street", "kitchen"}
+    assert all(d.text.startswith("A ") and d.text.endswith("sky.") for d in drafts)
     writing = next(q for q in setup.chat.asked if "sentence" in q["properties"])
     assert "Class list (name no other of these): cat, dog, bus, dining table" in writing["user"]
 
@@ -559,8 +582,8 @@ def test_an_able_models_review_decides_at_epsilon():
     for score, reason in ((0.59, "irrational"), (0.6, "")):
         setup = Setup(able_chat(score), able=True, min_rationality=0.6)
         drafts = setup.agent.critique(setup.agent.propose("dog", 1, 0))
-        assert [reason_of(d["problem"]) for d in drafts] == [reason]
-        assert drafts[0]["numbers"]["rationality"] == score
+        assert [reason_of(d) for d in drafts] == [reason]
+        assert drafts[0].numbers["rationality"] == score
     setup = Setup(able_chat(0.1), able=True)
     refused = setup.agent.critique(setup.agent.propose("dog", 1, 0))
     setup.agent.refine(refused)
@@ -570,8 +593,8 @@ def test_an_able_models_review_decides_at_epsilon():
 def test_an_able_models_sentence_must_keep_the_rules():
     setup = Setup(able_chat(sentence="A dog chases a cat through the quiet park."), able=True)
     (draft,) = setup.agent.critique(setup.agent.propose("dog", 1, 0))
-    assert draft["problem"] == "rule: it also names the cat"
-    assert draft["classes"] == ["cat", "dog"]
+    assert str(draft.problem) == "rule: it also names the cat"
+    assert draft.classes == ("cat", "dog")
     assert not any("score" in q["properties"] for q in setup.chat.asked)
 
 
@@ -579,14 +602,14 @@ def test_an_unusable_review_is_not_a_pass():
     setup = Setup(able_chat(), able=True)
     drafts = setup.agent.propose("dog", 1, 0)
     setup.chat.fail = lambda number: True
-    assert reason_of(setup.agent.critique(drafts)[0]["problem"]) == "unreviewed"
+    assert reason_of(setup.agent.critique(drafts)[0]) == "unreviewed"
 
 
 def test_an_unusable_brainstorm_falls_back_to_the_vocabulary():
     setup = Setup(able_chat(), able=True)
     setup.chat.fail = lambda number: number == 0
     (draft,) = setup.agent.propose("bus", 1, 0)
-    assert draft["attributes"]["place"] in WORDS.suited(("bus",)).places
+    assert draft.attributes["place"] in WORDS.suited(("bus",)).places
 
 
 def test_templates_hold_no_unfilled_names():
@@ -639,17 +662,17 @@ def test_wishes_lean_what_a_weak_model_is_offered():
     plain, told = Setup(), Setup()
     told.ledger.add_guidance(wish("bus", prefer={"light": ["night"]}, avoid={"place": ["street"]}))
     told.ledger.add_guidance(wish("cat", prefer={"light": ["sunset"]}))
-    lights = [Counter(d["attributes"]["light"] for d in s.agent.propose("bus", 20, 0)) for s in (plain, told)]
+    lights = [Counter(d.attributes["light"] for d in s.agent.propose("bus", 20, 0)) for s in (plain, told)]
     assert lights[1]["night"] > lights[0]["night"]
     assert lights[1]["night"] >= 8
-    assert "street" not in {d["attributes"]["place"] for d in told.agent.propose("bus", 20, 1)}
+    assert "street" not in {d.attributes["place"] for d in told.agent.propose("bus", 20, 1)}
 
 
 def test_a_withdrawn_wish_changes_nothing():
     plain, told = Setup(), Setup()
     told.ledger.add_guidance(wish("bus", prefer={"light": ["night"]}))
     told.ledger.set_guidance(1, active=False)
-    texts = [[d["text"] for d in s.agent.propose("bus", 6, 0)] for s in (plain, told)]
+    texts = [[d.text for d in s.agent.propose("bus", 6, 0)] for s in (plain, told)]
     assert texts[0] == texts[1]
 
 
@@ -657,10 +680,10 @@ def test_a_prompt_with_a_word_to_avoid_breaks_a_rule():
     setup = Setup()
     drafts = setup.agent.propose("bus", 2, 0)
     setup.ledger.add_guidance(wish("", words=["cartoon"]))
-    drafts[0]["text"] = "a photo of cartoons of a bus on a street at night"
-    first, second = setup.agent.critique(drafts)
-    assert first["problem"] == "rule: it says 'cartoon', which a person asked to leave out"
-    assert not second["problem"]
+    told = replace(drafts[0], text="a photo of cartoons of a bus on a street at night")
+    first, second = setup.agent.critique([told, drafts[1]])
+    assert str(first.problem) == "rule: it says 'cartoon', which the user asked to leave out"
+    assert second.problem is None
 
 
 def test_an_able_model_is_told_the_wish_and_nothing_else_that_was_said():

@@ -63,10 +63,10 @@ def test_too_few_regions_say_nothing(ledger):
 
 def test_what_is_usual_is_measured_once_a_run(ledger):
     check_of(ledger).calibrate([scene((200, 30, 30), 0)] * 40)
-    kept = ledger.get_meta("region_centre")
+    kept = ledger.region_centre
     check_of(ledger).calibrate(iter([1 / 0 for _ in ()]))
     assert kept
-    assert ledger.get_meta("region_centre") == kept
+    assert ledger.region_centre == kept
 
 
 def test_a_picture_without_regions_has_no_beliefs(ledger):

@@ -41,7 +41,7 @@ def check_whole(folder, key):
     run = RunFolder(folder)
     ledger = Ledger(run.ledger)
     try:
-        assert {name: tally["accepted"] for name, tally in ledger.tallies().items()} == {"cat": 3, "dog": 3}
+        assert {name: tally.accepted for name, tally in ledger.tallies().items()} == {"cat": 3, "dog": 3}
         words = load_vocabulary()
         for prompt in ledger.prompts():
             assert prompt.attributes["place"] in words.places

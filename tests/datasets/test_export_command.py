@@ -15,6 +15,7 @@ from segsmith.datasets.detect import EXPORTS
 from segsmith.datasets.export import export_dataset
 from segsmith.errors import SegsmithError
 from segsmith.graph.context import RunContext
+from segsmith.types import Evaluation
 
 
 def segsmith(*words):
@@ -118,7 +119,7 @@ def test_the_card_names_models_licences_yield_quality_and_limits(made_up, tmp_pa
         assert "Not measured yet" in text
         assert "No person has checked them" in text
         assert "\n\n    a cat | number 0" in text
-        deps.ledger.set_meta("evaluation", {"real": {"miou": 0.4321}})
+        deps.ledger.evaluation = {"test_set": Evaluation(0.4321, {}, 0.5, ())}
         deps.ledger.log("missing", **{"class": "bus", "have": 3, "want": 9})
         text = write_card(deps.ledger, deps.config, made_up[0].records)
         assert "0.432" in text

@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
+from segsmith.agents.prompt.draft import Draft
 from segsmith.config import Config
 from segsmith.graph.context import RunContext
 from segsmith.graph.graph import build_graph
 from segsmith.ids import make_id
 from segsmith.memory.ledger import PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
-from segsmith.types import Drawn
+from segsmith.reasons import PromptProblem
+from segsmith.types import Drawn, Evaluation
+
+SCORE = Evaluation(1.0, {"cat": 1.0}, 1.0, ("cat",))
 
 
 class Prompts:
@@ -28,27 +32,24 @@ class Prompts:
     def propose(self, class_name, wanted, round_):
         self.calls.append((class_name, wanted))
         return [
-            {
-                "id": make_id("p", class_name, n),
-                "class_name": class_name,
-                "text": f"a {class_name} {n}",
-                "problem": "",
-            }
+            Draft(make_id("p", class_name, n), class_name, f"a {class_name} {n}")
             for n in itertools.islice(self.number, wanted)
         ]
 
     def critique(self, drafts):
-        return [{**d, "problem": "not sensible" if d["class_name"] in self.mute else ""} for d in drafts]
+        return [
+            d.rejected(PromptProblem.IRRATIONAL, "not sensible") if d.class_name in self.mute else d
+            for d in drafts
+        ]
 
     def refine(self, drafts):
         return drafts
 
     def _write(self, drafts, status):
         self.ledger.add_prompts(
-            PromptRow(d["id"], d["class_name"], d["text"], (d["class_name"],), {}, None, 0, status, {})
-            for d in drafts
+            PromptRow(d.id, d.class_name, d.text, (d.class_name,), {}, None, 0, status, {}) for d in drafts
         )
-        return [d["id"] for d in drafts]
+        return [d.id for d in drafts]
 
     def admit(self, drafts):
         return self._write(drafts, "admitted")
@@ -119,7 +120,7 @@ class Finalizer:
         self.steps.append("train")
 
     def evaluate(self):
-        return {"real": {"miou": 1.0}}
+        return {"test_set": SCORE}
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def run(deps, graph=None, start=True):
 
 
 def accepted(deps):
-    return {c: t["accepted"] for c, t in deps.ledger.tallies().items()}
+    return {c: t.accepted for c, t in deps.ledger.tallies().items()}
 
 
 def test_it_goes_round_until_every_class_has_its_quota_and_then_to_the_end(make):
@@ -164,7 +165,7 @@ def test_it_goes_round_until_every_class_has_its_quota_and_then_to_the_end(make)
     assert state["reason"] == "quota_met"
     assert accepted(deps) == {"cat": 6, "dog": 6}
     assert deps.labeler_agent.steps == ["label", "segment", "export", "train"]
-    assert deps.ledger.get_meta("evaluation") == {"real": {"miou": 1.0}}
+    assert deps.ledger.evaluation == {"test_set": SCORE}
     assert deps.backend.closed  # labelling has the device to itself
     assert state["admitted"] == len(deps.ledger.prompts("admitted"))
 

@@ -1,13 +1,18 @@
 """The ledger: what goes in comes out, in order, and twice is once."""
 
+import json
+import math
 import sqlite3
 import threading
+from dataclasses import replace
 
 import pytest
 
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import (
+    DatasetInputs,
     DecisionRow,
+    Evidence,
     GuidanceRow,
     ImageRow,
     LabelRow,
@@ -15,9 +20,12 @@ from segsmith.memory.ledger import (
     MaskRow,
     ModelRow,
     PromptRow,
+    ReviewMarks,
+    RunSummary,
     UsageRow,
     VerdictRow,
 )
+from segsmith.types import ClassTally, Evaluation
 
 
 def prompt(name, status="admitted", cls="cat"):
@@ -70,17 +78,69 @@ def test_a_new_verdict_replaces_the_old(ledger):
     ledger.add_verdicts([VerdictRow("i1", False, "surplus", {})])
     assert not ledger.accepted()
     assert [r.id for r in ledger.images(judged=False)] == ["i2"]
-    assert ledger.tallies() == {"cat": {"admitted": 1, "drawn": 2, "judged": 1, "accepted": 0}}
+    assert ledger.tallies() == {"cat": ClassTally(admitted=1, drawn=2, judged=1, accepted=0)}
 
 
-def test_events_and_meta(ledger):
+def test_events_come_back_in_order(ledger):
     ledger.log("epoch", epoch=1)
     ledger.log("missing", **{"class": "cat"})
     assert [(kind, detail) for _, kind, detail in ledger.events("epoch")] == [("epoch", {"epoch": 1})]
     assert len(ledger.events()) == 2
-    ledger.set_meta("thresholds", {"cat": 0.5})
-    assert ledger.get_meta("thresholds") == {"cat": 0.5}
-    assert ledger.get_meta("none") is None
+
+
+def test_properties_come_back_as_they_went_in(ledger):
+    assert (ledger.thresholds, ledger.evaluation, ledger.summary) == ({}, {}, RunSummary())
+    assert (ledger.built_from, ledger.finished_at, ledger.review_marks) == (None, None, ReviewMarks())
+    assert (ledger.run_id, ledger.logit_scale, ledger.region_centre) == ("", 1.0, None)
+    score = Evaluation(
+        0.5, {"background": 0.5, "cat": None}, 0.9, ("background", "cat"), ("a",), ((1, 2), (0, 3))
+    )
+    stored = {
+        "thresholds": {"cat": 0.5},
+        "evaluation": {"test_set": score},
+        "summary": RunSummary(1.5, 2.5, 3.5, "segsmith build"),
+        "built_from": DatasetInputs(("i1",), (("i1", ("cat", "dog")),), ("i1",)),
+        "finished_at": 5.0,
+        "review_marks": ReviewMarks({"prompt": {"p1": "admitted"}}, ("verdict",)),
+        "run_id": "r1",
+        "logit_scale": 20.0,
+        "region_centre": [0.1],
+        "batch_sizes": {"sim": 4},
+        "versions": {"torch": "2"},
+    }
+    for name, value in stored.items():
+        setattr(ledger, name, value)
+    assert {name: getattr(ledger, name) for name in stored} == stored
+
+
+def test_an_evaluation_stored_under_its_earlier_name_is_read_as_the_test_set(ledger):
+    old = {"real": {"miou": 0.4, "iou_per_class": {"cat": None}, "iou": {"cat": None}, "pixel_accuracy": None,
+                    "confusion": [[1]], "classes": ["cat"], "examples": ["real-00000"]}}  # fmt: skip
+    with ledger._db:
+        ledger._db.execute("INSERT INTO meta VALUES ('evaluation', ?)", (json.dumps(old),))
+    ((name, score),) = ledger.evaluation.items()
+    assert (name, score.miou, dict(score.iou), score.examples) == (
+        "test_set",
+        0.4,
+        {"cat": None},
+        ("real-00000",),
+    )
+
+
+def test_an_iou_that_is_not_a_number_is_stored_as_missing(ledger):
+    ledger.evaluation = {"test_set": Evaluation(0.5, {"cat": math.nan}, 0.9, ("cat",))}
+    assert ledger.evaluation["test_set"].iou == {"cat": None}
+
+
+def test_evidence_carries_what_the_prompt_asked_and_what_the_real_classifier_says(ledger):
+    ledger.add_prompts([prompt("p1")])
+    ledger.add_images([image("i1")])
+    evidence = Evidence("i1", "p1", "cat", ("cat",), (0.1, 0.2), 3.5, False, -1.0, (0.7,), signature=b"1234")
+    ledger.add_evidence([evidence])
+    assert ledger.evidence() == {"i1": replace(evidence, signature=b"")}
+    assert ledger.signatures() == [b"1234"]
+    ledger.add_labels([LabelRow("i1", "real", ("cat",), {"cat": 0.8})])
+    assert ledger.evidence()["i1"].real == {"cat": 0.8}
 
 
 def test_hostile_text_is_data(ledger):

@@ -24,11 +24,13 @@ from segsmith.memory.ledger import (
     MaskRow,
     ModelRow,
     PromptRow,
+    RunSummary,
     UsageRow,
     VerdictRow,
 )
 from segsmith.memory.prompt_memory import PromptMemory, Remembered
 from segsmith.memory.run_folder import RunFolder
+from segsmith.types import Evaluation
 
 CLASSES = ("cat", "dog", "bus", "bicycle", "potted plant", "sheep")
 PLACES = ("street", "beach", "forest", "kitchen", "field", "harbour")
@@ -131,9 +133,9 @@ def make_run(
     if reached >= STAGES.index("written"):
         _write_prompts(ledger, classes, prompts_per_class, text, rng)
     if reached >= STAGES.index("drawn"):
-        ledger.set_meta("thresholds", thresholds)
+        ledger.thresholds = thresholds
         _draw(run, ledger, config, thresholds, world, rng, stage)
-    ledger.set_meta("run_id", make_id("r", root.name, seed))
+    ledger.run_id = make_id("r", root.name, seed)
     if reached >= STAGES.index("all"):
         intervene(ledger)
         _train(run, ledger, config, world, rng)
@@ -326,23 +328,23 @@ def _train(run: RunFolder, ledger: Ledger, config: Config, world: bool, rng: np.
     confusion[np.arange(len(names)), np.arange(len(names))] += rng.integers(4000, 9000, len(names))
     confusion[0, 0] += 90_000
     mean = lambda d: sum(d.values()) / len(d)  # noqa: E731
-    ledger.set_meta("evaluation", {
-        "synthetic_val": {"miou": mean(val), "iou": val},
-        "real": {"miou": mean(real), "iou": real, "confusion": confusion.tolist(), "classes": list(names), "examples": _examples(run, config, world, rng)},
-    })  # fmt: skip
+    counts = tuple(map(tuple, confusion.tolist()))
+    ledger.evaluation = {
+        "synthetic_val": Evaluation(mean(val), val, 0.9, names),
+        "test_set": Evaluation(
+            mean(real), real, 0.8, names, tuple(_examples(run, config, world, rng)), counts
+        ),
+    }
     ledger.log("missing", **{"class": classes[-1], "have": 4, "want": 6, "reason": "stalled"})
-    ledger.set_meta(
-        "summary",
-        {
-            "wall_seconds": 512.4,
-            "images_per_second": 21.3,
-            "peak_memory_mb": 1630,
-            "command": f'segsmith build --classes "{",".join(classes)}" --per-class 6 --out runs/street',
-        },
+    ledger.summary = RunSummary(
+        wall_seconds=512.4,
+        images_per_second=21.3,
+        peak_memory_mb=1630,
+        command=f'segsmith build --classes "{",".join(classes)}" --per-class 6 --out runs/street',
     )
-    ledger.set_meta(
-        "versions", {"segsmith": "0.1.0", "torch": "2.9.0", "open_clip_torch": "3.2.0", "langgraph": "1.2.22"}
-    )
+    ledger.versions = {
+        "segsmith": "0.1.0", "torch": "2.9.0", "open_clip_torch": "3.2.0", "langgraph": "1.2.22"
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

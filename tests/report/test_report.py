@@ -11,7 +11,7 @@ from make_run import STAGES, make_run
 from PIL import Image as PILImage
 
 from segsmith.files import png_bytes, write_atomic
-from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, VerdictRow
+from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, RunSummary, VerdictRow
 from segsmith.report import cards, charts, sheets, statistics, thumbnails
 from segsmith.report.report import build_report
 
@@ -88,13 +88,13 @@ def test_page_tells_what_the_ledger_holds(whole):
     assert f"{len(book.masks)} pictures with masks, 3 classes" in text
     for word in (
         "potted plant",
-        "Given up: no accepted picture in several rounds",
+        "Given up: no image was accepted in several rounds",
         "8 min 32 s",
         "segsmith build --classes",
         "mIoU, test world",
     ):
         assert word in text
-    assert f"{book.evaluation['real']['miou']:.3f}" in text
+    assert f"{book.evaluation['test_set'].miou:.3f}" in text
     assert set(Page(html).load("prompt-table")["text"]) == {p.text for p in book.prompts.values()}
     assert set(Page(html).load("index")["id"]) == set(book.verdicts)
     for word in (
@@ -133,8 +133,8 @@ def test_hostile_names_and_texts_stay_text(tmp_path):
     )
     rejected = next(i for i, v in ledger.verdicts().items() if not v.accepted)
     ledger.add_verdicts([VerdictRow(rejected, False, HOSTILE, {"probability": 0.1})])
-    ledger.set_meta("versions", {HOSTILE: HOSTILE})
-    ledger.set_meta("summary", {"command": HOSTILE})
+    ledger.versions = {HOSTILE: HOSTILE}
+    ledger.summary = RunSummary(command=HOSTILE)
     ledger.add_decision(DecisionRow("verdict", rejected, "accept", note=HOSTILE))
     ledger.add_guidance(GuidanceRow(names[0], HOSTILE, {}))
     ledger.add_models([ModelRow("llm", HOSTILE, HOSTILE, HOSTILE)])

@@ -52,7 +52,7 @@ def said(facts, question, present=""):
 
 def test_why_an_ordinal_was_rejected(facts):
     assert "i-b10 is bus number 2" in said(facts, "why was the second bus rejected?")
-    assert "under its threshold (probability 0.020, threshold 0.300)" in said(facts, "why 2nd bus")
+    assert "below its threshold (probability 0.020, threshold 0.300)" in said(facts, "why 2nd bus")
     assert "i-b20 is bus number 3" in said(facts, "3rd bus")
     assert "was not rejected" in said(facts, "why was the third bus rejected?")
     assert "i-b10" in said(facts, "why was the first bus rejected?")

@@ -13,14 +13,23 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from rich.console import Console
 
-from segsmith.agents.judge.agent import Evidence, decide
+from segsmith.agents.judge.agent import decide
+from segsmith.agents.prompt.draft import Draft
 from segsmith.config import Config, JudgeConfig
 from segsmith.errors import SegsmithError
 from segsmith.files import png_bytes, write_atomic
 from segsmith.graph.context import RunContext
 from segsmith.graph.graph import build_graph
 from segsmith.ids import make_id
-from segsmith.memory.ledger import DecisionRow, GuidanceRow, LabelRow, MaskRow, PromptRow, VerdictRow
+from segsmith.memory.ledger import (
+    DecisionRow,
+    Evidence,
+    GuidanceRow,
+    LabelRow,
+    MaskRow,
+    PromptRow,
+    VerdictRow,
+)
 from segsmith.memory.run_folder import RunFolder
 from segsmith.review import decisions as review
 from segsmith.review.decisions_file import read_answers
@@ -39,12 +48,7 @@ class Prompts:
 
     def propose(self, name, wanted, round_):
         return [
-            {
-                "id": make_id("p", name, f"{name} {n}"),
-                "class_name": name,
-                "text": f"{name} {n}",
-                "problem": "",
-            }
+            Draft(make_id("p", name, f"{name} {n}"), name, f"{name} {n}")
             for n in itertools.islice(self.number, wanted)
         ]
 
@@ -56,26 +60,16 @@ class Prompts:
 
     def admit(self, drafts):
         self.ledger.add_prompts(
-            PromptRow(
-                d["id"],
-                d["class_name"],
-                d["text"],
-                (d["class_name"],),
-                {},
-                d.get("parent_id"),
-                0,
-                "admitted",
-                {},
-            )
+            PromptRow(d.id, d.class_name, d.text, (d.class_name,), {}, d.parent_id, 0, "admitted", {})
             for d in drafts
         )
-        return [d["id"] for d in drafts]
+        return [d.id for d in drafts]
 
     def edited(self, prompt_id, text):
         if "bad" in text:
             raise SegsmithError("bad text")
         name = self.ledger.prompt(prompt_id).class_name
-        return {"id": make_id("p", name, text), "class_name": name, "text": text, "parent_id": prompt_id}
+        return Draft(make_id("p", name, text), name, text, parent_id=prompt_id)
 
     def admit_edit(self, prompt_id, text):
         return self.admit([self.edited(prompt_id, text)])[0]
@@ -190,7 +184,7 @@ def wave(deps, kind, subjects):
 
 def test_without_step_nothing_pauses(deps):
     assert Walk(deps, step=False).go({"round": 0}) is None
-    assert deps.ledger.get_meta("finished_at")
+    assert deps.ledger.finished_at
 
 
 def test_it_pauses_at_each_kind_and_decisions_stand(deps):
@@ -214,7 +208,7 @@ def test_it_pauses_at_each_kind_and_decisions_stand(deps):
         seen += paused[1]
         wave(deps, *paused)
     assert not ledger.verdicts()[images[0]].accepted
-    assert {t["accepted"] for t in ledger.tallies().values()} == {2}
+    assert {t.accepted for t in ledger.tallies().values()} == {2}
     pictures = paused[1]
     decide_about(deps, "label", pictures[0], "edit", labels=["cat", "dog"])
     wave(deps, "label", pictures)
@@ -287,7 +281,7 @@ def test_the_same_build_takes_a_changed_run_up_where_it_changed(deps):
     walk.graph.invoke(None, walk.options, context=walk.context)
     assert review.stale(deps.ledger) == ""
     assert out not in {row.id for row in deps.ledger.accepted()}
-    assert {t["accepted"] for t in deps.ledger.tallies().values()} == {2}
+    assert {t.accepted for t in deps.ledger.tallies().values()} == {2}
 
 
 # -- the judge -------------------------------------------------------------------------------------
@@ -458,7 +452,7 @@ def test_a_decision_counts_at_once_in_what_is_told(deps):
     decide_about(deps, "verdict", taken, "reject")
     facts = RunFacts(deps.ledger, deps.config.classes, dict.fromkeys(deps.config.classes, 2), 8)
     assert facts.behind() == [f"{name} is 1 accepted pictures short of 2"]
-    assert facts.verdict_line(taken) == "rejected, person: a person decided so"
+    assert facts.verdict_line(taken) == "rejected, person: decided by a reviewer"
 
 
 def test_ctrl_c_leaves_a_conversation_as_quit_does(deps):

@@ -32,7 +32,7 @@ def test_a_server_that_hangs_dies_and_stammers(tmp_path, monkeypatch):
     server.open()  # somebody starts it again, where it was
     end = build()[-1]
     server.close()
-    assert {name: tally["accepted"] for name, tally in end["tallies"].items()} == {"cat": 3, "dog": 3}
+    assert {name: tally.accepted for name, tally in end["tallies"].items()} == {"cat": 3, "dog": 3}
     ledger = Ledger(tmp_path / "run" / "ledger.db")
     assert all(prompt.text.isprintable() and "{" not in prompt.text for prompt in ledger.prompts())
     ledger.close()

@@ -26,6 +26,6 @@ def test_a_ledger_of_the_schema_before_is_taken_over(tmp_path):
         db.execute("DROP TABLE evidence")
         db.execute("UPDATE meta SET value='2' WHERE key='schema_version'")
     ledger = Ledger(tmp_path / "ledger.db")
-    assert ledger.get_meta("schema_version") == SCHEMA_VERSION
+    assert ledger.schema_version == SCHEMA_VERSION
     assert ledger.evidence() == {}
     ledger.close()

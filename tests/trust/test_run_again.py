@@ -50,12 +50,12 @@ def test_rejudging_shows_first_then_writes_and_the_build_goes_on_from_there(run,
     capped = merged_config(config, {"budget": {"max_images": 1}}, "test")  # judge again, but draw no more
     end = build(capped, run)
     assert end["kind"] == "end"
-    assert end["tallies"]["cat"]["accepted"] == 0
+    assert end["tallies"]["cat"].accepted == 0
     assert end["missing"] == {"cat": 3}
     exported = (run / "dataset" / "provenance.jsonl").read_text().splitlines()
     assert {json.loads(line)["class"] for line in exported} == {"dog"}
     segsmith("rejudge", run, "--calibrated")
-    assert build(config, run)["tallies"]["cat"]["accepted"] == 3
+    assert build(config, run)["tallies"]["cat"].accepted == 3
 
 
 def test_a_cap_holds_on_resume_is_said_and_may_be_raised(tmp_path, build):

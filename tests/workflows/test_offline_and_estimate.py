@@ -7,7 +7,7 @@ import pytest
 
 from segsmith.config import Config, load_config
 from segsmith.errors import SegsmithError
-from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, VerdictRow
+from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, RunSummary, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.vision.mini_clip import packaged_checkpoint
 from segsmith.tools.weights.catalogue import SAM_FILES
@@ -122,7 +122,7 @@ def run_with(tmp_path, images, accepted):
     ledger.add_images([ImageRow(f"i{n}", "p", n, "b", 0, "") for n in range(images)])
     ledger.add_verdicts([VerdictRow(f"i{n}", n < accepted, "ok", {}) for n in range(images)])
     ledger.log("drawn", images=images, seconds=10.0)
-    ledger.set_meta("summary", {"wall_seconds": 30.0})
+    ledger.summary = RunSummary(wall_seconds=30.0)
     return run, ledger
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segsmith.agents.image import Preview, PreviewScore
 from segsmith.agents.judge.real_classifier import RealOpinion
 from segsmith.agents.prompt.space import with_article
 from segsmith.config import JudgeConfig
 from segsmith.files import read_image
-from segsmith.memory.ledger import EvidenceRow, ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
+from segsmith.memory.ledger import Evidence, ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import ImageTextEncoder
+from segsmith.reasons import VerdictReason
 from segsmith.segmentation.quality import grey, is_blank, sharpness
 from segsmith.types import Image, Vectors
 
@@ -34,26 +36,6 @@ MAX_THRESHOLD = 0.9
 THUMBNAIL = 16
 CHUNK = 32
 """Pictures measured between two commits: what a crash costs."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was measured of one picture. With the others' it is everything `decide` knows."""
-
-    image_id: str
-    prompt_id: str
-    target: str
-    asked: tuple[str, ...]
-    cosines: tuple[float, ...]
-    """CLIP cosine with each class of the list, then with each background prompt."""
-    sharpness: float
-    blank: bool
-    duplicate_cosine: float
-    """Likeness to the nearest earlier picture, in [-1, 1]."""
-    text_shares: tuple[float, ...] = ()
-    """The prompt's own probability of each class (prompt space of SynthSeg-Agents Fig. 3)."""
-    real: Mapping[str, float] = field(default_factory=dict)
-    """Class -> probability by the classifier that learnt from real images; only classes it may judge."""
 
 
 @dataclass(frozen=True)
@@ -91,25 +73,25 @@ def decide(
         e.image_id: float(p[classes.index(e.target)]) for e, p in zip(evidence, probabilities, strict=True)
     }
     typical = float(np.median([e.sharpness for e in evidence])) if evidence else 0.0
-    reasons: dict[str, str] = {}
+    reasons: dict[str, VerdictReason] = {}
     passed: list[Evidence] = []
     human = human or {}
     chosen = [e for e in evidence if human.get(e.image_id)]
     for item in evidence:
         if item.image_id in human:
-            reasons[item.image_id] = "person"
+            reasons[item.image_id] = VerdictReason.PERSON
         elif not config.enabled:
             passed.append(item)
         elif item.blank:
-            reasons[item.image_id] = "blank"
+            reasons[item.image_id] = VerdictReason.BLANK
         elif item.duplicate_cosine >= config.duplicate_cosine:
-            reasons[item.image_id] = "duplicate"
+            reasons[item.image_id] = VerdictReason.DUPLICATE
         elif item.sharpness < config.min_sharpness * typical:
-            reasons[item.image_id] = "blurred"
+            reasons[item.image_id] = VerdictReason.BLURRED
         elif target[item.image_id] < thresholds[item.target]:
-            reasons[item.image_id] = "not_there"
+            reasons[item.image_id] = VerdictReason.NOT_THERE
         elif item.real.get(item.target, 1.0) < like_real.get(item.target, 0.0):
-            reasons[item.image_id] = "unlike_real"
+            reasons[item.image_id] = VerdictReason.UNLIKE_REAL
         else:
             passed.append(item)
 
@@ -122,17 +104,17 @@ def decide(
         of_class[item.target] += 1
     for item in passed:
         if config.enabled and of_prompt[item.prompt_id] >= config.top_k:
-            reasons[item.image_id] = "beyond_top_k"
+            reasons[item.image_id] = VerdictReason.BEYOND_TOP_K
         elif of_class[item.target] >= quota[item.target]:
-            reasons[item.image_id] = "surplus"
+            reasons[item.image_id] = VerdictReason.SURPLUS
         else:
-            reasons[item.image_id] = "ok"
+            reasons[item.image_id] = VerdictReason.OK
             of_prompt[item.prompt_id] += 1
             of_class[item.target] += 1
     verdicts = [
         VerdictRow(
             e.image_id,
-            human.get(e.image_id, reasons[e.image_id] == "ok"),
+            human.get(e.image_id, reasons[e.image_id] == VerdictReason.OK),
             reasons[e.image_id],
             _scores(e, classes, p, thresholds, like_real),
         )
@@ -269,29 +251,28 @@ class JudgeAgent:
             self._measure(todo[start : start + CHUNK], prompts)
         if self._opinion is not None:
             self._opinion.give()
-        self._ledger.set_meta("logit_scale", self._encoder.logit_scale)
+        self._ledger.logit_scale = self._encoder.logit_scale
         decision = reconsider(self._ledger, self._classes, self._config, self._quota)
         record(self._ledger, decision, self._classes, self._config)
         return decision.thresholds
 
-    def look(self, prompts: Sequence[PromptRow], previews: Sequence[Image]) -> list[tuple[float, float]]:
-        """A first opinion on pictures still being drawn, one per prompt; nothing is kept.
+    def look(self, previews: Sequence[Preview]) -> list[PreviewScore]:
+        """Score unfinished images by the rules of `class_probabilities`; nothing is stored.
 
-        Returns the probability of the prompt's class and the threshold of the last judgement, by the rules of
-        `class_probabilities`: cosines are centred by what was measured of finished pictures.
+        Cosines are centred by what was measured of finished images. The threshold is that of the last judgement.
         """
-        cosines = self._encoder.embed_images(previews) @ self._texts.T
+        cosines = self._encoder.embed_images([preview.image for preview in previews]) @ self._texts.T
         seen = [
             Evidence("", p.id, p.class_name, p.classes, tuple(map(float, cosine)), 1.0, False, -1.0)
-            for p, cosine in zip(prompts, cosines, strict=True)
+            for p, cosine in zip([preview.prompt for preview in previews], cosines, strict=True)
         ]
-        thresholds = self._ledger.get_meta("thresholds") or {}
-        earlier = measured(self._ledger) if thresholds else []
+        thresholds = self._ledger.thresholds
+        earlier = list(self._ledger.evidence().values()) if thresholds else []
         shares = class_probabilities(seen, self._classes, self._encoder.logit_scale, among=earlier)
         start = max(self._config.min_probability, UNCALIBRATED)
         return [
-            (float(row[self._classes.index(p.class_name)]), thresholds.get(p.class_name, start))
-            for p, row in zip(prompts, shares, strict=True)
+            PreviewScore(float(row[self._classes.index(e.target)]), thresholds.get(e.target, start))
+            for e, row in zip(seen, shares, strict=True)
         ]
 
     def returned(self, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
@@ -305,10 +286,13 @@ class JudgeAgent:
             reasons[row.prompt_id].add(verdicts[row.id].reason if row.id in verdicts else "undecided")
         for given_up in self._ledger.undrawn():  # the online filter is the judge's own early opinion
             early = given_up.reason == "filtered"
-            reasons[given_up.prompt_id].add("not_there" if early else given_up.reason)
+            reasons[given_up.prompt_id].add(VerdictReason.NOT_THERE if early else given_up.reason)
         failed: dict[str, list[str]] = {}
         for prompt_id in prompt_ids:
-            if reasons[prompt_id] and reasons[prompt_id] <= {"not_there", "unlike_real"}:
+            if reasons[prompt_id] and reasons[prompt_id] <= {
+                VerdictReason.NOT_THERE,
+                VerdictReason.UNLIKE_REAL,
+            }:
                 failed.setdefault(self._ledger.prompt(prompt_id).class_name, []).append(prompt_id)
         return failed
 
@@ -326,8 +310,11 @@ class JudgeAgent:
             both = np.concatenate([vector, signature]).astype("<f4")
             self._known().append(both)
             measured.append(
-                EvidenceRow(
+                Evidence(
                     image_id=row.id,
+                    prompt_id=prompt.id,
+                    target=prompt.class_name,
+                    asked=prompt.classes,
                     cosines=tuple(map(float, cosine)),
                     text_shares=self._text_shares(prompt.text),
                     sharpness=float(sharpness(image)),
@@ -361,38 +348,13 @@ class JudgeAgent:
         return tuple(map(float, weights / weights.sum()))
 
 
-def measured(ledger: Ledger) -> list[Evidence]:
-    """What was measured of every picture, in the order of drawing."""
-    prompts = {p.id: p for p in ledger.prompts()}
-    rows, real = ledger.evidence(), ledger.labels("real")
-    evidence = []
-    for image in ledger.images():
-        if image.id in rows:
-            row, prompt = rows[image.id], prompts[image.prompt_id]
-            evidence.append(
-                Evidence(
-                    image_id=image.id,
-                    prompt_id=prompt.id,
-                    target=prompt.class_name,
-                    asked=prompt.classes,
-                    cosines=row.cosines,
-                    sharpness=row.sharpness,
-                    blank=row.blank,
-                    duplicate_cosine=row.duplicate_cosine,
-                    text_shares=row.text_shares,
-                    real=real[image.id].scores if image.id in real else {},
-                )
-            )
-    return evidence
-
-
 def reconsider(
     ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: Mapping[str, int]
 ) -> Decision:
     """Decide about every measured picture from the ledger alone; writes nothing, loads no model."""
-    evidence = measured(ledger)
+    evidence = list(ledger.evidence().values())
     human = {i: row.action == "accept" for i, row in ledger.decisions("verdict").items()}
-    return decide(evidence, classes, float(ledger.get_meta("logit_scale") or 1.0), config, quota, human)
+    return decide(evidence, classes, ledger.logit_scale, config, quota, human)
 
 
 def record(ledger: Ledger, decision: Decision, classes: Sequence[str], config: JudgeConfig) -> None:
@@ -409,7 +371,7 @@ def record(ledger: Ledger, decision: Decision, classes: Sequence[str], config: J
             named = list(zip(classes, measured[verdict.image_id].text_shares, shares, strict=True))
             labels.append(_pseudo_label(verdict.image_id, prompt, named, decision.thresholds, config))
     ledger.add_labels(labels)
-    ledger.set_meta("thresholds", decision.thresholds)
+    ledger.thresholds = decision.thresholds
     ledger.add_verdicts(decision.verdicts)
 
 

@@ -16,23 +16,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 from segsmith.agents.prompt.critic import (
-    asked_classes,
+    Check,
     check_novelty,
     check_relevance,
     check_rules,
     check_wishes,
     review,
-    still_good,
+    run_checks,
 )
-from segsmith.agents.prompt.draft import (
-    JOIN,
-    Draft,
-    companions_of,
-    explanation_of,
-    from_row,
-    reason_of,
-    to_row,
-)
+from segsmith.agents.prompt.draft import JOIN, Draft, Problem, from_row, to_row
 from segsmith.agents.prompt.label_sets import LabelSets
 from segsmith.agents.prompt.preferences import Wish, leaning, understand
 from segsmith.agents.prompt.rules import broken_rule, make_lexicon, named_classes, spoken_name
@@ -46,6 +38,7 @@ from segsmith.memory.prompt_memory import ATTRIBUTES, PromptMemory, Remembered, 
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import load_vocabulary
 from segsmith.protocols import ChatModel, ImageTextEncoder
+from segsmith.reasons import PromptProblem
 
 logger = logging.getLogger(__name__)
 
@@ -117,41 +110,40 @@ class PromptAgent:
 
     def critique(self, drafts: Sequence[Draft]) -> list[Draft]:
         """The drafts in order, each with its `problem` and `numbers`; the cheapest test first."""
-        judged: list[Draft] = [{**draft, "problem": "", "numbers": {}} for draft in drafts]
-        check_rules(judged, self._lexicon, self._encoder)
-        for name in {draft["class_name"] for draft in judged}:
-            of_class = [draft for draft in still_good(judged) if draft["class_name"] == name]
-            check_wishes(of_class, self._wish(name).words)
-        check_relevance(still_good(judged), self._classes, list(self._spoken.values()), self._encoder)
+        checks: list[Check] = [
+            lambda drafts: check_rules(drafts, self._lexicon, self._encoder),
+            lambda drafts: check_wishes(drafts, lambda name: self._wish(name).words),
+            lambda drafts: check_relevance(drafts, self._classes, list(self._spoken.values()), self._encoder),
+        ]
         if self._config.remember:
-            check_novelty(
-                still_good(judged), self._memory, self._encoder, self._config.novelty_delta, self._run_id
+            checks.append(
+                lambda drafts: check_novelty(
+                    drafts, self._memory, self._encoder, self._config.novelty_delta, self._run_id
+                )
             )
         if self._able:
-            epsilon = self._config.min_rationality
-            self._together(
-                lambda draft: review(draft, self._subject(draft), self._chat, epsilon, self._seed),
-                still_good(judged),
-            )
-        return judged
+            checks.append(lambda drafts: self._together(self._review, drafts))
+        return run_checks([replace(draft, problem=None, numbers={}) for draft in drafts], checks)
+
+    def _review(self, draft: Draft) -> Draft:
+        return review(draft, self._subject(draft), self._chat, self._config.min_rationality, self._seed)
 
     def refine(self, drafts: Sequence[Draft]) -> list[Draft]:
         """A new draft for each refused one, told why and what to keep away from; ids change, parents stay known.
 
         A draft whose line the model cannot carry on is dropped under ``bad_reply`` or ``repeated``.
         """
-        taken = {draft["id"] for draft in drafts}
+        taken = {draft.id for draft in drafts}
         refined: list[Draft] = []
         for draft, child in zip(drafts, self._together(self._rewrite, drafts), strict=True):
             if child is None:
-                self.drop([{**draft, "problem": "bad_reply: the model gave no usable rewrite"}])
-            elif child["id"] in taken or self._known(child, draft["round"]):
-                self.drop(
-                    [{**draft, "problem": f"repeated: its rewrite was written before, {child['text']!r}"}]
-                )
+                self.drop([draft.rejected(PromptProblem.BAD_REPLY, "the model gave no usable rewrite")])
+            elif child.id in taken or self._known(child, draft.round):
+                text = f"its rewrite was written before, {child.text!r}"
+                self.drop([draft.rejected(PromptProblem.REPEATED, text)])
             else:
                 self._settle([draft], "refined")
-                taken.add(child["id"])
+                taken.add(child.id)
                 refined.append(child)
         return refined
 
@@ -163,7 +155,7 @@ class PromptAgent:
                 if self._config.remember and not self._remember(draft):
                     continue
                 self._ledger.add_prompts([to_row(draft, "admitted")])
-            admitted.append(draft["id"])
+            admitted.append(draft.id)
         return admitted
 
     def drop(self, drafts: Sequence[Draft]) -> None:
@@ -177,7 +169,10 @@ class PromptAgent:
             from_row(
                 row,
                 round=row.round + 1,
-                problem=f"not_there: none of its images showed {with_article(self._spoken[row.class_name])}",
+                problem=Problem(
+                    PromptProblem.NOT_THERE,
+                    f"none of its images showed {with_article(self._spoken[row.class_name])}",
+                ),
             )
             for row in rows
         ]
@@ -205,25 +200,22 @@ class PromptAgent:
             text=text,
             attributes={**self._said_in(text), "companion": JOIN.join(companions)},
             parent_id=prompt_id,
-            refines=0,
             round=row.round,
-            classes=[name for name in self._classes if name in named],
-            problem="",
-            numbers={},
+            classes=tuple(name for name in self._classes if name in named),
         )
 
     def admit_edit(self, prompt_id: str, text: str) -> str:
         """Admit a person's text without a critique, since a person outranks it; returns its id."""
         draft = self.edited(prompt_id, text)
         try:
-            return self._ledger.prompt(draft["id"]).id
+            return self._ledger.prompt(draft.id).id
         except KeyError:
             pass
         with self._memory.lock:
             self._memory.add([self._remembered(draft)])
             row = to_row(draft, "admitted")
             self._ledger.add_prompts([replace(row, critique={**row.critique, "reason": "person"})])
-        return draft["id"]
+        return draft.id
 
     def _said_in(self, text: str) -> dict[str, str]:
         """The cell of the attribute space that a person's text visits, as far as the vocabulary knows its words."""
@@ -254,42 +246,41 @@ class PromptAgent:
         kept: dict[str, Draft] = {}
         for index, (draft, offer) in enumerate(zip(drafts, offers, strict=True)):
             for again in range(self._config.max_refines):
-                if draft is None or not (draft["id"] in kept or self._known(draft, round)):
+                if draft is None or not (draft.id in kept or self._known(draft, round)):
                     break
                 draft = self._write(class_name, offer, "", round, index, "again", again)
             if draft is None:
                 continue
-            if draft["id"] in kept or self._known(draft, round):
+            if draft.id in kept or self._known(draft, round):
                 self._ledger.log("unwritten", **{"class": class_name, "round": round, "reason": "repeated"})
             else:
-                kept[draft["id"]] = draft
+                kept[draft.id] = draft
         return list(kept.values())
 
     def _known(self, draft: Draft, round: int) -> bool:
         """Was the prompt written in an earlier round? (One of this round may be this very step, done twice.)"""
         try:
-            return self._ledger.prompt(draft["id"]).round < round
+            return self._ledger.prompt(draft.id).round < round
         except KeyError:
             return False
 
     def _rewrite(self, draft: Draft) -> Draft | None:
-        class_name, round, attributes = draft["class_name"], draft["round"], draft["attributes"]
-        reason = explanation_of(draft["problem"]) or "it is too close to a prompt admitted meanwhile"
+        class_name, round, attributes = draft.class_name, draft.round, draft.attributes
+        problem = draft.problem
+        reason = problem.text if problem else "it is too close to a prompt admitted meanwhile"
         remember = self._config.remember
         here = Seen(class_name, self._run_id, round)
-        near = (
-            self._memory.around([draft["text"]], AVOIDED, but=[draft["id"]], seen=here)[0] if remember else []
-        )
+        near = self._memory.around([draft.text], AVOIDED, but=[draft.id], seen=here)[0] if remember else []
         advice = fill("advice", reason=reason, avoid="".join(f"; not like: {n.text}" for n in near))
         # With several objects a companion is the likeliest cause of being read, or drawn, as something else.
-        companions = companions_of(attributes)
-        if reason_of(draft["problem"]) in ("off_topic", "not_there"):
+        companions = draft.companions
+        if problem and problem.reason in (PromptProblem.OFF_TOPIC, PromptProblem.NOT_THERE):
             companions = companions[: len(companions) // 2]
-        planner = self._planner(class_name, round, "refine", draft["id"])
+        planner = self._planner(class_name, round, "refine", draft.id)
         shared = self._shared_places(companions)
         offer = planner.offer(companions, shared=shared, shun=attributes if remember else {})
-        child = self._write(class_name, offer, advice, round, "refine", draft["id"])
-        return child and {**child, "parent_id": draft["id"], "refines": draft["refines"] + 1}
+        child = self._write(class_name, offer, advice, round, "refine", draft.id)
+        return child and replace(child, parent_id=draft.id, refines=draft.refines + 1)
 
     def _planner(self, class_name: str, round: int, *which: object) -> Planner:
         """Deals out cells, the least visited first; the same ones when a round is done again."""
@@ -328,16 +319,16 @@ class PromptAgent:
 
     def _subject(self, draft: Draft) -> str:
         """All that the draft is to show, as people say it."""
-        return " and ".join(self._spoken[name] for name in asked_classes(draft))
+        return " and ".join(self._spoken[name] for name in draft.asked)
 
     # -- bookkeeping ------------------------------------------------------------------------------
 
     def _remember(self, draft: Draft) -> bool:
         """Add to memory unless too close to what is there; called with the memory's lock held."""
-        if self._memory.holds(draft["id"]):
+        if self._memory.holds(draft.id):
             return True
-        here = Seen(draft["class_name"], self._run_id, draft["round"])
-        near = self._memory.nearest([draft["text"]], seen=here)[0]
+        here = Seen(draft.class_name, self._run_id, draft.round)
+        near = self._memory.nearest([draft.text], seen=here)[0]
         if near is not None and near.cosine >= self._config.novelty_delta:
             return False
         self._memory.add([self._remembered(draft)])
@@ -345,21 +336,21 @@ class PromptAgent:
 
     def _remembered(self, draft: Draft) -> Remembered:
         return Remembered(
-            id=draft["id"],
-            text=draft["text"],
-            class_name=draft["class_name"],
-            attributes=draft["attributes"],
+            id=draft.id,
+            text=draft.text,
+            class_name=draft.class_name,
+            attributes=draft.attributes,
             run_id=self._run_id,
-            round=draft["round"],
-            parent_id=draft["parent_id"],
-            score=draft["numbers"].get("rationality", 1.0),
+            round=draft.round,
+            parent_id=draft.parent_id,
+            score=draft.numbers.get("rationality", 1.0),
         )
 
     def _settle(self, drafts: Sequence[Draft], status: PromptStatus) -> None:
         """Write refused drafts to the ledger; a prompt that was admitted once stays admitted."""
         for draft in drafts:
             try:
-                if self._ledger.prompt(draft["id"]).status == "admitted":
+                if self._ledger.prompt(draft.id).status == "admitted":
                     continue
             except KeyError:
                 pass
@@ -392,8 +383,6 @@ class PromptAgent:
 
 def _run_id(ledger: Ledger) -> str:
     """This run's name in a memory that several runs share."""
-    known = ledger.get_meta("run_id")
-    if known is None:
-        known = uuid.uuid4().hex[:12]
-        ledger.set_meta("run_id", known)
-    return str(known)
+    if not ledger.run_id:
+        ledger.run_id = uuid.uuid4().hex[:12]
+    return ledger.run_id

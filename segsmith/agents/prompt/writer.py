@@ -81,12 +81,8 @@ class PromptWriter:
             class_name=class_name,
             text=text,
             attributes=attributes,
-            parent_id=None,
-            refines=0,
             round=round,
-            classes=[name for name in self._spoken if name in named],
-            problem="",
-            numbers={},
+            classes=tuple(name for name in self._spoken if name in named),
         )
 
     def suits(self, class_name: str) -> Suited:
