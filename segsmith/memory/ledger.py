@@ -11,7 +11,8 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -125,6 +126,11 @@ CREATE TABLE IF NOT EXISTS guidance (
     active INTEGER NOT NULL         -- 0: withdrawn
 );
 CREATE INDEX IF NOT EXISTS images_prompt ON images(prompt_id);
+"""
+
+COUNT_TRANSACTION = """
+INSERT INTO meta VALUES ('sequence', '1')
+ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1
 """
 
 PromptStatus = Literal["admitted", "refined", "dropped"]
@@ -332,7 +338,7 @@ class _Meta(Generic[Value]):
         return self._decode(None if row is None else json.loads(row[0]))
 
     def __set__(self, ledger: Ledger, value: Value) -> None:
-        with ledger._lock, ledger._db:
+        with ledger._transaction():
             ledger._db.execute(
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)", (self._key, _dump(self._encode(value)))
             )
@@ -511,7 +517,7 @@ class Ledger:
 
     def set_guidance(self, guidance_id: int, *, wish: Mapping[str, Any] | None = None, active: bool) -> None:
         """Edit, withdraw or take up again a wish."""
-        with self._lock, self._db:
+        with self._transaction():
             self._db.execute(
                 "UPDATE guidance SET active=?1, wish=COALESCE(?2, wish) WHERE id=?3",
                 (int(active), None if wish is None else _dump(wish), guidance_id),
@@ -519,12 +525,22 @@ class Ledger:
 
     def log(self, kind: str, **detail: Any) -> None:
         """Append an event; `detail` must be JSON."""
-        with self._lock, self._db:
+        with self._transaction():
             self._db.execute(
                 "INSERT INTO events (at, kind, detail) VALUES (?, ?, ?)", (time.time(), kind, _dump(detail))
             )
 
     # -- reading ----------------------------------------------------------------------------------
+
+    @property
+    def sequence(self) -> int:
+        """Number of transactions committed so far, over all sessions.
+
+        Each checkpoint of the graph records it. A ledger whose number is below that of a checkpoint has lost
+        transactions that the checkpoint relies on (a lost write-ahead log, an older backup).
+        """
+        row = self._one("SELECT value FROM meta WHERE key='sequence'")
+        return 0 if row is None else int(row[0])
 
     def prompts(self, status: PromptStatus | None = None) -> list[PromptRow]:
         """Prompts in the order they were written, of one status or all."""
@@ -646,6 +662,13 @@ class Ledger:
 
     # -- plumbing ---------------------------------------------------------------------------------
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Write all of it or nothing, and count the transaction."""
+        with self._lock, self._db:
+            yield
+            self._db.execute(COUNT_TRANSACTION)
+
     def _upsert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if not rows:
             return
@@ -654,7 +677,7 @@ class Ledger:
         keys = [r[1] for r in self._all(f"PRAGMA table_info({table})") if r[5]]
         update = ", ".join(f"{c}=excluded.{c}" for c in columns if c not in keys)
         marks = ", ".join("?" * len(columns))
-        with self._lock, self._db:
+        with self._transaction():
             self._db.executemany(
                 f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT({', '.join(keys)}) DO UPDATE SET {update}",
                 rows,
@@ -663,7 +686,7 @@ class Ledger:
     def _append(self, table: str, columns: Sequence[str], values: Sequence[Any]) -> None:
         """Insert a row that has no id of its own; `at` is now."""
         marks = ", ".join("?" * (len(columns) + 1))
-        with self._lock, self._db:
+        with self._transaction():
             self._db.execute(
                 f"INSERT INTO {table} (at, {', '.join(columns)}) VALUES ({marks})", (time.time(), *values)
             )

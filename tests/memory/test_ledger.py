@@ -206,3 +206,16 @@ def test_a_model_is_kept_once_per_role(ledger):
     ledger.add_models([ModelRow("judge", "mini", sha256="aa")])
     ledger.add_models([ModelRow("judge", "mini", sha256="bb")])
     assert ledger.models() == {"judge": ModelRow("judge", "mini", sha256="bb")}
+
+
+def test_the_sequence_counts_committed_transactions_over_sessions(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    before = ledger.sequence
+    ledger.log("one")
+    ledger.finished_at = 1.0
+    assert ledger.sequence == before + 2
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.db")
+    again.log("three")
+    assert again.sequence == before + 3
+    again.close()
