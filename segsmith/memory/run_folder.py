@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from segsmith.errors import SegsmithError
@@ -85,6 +85,11 @@ class RunFolder:
             file.flush()
             self._sweep()
             yield
+
+    def clean_up(self) -> None:
+        """Remove what killed processes left half-written, unless a session is working on the run."""
+        with suppress(SegsmithError, OSError), self.held():
+            pass
 
     def _sweep(self) -> None:
         """Remove what a killed process had begun to write; the caller holds the folder."""

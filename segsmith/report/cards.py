@@ -1,28 +1,29 @@
-"""The pictures the page shows, each with what is known about it."""
+"""The images the page shows before anyone browses: a strip of the best, some verdicts, some test images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from segsmith.memory.ledger import ImageRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.reasons import VerdictReason
-from segsmith.report.sheets import NUMBERS
-from segsmith.report.statistics import Book, finite, short, typical_sharpness
-from segsmith.report.thumbnails import Overlay, overlay, spread, thumbnail
+from segsmith.report.run_data import RunData
+from segsmith.report.sheets import round_robin, verdict_numbers
+from segsmith.report.statistics import certainty, label, median_sharpness
+from segsmith.report.thumbnails import Overlay, mask_overlay, photo_uri
 
-STRIP, ACCEPTED, REJECTED, TEST = 12, 12, 12, 12
-"""Most pictures that stand in each place; all others are on the sheets."""
+STRIP, ACCEPTED, REJECTED, EXAMPLES = 12, 12, 12, 12
+"""The largest number of images in each place; the sheets hold all images."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One picture on the page.
+    """An image on the page with its verdict.
 
-    `photo` and `mask` are None where the file is missing or unreadable; the sharpness among `numbers` is
-    in medians of the run.
+    `photo` and `mask` are None where the file is missing or unreadable; `numbers` are those of `verdict_numbers`.
     """
 
     id: str
@@ -30,7 +31,7 @@ class Card:
     prompt: str
     accepted: bool
     reason: str
-    reason_words: str
+    reason_wording: str
     numbers: dict[str, float | None]
     photo: str | None
     mask: Overlay | None
@@ -38,7 +39,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture of the test world with its true and its predicted mask."""
+    """A test image with its true and its predicted mask."""
 
     id: str
     photo: str | None
@@ -47,77 +48,77 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """The cards of each section."""
+class Cards:
+    """The cards of each place."""
 
     strip: list[Card]
     accepted: list[Card]
     rejected: list[Card]
-    test: list[Example]
+    examples: list[Example]
 
     @property
     def ids(self) -> list[str]:
-        """Every run picture that stands on the page."""
+        """The ids of all generated images on the cards."""
         return list(dict.fromkeys(c.id for c in [*self.strip, *self.accepted, *self.rejected]))
 
 
-def hang(run: RunFolder, book: Book, classes: Sequence[str]) -> Gallery:
-    """Choose pictures for every section, spread over classes and reasons, and make them small."""
+def choose_cards(run: RunFolder, data: RunData, classes: Sequence[str]) -> Cards:
+    """Choose images for every place, spread over classes and reasons, and make their thumbnails."""
     made: dict[str, Card] = {}
-    typical = typical_sharpness(book)
+    sharpness = median_sharpness(data)
 
-    def cards(images: Iterable[ImageRow]) -> list[Card]:
+    def cards(images: Sequence[ImageRow]) -> list[Card]:
         for image in images:
             if image.id not in made:
-                made[image.id] = _card(run, book, image, classes, typical)
+                made[image.id] = _card(run, data, image, classes, sharpness)
         return [made[image.id] for image in images]
 
-    def certainty(image: ImageRow) -> float:
-        return finite(book.verdicts[image.id].scores.get("probability")) or 0.0
-
-    accepted, rejected = book.accepted, book.rejected
-    masked = [image for image in accepted if image.id in book.masks]
-    best = sorted(masked or accepted, key=lambda i: -certainty(i))
-    return Gallery(
-        strip=[c for c in cards(spread(best, book.target, STRIP)) if c.photo],
-        accepted=cards(spread(accepted, book.target, ACCEPTED)),
-        rejected=cards(spread(rejected, lambda i: book.verdicts[i.id].reason, REJECTED)),
-        test=_examples(run.evaluation / "real", book, classes),
+    masked = [image for image in data.accepted if image.id in data.masks]
+    best = sorted(masked or data.accepted, key=lambda image: -certainty(data, image))
+    return Cards(
+        strip=[card for card in cards(round_robin(best, data.target, STRIP)) if card.photo],
+        accepted=cards(round_robin(data.accepted, data.target, ACCEPTED)),
+        rejected=cards(round_robin(data.rejected, lambda i: data.verdicts[i.id].reason, REJECTED)),
+        examples=_examples(run.evaluation / "real", data, classes),
     )
 
 
-def _card(run: RunFolder, book: Book, image: ImageRow, classes: Sequence[str], typical: float | None) -> Card:
-    prompt, verdict = book.prompts[image.prompt_id], book.verdicts[image.id]
-    numbers = {name: finite(verdict.scores.get(name)) for name in NUMBERS}
-    sharpness = numbers["sharpness"]
-    numbers["sharpness"] = sharpness / typical if sharpness is not None and typical else None
+def _card(
+    run: RunFolder, data: RunData, image: ImageRow, classes: Sequence[str], sharpness: float | None
+) -> Card:
+    prompt, verdict = data.prompts[image.prompt_id], data.verdicts[image.id]
     return Card(
         id=image.id,
         target=prompt.class_name,
         prompt=prompt.text,
         accepted=verdict.accepted,
-        reason=short(verdict.reason),
-        reason_words=VerdictReason.wording_of(verdict.reason),
-        numbers=numbers,
-        photo=thumbnail(run.image(image.id)),
-        mask=overlay(run.mask(image.id), classes) if image.id in book.masks else None,
+        reason=label(verdict.reason),
+        reason_wording=VerdictReason.wording_of(verdict.reason),
+        numbers=verdict_numbers(verdict, sharpness),
+        photo=photo_uri(run.image(image.id)),
+        mask=mask_overlay(run.mask(image.id), classes) if image.id in data.masks else None,
     )
 
 
-def _examples(folder: Path, book: Book, classes: Sequence[str]) -> list[Example]:
-    """Pictures of the test world (a folder in VOC layout) whose ids the evaluation names.
+def _examples(folder: Path, data: RunData, classes: Sequence[str]) -> list[Example]:
+    """Images of the test set, a folder in VOC layout, that the evaluation names.
 
-    The segmenter's label maps lie beside the true ones, in ``Predictions/<id>.png``.
+    The segmenter's label maps are beside the true ones, in ``Predictions/<id>.png``.
     """
-    score = book.evaluation.get("test_set")
-    ids = score.examples[:TEST] if score else ()
+    photos = folder / "JPEGImages"
+    try:
+        present = set(os.listdir(photos))
+    except OSError:
+        return []
+    # A listed name has no path parts, whatever the ledger says.
+    names = [f"{i}.png" for i in (data.test_set.examples if data.test_set else ())]
     found = [
         Example(
-            i,
-            thumbnail(folder / "JPEGImages" / f"{i}.png"),
-            overlay(folder / "SegmentationClass" / f"{i}.png", classes),
-            overlay(folder / "Predictions" / f"{i}.png", classes),
+            name.removesuffix(".png"),
+            photo_uri(photos / name),
+            mask_overlay(folder / "SegmentationClass" / name, classes),
+            mask_overlay(folder / "Predictions" / name, classes),
         )
-        for i in ids
+        for name in [name for name in names if name in present][:EXAMPLES]
     ]
     return [example for example in found if example.photo]

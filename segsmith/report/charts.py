@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours and type come from the page's style sheet, so they follow dark mode."""
+"""Charts as inline SVG. Colours and fonts come from the page's style sheet, so charts follow dark mode."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 BINS = 20
+TINY = 1e-12
+"""A curve that stays below this is drawn as zero."""
 
 
 def bin_counts(values: Sequence[float], bins: int = BINS) -> list[int]:
-    """Counts of values in [0, 1] in equal bins; 1 belongs to the last, values outside to the nearest."""
+    """Counts of values in [0, 1] in equal bins; 1 belongs to the last bin, values outside to the nearest."""
     counts = [0] * bins
     for value in values:
-        counts[min(max(int(value * bins), 0), bins - 1)] += 1
+        counts[min(int(min(max(value, 0.0), 1.0) * bins), bins - 1)] += 1
     return counts
 
 
 def histogram(
     accepted: Sequence[float], rejected: Sequence[float], threshold: float | None, name: str
 ) -> Markup:
-    """Stacked histogram of probabilities in [0, 1]: accepted full, rejected in outline, threshold dashed."""
+    """Stacked histogram of probabilities in [0, 1]: accepted filled, rejected outlined, threshold dashed."""
     width, height, top, bottom = 240, 116, 16, 18
     good, bad = bin_counts(accepted), bin_counts(rejected)
     peak = max(1, *(g + b for g, b in zip(good, bad, strict=True)))
@@ -39,8 +41,8 @@ def histogram(
     parts.append(f'<line class="axis" x1="0" x2="{width}" y1="{base}" y2="{base}"/>')
     for value, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         parts.append(_text(value * width, height - 4, f"{value:g}", anchor))
-    left = threshold is not None and threshold <= 0.5  # the threshold's number stands there
-    words = f"most {peak}"
+    left = threshold is not None and threshold <= 0.5  # where the threshold's number is
+    words = f"tallest bar: {peak}"
     parts.append(_text(width if left else 0, 10, words, "end" if left else "start"))
     if threshold is not None:
         x = min(max(threshold, 0), 1) * width
@@ -52,15 +54,15 @@ def histogram(
 
 
 def line_chart(points: Sequence[tuple[float, float]], name: str, *, top: float | None = None) -> Markup:
-    """One curve from (x, y) points in the order of x.
+    """One curve through (x, y) points in the order of x.
 
-    The y axis runs from 0 to a round number from `top` up, by default from the highest y up. The last
-    value is written at the end of the curve; no points give an empty frame.
+    The y axis runs from 0 to the next round number at or above `top`, by default the highest y. The last value is
+    written at the end of the curve; no points give an empty frame.
     """
     width, height, left, right, above, below = 480, 200, 36, 52, 12, 24
     first, last = (points[0][0], points[-1][0]) if points else (0.0, 1.0)
     peak = max((y for _, y in points), default=0.0) if top is None else top
-    peak = peak if peak > 0 else 1.0
+    peak = peak if peak > TINY else 1.0
     step = _round_step(peak / 4)
     ticks = math.ceil(peak / step - 1e-9)
     highest = ticks * step
@@ -98,7 +100,7 @@ def _round_step(least: float) -> float:
 
 
 def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> Markup:
-    # The parts are numbers of ours or have gone through `_text`; the label is escaped here.
+    # The parts hold numbers and text escaped by `_text`; the label is escaped here.
     return Markup(
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
         + "".join(parts)

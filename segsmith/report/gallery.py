@@ -1,4 +1,4 @@
-"""A contact sheet of a run: accepted pictures and their masks side by side, for a README or a chat."""
+"""``gallery.png``: the best images of a run above their masks, for a README or a chat."""
 
 from __future__ import annotations
 
@@ -10,39 +10,58 @@ from numpy.typing import NDArray
 from segsmith.config import Config
 from segsmith.datasets.palette import VOID, voc_palette
 from segsmith.errors import SegsmithError
-from segsmith.files import png_bytes, read_image, read_index_map, write_atomic
+from segsmith.files import png_bytes, write_atomic
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
+from segsmith.report.run_data import read_run
+from segsmith.report.statistics import certainty
+from segsmith.report.thumbnails import small_mask, small_photo
 
 GAP_PX = 4
+ROWS = 2
+VOID_COLOUR = (236, 232, 214)
+
+Tile = NDArray[np.uint8]
 
 
 def write_gallery(run: RunFolder, ledger: Ledger, config: Config, columns: int = 8) -> Path:
-    """Write ``gallery.png``: per class two of the best pictures, each above its mask in VOC's colours.
+    """Write ``gallery.png`` and return its path: about two rows of images, the same number of every class.
 
-    Uncertain pixels (255) are painted light. Raises `SegsmithError` when no picture has a mask yet.
+    They are the accepted images of which the judge is most certain, each above its mask in VOC's colours; uncertain
+    pixels (255) are light. Raises `SegsmithError` where no accepted image has a readable mask.
     """
-    verdicts, masks = ledger.verdicts(), ledger.masks()
-    prompts = {p.id: p.class_name for p in ledger.prompts()}
-    best: dict[str, list[str]] = {name: [] for name in config.classes}
-    for row in sorted(ledger.accepted(), key=lambda r: -verdicts[r.id].scores["probability"]):
-        if row.id in masks:
-            best[prompts[row.prompt_id]].append(row.id)
-    each = max(1, 2 * columns // max(1, len(best)))
-    chosen = [image_id for ids in best.values() for image_id in ids[:each]]
-    if not chosen:
+    data = read_run(run, ledger)
+    tiles: dict[str, list[Tile]] = {name: [] for name in config.classes}
+    per_class = max(1, ROWS * columns // max(1, len(tiles)))
+    for image in sorted(data.accepted, key=lambda image: -certainty(data, image)):
+        of_class = tiles.get(data.target(image))
+        if image.id in data.masks and of_class is not None and len(of_class) < per_class:
+            tile = _tile(run.image(image.id), run.mask(image.id), config.images.size)
+            if tile is not None:
+                of_class.append(tile)
+    shown = [tile for of_class in tiles.values() for tile in of_class]
+    if not shown:
         raise SegsmithError(
-            f"{run.root} has no picture with a mask yet.", "Let `segsmith build` go on first."
+            f"{run.root} has no accepted image with a mask yet.",
+            "Let `segsmith build` finish it first.",
         )
-    palette = voc_palette()
-    palette[VOID] = (236, 232, 214)
-    pairs = [np.concatenate([read_image(run.image(i)), palette[read_index_map(run.mask(i))]]) for i in chosen]
     path = run.root / "gallery.png"
-    write_atomic(path, png_bytes(_grid(pairs, columns)))
+    run.clean_up()
+    write_atomic(path, png_bytes(_grid(shown, columns)))
     return path
 
 
-def _grid(tiles: list[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
+def _tile(photo_path: Path, mask_path: Path, side: int) -> Tile | None:
+    """(2 * side, side, 3) uint8: a square image above its mask; None for unreadable or other sizes."""
+    photo, mask = small_photo(photo_path, side), small_mask(mask_path, side)
+    if photo is None or mask is None or photo.size != (side, side) or mask.shape != (side, side):
+        return None
+    palette = voc_palette()
+    palette[VOID] = VOID_COLOUR
+    return np.concatenate([np.asarray(photo), palette[mask]])
+
+
+def _grid(tiles: list[Tile], columns: int) -> Tile:
     """Tiles of one size on white, `columns` to a row."""
     height, width, _ = tiles[0].shape
     columns = min(columns, len(tiles))

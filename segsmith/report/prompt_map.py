@@ -1,4 +1,4 @@
-"""The prompts of a run as a map (a flat projection of their memory) and as families."""
+"""The prompts of a run as a map (a projection of their vectors to a plane) and as families."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from segsmith.memory.ledger import prompt_families
-from segsmith.report.statistics import Book, ratio
-from segsmith.report.thumbnails import SHAPES, class_shape
+from segsmith.report.run_data import RunData
+from segsmith.report.statistics import ratio
+from segsmith.report.theme import OUTLINES, class_shape
 
 WIDTH, HEIGHT, MARGIN, RADIUS = 720, 420, 14, 4.2
-LEVELS = ("undrawn", "none", "some", "most")
-"""How much of what a prompt gave was accepted: nothing drawn yet, nothing, less than half, half or more."""
+LEVELS = ("unjudged", "none", "some", "most")
+"""Share of a prompt's judged images that were accepted: none judged yet, none, less than half, half or more."""
 
 
 @dataclass(frozen=True)
 class PromptMap:
-    """An SVG of the admitted prompts; `kept` in [0, 1] is the share of their variance the plane keeps."""
+    """An SVG of the admitted prompts; `kept` in [0, 1] is the share of their variance that the plane keeps."""
 
     svg: Markup
     points: dict[str, tuple[float, float]]
@@ -32,8 +33,8 @@ class PromptMap:
 def project(vectors: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], float]:
     """(N, 2) coordinates of (N, D) vectors in the plane of their largest variance, and the share it keeps.
 
-    Principal components by the eigenvectors of the (D, D) covariance; each axis is turned so that its
-    longest entry points up, because eigenvectors have no sign of their own. No spread gives zeros.
+    Principal component analysis by the eigenvectors of the (D, D) covariance. Eigenvectors have no sign, so each
+    axis is oriented to make its largest entry positive. Vectors without spread give zeros.
     """
     centred = np.asarray(vectors, np.float64) - np.mean(vectors, axis=0, dtype=np.float64)
     values, axes = np.linalg.eigh(centred.T @ centred)
@@ -45,26 +46,30 @@ def project(vectors: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], fl
     return centred @ plane, float(values[::-1][:2].sum() / total) if total > 1e-12 else 0.0
 
 
-def yields(book: Book) -> dict[str, tuple[int, int]]:
-    """Prompt id -> (judged, accepted) pictures."""
+def yields(data: RunData) -> dict[str, tuple[int, int]]:
+    """Prompt id -> number of (judged, accepted) images."""
     judged, accepted = Counter[str](), Counter[str]()
-    for image in book.images:
-        verdict = book.verdicts.get(image.id)
+    for image in data.images:
+        verdict = data.verdicts.get(image.id)
         if verdict is not None:
             judged[image.prompt_id] += 1
             accepted[image.prompt_id] += verdict.accepted
-    return {prompt_id: (judged[prompt_id], accepted[prompt_id]) for prompt_id in book.prompts}
+    return {prompt_id: (judged[prompt_id], accepted[prompt_id]) for prompt_id in data.prompts}
 
 
 def prompt_map(
-    book: Book, classes: Sequence[str], vectors: Mapping[str, NDArray[np.float32]]
+    data: RunData, classes: Sequence[str], vectors: Mapping[str, NDArray[np.float32]]
 ) -> PromptMap | None:
-    """The map of the admitted prompts whose vectors are known, coloured by class; None for fewer than three.
+    """The map of the admitted prompts whose vectors are known; None for fewer than three.
 
-    One path for each class and level, however many prompts: colour and shape say the class, filling the
-    yield.
+    Colour and shape show the class, the filling shows the yield. There is one path per class and level, however
+    many prompts there are.
     """
-    shown = [p for p in book.prompts.values() if p.status == "admitted" and p.id in vectors]
+    shown = [
+        p
+        for p in data.prompts.values()
+        if p.status == "admitted" and np.isfinite(vectors.get(p.id, np.nan)).all()
+    ]
     if len(shown) < 3:
         return None
     flat, kept = project(np.stack([vectors[p.id] for p in shown]))
@@ -72,18 +77,18 @@ def prompt_map(
     scale = (np.array([WIDTH, HEIGHT]) - 2 * MARGIN) / np.maximum(high - low, 1e-9)
     places = MARGIN + (flat - low) * scale
     places[:, 1] = HEIGHT - places[:, 1]
-    known = yields(book)
+    known = yields(data)
     number = {name: index for index, name in enumerate(classes, 1)}
     points, paths = {}, defaultdict[tuple[int, str], list[str]](list)
     for prompt, (x, y) in zip(shown, places.tolist(), strict=True):
         points[prompt.id] = (round(x, 1), round(y, 1))
         index = number.get(prompt.class_name, 0)
-        paths[index, level(*known[prompt.id])].append(marker(class_shape(index) if index else 0, x, y))
+        paths[index, level(*known[prompt.id])].append(marker(class_shape(index), x, y))
     parts = [
         f'<path class="k{index} level-{name}" data-class="{index}" d="{"".join(marks)}"/>'
         for (index, name), marks in sorted(paths.items())
     ]
-    label = escape(f"Map of {len(shown)} admitted prompts, like beside like")
+    label = escape(f"Map of {len(shown)} admitted prompts; similar prompts are close together")
     svg = Markup(
         f'<svg class="map" id="map" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         + "".join(parts)
@@ -93,62 +98,47 @@ def prompt_map(
 
 
 def level(judged: int, accepted: int) -> str:
-    """Which of `LEVELS` a prompt's yield is."""
+    """The one of `LEVELS` that describes a prompt's yield."""
     share = ratio(accepted, judged)
     if share is None:
-        return "undrawn"
+        return "unjudged"
     return "none" if accepted == 0 else "some" if share < 0.5 else "most"
 
 
-def marker(shape: int, x: float, y: float) -> str:
-    """SVG path of shape number `shape` of `SHAPES` around (x, y)."""
+def marker(shape: str, x: float, y: float) -> str:
+    """SVG path of one of `theme.SHAPES` around (x, y)."""
     r = RADIUS
-    if SHAPES[shape] == "circle":
+    if shape == "circle":
         return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z"
-    start, *steps = OUTLINES[SHAPES[shape]]
+    start, *steps = OUTLINES[shape]
     path = f"M{x + r * start[0]:.1f} {y + r * start[1]:.1f}"
     for (x0, y0), (x1, y1) in zip([start, *steps], steps, strict=False):
         path += f"l{r * (x1 - x0):.1f} {r * (y1 - y0):.1f}"
     return path + "z"
 
 
-OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
-    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
-    "triangle": ((0, -1.15), (1.1, 0.85), (-1.1, 0.85)),
-    "diamond": ((0, -1.3), (1.1, 0), (0, 1.3), (-1.1, 0)),
-    "cross": (
-        (-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4),
-        (0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4),
-    ),
-    "wedge": ((-1.1, -0.85), (1.1, -0.85), (0, 1.15)),
-    "bar": ((-1.3, -0.5), (1.3, -0.5), (1.3, 0.5), (-1.3, 0.5)),
-    "hexagon": ((-0.6, -1.05), (0.6, -1.05), (1.2, 0), (0.6, 1.05), (-0.6, 1.05), (-1.2, 0)),
-}  # fmt: skip
-"""Outlines in units of RADIUS; the circle is an arc."""
-
-
 def prompt_table(
-    book: Book, classes: Sequence[str], points: Mapping[str, tuple[float, float]]
+    data: RunData, classes: Sequence[str], points: Mapping[str, tuple[float, float]]
 ) -> dict[str, Any]:
-    """Every prompt for the page, one list a column; families lie together, the largest first, parents first.
+    """Every prompt for the page, one list per column, grouped by family: the largest family first.
 
-    ``parent`` is a place in the table or -1; ``family`` counts up from 0 within the table.
+    ``parent`` is a row of the table or -1; ``family`` numbers the families from 0.
     """
-    roots = prompt_families(book.prompts.values())
+    roots = prompt_families(data.prompts.values())
     families = defaultdict[str, list[str]](list)
-    for prompt_id in book.prompts:
+    for prompt_id in data.prompts:
         families[roots[prompt_id]].append(prompt_id)
     rows = sorted(families.values(), key=lambda members: -len(members))
     order = [prompt_id for members in rows for prompt_id in members]
     place = {prompt_id: k for k, prompt_id in enumerate(order)}
     number = {name: index for index, name in enumerate(classes)}
-    known, prompts = yields(book), [book.prompts[prompt_id] for prompt_id in order]
+    known, prompts = yields(data), [data.prompts[prompt_id] for prompt_id in order]
     return {
         "id": order,
         "text": [p.text for p in prompts],
         "class": [number.get(p.class_name, -1) for p in prompts],
         "status": [p.status for p in prompts],
-        "parent": [place.get(p.parent_id or "", -1) for p in prompts],
+        "parent": [-1 if p.parent_id in (None, p.id) else place.get(p.parent_id, -1) for p in prompts],
         "family": [k for k, members in enumerate(rows) for _ in members],
         "problem": [str(p.critique.get("problem") or "") for p in prompts],
         "judged": [known[p.id][0] for p in prompts],

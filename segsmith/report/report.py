@@ -1,4 +1,4 @@
-"""One self-contained ``report.html``: what was asked, what came out, and why."""
+"""``report.html``: one self-contained page that says what was asked for, what came out, and why."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import datetime
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,126 +20,160 @@ from segsmith.files import write_atomic
 from segsmith.ids import make_id
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.prompt_memory import stored_vectors
-from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_folder import RunFolder
-from segsmith.report import cards, charts, costs, prompt_map, sheets, statistics, theme
-from segsmith.report.statistics import Book, finite, held_out
+from segsmith.report import charts, prompt_map, statistics
+from segsmith.report.cards import choose_cards
+from segsmith.report.run_data import RunData, finite, read_run
+from segsmith.report.sheets import Selection, image_index, image_sheets, select_images
+from segsmith.report.theme import percent_step, theme_css
 from segsmith.types import Evaluation
 
 SCRIPTS = ("base", "marks", "sheets", "images", "lightbox", "prompts", "nav")
+HELD_OUT = {"synthetic_val": "held-out generated images", "real_val": "held-out real images"}
+TEST_SET = "simulator test set"
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A class's chart of probabilities, and how many images are in it."""
+
+    class_name: str
+    accepted: int
+    rejected: int
+    chart: Markup
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A confusion matrix: rows of (true class, [(predicted class, share of the true pixels in [0, 1])])."""
+
+    title: str
+    rows: list[tuple[str, list[tuple[str, float]]]]
 
 
 def build_report(run: RunFolder, ledger: Ledger, config: Config) -> Path:
     """Write ``report.html`` into the run folder and return its path.
 
-    The page needs no network and no other file. A run that stopped early gives a page that says in
-    place of each missing section what is missing. Class names, prompts and reasons are treated as
-    hostile text: they are escaped, and the page's policy lets no script and no style in but its own.
+    The page needs no network and no other file, and the same run gives the same bytes. For a run that stopped early
+    or is damaged the page says what is missing. Class names, prompts and reasons are treated as hostile text: they
+    are escaped, and the page's content policy allows no script and no style but its own. The page shows the run's
+    command and ``run.toml`` as recorded, with the paths in them; it adds no path of this machine.
     """
-    book = statistics.read_book(ledger)
-    write_atomic(run.report, "".join(render(run, book, config)).encode())
+    page = "".join(render(run, read_run(run, ledger), config))
+    run.clean_up()
+    # Lone surrogates, which JSON in a damaged ledger can hold, have no UTF-8 form.
+    write_atomic(run.report, page.encode(errors="replace"))
     return run.report
 
 
-def render(run: RunFolder, book: Book, config: Config) -> Iterator[str]:
-    """The page as HTML, piece by piece: first all that one sees at once, then the sheets of pictures."""
-    rooms = cards.hang(run, book, config.classes)
-    shelf = sheets.fill_shelf(book, config.classes, first=rooms.ids)
+def render(run: RunFolder, data: RunData, config: Config) -> Iterator[str]:
+    """The page as HTML, piece by piece: first everything that is visible at once, then the sheets of images."""
+    cards = choose_cards(run, data, config.classes)
+    selection = select_images(data, config.classes, first=cards.ids)
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
-    css = _asset("style.css") + theme.style(config.classes)
-    rows = statistics.class_rows(book, config)
-    decisions, decision_counts = costs.decided(book)
+    css = _asset("style.css") + theme_css(config.classes)
+    rows = statistics.class_rows(data, config)
+    decisions, decision_counts = statistics.reviewer_decisions(data)
     yield (
         _environment(config)
         .get_template("page.html.j2")
         .render(
-            book=book,
+            data=data,
             config=config,
             css=Markup(css),
             css_digest=_digest(css),
             script=Markup(script),
             script_digest=_digest(script),
-            rooms=rooms,
-            when=_when(book.last_event),
+            cards=cards,
+            when=_when(data.last_event),
             wanted=sum(config.wanted.values()),
-            enlarged=RealSet.open(run.real),
-            prompt_steps=statistics.prompt_funnel(book),
-            image_steps=statistics.image_funnel(book),
-            rejects=statistics.reject_reasons(book),
-            drops=statistics.drop_reasons(book),
+            prompt_steps=statistics.prompt_funnel(data),
+            image_steps=statistics.image_funnel(data),
+            reject_reasons=statistics.reject_reasons(data),
+            drop_reasons=statistics.drop_reasons(data),
             rows=rows,
-            gaps=statistics.gaps(rows, book),
-            histograms=_histograms(book, config),
-            visits=statistics.visit_map(book),
-            spent=costs.spent(book),
+            shortfalls=statistics.shortfalls(rows, data),
+            histograms=_histograms(data, config),
+            visits=statistics.visit_counts(data),
+            costs=statistics.costs(data),
             decisions=decisions,
             decision_counts=decision_counts,
             config_toml=_config_text(run, config),
-            **_data(run, book, config, shelf),
-            **_training(book),
+            **_prompts_and_index(run, data, config, selection),
+            **_training(data),
         )
     )
-    for number, sheet in enumerate(sheets.sheets(shelf, run, book, config.classes)):
+    for number, sheet in enumerate(image_sheets(selection, run, data, config.classes)):
         yield f'\n<script type="application/json" id="sheet-{number}">{htmlsafe_json_dumps(sheet)}</script>'
     yield "\n</body>\n</html>\n"
 
 
-def _data(run: RunFolder, book: Book, config: Config, shelf: sheets.Shelf) -> dict[str, Any]:
-    """The map of the prompts, and the two tables the script works on."""
+def _prompts_and_index(run: RunFolder, data: RunData, config: Config, selection: Selection) -> dict[str, Any]:
+    """The map of the prompts, and the two tables that the page's script works on."""
     memory = Path(config.memory) if config.memory else run.memory
-    admitted = [p.id for p in book.prompts.values() if p.status == "admitted"]
-    found = prompt_map.prompt_map(book, config.classes, stored_vectors(memory, admitted))
-    table = prompt_map.prompt_table(book, config.classes, found.points if found else {})
+    admitted = [p.id for p in data.prompts.values() if p.status == "admitted"]
+    found = prompt_map.prompt_map(data, config.classes, stored_vectors(memory, admitted))
+    table = prompt_map.prompt_table(data, config.classes, found.points if found else {})
     place = {prompt_id: k for k, prompt_id in enumerate(table["id"])}
-    # A ledger older than run ids still keeps the marks of its page apart from those of another run's.
-    run_id = book.run_id or make_id("r", *(image.id for image in book.images))
-    index = {"run": run_id, **sheets.index_of(shelf, book, config.classes, place)}
+    # The browser stores marks by run id. A ledger from before run ids gets one that differs from other runs'.
+    run_id = data.run_id or make_id("r", *(image.id for image in data.images))
+    index = {"run": run_id, **image_index(selection, data, config.classes, place)}
     return {"map": found, "prompt_table": table, "index": index}
 
 
-def _histograms(book: Book, config: Config) -> list[Any]:
-    probabilities = statistics.probabilities(book)
-    found = []
-    for name in config.classes:
-        accepted, rejected = probabilities.get(name, ([], []))
-        if accepted or rejected:
-            chart = charts.histogram(accepted, rejected, finite(book.thresholds.get(name)), name)
-            found.append((name, len(accepted), len(rejected), chart))
-    return found
+def _histograms(data: RunData, config: Config) -> list[Histogram]:
+    probabilities = statistics.probabilities(data)
+    return [
+        Histogram(
+            name,
+            len(accepted),
+            len(rejected),
+            charts.histogram(accepted, rejected, data.thresholds.get(name), name),
+        )
+        for name in config.classes
+        for accepted, rejected in [probabilities.get(name, ([], []))]
+        if accepted or rejected
+    ]
 
 
-def _training(book: Book) -> dict[str, Any]:
+def _training(data: RunData) -> dict[str, Any]:
     curves = []
     for key, name, top in (("loss", "Training loss", None), ("val_miou", "Validation mIoU", 1.0)):
-        values = ((e["epoch"], finite(e.get(key))) for e in book.epochs)
+        values = ((e["epoch"], finite(e.get(key))) for e in data.epochs)
         points = [(float(x), y) for x, y in values if y is not None]
         if points:
             curves.append((name, charts.line_chart(points, name, top=top)))
-    val, real = held_out(book), book.evaluation.get("test_set")
-    val_iou, real_iou = (score.iou if score else {} for score in (val, real))
-    names = list(dict.fromkeys([*val_iou, *real_iou]))
-    bars = [(n, finite(val_iou.get(n)), finite(real_iou.get(n))) for n in names]
-    confusions = [
-        (title, confusion)
-        for title, score in (("test world", real), ("own validation", val))
-        if score and (confusion := _confusion(score))
-    ]
-    return {"curves": curves, "iou_bars": bars, "confusions": confusions, "val": val, "real": real}
+    held_out, test_set = data.held_out, data.test_set
+    scores = [(TEST_SET, test_set), (_held_out_name(data), held_out)]
+    names = dict.fromkeys(name for score in (held_out, test_set) if score for name in score.iou)
+    return {
+        "curves": curves,
+        "iou_bars": [
+            (name, *(s.iou.get(name) if s else None for s in (held_out, test_set))) for name in names
+        ],
+        "confusions": [Confusion(t, _confusion_rows(s)) for t, s in scores if s and s.confusion],
+        "held_out": held_out,
+        "held_out_name": _held_out_name(data),
+        "test_set": test_set,
+    }
 
 
-def _confusion(score: Evaluation) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Rows of (true class, [(predicted class, share of the true pixels)])."""
-    names = score.classes
+def _held_out_name(data: RunData) -> str:
+    real = data.real_images is not None or "real_val" in data.evaluation
+    return HELD_OUT["real_val" if real else "synthetic_val"]
+
+
+def _confusion_rows(score: Evaluation) -> list[tuple[str, list[tuple[str, float]]]]:
     return [
-        (name, [(other, statistics.ratio(n, sum(row)) or 0.0) for other, n in zip(names, row, strict=False)])
-        for name, row in zip(names, score.confusion, strict=False)
+        (name, [(o, statistics.ratio(n, sum(row)) or 0.0) for o, n in zip(score.classes, row, strict=True)])
+        for name, row in zip(score.classes, score.confusion, strict=True)
     ]
 
 
 def _config_text(run: RunFolder, config: Config) -> str:
     try:
         return run.config.read_text("utf-8")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return config_toml(config)
 
 
@@ -155,7 +190,8 @@ def _environment(config: Config) -> jinja2.Environment:
         percent=_percent,
         number=_number,
         duration=_duration,
-        step=theme.step,
+        plural=_plural,
+        step=percent_step,
         index=lambda name: indices.get(name, 0),
     )
     return environment
@@ -169,6 +205,10 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
@@ -178,10 +218,12 @@ def _duration(seconds: float | None) -> str:
 
 
 def _when(at: float | None) -> str:
-    if at is None:
-        return ""
-    moment = datetime.datetime.fromtimestamp(at, datetime.UTC)
-    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+    """The time of the last event; "" where there is none or it is no date."""
+    try:
+        moment = datetime.datetime.fromtimestamp(at, datetime.UTC) if at is not None else None
+    except (OverflowError, OSError, ValueError):
+        moment = None
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC" if moment else ""
 
 
 def _digest(text: str) -> str:

@@ -1,81 +1,38 @@
-"""Numbers of a run as the report tells them: pure functions over one reading of the ledger."""
+"""The numbers the report shows: pure functions of one reading of a run."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from segsmith.config import Config
-from segsmith.memory.ledger import (
-    DecisionKind,
-    DecisionRow,
-    GuidanceRow,
-    ImageRow,
-    LabelRow,
-    Ledger,
-    MaskRow,
-    ModelRow,
-    PromptRow,
-    RunSummary,
-    UsageRow,
-    VerdictRow,
-)
+from segsmith.memory.ledger import ImageRow
 from segsmith.reasons import PromptProblem, Shortfall, VerdictReason
-from segsmith.types import Evaluation
+from segsmith.report.run_data import RunData, finite
 
-SOURCES = ("prompt", "clip", "relabel")
-KINDS: tuple[DecisionKind, ...] = ("prompt", "verdict", "label", "mask")
-
-
-@dataclass(frozen=True)
-class Book:
-    """Everything the report needs of a ledger, read once."""
-
-    prompts: Mapping[str, PromptRow]
-    images: Sequence[ImageRow]
-    verdicts: Mapping[str, VerdictRow]
-    labels: Mapping[str, Mapping[str, LabelRow]]
-    masks: Mapping[str, MaskRow]
-    thresholds: Mapping[str, float]
-    summary: RunSummary
-    evaluation: Mapping[str, Evaluation]
-    versions: Mapping[str, str]
-    epochs: Sequence[Mapping[str, Any]]
-    drawing: Sequence[Mapping[str, Any]]
-    shortfalls: Mapping[str, str]
-    usage: Mapping[str, UsageRow]
-    models: Mapping[str, ModelRow]
-    decisions: Mapping[tuple[str, str], DecisionRow]
-    guidance: Sequence[GuidanceRow]
-    run_id: str
-    last_event: float | None
-
-    def target(self, image: ImageRow) -> str:
-        """The class the image was drawn for."""
-        return self.prompts[image.prompt_id].class_name
-
-    @cached_property
-    def accepted(self) -> list[ImageRow]:
-        return [i for i in self.images if i.id in self.verdicts and self.verdicts[i.id].accepted]
-
-    @cached_property
-    def rejected(self) -> list[ImageRow]:
-        return [i for i in self.images if i.id in self.verdicts and not self.verdicts[i.id].accepted]
+DECISIONS_SHOWN = 200
 
 
 @dataclass(frozen=True)
-class Step:
-    """One bar of the funnel; `share` in [0, 1] is its length beside the first bar of its group."""
+class FunnelStep:
+    """One bar of a funnel; `share` in [0, 1] is its count relative to the first bar of its funnel."""
 
     name: str
     count: int
     share: float
     note: str
+
+
+@dataclass(frozen=True)
+class ReasonCount:
+    """How many images or prompts have a reason; `wording` is "" for a reason this version does not know."""
+
+    reason: str
+    wording: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -89,98 +46,111 @@ class ClassRow:
     drawn: int
     accepted: int
     acceptance: float | None
-    pixels: float | None
-    iou_val: float | None
-    iou_real: float | None
+    """Accepted images as a share of those judged."""
+    pixel_share: float | None
+    """Its pixels as a share of all mask pixels."""
+    iou_held_out: float | None
+    iou_test_set: float | None
 
 
-def read_book(ledger: Ledger) -> Book:
-    """Read a ledger, however far its run came."""
-    events = ledger.events()
-    return Book(
-        prompts={p.id: p for p in ledger.prompts()},
-        images=ledger.images(),
-        verdicts=ledger.verdicts(),
-        labels={source: ledger.labels(source) for source in SOURCES},
-        masks=ledger.masks(),
-        thresholds=ledger.thresholds,
-        summary=ledger.summary,
-        evaluation=ledger.evaluation,
-        versions=ledger.versions,
-        epochs=_last_epochs(detail for _, kind, detail in events if kind == "epoch"),
-        drawing=[detail for _, kind, detail in events if kind == "drawn"],
-        shortfalls={
-            str(detail.get("class", "")): str(detail.get("reason", ""))
-            for _, kind, detail in events
-            if kind == "missing"
-        },
-        usage=ledger.usage(),
-        models=ledger.models(),
-        decisions={(k, subject): row for k in KINDS for subject, row in ledger.decisions(k).items()},
-        guidance=ledger.guidance(active_only=False),
-        run_id=ledger.run_id,
-        last_event=events[-1][0] if events else None,
-    )
+@dataclass(frozen=True)
+class LabelChange:
+    """An image's labels by source, and the classes that relabelling added to and removed from the labels before."""
+
+    labels: Mapping[str, tuple[str, ...]]
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
 
-def prompt_funnel(book: Book) -> list[Step]:
+@dataclass(frozen=True)
+class VisitCounts:
+    """Admitted prompts in each cell of place and light, the most frequent places and lights first."""
+
+    places: Sequence[str]
+    lights: Sequence[str]
+    cells: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Time in seconds, tokens and US dollars; None where nothing was measured."""
+
+    wall_seconds: float | None
+    drawing_seconds: float | None
+    training_seconds: float | None
+    images_per_second: float | None
+    trained_per_second: float | None
+    peak_memory_mb: float | None
+    tokens_in: int | None
+    tokens_out: int | None
+    calls: int | None
+    usd: float | None
+
+
+@dataclass(frozen=True)
+class ReviewerDecision:
+    """A reviewer's decision with the text of the prompt it concerns."""
+
+    kind: str
+    subject: str
+    action: str
+    prompt: str
+    note: str
+
+
+def prompt_funnel(data: RunData) -> list[FunnelStep]:
     """Prompts written, then admitted."""
-    written = len(book.prompts)
-    status = Counter(p.status for p in book.prompts.values())
+    written = len(data.prompts)
+    status = Counter(p.status for p in data.prompts.values())
     return [
-        Step("written", written, 1.0 if written else 0.0, ""),
-        Step(
+        FunnelStep("written", written, 1.0 if written else 0.0, ""),
+        FunnelStep(
             "admitted",
             status["admitted"],
             ratio(status["admitted"], written) or 0.0,
-            f"{status['refined']} rewritten, {status['dropped']} dropped",
+            f"{status['refined']} refined, {status['dropped']} dropped",
         ),
     ]
 
 
-def image_funnel(book: Book) -> list[Step]:
+def image_funnel(data: RunData) -> list[FunnelStep]:
     """Images drawn, accepted, labelled, masked."""
-    drawn, accepted = len(book.images), {i.id for i in book.accepted}
-    labelled = {i for rows in book.labels.values() for i in rows} & accepted
-    unjudged = drawn - len(book.verdicts)
+    drawn, accepted = len(data.images), {i.id for i in data.accepted}
+    labelled = {i for rows in data.labels.values() for i in rows} & accepted
+    unjudged = drawn - len(accepted) - len(data.rejected)
     counts = (
-        ("drawn", drawn, f"{unjudged} not judged" if unjudged else ""),
-        ("accepted", len(accepted), f"{len(book.rejected)} rejected"),
+        ("drawn", drawn, f"{unjudged} not judged yet" if unjudged else ""),
+        ("accepted", len(accepted), f"{len(data.rejected)} rejected"),
         ("labelled", len(labelled), ""),
-        ("masked", len(accepted & set(book.masks)), ""),
+        ("masked", len(accepted & set(data.masks)), ""),
     )
-    return [Step(name, n, ratio(n, drawn) or 0.0, note) for name, n, note in counts]
+    return [FunnelStep(name, n, ratio(n, drawn) or 0.0, note) for name, n, note in counts]
 
 
-def reject_reasons(book: Book) -> list[tuple[str, str, int]]:
-    """(reason, plain words, images), the most frequent first."""
-    counts = Counter(book.verdicts[i.id].reason for i in book.rejected)
-    return [(short(r), VerdictReason.wording_of(r), n) for r, n in counts.most_common()]
+def reject_reasons(data: RunData) -> list[ReasonCount]:
+    """Why images were rejected, the most frequent reason first."""
+    counts = Counter(data.verdicts[i.id].reason for i in data.rejected)
+    return [ReasonCount(label(r), VerdictReason.wording_of(r), n) for r, n in counts.most_common()]
 
 
-def drop_reasons(book: Book) -> list[tuple[str, str, int]]:
-    """(kind of problem a prompt was dropped for, plain words, prompts), the most frequent first."""
-    problems = (str(p.critique.get("problem") or "") for p in book.prompts.values() if p.status == "dropped")
-    counts = Counter(text.partition(":")[0] or "no reason kept" for text in problems)
-    return [(short(kind), PromptProblem.wording_of(kind), n) for kind, n in counts.most_common()]
+def drop_reasons(data: RunData) -> list[ReasonCount]:
+    """Why prompts were dropped, the most frequent reason first."""
+    problems = (str(p.critique.get("problem") or "") for p in data.prompts.values() if p.status == "dropped")
+    counts = Counter(text.partition(":")[0] or "no reason recorded" for text in problems)
+    return [ReasonCount(label(r), PromptProblem.wording_of(r), n) for r, n in counts.most_common()]
 
 
-def held_out(book: Book) -> Evaluation | None:
-    """The score on split val: of generated pictures, or of real ones in a run that enlarges a dataset."""
-    return book.evaluation.get("synthetic_val") or book.evaluation.get("real_val")
-
-
-def class_rows(book: Book, config: Config) -> list[ClassRow]:
-    """One row per class of the list, in the order of the mask's indices."""
-    prompts = Counter(p.class_name for p in book.prompts.values() if p.status == "admitted")
-    drawn = Counter(book.target(i) for i in book.images)
-    judged = Counter(book.target(i) for i in book.images if i.id in book.verdicts)
-    accepted = Counter(book.target(i) for i in book.accepted)
+def class_rows(data: RunData, config: Config) -> list[ClassRow]:
+    """One row per class of the list, in the order of the masks' indices."""
+    prompts = Counter(p.class_name for p in data.prompts.values() if p.status == "admitted")
+    drawn = Counter(data.target(i) for i in data.images)
+    judged = Counter(data.target(i) for i in data.images if i.id in data.verdicts)
+    accepted = Counter(data.target(i) for i in data.accepted)
     pixels: Counter[str] = Counter()
-    for mask in book.masks.values():
+    for mask in data.masks.values():
         pixels.update(mask.pixels)
-    area = len(book.masks) * config.images.size**2
-    val, real = (score.iou if score else {} for score in (held_out(book), book.evaluation.get("test_set")))
+    area = len(data.masks) * config.images.size**2
+    held_out, test_set = (score.iou if score else {} for score in (data.held_out, data.test_set))
     return [
         ClassRow(
             name,
@@ -191,67 +161,101 @@ def class_rows(book: Book, config: Config) -> list[ClassRow]:
             accepted[name],
             ratio(accepted[name], judged[name]),
             ratio(pixels[name], area),
-            finite(val.get(name)),
-            finite(real.get(name)),
+            held_out.get(name),
+            test_set.get(name),
         )
         for index, name in enumerate(config.classes, 1)
     ]
 
 
-def gaps(rows: Sequence[ClassRow], book: Book) -> list[tuple[ClassRow, str]]:
-    """Classes the run gave up on before their quota, each with the reason last given.
+def shortfalls(rows: Sequence[ClassRow], data: RunData) -> list[tuple[ClassRow, str]]:
+    """Classes for which drawing ended before their quota, each with the reason last recorded.
 
-    A class that a later call filled up is no gap any more.
+    A class that a later session filled up is left out.
     """
-    short_of = [row for row in rows if row.name in book.shortfalls and row.accepted < row.quota]
+    short = [row for row in rows if row.name in data.shortfalls and row.accepted < row.quota]
+    reasons = [data.shortfalls[row.name] for row in short]
     return [
-        (row, Shortfall.wording_of(book.shortfalls[row.name]) or book.shortfalls[row.name])
-        for row in short_of
+        (row, Shortfall.wording_of(reason) or label(reason))
+        for row, reason in zip(short, reasons, strict=True)
     ]
 
 
-def typical_sharpness(book: Book) -> float | None:
-    """Median sharpness of the judged images; sharpness means something only beside it."""
-    values = [finite(verdict.scores.get("sharpness")) for verdict in book.verdicts.values()]
+def median_sharpness(data: RunData) -> float | None:
+    """Median sharpness of the judged images, the unit in which sharpness is shown."""
+    values = [finite(verdict.scores.get("sharpness")) for verdict in data.verdicts.values()]
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 
 
-def probabilities(book: Book) -> dict[str, tuple[list[float], list[float]]]:
-    """Class -> target probabilities of the (accepted, rejected) images drawn for it."""
+def probabilities(data: RunData) -> dict[str, tuple[list[float], list[float]]]:
+    """Class -> probabilities of that class in the (accepted, rejected) images drawn for it."""
     found: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    for image in book.images:
-        verdict = book.verdicts.get(image.id)
+    for image in data.images:
+        verdict = data.verdicts.get(image.id)
         value = None if verdict is None else finite(verdict.scores.get("probability"))
         if verdict is not None and value is not None:
-            found[book.target(image)][0 if verdict.accepted else 1].append(value)
+            found[data.target(image)][0 if verdict.accepted else 1].append(value)
     return dict(found)
 
 
-def visit_map(book: Book) -> tuple[list[str], list[str], dict[tuple[str, str], int]]:
-    """(places, lights, prompts admitted in each cell); names sorted by how often they occur."""
+def visit_counts(data: RunData) -> VisitCounts:
+    """How many admitted prompts name each place and light; "any" stands for none."""
     cells: Counter[tuple[str, str]] = Counter()
-    for prompt in book.prompts.values():
+    for prompt in data.prompts.values():
         if prompt.status == "admitted":
-            cells[prompt.attributes.get("place") or "any", prompt.attributes.get("light") or "any"] += 1
-    rows, columns = Counter[str](), Counter[str]()
+            place, light = (str(prompt.attributes.get(name) or "any") for name in ("place", "light"))
+            cells[place, light] += 1
+    places, lights = Counter[str](), Counter[str]()
     for (place, light), n in cells.items():
-        rows[place] += n
-        columns[light] += n
-    return [p for p, _ in rows.most_common()], [n for n, _ in columns.most_common()], dict(cells)
+        places[place] += n
+        lights[light] += n
+    return VisitCounts([p for p, _ in places.most_common()], [n for n, _ in lights.most_common()], cells)
 
 
-def label_change(book: Book, image_id: str) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
-    """Labels by source, and the classes relabelling added to, and removed from, what CLIP said.
-
-    Where CLIP said nothing the prompt's labels take its place.
-    """
-    found = {s: rows[image_id].classes for s, rows in book.labels.items() if image_id in rows}
+def label_change(data: RunData, image_id: str) -> LabelChange:
+    """Compare relabelling with CLIP's labels, or with the prompt's where CLIP gave none."""
+    found = {s: rows[image_id].classes for s, rows in data.labels.items() if image_id in rows}
     after = found.get("relabel")
     before = found.get("clip", found.get("prompt"))
     if after is None or before is None:
-        return found, [], []
-    return found, [c for c in after if c not in before], [c for c in before if c not in after]
+        return LabelChange(found)
+    added = tuple(name for name in after if name not in before)
+    return LabelChange(found, added, tuple(name for name in before if name not in after))
+
+
+def costs(data: RunData) -> Costs:
+    """Sum up what the ledger holds; time and money of several sessions add up."""
+    llm = data.usage.get("llm")
+    speeds = [v for v in (finite(epoch.get("images_per_second")) for epoch in data.epochs) if v]
+    return Costs(
+        wall_seconds=finite(data.summary.wall_seconds) or None,
+        drawing_seconds=_total_seconds(data.drawing),
+        training_seconds=_total_seconds(data.epochs),
+        images_per_second=finite(data.summary.images_per_second) or None,
+        trained_per_second=sum(speeds) / len(speeds) if speeds else None,
+        peak_memory_mb=finite(data.summary.peak_memory_mb) or None,
+        tokens_in=llm.tokens_in if llm else None,
+        tokens_out=llm.tokens_out if llm else None,
+        calls=llm.calls if llm else None,
+        usd=sum(row.usd for row in data.usage.values()) if data.usage else None,
+    )
+
+
+def reviewer_decisions(data: RunData) -> tuple[list[ReviewerDecision], list[tuple[str, int]]]:
+    """The newest `DECISIONS_SHOWN` decisions, and (kind and action, count) over all of them."""
+    prompt_ids = {image.id: image.prompt_id for image in data.images}
+    rows = []
+    for (kind, subject), row in list(data.decisions.items())[-DECISIONS_SHOWN:]:
+        prompt = data.prompts.get(prompt_ids.get(subject, subject))
+        rows.append(ReviewerDecision(kind, subject, row.action, prompt.text if prompt else "", row.note))
+    counts = Counter(f"{row.kind} {row.action}" for row in data.decisions.values())
+    return rows, counts.most_common()
+
+
+def certainty(data: RunData, image: ImageRow) -> float:
+    """The probability on which a judged image was accepted or rejected; 0 where there is none."""
+    return finite(data.verdicts[image.id].scores.get("probability")) or 0.0
 
 
 def ratio(part: float, whole: float) -> float | None:
@@ -259,18 +263,12 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def finite(value: object) -> float | None:
-    """The number, or None for anything that is not a finite one."""
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return float(value)
-    return None
+def label(reason: str) -> str:
+    """A stored reason as a label: ``not_there`` becomes ``not there``."""
+    return "reviewer" if reason == VerdictReason.PERSON else reason.replace("_", " ")
 
 
-def short(reason: str) -> str:
-    """A reason as a label: ``wrong_class`` becomes ``wrong class``."""
-    return reason.replace("_", " ")
-
-
-def _last_epochs(details: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One entry per epoch, in order; an epoch that was trained again after a stop counts once."""
-    return [e for _, e in sorted({int(d["epoch"]): d for d in details if "epoch" in d}.items())]
+def _total_seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds of all rows that record theirs; None where none does."""
+    seconds = [v for v in (finite(row.get("seconds")) for row in rows) if v is not None]
+    return sum(seconds) if seconds else None

@@ -1,11 +1,9 @@
-"""Small pictures inside the page: photos, see-through masks with name tags, and which ones to show."""
+"""Thumbnails for the page: photos, and masks with a transparent background and the names of their classes."""
 
 from __future__ import annotations
 
 import base64
-import colorsys
 import io
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +16,23 @@ from scipy import ndimage
 
 from segsmith.datasets.palette import VOID
 from segsmith.files import read_image, read_index_map
+from segsmith.report.theme import class_colour
 
 SIDE = 128
-"""Longest side of a picture that stands in the page itself, pixels."""
+"""Longest side of an image that is part of the page itself, in pixels."""
 JPEG_QUALITY = 82
 TAG_MIN_SHARE = 0.015
-"""Regions below this share of the picture get no name tag; it would cover them."""
+"""A region smaller than this share of the image gets no name tag, which would cover it."""
 TAG_WIDTH, TAG_HEIGHT = 40, 16
-"""Of a name in a small picture, percent of its side; roughly."""
+"""Approximate size of a name tag, in percent of the image's sides."""
+VOID_GREY = 235
 
-# The first seven are Okabe and Ito's, made to be told apart without full colour vision, with a yellow that
-# still shows on white; past eight classes the shape, not the colour, tells them apart.
-HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#c2b200", "#7f6fd0")
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "wedge", "bar", "hexagon")
-"""Shapes that stand for classes beside their colours; the page's style sheet and its map draw them."""
-
-Item = TypeVar("Item")
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A class name to write on a mask, at (x, y) in percent of the picture."""
+    """A class name to write on a mask, at (x, y) in percent of the image."""
 
     name: str
     x: float
@@ -47,97 +41,65 @@ class Tag:
 
 @dataclass(frozen=True)
 class Overlay:
-    """A mask as a data URI (PNG, transparent background) and the names that go on it."""
+    """A mask as a data URI (PNG, transparent background) and the names to write on it."""
 
     uri: str
     tags: tuple[Tag, ...]
 
 
-def class_colour(index: int) -> str:
-    """The ``#rrggbb`` in which the page shows class `index` (from 1); all indices differ."""
-    if index <= len(HUES):
-        return HUES[index - 1]
-    turn = index * 0.6180339887 % 1
-    red, green, blue = colorsys.hls_to_rgb(turn, 0.45 + 0.12 * (index % 3 - 1), 0.55)
-    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
-
-
-def class_shape(index: int) -> int:
-    """Which of `SHAPES` stands for class `index` (from 1)."""
-    return (index - 1) % len(SHAPES)
-
-
 def small_photo(path: Path, side: int) -> PILImage.Image | None:
-    """The picture at most `side` pixels wide and high; None when there is no readable one."""
-    try:
-        picture = PILImage.fromarray(read_image(path))
-    except OSError:
+    """The image at most `side` pixels wide and high; None for a missing or unreadable file."""
+    pixels = _read(read_image, path)
+    if pixels is None:
         return None
-    picture.thumbnail((side, side), PILImage.Resampling.LANCZOS)
-    return picture
+    photo = PILImage.fromarray(pixels)
+    photo.thumbnail((side, side), PILImage.Resampling.LANCZOS)
+    return photo
 
 
 def small_mask(path: Path, side: int) -> NDArray[np.uint8] | None:
-    """The (H, W) index map, at most `side` wide and high; None when there is no readable one."""
-    try:
-        picture = PILImage.fromarray(read_index_map(path))
-    except OSError:
+    """The (H, W) index map, at most `side` wide and high; None for a file that is no index map."""
+    indices = _read(read_index_map, path)
+    if indices is None:
         return None
-    picture.thumbnail((side, side), PILImage.Resampling.NEAREST)
-    return np.asarray(picture)
+    small = PILImage.fromarray(indices)
+    small.thumbnail((side, side), PILImage.Resampling.NEAREST)
+    return np.asarray(small)
 
 
 def painted(mask: NDArray[np.uint8], classes: int) -> PILImage.Image:
-    """An index map as a palette picture in the page's colours; index 0 is see-through, 255 is hatched."""
+    """An index map as a palette image in the page's colours; index 0 is transparent, 255 is hatched."""
     y, x = np.indices(mask.shape)
     hatched = np.where((mask == VOID) & ((x + y) % 6 >= 3), 0, mask).astype(np.uint8)
-    picture = PILImage.fromarray(hatched).convert("P")
-    picture.putpalette(_colours(classes).tobytes())
-    return picture
+    image = PILImage.fromarray(hatched).convert("P")
+    image.putpalette(_colours(classes).tobytes())
+    return image
 
 
-def thumbnail(path: Path) -> str | None:
-    """Data URI of a JPEG; None when there is no readable picture."""
-    picture = small_photo(path, SIDE)
-    if picture is None:
+def photo_uri(path: Path) -> str | None:
+    """Data URI of a JPEG thumbnail; None for a missing or unreadable file."""
+    photo = small_photo(path, SIDE)
+    if photo is None:
         return None
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return _uri("jpeg", buffer)
+    photo.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return _data_uri("jpeg", buffer)
 
 
-def overlay(path: Path, classes: Sequence[str]) -> Overlay | None:
-    """The index map at `path`, small and see-through; None when there is no readable mask."""
+def mask_overlay(path: Path, classes: Sequence[str]) -> Overlay | None:
+    """Thumbnail of the index map at `path`; None for a file that is no index map."""
     mask = small_mask(path, SIDE)
     if mask is None:
         return None
     buffer = io.BytesIO()
     painted(mask, len(classes)).save(buffer, "PNG", transparency=0, optimize=True)
-    return Overlay(_uri("png", buffer), tuple(name_tags(mask, classes)))
-
-
-def spread(items: Sequence[Item], key: Callable[[Item], str], limit: int) -> list[Item]:
-    """At most `limit` items, taken from the keys in turn, each key's items in their order."""
-    piles: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        piles[key(item)].append(item)
-    depth = max((len(pile) for pile in piles.values()), default=0)
-    turns = (pile[k] for k in range(depth) for pile in piles.values() if k < len(pile))
-    return [item for item, _ in zip(turns, range(limit), strict=False)]
-
-
-def _colours(classes: int) -> NDArray[np.uint8]:
-    colours = np.zeros((256, 3), np.uint8)
-    for index in range(1, classes + 1):
-        colours[index] = [int(class_colour(index)[k : k + 2], 16) for k in (1, 3, 5)]
-    colours[VOID] = 235
-    return colours
+    return Overlay(_data_uri("png", buffer), tuple(name_tags(mask, classes)))
 
 
 def name_tags(mask: NDArray[np.uint8], classes: Sequence[str]) -> list[Tag]:
-    """Where to write the names of the classes on a mask: above the largest region of each, not on each other.
+    """Where to write the names of the classes on a mask: above the largest region of each, without overlap.
 
-    Places are percents from edge to edge as in CSS's ``object-position``: at 100 a name ends at the edge.
+    Places are in percent from edge to edge, as in CSS's ``object-position``: at x = 100 a tag ends at the right edge.
     """
     tags: list[Tag] = []
     for index in sorted(set(np.unique(mask).tolist()) - {0, VOID}):
@@ -158,5 +120,20 @@ def name_tags(mask: NDArray[np.uint8], classes: Sequence[str]) -> list[Tag]:
     return tags
 
 
-def _uri(kind: str, buffer: io.BytesIO) -> str:
+def _read(read: Callable[[Path], Content], path: Path) -> Content | None:
+    try:
+        return read(path)
+    except (OSError, MemoryError):
+        return None
+
+
+def _colours(classes: int) -> NDArray[np.uint8]:
+    colours = np.zeros((256, 3), np.uint8)
+    for index in range(1, min(classes, VOID - 1) + 1):
+        colours[index] = [int(class_colour(index)[k : k + 2], 16) for k in (1, 3, 5)]
+    colours[VOID] = VOID_GREY
+    return colours
+
+
+def _data_uri(kind: str, buffer: io.BytesIO) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

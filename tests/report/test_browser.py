@@ -25,7 +25,7 @@ pytestmark = [
 
 
 class Browser:
-    """A chromium of its own for one page; `requests` are the addresses it asked for."""
+    """A new chromium process that shows one page."""
 
     def __init__(self, downloads, page, *arguments):
         from selenium import webdriver
@@ -44,7 +44,7 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
         self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-        self.requests, self.page = [], page
+        self.page = page
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False},
@@ -63,18 +63,18 @@ class Browser:
         return value
 
     def press(self, *keys):
-        """Keys as a person types them, to whatever has the focus."""
+        """Send keys to the element that has the focus."""
         from selenium.webdriver.common.action_chains import ActionChains
 
         ActionChains(self.driver).send_keys(*keys).perform()
 
-    def watch(self):
-        """Addresses asked for since the last call, but for the page itself and what it carries inside."""
+    def requests(self):
+        """Addresses requested since the last call, without the page and the data inside it."""
         log = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        asked = [m["params"]["request"]["url"] for m in log if m["method"] == "Network.requestWillBeSent"]
-        return [url for url in asked if url != self.page.as_uri() and not url.startswith(("data:", "blob:"))]
+        urls = [m["params"]["request"]["url"] for m in log if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if url != self.page.as_uri() and not url.startswith(("data:", "blob:"))]
 
-    def complaints(self):
+    def errors(self):
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
@@ -95,8 +95,8 @@ def browser(made, tmp_path):
     one = Browser(tmp_path, page)
     yield one
     try:
-        assert one.watch() == []
-        assert one.complaints() == []
+        assert one.requests() == []
+        assert one.errors() == []
     finally:
         one.driver.quit()
 
@@ -105,26 +105,26 @@ def painted(browser):
     return browser.until("document.querySelectorAll('#grid canvas.photo').length")
 
 
-def test_opens_and_pages_through_every_picture(browser, made):
+def test_paging_shows_every_image_once(browser, made):
     _, verdicts = made
     painted(browser)
     seen = set()
     while True:
-        shown = browser.js("return [...document.querySelectorAll('#grid .pic')].map(b => b.dataset.id)")
+        shown = browser.js("return [...document.querySelectorAll('#grid .thumb')].map(b => b.dataset.id)")
         assert not seen & set(shown)
         seen |= set(shown)
         if browser.js("return document.querySelector('[data-turn=next]').disabled"):
             break
         browser.js("document.querySelector('[data-turn=next]').click()")
     assert seen == set(verdicts)
-    # What is painted is a picture, not an empty canvas.
+    # The canvas is not empty.
     painted(browser)
     assert browser.js("""
         const c = document.querySelector('#grid canvas.photo');
         return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size > 2""")
 
 
-def test_masks_can_be_taken_off_and_shown_alone(browser):
+def test_masks_can_be_hidden_and_shown_alone(browser):
     painted(browser)
     style = "getComputedStyle(document.querySelector('#grid canvas.%s')).opacity"
     assert float(browser.js(f"return {style % 'mask'}")) == pytest.approx(0.6)
@@ -148,7 +148,7 @@ def test_marks_by_key_survive_a_reload_and_download_as_decisions(browser, tmp_pa
     from selenium.webdriver.common.keys import Keys
 
     painted(browser)
-    browser.js("document.querySelector('#grid .pic').focus()")
+    browser.js("document.querySelector('#grid .thumb').focus()")
     focused = "return document.activeElement.dataset.id"
     first = browser.js(focused)
     browser.press("r", Keys.ARROW_RIGHT, "a")
@@ -157,7 +157,7 @@ def test_marks_by_key_survive_a_reload_and_download_as_decisions(browser, tmp_pa
     assert len({first, second, browser.js(focused)}) == 3
     browser.driver.refresh()
     painted(browser)
-    browser.js("document.querySelector('#export').click()")
+    browser.js("document.querySelector('#download').click()")
     path = tmp_path / "decisions.jsonl"
     end = time.monotonic() + 8
     while not path.exists():
@@ -171,39 +171,39 @@ def test_marks_by_key_survive_a_reload_and_download_as_decisions(browser, tmp_pa
     read = read_answers(SimpleNamespace(ledger=ledger), path)
     ledger.close()
     assert [(row.subject, row.action) for row in read] == [(first, "reject"), (second, "accept")]
-    browser.watch()  # the reload of the page itself
+    browser.requests()  # the reload of the page itself
 
 
-def test_closer_look_by_keyboard_gives_the_focus_back(browser):
+def test_lightbox_works_by_keyboard_and_returns_the_focus(browser):
     from selenium.webdriver.common.keys import Keys
 
     painted(browser)
-    browser.js("document.querySelector('#grid .pic').focus()")
+    browser.js("document.querySelector('#grid .thumb').focus()")
     browser.press(Keys.ENTER)
-    browser.until("document.querySelector('#closer').open && document.querySelector('#closer dl div')")
-    before = browser.js("return document.querySelector('#closer').dataset.row")
+    browser.until("document.querySelector('#lightbox').open && document.querySelector('#lightbox dl div')")
+    before = browser.js("return document.querySelector('#lightbox').dataset.row")
     browser.press(Keys.ARROW_RIGHT)
-    assert browser.js("return document.querySelector('#closer').dataset.row") != before
+    assert browser.js("return document.querySelector('#lightbox').dataset.row") != before
     browser.press(Keys.ESCAPE)
-    browser.until("!document.querySelector('#closer').open")
-    assert browser.js("return document.activeElement.matches('#grid .pic')")
+    browser.until("!document.querySelector('#lightbox').open")
+    assert browser.js("return document.activeElement.matches('#grid .thumb')")
 
 
-def test_first_tab_stop_skips_the_navigation_and_the_map_answers_keys(browser):
+def test_first_tab_stop_skips_the_navigation_and_the_map_reacts_to_keys(browser):
     from selenium.webdriver.common.keys import Keys
 
     browser.press(Keys.TAB)
     assert browser.js("return document.activeElement.className") == "skip"
     browser.js("document.querySelector('#map-frame').focus()")
     browser.press(Keys.ARROW_RIGHT)
-    told = browser.js("return document.querySelector('#map-told').textContent")
+    first = browser.js("return document.querySelector('#map-prompt').textContent")
     browser.press(Keys.ARROW_RIGHT)
-    assert told.strip() != ""
-    assert browser.js("return document.querySelector('#map-told').textContent") != told
+    assert first.strip() != ""
+    assert browser.js("return document.querySelector('#map-prompt').textContent") != first
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
-def test_nothing_sticks_out_sideways(browser, width):
+def test_page_is_not_wider_than_the_window(browser, width):
     browser.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
@@ -212,24 +212,24 @@ def test_nothing_sticks_out_sideways(browser, width):
     assert browser.js("return document.documentElement.scrollWidth") <= width
 
 
-def test_on_a_phone_legends_wrap_between_words_and_names_stay_on_their_pictures(browser):
+def test_on_a_phone_legends_wrap_between_words_and_names_stay_on_their_images(browser):
     browser.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True},
     )
     painted(browser)
     broken = browser.js("""
-        const tall = [...document.querySelectorAll('.key-line span')].filter((s) => s.offsetHeight > 32);
-        const out = [...document.querySelectorAll('.pic .tag')].filter((tag) => {
-            const [t, p] = [tag, tag.closest('.pic')].map((e) => e.getBoundingClientRect());
+        const tall = [...document.querySelectorAll('.legend span')].filter((s) => s.offsetHeight > 32);
+        const out = [...document.querySelectorAll('.thumb .tag')].filter((tag) => {
+            const [t, p] = [tag, tag.closest('.thumb')].map((e) => e.getBoundingClientRect());
             return t.left < p.left - 1 || t.right > p.right + 1 || t.top < p.top - 1 || t.bottom > p.bottom + 1;
         });
-        return [document.querySelectorAll('.pic .tag').length, [...tall, ...out].map((e) => e.textContent)]""")
+        return [document.querySelectorAll('.thumb .tag').length, [...tall, ...out].map((e) => e.textContent)]""")
     assert broken[0] > 0
     assert broken[1] == []
 
 
-def test_without_storage_the_page_says_so_and_goes_on(made, tmp_path):
+def test_without_storage_the_page_says_so_and_still_works(made, tmp_path):
     page, _ = made
     one = Browser(tmp_path, page)
     try:
@@ -243,7 +243,7 @@ def test_without_storage_the_page_says_so_and_goes_on(made, tmp_path):
         painted(one)
         one.js("document.querySelector('#grid [data-mark=accept]').click()")
         assert "1 marked" in one.js("return document.querySelector('#mark-count').textContent")
-        assert "keeps no marks" in one.js("return document.querySelector('#mark-note').textContent")
+        assert "does not store marks" in one.js("return document.querySelector('#mark-note').textContent")
     finally:
         one.driver.quit()
 

@@ -1,6 +1,6 @@
 "use strict";
-// The parts of the script are joined into one. The page reads well without it, but for the browser of
-// pictures and the list of prompts. Text from the run goes in as text content only: it is nobody's HTML.
+// The parts of the script are joined into one. Only the image browser and the list of prompts need it. Text from the
+// run is inserted as text content only, never as HTML.
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 
@@ -18,6 +18,6 @@ const rowOf = new Map(index.id.map((id, row) => [id, row]));
 const promptText = (row) => prompts.text[index.prompt[row]];
 const classOf = (row) => prompts.class[index.prompt[row]];
 const className = (number) => index.classes[number] ?? "other";
-/** Letters typed into a field are no commands. */
+/** Is this key typed into a field, so that it is no shortcut? */
 const typing = (event) =>
   event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=radio]), select");

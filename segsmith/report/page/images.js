@@ -1,4 +1,4 @@
-// The browser of pictures: filters, pages, the grid and its keys.
+// The image browser: filters, pages, the grid and its keys.
 const PAGE = 36;
 const filters = $("#filters");
 const grid = $("#grid");
@@ -6,7 +6,7 @@ let found = [];
 let page = 0;
 
 function matches() {
-  const { verdict, class: asked, reason, word } = Object.fromEntries(new FormData(filters));
+  const { verdict, class: target, reason, word } = Object.fromEntries(new FormData(filters));
   const needle = word.trim().toLowerCase();
   const passes = {
     all: () => true,
@@ -20,23 +20,23 @@ function matches() {
     .filter(
       (row) =>
         passes(row) &&
-        (asked === "" || classOf(row) === Number(asked)) &&
+        (target === "" || classOf(row) === Number(target)) &&
         (reason === "" || index.reason[row] === Number(reason)) &&
         (!needle || promptText(row).toLowerCase().includes(needle) || index.id[row] === needle),
     );
 }
 
+/** The verdict of an image, and its probability beside the threshold. */
 function verdictWords(row) {
   const [p, threshold] = [index.p[row], index.threshold[row]];
-  const word = index.accepted[row] ? "✓ accepted" : `✕ ${index.reasons[index.reason[row]]}`;
-  const sure = p === null ? "" : `${className(classOf(row))} ${p.toFixed(2)}`;
+  const verdict = index.accepted[row] ? "✓ accepted" : `✕ ${index.reasons[index.reason[row]]}`;
+  const score = p === null ? "" : `${className(classOf(row))} ${p.toFixed(2)}`;
   const bound = p === null || threshold === null ? "" : ` ${p >= threshold ? "≥" : "<"} ${threshold.toFixed(2)}`;
-  return [word, sure + bound];
+  return [verdict, score + bound];
 }
 
 function tile(row) {
-  const [word, sure] = verdictWords(row);
-  const said = `${word}, ${promptText(row)}`;
+  const [verdict, score] = verdictWords(row);
   const button = (action, sign) =>
     el("button", {
       type: "button", tabIndex: -1, textContent: sign,
@@ -46,16 +46,16 @@ function tile(row) {
     "li",
     { className: index.accepted[row] ? "tile" : "tile no", attributes: { "data-row": row } },
     el("button", {
-      type: "button", className: "pic", tabIndex: -1,
-      attributes: { "data-id": index.id[row], "aria-label": said },
+      type: "button", className: "thumb", tabIndex: -1,
+      attributes: { "data-id": index.id[row], "aria-label": `${verdict}, ${promptText(row)}` },
     }),
-    el("p", { className: "badge" }, word),
-    el("p", { className: "small quiet" }, sure),
+    el("p", { className: "badge" }, verdict),
+    el("p", { className: "small quiet" }, score),
     el("p", { className: "small labels" }),
     el("span", { className: "marks" }, button("accept", "✓"), button("reject", "✕")),
   );
   for (const one of $$("[data-mark]", item)) showMark(one);
-  paint($(".pic", item), row);
+  paint($(".thumb", item), row);
   detail(row).then(({ labels, added, removed }) => {
     if (!index.accepted[row] || !(labels.length || removed.length)) return;
     const parts = labels.map((n) =>
@@ -70,7 +70,7 @@ function turn(to, focus = false) {
   const last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
   page = Math.min(Math.max(to, 0), last);
   grid.replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map(tile));
-  const first = $(".pic", grid);
+  const first = $(".thumb", grid);
   if (first) first.tabIndex = 0;
   if (focus) first?.focus();
   $("#page").value = page + 1;
@@ -78,7 +78,7 @@ function turn(to, focus = false) {
   $("#pages").textContent = `of ${last + 1}`;
   $("#count").textContent = found.length
     ? `${page * PAGE + 1}–${Math.min((page + 1) * PAGE, found.length)} of ${found.length}`
-    : "no picture is like that";
+    : "No image matches.";
   for (const button of $$("[data-turn]")) {
     const back = ["first", "previous"].includes(button.dataset.turn);
     button.disabled = page === (back ? 0 : last);
@@ -90,7 +90,7 @@ function refilter() {
   turn(0);
 }
 
-/** Show the pictures of a filter, e.g. {verdict: "rejected"}, all other fields being open. */
+/** Show the images that pass one filter, e.g. {verdict: "rejected"}; all other filters are reset. */
 function showOnly(values) {
   filters.reset();
   for (const [name, value] of Object.entries(values)) filters.elements[name].value = value;
@@ -98,11 +98,11 @@ function showOnly(values) {
 }
 
 function moveFocus(from, key) {
-  const pictures = $$(".pic", grid);
-  const wide = pictures.filter((one) => one.offsetTop === pictures[0].offsetTop).length;
-  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -wide, ArrowDown: wide, Home: -PAGE, End: PAGE }[key];
-  const to = pictures.indexOf(from) + step;
-  const next = pictures[Math.min(Math.max(to, 0), pictures.length - 1)];
+  const thumbs = $$(".thumb", grid);
+  const columns = thumbs.filter((one) => one.offsetTop === thumbs[0].offsetTop).length;
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -PAGE, End: PAGE }[key];
+  const to = thumbs.indexOf(from) + step;
+  const next = thumbs[Math.min(Math.max(to, 0), thumbs.length - 1)];
   from.tabIndex = -1;
   next.tabIndex = 0;
   next.focus();
@@ -118,8 +118,8 @@ if (grid) {
   $("#page").addEventListener("change", ({ target }) => turn(Number(target.value) - 1));
   $("#browser").addEventListener("click", ({ target }) => {
     const to = { first: 0, previous: page - 1, next: page + 1, last: Infinity };
-    const turned = target.closest("[data-turn]")?.dataset.turn;
-    if (turned) turn(to[turned]);
+    const direction = target.closest("[data-turn]")?.dataset.turn;
+    if (direction) turn(to[direction]);
   });
   document.addEventListener("click", ({ target }) => {
     const wanted = target.closest("a[data-filter]")?.dataset.filter;
@@ -130,26 +130,26 @@ if (grid) {
     if (button) mark(Number(button.closest("[data-row]").dataset.row), button.dataset.mark);
   });
   grid.addEventListener("focusin", ({ target }) => {
-    if (!target.matches(".pic")) return;
-    for (const one of $$(".pic", grid)) one.tabIndex = one === target ? 0 : -1;
+    if (!target.matches(".thumb")) return;
+    for (const one of $$(".thumb", grid)) one.tabIndex = one === target ? 0 : -1;
   });
   grid.addEventListener("keydown", (event) => {
-    const focused = event.target.closest(".pic");
+    const focused = event.target.closest(".thumb");
     if (!focused || !/^(Arrow|Home|End)/.test(event.key)) return;
     event.preventDefault();
     moveFocus(focused, event.key);
   });
   document.addEventListener("keydown", (event) => {
-    const holder = event.target.closest("#grid [data-row], #closer");
+    const holder = event.target.closest("#grid [data-row], #lightbox");
     if (!holder || typing(event)) return;
     const key = event.key.toLowerCase();
     const action = { a: "accept", r: "reject", u: "undo" }[key];
     if (action && holder.dataset.row) mark(Number(holder.dataset.row), action);
     if ("123".includes(key)) $(["#view-photo", "#view-both", "#view-mask"][key - 1]).checked = true;
-    if (holder.id === "closer") return;
+    if (holder.id === "lightbox") return;
     if (key === "n") turn(page + 1, true);
     if (key === "p") turn(page - 1, true);
   });
-  tellMarks();
+  showMarkCount();
   refilter();
 }

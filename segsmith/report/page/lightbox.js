@@ -1,56 +1,57 @@
-// The closer look: one picture with everything that is known of it.
-const closer = $("#closer");
-let around = [];
+// The lightbox: one image enlarged, with everything that is known about it.
+const lightbox = $("#lightbox");
+let neighbours = [];
 let opener = null;
 
-async function look(row) {
-  closer.dataset.row = row;
-  const [word] = verdictWords(row);
-  $("#closer-verdict").textContent = word;
-  $("#closer-verdict").className = `badge ${index.accepted[row] ? "yes" : "no"}`;
-  $("#closer-prompt").textContent = promptText(row);
-  $("#closer-note").value = marks.get(index.id[row])?.note ?? "";
+async function enlarge(row) {
+  lightbox.dataset.row = row;
+  const [verdict] = verdictWords(row);
+  $("#lightbox-verdict").textContent = verdict;
+  $("#lightbox-verdict").className = `badge ${index.accepted[row] ? "yes" : "no"}`;
+  $("#lightbox-prompt").textContent = promptText(row);
+  $("#lightbox-note").value = marks.get(index.id[row])?.note ?? "";
+  $("#lightbox-file").replaceChildren();
+  for (const button of $$("[data-mark]", lightbox)) showMark(button);
+  if (!lightbox.open) lightbox.showModal();
+  paint($(".frame", lightbox), row);
+  const { facts, size } = await detail(row);
+  if (lightbox.dataset.row !== String(row)) return; // another image was opened meanwhile
   const path = `images/${encodeURIComponent(index.id[row])}.png`;
-  $("#closer-file").replaceChildren(
-    "Full size beside this report: ", el("a", { href: path, target: "_blank", rel: "noreferrer" }, path));
-  for (const button of $$("[data-mark]", closer)) showMark(button);
-  if (!closer.open) closer.showModal();
-  paint($(".stage", closer), row);
-  const { facts } = await detail(row);
-  if (closer.dataset.row !== String(row)) return;
-  const told = index.fields.map((name, k) => [name, facts[k]]);
-  $("dl", closer).replaceChildren(
-    ...told
+  const link = el("a", { href: path, target: "_blank", rel: "noreferrer" }, path);
+  if (size) $("#lightbox-file").replaceChildren("Full size, in the run folder: ", link);
+  const named = index.fields.map((name, k) => [name, facts[k]]);
+  $("dl", lightbox).replaceChildren(
+    ...named
       .filter(([, value]) => value)
       .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
   );
 }
 
-function go(step) {
-  const at = around.indexOf(Number(closer.dataset.row));
-  look(around[(at + step + around.length) % around.length]);
+function enlargeNeighbour(step) {
+  const at = neighbours.indexOf(Number(lightbox.dataset.row));
+  enlarge(neighbours[(at + step + neighbours.length) % neighbours.length]);
 }
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (button?.matches(".pic[data-id]") && rowOf.has(button.dataset.id)) {
+  if (button?.matches(".thumb[data-id]") && rowOf.has(button.dataset.id)) {
     opener = button;
     const inGrid = button.closest("#grid");
     const place = button.closest(".strip, ul") ?? document;
-    around = inGrid ? found : $$(".pic[data-id]", place).map((one) => rowOf.get(one.dataset.id));
-    look(rowOf.get(button.dataset.id));
-  } else if (button?.dataset.go === "0" || event.target === closer) closer.close();
-  else if (button?.dataset.go) go(Number(button.dataset.go));
+    neighbours = inGrid ? found : $$(".thumb[data-id]", place).map((one) => rowOf.get(one.dataset.id));
+    enlarge(rowOf.get(button.dataset.id));
+  } else if (button?.matches("[data-close]") || event.target === lightbox) lightbox.close();
+  else if (button?.dataset.step) enlargeNeighbour(Number(button.dataset.step));
 });
-closer.addEventListener("keydown", (event) => {
+lightbox.addEventListener("keydown", (event) => {
   if (typing(event)) return;
-  if (event.key === "ArrowLeft") go(-1);
-  if (event.key === "ArrowRight") go(1);
+  if (event.key === "ArrowLeft") enlargeNeighbour(-1);
+  if (event.key === "ArrowRight") enlargeNeighbour(1);
 });
-$("#closer-note").addEventListener("input", ({ target }) => {
-  const noted = marks.get(index.id[closer.dataset.row]);
-  if (!noted) return;
-  noted.note = target.value;
+$("#lightbox-note").addEventListener("input", ({ target }) => {
+  const marked = marks.get(index.id[lightbox.dataset.row]);
+  if (!marked) return;
+  marked.note = target.value;
   saveMarks();
 });
-closer.addEventListener("close", () => opener?.focus());
+lightbox.addEventListener("close", () => opener?.focus());

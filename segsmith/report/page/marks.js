@@ -1,10 +1,10 @@
-// Marks: image id -> {action, note}. They live in this browser's storage under the run's id.
+// Marks: image id -> {action, note}. They are kept in this browser's storage under the run's id.
 const MARKS_KEY = `segsmith-marks:${index.run}`;
 const marks = new Map();
 let storage = null;
 let unsaved = false;
 try {
-  // Some browsers refuse storage to local files, some only when it is used.
+  // Some browsers deny storage to local files, some only when it is used.
   storage = window.localStorage;
   for (const [id, mark] of Object.entries(JSON.parse(storage.getItem(MARKS_KEY) ?? "{}"))) {
     if (rowOf.has(id) && ["accept", "reject"].includes(mark?.action)) {
@@ -22,11 +22,11 @@ function saveMarks() {
     storage = null;
     unsaved = marks.size > 0;
   }
-  tellMarks();
+  showMarkCount();
   for (const button of $$("[data-mark]")) showMark(button);
 }
 
-/** Mark a picture; the same mark again takes it back. */
+/** Mark an image; the same mark again removes it. */
 function mark(row, action) {
   const id = index.id[row];
   const before = marks.get(id);
@@ -42,21 +42,21 @@ function showMark(button) {
   if (holder) holder.dataset.marked = action ?? "";
 }
 
-function tellMarks() {
-  if (!$("#export")) return;
+function showMarkCount() {
+  if (!$("#download")) return;
   const counts = { accept: 0, reject: 0 };
   for (const { action } of marks.values()) counts[action] += 1;
   $("#mark-count").textContent = marks.size
     ? `${marks.size} marked: ${counts.accept} to accept, ${counts.reject} to reject.`
-    : "Nothing marked yet.";
-  $("#export").disabled = $("#forget").disabled = marks.size === 0;
+    : "No marks yet.";
+  $("#download").disabled = $("#clear").disabled = marks.size === 0;
   $("#mark-note").textContent = storage
     ? ""
-    : "This browser keeps no marks for this page: download them before you close it.";
+    : "This browser does not store marks for this page. Download them before you close it.";
 }
 
-/** One JSON object a line, in the order of the pictures, as `segsmith step --answers` reads them. */
-function decisions() {
+/** One JSON object per line, in the order of the images, as `segsmith step --answers` reads them. */
+function decisionLines() {
   return index.id
     .filter((id) => marks.has(id))
     .map((id) => {
@@ -66,14 +66,14 @@ function decisions() {
     .join("");
 }
 
-$("#export")?.addEventListener("click", () => {
-  const url = URL.createObjectURL(new Blob([decisions()], { type: "application/jsonl" }));
+$("#download")?.addEventListener("click", () => {
+  const url = URL.createObjectURL(new Blob([decisionLines()], { type: "application/jsonl" }));
   el("a", { href: url, download: "decisions.jsonl" }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
   unsaved = false;
 });
-$("#forget")?.addEventListener("click", () => {
-  if (!confirm(`Forget all ${marks.size} marks?`)) return;
+$("#clear")?.addEventListener("click", () => {
+  if (!confirm(marks.size === 1 ? "Clear your mark?" : `Clear all ${marks.size} marks?`)) return;
   marks.clear();
   saveMarks();
 });

@@ -1,4 +1,4 @@
-// The section in view is marked in the bar above.
+// Mark the section in view in the navigation bar.
 const links = new Map($$("nav a").map((link) => [link.hash.slice(1), link]));
 const watcher = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {

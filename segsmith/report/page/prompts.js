@@ -4,20 +4,20 @@ const STATUS = { admitted: "✓", refined: "↻", dropped: "✕" };
 const familyFilters = $("#family-filters");
 const families = [];
 prompts.family.forEach((family, k) => (families[family] ??= []).push(k));
-let wanted = [];
+let matching = [];
 let listed = 0;
 
 function promptLine(k) {
-  const told = [`${prompts.accepted[k]}/${prompts.judged[k]} accepted`, prompts.problem[k]];
+  const yielded = prompts.judged[k] && `${prompts.accepted[k]}/${prompts.judged[k]} accepted`;
   const line = el("span", { className: `prompt ${prompts.status[k]}` },
     el("span", { title: prompts.status[k], attributes: { role: "img", "aria-label": prompts.status[k] } },
       STATUS[prompts.status[k]] ?? "?"),
     el("span", {}, `${prompts.text[k]} `,
-      el("span", { className: "small quiet" }, told.filter((part, n) => (n ? part : prompts.judged[k])).join(" · "))));
+      el("span", { className: "small quiet" }, [yielded, prompts.problem[k]].filter(Boolean).join(" · "))));
   return line;
 }
 
-/** A prompt and, under it, what was written to mend it. */
+/** A prompt and, under it, those that refine it. */
 function branch(k, members) {
   const children = members.filter((other) => prompts.parent[other] === k);
   const item = el("li", {}, promptLine(k));
@@ -33,26 +33,27 @@ function family(members) {
 }
 
 function listFamilies() {
-  const { class: asked, status, word } = Object.fromEntries(new FormData(familyFilters));
+  const { class: target, status, word } = Object.fromEntries(new FormData(familyFilters));
   const needle = word.trim().toLowerCase();
-  wanted = families.filter((members) =>
-    (asked === "" || prompts.class[members[0]] === Number(asked)) &&
+  matching = families.filter((members) =>
+    (target === "" || prompts.class[members[0]] === Number(target)) &&
     (status === "" || members.some((k) => prompts.status[k] === status)) &&
     (!needle || members.some((k) => prompts.text[k].toLowerCase().includes(needle))));
   listed = 0;
   $("#families").replaceChildren();
   moreFamilies();
-  const count = wanted.reduce((sum, members) => sum + members.length, 0);
-  $("#family-count").textContent = `${wanted.length} families, ${count} prompts`;
+  const count = matching.reduce((sum, members) => sum + members.length, 0);
+  $("#family-count").textContent =
+    `${matching.length} ${matching.length === 1 ? "family" : "families"}, ${count} ${count === 1 ? "prompt" : "prompts"}`;
   for (const path of $$("#map path")) {
-    path.classList.toggle("faint", asked !== "" && Number(path.dataset.class) !== Number(asked) + 1);
+    path.classList.toggle("faint", target !== "" && Number(path.dataset.class) !== Number(target) + 1);
   }
 }
 
 function moreFamilies() {
-  $("#families").append(...wanted.slice(listed, listed + FAMILIES).map(family));
+  $("#families").append(...matching.slice(listed, listed + FAMILIES).map(family));
   listed += FAMILIES;
-  $("#more-families").hidden = listed >= wanted.length;
+  $("#more-families").hidden = listed >= matching.length;
 }
 
 if (familyFilters) {
@@ -73,7 +74,7 @@ if (frame) {
     at = onMap.indexOf(k);
     $("#map-ring").setAttribute("cx", prompts.x[k]);
     $("#map-ring").setAttribute("cy", prompts.y[k]);
-    $("#map-told").textContent =
+    $("#map-prompt").textContent =
       `${className(prompts.class[k])}: ${prompts.text[k]} (${prompts.accepted[k]} of ${prompts.judged[k]} accepted)`;
   }
 

@@ -1,4 +1,4 @@
-// Sheets lie in the page as inert text behind this script; one is opened when a picture of it is looked at.
+// Sheets follow this script in the page as inert text. One is decoded when one of its images is first shown.
 const KEPT_SHEETS = 16;
 const openSheets = new Map();
 const wholePage = new Promise((resolve) => {
@@ -6,54 +6,54 @@ const wholePage = new Promise((resolve) => {
   else document.addEventListener("DOMContentLoaded", resolve, { once: true });
 });
 
-/** A promise of {photo, mask, rows} of sheet number `k`; the least recently used are let go. */
+/** A promise of {photo, mask, rows} of sheet number `k`; only the most recently used are kept. */
 function sheet(k) {
-  const found = openSheets.get(k) ?? openSheet(k);
+  const opened = openSheets.get(k) ?? openSheet(k);
   openSheets.delete(k);
-  openSheets.set(k, found);
+  openSheets.set(k, opened);
   if (openSheets.size > KEPT_SHEETS) openSheets.delete(openSheets.keys().next().value);
-  return found;
+  return opened;
 }
 
 async function openSheet(k) {
-  // The next element shows that the parser is through with this one.
+  // A following element shows that the parser has finished this one.
   if (!document.getElementById(`sheet-${k}`)?.nextElementSibling) await wholePage;
   const content = JSON.parse(document.getElementById(`sheet-${k}`).textContent);
-  const [photo, mask] = await Promise.all([content.photo, content.mask].map(openPicture));
+  const [photo, mask] = await Promise.all([content.photo, content.mask].map(decodeImage));
   return { photo, mask, rows: content.rows };
 }
 
-async function openPicture(base64) {
+async function decodeImage(base64) {
   if (!base64) return null;
-  const picture = new Image();
-  picture.src = `data:image/webp;base64,${base64}`;
-  await picture.decode();
-  return picture;
+  const image = new Image();
+  image.src = `data:image/webp;base64,${base64}`;
+  await image.decode();
+  return image;
 }
 
-/** What is known of picture number `row`. */
+/** What is known about the image in row `row` of the index. */
 async function detail(row) {
   return (await sheet(Math.floor(row / index.perSheet))).rows[row % index.perSheet];
 }
 
-/** Fill `holder` with a picture: photo, mask and the names on the mask, one over the other. */
+/** Fill `holder` with an image: the photo, the mask over it, and the names on the mask. */
 async function paint(holder, row) {
   holder.dataset.painting = row;
   const { photo, mask, rows } = await sheet(Math.floor(row / index.perSheet));
-  if (holder.dataset.painting !== String(row)) return; // another picture was asked for meanwhile
+  if (holder.dataset.painting !== String(row)) return; // another image was requested meanwhile
   const cell = row % index.perSheet;
   const { size, tags = [] } = rows[cell];
   if (!size) {
-    holder.replaceChildren(el("span", { className: "lost" }, "picture file missing"));
+    holder.replaceChildren(el("span", { className: "unreadable" }, "image missing or unreadable"));
     return;
   }
   const [width, height] = size;
   const corner = [(cell % index.columns) * index.side, Math.floor(cell / index.columns) * index.side];
   const layers = [["photo", photo], ["mask", rows[cell].tags && mask]]
-    .filter(([, picture]) => picture)
-    .map(([name, picture]) => {
+    .filter(([, image]) => image)
+    .map(([name, image]) => {
       const canvas = el("canvas", { className: name, width, height });
-      canvas.getContext("2d").drawImage(picture, ...corner, width, height, 0, 0, width, height);
+      canvas.getContext("2d").drawImage(image, ...corner, width, height, 0, 0, width, height);
       return canvas;
     });
   const names = tags.map(([number, x, y]) => {

@@ -1,0 +1,294 @@
+"""What the report knows about a run: one reading of its ledger that tolerates damage."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from segsmith.errors import SegsmithError
+from segsmith.memory.ledger import (
+    DecisionKind,
+    DecisionRow,
+    GuidanceRow,
+    ImageRow,
+    LabelRow,
+    Ledger,
+    MaskRow,
+    ModelRow,
+    PromptRow,
+    RunSummary,
+    UsageRow,
+    VerdictRow,
+)
+from segsmith.memory.real_images import RealSet
+from segsmith.memory.run_folder import RunFolder
+from segsmith.types import Evaluation
+
+LABEL_SOURCES = ("prompt", "clip", "real", "relabel")
+DECISION_KINDS: tuple[DecisionKind, ...] = ("prompt", "verdict", "label", "mask")
+LAST_EPOCH = 1_000_000
+NOTHING: Mapping[str, Any] = {}
+
+Row = TypeVar("Row")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the report needs from a run, read once.
+
+    Damaged rows are left out. `problems` says in one sentence each what was left out and which files are
+    missing; it is empty for an intact run.
+    """
+
+    prompts: Mapping[str, PromptRow]
+    images: Sequence[ImageRow]
+    verdicts: Mapping[str, VerdictRow]
+    labels: Mapping[str, Mapping[str, LabelRow]]
+    masks: Mapping[str, MaskRow]
+    thresholds: Mapping[str, float]
+    summary: RunSummary
+    evaluation: Mapping[str, Evaluation]
+    versions: Mapping[str, str]
+    epochs: Sequence[Mapping[str, Any]]
+    drawing: Sequence[Mapping[str, Any]]
+    shortfalls: Mapping[str, str]
+    usage: Mapping[str, UsageRow]
+    models: Mapping[str, ModelRow]
+    decisions: Mapping[tuple[str, str], DecisionRow]
+    guidance: Sequence[GuidanceRow]
+    run_id: str
+    last_event: float | None
+    real_images: int | None
+    """Images of the dataset that the run augments; None for a run that started from class names."""
+    problems: Sequence[str]
+
+    def target(self, image: ImageRow) -> str:
+        """The class the image was drawn for."""
+        return self.prompts[image.prompt_id].class_name
+
+    @cached_property
+    def accepted(self) -> list[ImageRow]:
+        return [i for i in self.images if i.id in self.verdicts and self.verdicts[i.id].accepted]
+
+    @cached_property
+    def rejected(self) -> list[ImageRow]:
+        return [i for i in self.images if i.id in self.verdicts and not self.verdicts[i.id].accepted]
+
+    @property
+    def held_out(self) -> Evaluation | None:
+        """The score on split val: generated images, or the real ones of a run that augments a dataset."""
+        return self.evaluation.get("synthetic_val") or self.evaluation.get("real_val")
+
+    @property
+    def test_set(self) -> Evaluation | None:
+        """The score on the simulator's test set."""
+        return self.evaluation.get("test_set")
+
+
+def read_run(run: RunFolder, ledger: Ledger) -> RunData:
+    """Read a run in whatever state it is, without changing it."""
+    reader = _Reader()
+    # Rows before what they refer to: a session may be writing, and what is read later is more complete.
+    masks = reader.rows("masks", ledger.masks, _mask_ok)
+    labels: dict[str, dict[str, LabelRow]] = {}
+    for source in LABEL_SOURCES:
+        rows = reader.rows(f"{source} labels", partial(ledger.labels, source), _label_ok)
+        labels[source] = {row.image_id: row for row in rows}
+    verdicts = reader.rows("verdicts", ledger.verdicts, _verdict_ok)
+    images = reader.rows("images", ledger.images, lambda row: _image_ok(run, row))
+    prompts = {p.id: p for p in reader.rows("prompts", ledger.prompts, _prompt_ok)}
+    known = [image for image in images if image.prompt_id in prompts]
+    reader.count_lost("images", "belong to no known prompt", len(images) - len(known), len(images))
+    events = reader.rows("events", ledger.events, _event_ok)
+    decisions: dict[tuple[str, str], DecisionRow] = {}
+    for kind in DECISION_KINDS:
+        for row in reader.rows(f"{kind} decisions", partial(ledger.decisions, kind), _decision_ok):
+            decisions[row.kind, row.subject] = row
+    thresholds = reader.value("thresholds", lambda: ledger.thresholds, NOTHING)
+    versions = reader.value("versions", lambda: ledger.versions, NOTHING)
+    real_set = reader.value("list of real images", partial(RealSet.open, run.real), None)
+    reader.missing_files(run.images, "image", [image.id for image in known])
+    reader.missing_files(run.masks, "mask", [mask.image_id for mask in masks])
+    return RunData(
+        prompts=prompts,
+        images=known,
+        verdicts={v.image_id: v for v in verdicts},
+        labels=labels,
+        masks={m.image_id: m for m in masks},
+        thresholds={str(k): v for k, v in ((k, finite(v)) for k, v in thresholds.items()) if v is not None},
+        summary=reader.value("summary", lambda: ledger.summary, RunSummary()),
+        evaluation=_evaluation(ledger, reader),
+        versions={str(name): str(version) for name, version in versions.items()},
+        epochs=_last_epochs(detail for _, kind, detail in events if kind == "epoch"),
+        drawing=[detail for _, kind, detail in events if kind == "drawn"],
+        shortfalls={
+            str(detail.get("class", "")): str(detail.get("reason", ""))
+            for _, kind, detail in events
+            if kind == "missing"
+        },
+        usage={row.role: row for row in reader.rows("usage", ledger.usage, _usage_ok)},
+        models={row.role: row for row in reader.rows("models", ledger.models, _model_ok)},
+        decisions=decisions,
+        guidance=reader.rows("wishes", lambda: ledger.guidance(active_only=False), _guidance_ok),
+        run_id=reader.value("run id", lambda: ledger.run_id, ""),
+        last_event=events[-1][0] if events else None,
+        real_images=None if real_set is None else len(real_set.images),
+        problems=tuple(reader.problems),
+    )
+
+
+def finite(value: object) -> float | None:
+    """The number, or None for anything that is not a finite number."""
+    try:
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond the range of floats
+        pass
+    return None
+
+
+class _Reader:
+    """Reads tables one by one and collects, in `problems`, what could not be used."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def value(self, name: str, read: Callable[[], Value], default: Value) -> Value:
+        """What `read` returns, or `default` where that part of the ledger is damaged."""
+        try:
+            return read()
+        except (SegsmithError, OSError):  # their messages name paths, which are not for the page
+            self.problems.append(f"The {name} cannot be read.")
+        except (sqlite3.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            self.problems.append(f"The {name} cannot be read ({error}).")
+        except RecursionError:
+            self.problems.append(f"The {name} cannot be read (nested too deeply).")
+        return default
+
+    def rows(
+        self, name: str, read: Callable[[], Iterable[Row] | Mapping[str, Row]], usable: Callable[[Row], bool]
+    ) -> list[Row]:
+        """The usable rows of a table."""
+
+        def read_all() -> list[Row]:
+            found = read()
+            return list(found.values() if isinstance(found, Mapping) else found)
+
+        rows: list[Row] = self.value(name, read_all, [])
+        kept = [row for row in rows if usable(row)]
+        self.count_lost(name, "are damaged and left out", len(rows) - len(kept), len(rows))
+        return kept
+
+    def count_lost(self, name: str, what: str, lost: int, total: int) -> None:
+        if lost:
+            self.problems.append(f"{lost} of {total} {name} {what}.")
+
+    def missing_files(self, folder: Path, name: str, ids: Sequence[str]) -> None:
+        try:
+            present = set(os.listdir(folder))
+        except OSError:
+            present = set()
+        missing = sum(f"{image_id}.png" not in present for image_id in ids)
+        self.count_lost(f"{name} files", f"are missing from {folder.name}/", missing, len(ids))
+
+
+def _evaluation(ledger: Ledger, reader: _Reader) -> dict[str, Evaluation]:
+    """The evaluations with finite numbers; one without a usable mIoU is left out."""
+    found = {}
+    for name, score in reader.value("evaluation", lambda: ledger.evaluation, NOTHING).items():
+        miou = finite(score.miou)
+        if miou is None:
+            reader.problems.append(f"The evaluation {name!r} has no usable mIoU.")
+            continue
+        square = len(score.confusion) == len(score.classes) and all(
+            len(row) == len(score.classes) and all(finite(n) is not None for n in row)
+            for row in score.confusion
+        )
+        found[name] = Evaluation(
+            miou,
+            {str(label): finite(iou) for label, iou in score.iou.items()},
+            finite(score.pixel_accuracy) or 0.0,
+            tuple(str(label) for label in score.classes),
+            tuple(str(example) for example in score.examples),
+            score.confusion if square else (),
+        )
+    return found
+
+
+def _last_epochs(details: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One entry per epoch, in order; of an epoch that was trained again after a stop, the last."""
+    numbered = ((finite(detail.get("epoch")), detail) for detail in details)
+    return [
+        detail
+        for _, detail in sorted(
+            {int(n): detail for n, detail in numbered if n is not None and 0 <= n <= LAST_EPOCH}.items()
+        )
+    ]
+
+
+def _texts(*values: object) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _prompt_ok(row: PromptRow) -> bool:
+    return (
+        _texts(row.id, row.class_name, row.text, row.status, *row.classes)
+        and (row.parent_id is None or isinstance(row.parent_id, str))
+        and isinstance(row.attributes, Mapping)
+        and isinstance(row.critique, Mapping)
+    )
+
+
+def _image_ok(run: RunFolder, row: ImageRow) -> bool:
+    if not _texts(row.id, row.prompt_id, row.backend):
+        return False
+    try:
+        run.image(row.id)
+    except SegsmithError:  # the id has path parts
+        return False
+    return True
+
+
+def _verdict_ok(row: VerdictRow) -> bool:
+    return _texts(row.image_id, row.reason) and isinstance(row.scores, Mapping)
+
+
+def _label_ok(row: LabelRow) -> bool:
+    return _texts(row.image_id, *row.classes)
+
+
+def _mask_ok(row: MaskRow) -> bool:
+    return (
+        isinstance(row.image_id, str)
+        and isinstance(row.pixels, Mapping)
+        and all(finite(n) is not None for n in row.pixels.values())
+        and finite(row.ignore_share) is not None
+    )
+
+
+def _event_ok(row: tuple[float, str, dict[str, Any]]) -> bool:
+    return finite(row[0]) is not None and isinstance(row[1], str) and isinstance(row[2], Mapping)
+
+
+def _usage_ok(row: UsageRow) -> bool:
+    counts = (row.calls, row.tokens_in, row.tokens_out, row.usd)
+    return _texts(row.role, row.model) and all(finite(n) is not None for n in counts)
+
+
+def _model_ok(row: ModelRow) -> bool:
+    return _texts(row.role, row.name, row.revision, row.licence, row.source, row.sha256)
+
+
+def _decision_ok(row: DecisionRow) -> bool:
+    return _texts(row.kind, row.subject, row.action, row.note)
+
+
+def _guidance_ok(row: GuidanceRow) -> bool:
+    return _texts(row.class_name, row.said)
