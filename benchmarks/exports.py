@@ -1,4 +1,4 @@
-"""What an export costs beside a plain copy of the same bytes, and how many planted defects validate finds.
+"""What an export costs compared with a plain copy of the same bytes.
 
 `python -m benchmarks.exports --images 2000` makes a run, writes and reads it in every format, and prints a
 table. The copy is of the export's own files, in the same minute, with `shutil.copytree` and the sync that an
@@ -16,12 +16,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks.made_up_run import make_run
-from benchmarks.planted_defects import DEFECTS, spoiled
 from segsmith.datasets.detect import EXPORTS
 from segsmith.datasets.export import export_dataset
 from segsmith.datasets.records import Collection, collect
 from segsmith.datasets.validate import validate
+from segsmith.testing import made_up_run
 
 COPIES = 3
 
@@ -34,11 +33,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="segsmith-exports-") as name:
         folder = Path(name)
         throughput(folder, given.images, given.size)
-        defects(folder)
 
 
 def throughput(folder: Path, images: int, size: int) -> None:
-    run, ledger, config = make_run(folder / "run", images, size)
+    run, ledger, config = made_up_run(folder / "run", images, size)
     data = Collection(run, config.classes, collect(run, ledger, config), "")
     print(
         f"{images} images of {size} px\n\nformat      files    MB  export s   copy s  ratio  img/s  validate s"
@@ -59,23 +57,6 @@ def throughput(folder: Path, images: int, size: int) -> None:
             f"{export_seconds / copy_seconds:6.1f} {images / export_seconds:6.0f} {check_seconds:9.1f}"
             + (f"  {alarms} false alarms" if alarms else "")
         )
-    ledger.close()
-
-
-def defects(folder: Path) -> None:
-    run, ledger, config = make_run(folder / "small", 40, 64)
-    data = Collection(run, config.classes, collect(run, ledger, config), "")
-    clean = {form: export_dataset(run, ledger, config, form).folder for form in EXPORTS}
-    alarms = sum(len(validate(path, data).problems) for path in clean.values())
-    missed = []
-    for one in DEFECTS:
-        found = validate(spoiled(clean[one.form], folder, one), data if one.with_run else None)
-        if one.kind not in {p.kind for p in found.problems}:
-            missed.append(one.name)
-    print(
-        f"\nplanted defects found: {len(DEFECTS) - len(missed)} of {len(DEFECTS)}; missed: {missed or 'none'}"
-    )
-    print(f"alarms on six clean exports: {alarms}")
     ledger.close()
 
 

@@ -181,13 +181,20 @@ def sam(spec: str, repeats: int) -> None:
     against("SAM, 8 prompts of one image", one, each, 1, repeats, other="prompt by prompt")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def load_random_weights(folder: Path) -> None:
+    """See that our adapters load the files that `save_clip` and `save_sam` write."""
+    dim = OpenClipEncoder.load(save_clip("RN50", folder), "cpu").dim
+    SamSegmenter.load(save_sam("vit_b", folder), "cpu")
+    print(f"random weights load: CLIP RN50 ({dim} dimensions), SAM ViT-B")
+
+
+def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--tiny", action="store_true", help="tiny models on whatever device there is")
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--repeats", type=int, default=3)
-    given = options.parse_args(arguments)
+    given = options.parse_args()
     if not given.tiny and not torch.cuda.is_available():
         raise SystemExit("No CUDA device: add --tiny to see that it runs.")
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, device {choose_device('auto')}")
@@ -200,6 +207,8 @@ def main(arguments: list[str] | None = None) -> None:
         diffusion(pipeline, size, given.steps, given.batch, given.repeats)
         clip("mini" if given.tiny else save_clip("ViT-L-14", folder), 16, given.repeats)
         sam("mini" if given.tiny else save_sam("vit_h", folder), given.repeats)
+        if given.tiny:
+            load_random_weights(folder)
 
 
 if __name__ == "__main__":

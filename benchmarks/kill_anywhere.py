@@ -26,15 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TABLES = {
-    "prompts": "*",
-    "images": "*",
-    "evidence": "*",
-    "verdicts": "*",
-    "labels": "*",
-    "masks": "*",
-}
-FILES = ("images", "masks", "dataset", "evaluation", "checkpoints/segmenter.safetensors")
+from segsmith.testing import ScriptedChat, fingerprint, leftovers, small_config
+
 FORK = multiprocessing.get_context("forkserver")
 """Forks of a clean process: one of a process with threads of its own, such as a test run's, may hang."""
 PRELOAD = (
@@ -46,47 +39,6 @@ PRELOAD = (
 Watch = Callable[[dict[str, Any]], None]
 STAGES = ("starting", "writing prompts", "drawing", "judging", "relabelling", "segmenting", "exporting",
           "training", "evaluating and report")  # fmt: skip
-
-
-def small_config(**changes: Any) -> Any:
-    """Two classes, a few tiny pictures, every stage of the line."""
-    from segsmith.config import load_config
-
-    flags: dict[str, Any] = {
-        "classes": ("cat", "dog"),
-        "per_class": 4,
-        "images": {"size": 64, "batch_size": 4},
-        "labeler": {"epochs": 1, "folds": 2},
-        "trainer": {"epochs": 3, "batch_size": 4},
-        "evaluation": {"images": 6},
-        "llm": {"concurrency": 1},
-        **changes,
-    }
-    return load_config(flags=flags)
-
-
-class ScriptedChat:
-    """A `ChatModel` whose answer follows from question and seed: it takes one of each offered choice."""
-
-    name = "scripted"
-    concurrency = 1
-    restarts = 0
-
-    def __init__(self, tell: Any) -> None:
-        from segsmith.tools.llm.usage import Usage
-
-        self.usage = Usage()
-        self._tell = tell
-
-    def ask(self, system: str, user: str, schema: Any, *, seed: int) -> Any:
-        self._tell("ask", hashlib.sha256(f"{user}{seed}".encode()).hexdigest()[:12])
-        rng = random.Random(seed)
-        fields = schema.model_json_schema()["properties"]
-        chosen = {
-            name: rng.choice(field["enum"]) if "enum" in field else field["const"]
-            for name, field in fields.items()
-        }
-        return schema.model_validate(chosen)
 
 
 class CountingBackend:
@@ -121,7 +73,9 @@ def build_once(config: Any, out: Path, journal: Path, llama: bool, watch: Watch 
 
     parts: dict[str, Any] = {"backend": CountingBackend(open_image_backend(config), tell)}
     if not llama:
-        parts["chat"] = ScriptedChat(tell)
+        parts["chat"] = ScriptedChat(
+            on_ask=lambda user, seed: tell("ask", _sha(f"{user}{seed}".encode())[:12])
+        )
     tell("start", str(os.getpid()))
     tell("stage", STAGES[0])
     for event in build_run(config, out, "kill_anywhere", step=watch is not None, parts=parts):
@@ -179,37 +133,6 @@ def sitting(
     if process.exitcode:
         raise RuntimeError(f"the build failed: {journal.with_suffix('.err').read_text()[-2000:]}")
     return True
-
-
-def fingerprint(out: Path) -> dict[str, str]:
-    """What a finished run holds: table -> hash of its rows, file -> hash of its bytes, and the loss curve."""
-    found: dict[str, str] = {}
-    db = sqlite3.connect(out / "ledger.db")
-    for table, columns in TABLES.items():
-        key = {"prompts": "id", "images": "id"}.get(table, "image_id")
-        rows = db.execute(f"SELECT {columns} FROM {table} ORDER BY {key}").fetchall()
-        found[f"table {table}"] = _sha(repr(rows).encode())
-    epochs = [
-        json.loads(d) for (d,) in db.execute("SELECT detail FROM events WHERE kind='epoch' ORDER BY id")
-    ]
-    db.close()
-    found["loss curve"] = repr(sorted({e["epoch"]: e["loss"] for e in epochs}.items()))
-    for name in FILES:
-        paths = [out / name] if (out / name).is_file() else sorted((out / name).rglob("*"))
-        found |= {str(p.relative_to(out)): _sha(p.read_bytes()) for p in paths if p.is_file()}
-    return found
-
-
-def leftovers(out: Path) -> list[str]:
-    """Half-written files, and files of pictures or masks that no row names."""
-    db = sqlite3.connect(out / "ledger.db")
-    known = {f"images/{i}.png" for (i,) in db.execute("SELECT id FROM images")}
-    known |= {f"masks/{i}.png" for (i,) in db.execute("SELECT image_id FROM masks")}
-    db.close()
-    strange = [p for p in out.rglob("*") if ".part" in p.name or p.name.endswith(".old")]
-    files = [p for room in ("images", "masks") for p in (out / room).iterdir()]
-    strange += [p for p in files if str(p.relative_to(out)) not in known]
-    return sorted({str(p.relative_to(out)) for p in strange})
 
 
 def memory_matches(out: Path) -> bool:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from benchmarks.kill_anywhere import ScriptedChat
 from segsmith.agents.labeler import LabelerAgent
 from segsmith.config import load_config
 from segsmith.datasets.formats.coco import read as read_coco
 from segsmith.datasets.voc_layout import write_voc
+from segsmith.testing import ScriptedChat
 from segsmith.tools.images.simulator import real_world
 from segsmith.workflows import build as run_module
 from segsmith.workflows.augment import plan_enlargement
@@ -158,9 +158,7 @@ def enlarge():
 
     def events(dataset, out):
         plan = plan_enlargement(load_config(flags=SMALL), dataset, out)
-        return run_module.build_run(
-            plan.config, out, prepare=plan.prepare, parts={"chat": ScriptedChat(lambda *_: None)}
-        )
+        return run_module.build_run(plan.config, out, prepare=plan.prepare, parts={"chat": ScriptedChat()})
 
     return events
 

@@ -1,26 +1,38 @@
-"""The benchmark that waits for a GPU works on the day there is one: here on small models, on the CPU."""
+"""Benchmarks run: every one prints its help, and the one that waits for a GPU runs on small models on the CPU."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+
+
+def benchmark(name, *arguments):
+    """What a benchmark prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_runs_to_its_end_on_small_models(capsys):
-    from benchmarks import gpu_throughput
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_prints_its_help(name):
+    assert f"python -m benchmarks.{name}" in benchmark(name, "--help")
 
-    gpu_throughput.main(["--tiny", "--steps", "2", "--repeats", "1", "--batch", "2"])
-    said = capsys.readouterr().out
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_to_its_end_on_small_models():
+    said = benchmark("gpu_throughput", "--tiny", "--steps", "2", "--repeats", "1", "--batch", "2")
     for row in ("diffusion, 64 px", "half of them filtered", "CLIP mini", "SAM, 8 prompts"):
         assert row in said
     assert said.count("ratio") == 4
-
-
-@pytest.mark.slow
-def test_its_random_clip_and_sam_are_files_that_our_adapters_load(tmp_path):
-    from benchmarks import gpu_throughput
-    from segsmith.tools.vision.clip import OpenClipEncoder
-    from segsmith.tools.vision.sam import SamSegmenter
-
-    torch.manual_seed(0)
-    assert OpenClipEncoder.load(gpu_throughput.save_clip("RN50", tmp_path), "cpu").dim == 1024
-    SamSegmenter.load(gpu_throughput.save_sam("vit_b", tmp_path), "cpu")
+    assert "random weights load: CLIP RN50 (1024 dimensions), SAM ViT-B" in said

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
+from planted_defects import edit_json, edit_mask, first, set_pixel, train_json, truncate
 
-from benchmarks.planted_defects import edit_json, edit_mask, first, set_pixel, train_json, truncate
 from segsmith.datasets.formats import coco
 from segsmith.datasets.imports import ImportedSplit, import_dataset, match_classes
 from segsmith.datasets.objects import number_objects, object_map

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from benchmarks.made_up_run import make_run
 from segsmith.datasets.detect import EXPORTS
 from segsmith.datasets.export import export_dataset
 from segsmith.datasets.imports import import_dataset
@@ -16,6 +15,7 @@ from segsmith.datasets.survey import keep, survey
 from segsmith.datasets.validate import validate
 from segsmith.errors import SegsmithError
 from segsmith.memory.real_images import RealSet
+from segsmith.testing import made_up_run
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -76,7 +76,7 @@ def test_splits_labels_and_label_maps_are_those_of_the_dataset(made_up, tmp_path
 @pytest.fixture(scope="module")
 def enlarged(made_up, tmp_path_factory):
     """The made-up run again, as one that enlarges its own VOC export (JPEG, so nothing is the same file)."""
-    run, ledger, config = make_run(tmp_path_factory.mktemp("enlarged") / "run", 40, size=64)
+    run, ledger, config = made_up_run(tmp_path_factory.mktemp("enlarged") / "run", 40, size=64)
     keep(survey(made_up[1]["voc"], run.root, SHARES, 0))
     yield run, ledger, config
     ledger.close()

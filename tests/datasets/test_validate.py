@@ -1,6 +1,6 @@
 import pytest
+from planted_defects import DEFECTS, spoiled
 
-from benchmarks.planted_defects import DEFECTS, spoiled
 from segsmith.datasets.detect import EXPORTS
 from segsmith.datasets.validate import KINDS, validate
 

@@ -2,7 +2,6 @@
 
 import itertools
 
-import numpy as np
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
@@ -14,7 +13,8 @@ from segsmith.ids import make_id
 from segsmith.memory.ledger import PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.reasons import PromptProblem
-from segsmith.types import Drawn, Evaluation
+from segsmith.testing import InstantImages
+from segsmith.types import Evaluation
 
 SCORE = Evaluation(1.0, {"cat": 1.0}, 1.0, ("cat",))
 
@@ -56,23 +56,6 @@ class Prompts:
 
     def drop(self, drafts):
         self._write(drafts, "dropped")
-
-
-class Backend:
-    name = "grey"
-
-    def __init__(self):
-        self.drawn = 0
-
-    usd_per_image = 0.0
-    closed = False
-
-    def draw(self, requests, gate=None, on_step=None):
-        self.drawn += len(requests)
-        return (Drawn(i, np.full((8, 8, 3), 90, dtype=np.uint8)) for i in range(len(requests)))
-
-    def close(self):
-        self.closed = True
 
 
 class Judge:
@@ -135,7 +118,7 @@ def make(tmp_path):
         steps = Labeler()
         deps.use(
             prompt_agent=Prompts(deps.ledger, mute),
-            backend=Backend(),
+            backend=InstantImages(size=8),
             judge_agent=Judge(deps.ledger, config.per_class, refuse),
             labeler_agent=steps,
             finalizer=Finalizer(steps),
@@ -196,7 +179,7 @@ def test_nothing_accepted_ends_without_labelling(make):
 def test_the_image_budget_holds(make):
     deps = make(budget={"max_images": 9})
     assert run(deps)["reason"] == "budget_spent"
-    assert deps.backend.drawn == 9
+    assert len(deps.backend.requests) == 9
 
 
 def test_after_a_crash_nothing_is_made_twice(make):
@@ -205,11 +188,11 @@ def test_after_a_crash_nothing_is_made_twice(make):
     deps.judge_agent.crash_once = True
     with pytest.raises(KeyboardInterrupt):
         run(deps, graph)
-    drawn = deps.backend.drawn
+    drawn = len(deps.backend.requests)
     assert drawn > 0
     state = run(deps, graph, start=False)
     assert state["reason"] == "quota_met"
-    assert deps.backend.drawn == len(deps.ledger.images())
+    assert len(deps.backend.requests) == len(deps.ledger.images())
     assert accepted(deps) == {"cat": 6, "dog": 6}
 
 

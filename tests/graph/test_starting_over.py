@@ -4,10 +4,10 @@ import struct
 
 import pytest
 
-from benchmarks import kill_anywhere as bench
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger, PromptRow
 from segsmith.memory.run_config import read_record
+from segsmith.testing import small_config
 from segsmith.workflows.build import build_run
 
 
@@ -22,12 +22,12 @@ def unservable(tmp_path):
 
 def test_other_settings_after_a_language_model_that_could_not_start(tmp_path, unservable):
     run = tmp_path / "run"
-    wrong = bench.small_config(per_class=1, llm={"gguf": unservable})
+    wrong = small_config(per_class=1, llm={"gguf": unservable})
     with pytest.raises(SegsmithError, match="cannot serve"):
         list(build_run(wrong, run))
     assert read_record(run / "run.toml").asked.llm.gguf == unservable
     # The next sitting gets as far as its first event, which is all that could be refused.
-    right = bench.small_config(per_class=2, classes=("bus",))
+    right = small_config(per_class=2, classes=("bus",))
     sitting = build_run(right, run)
     assert next(sitting) == {"kind": "start", "resumed": False, "tallies": {}}
     sitting.close()
@@ -36,11 +36,11 @@ def test_other_settings_after_a_language_model_that_could_not_start(tmp_path, un
 
 def test_once_a_prompt_is_written_the_settings_stand(tmp_path, unservable):
     run = tmp_path / "run"
-    wrong = bench.small_config(per_class=1, llm={"gguf": unservable})
+    wrong = small_config(per_class=1, llm={"gguf": unservable})
     with pytest.raises(SegsmithError, match="cannot serve"):
         list(build_run(wrong, run))
     ledger = Ledger(run / "ledger.db")
     ledger.add_prompts([PromptRow("p-1", "cat", "a cat", ("cat",), {}, None, 0, "admitted", {})])
     ledger.close()
     with pytest.raises(SegsmithError, match="was started with"):
-        list(build_run(bench.small_config(per_class=2), run))
+        list(build_run(small_config(per_class=2), run))

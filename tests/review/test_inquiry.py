@@ -1,13 +1,13 @@
 """Questions are answered from the ledger: with commands by a parser, with an able model through tools."""
 
 import pytest
-from scripted_chat import Chat
 
 from segsmith.agents.prompt.rules import make_lexicon
 from segsmith.memory.ledger import DecisionRow, ImageRow, LabelRow, Ledger, MaskRow, PromptRow, VerdictRow
 from segsmith.review.facts import RunFacts
 from segsmith.review.ledger_qa import answer
 from segsmith.review.llm_qa import inquire, ledger_tools
+from segsmith.testing import ScriptedChat
 
 LEXICON = make_lexicon(("cat", "bus"), lambda name: ())
 SCORES = {"probability": 0.02, "threshold": 0.3, "p:cat": 0.9, "p:bus": 0.02}
@@ -100,7 +100,7 @@ def test_the_tools_have_typed_arguments_and_read_the_ledger(facts):
 
 
 def ask(facts, *moves):
-    chat = Chat(*moves)
+    chat = ScriptedChat(*moves)
     return inquire("why was the second bus rejected?", chat, facts, "", 0), chat
 
 

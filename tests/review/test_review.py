@@ -36,7 +36,7 @@ from segsmith.review.decisions_file import read_answers
 from segsmith.review.facts import RunFacts
 from segsmith.review.session import Conversation, Quit
 from segsmith.review.terminal_image import BELOW, BESIDE, COLUMNS, FEWEST, fitting
-from segsmith.types import Drawn
+from segsmith.testing import InstantImages
 
 
 class Prompts:
@@ -115,17 +115,6 @@ class Labeler:
                 self.ledger.add_masks([MaskRow(row.id, {"cat": 3, "dog": 0}, 0.1, how)])
 
 
-class Backend:
-    name = "grey"
-    usd_per_image = 0.0
-
-    def draw(self, requests, gate=None, on_step=None):
-        return (Drawn(i, np.full((8, 8, 3), 90, dtype=np.uint8)) for i in range(len(requests)))
-
-    def close(self):
-        pass
-
-
 class Finalizer:
     def export(self):
         pass
@@ -145,7 +134,7 @@ def deps(tmp_path):
     ledger = made.ledger
     made.use(
         prompt_agent=Prompts(ledger),
-        backend=Backend(),
+        backend=InstantImages(size=8),
         judge_agent=Judge(ledger, 2),
         labeler_agent=Labeler(ledger, run),
         finalizer=Finalizer(),

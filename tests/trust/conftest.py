@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from small_run import KEY, SMALL, scripted
+from small_run import KEY, SMALL
 
-from benchmarks import kill_anywhere as bench
-from segsmith.workflows import build as run_module
+from segsmith.testing import ScriptedChat, small_config
+from segsmith.workflows.build import build_run
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", KEY)
-        list(run_module.build_run(bench.small_config(**SMALL), out, "segsmith build", parts=scripted()))
+        list(build_run(small_config(**SMALL), out, "segsmith build", parts={"chat": ScriptedChat()}))
     return out
 
 
@@ -28,4 +28,6 @@ def run(finished, tmp_path):
 @pytest.fixture
 def build():
     """Build with the scripted language model; returns the last event."""
-    return lambda config, out: list(run_module.build_run(config, out, "segsmith build", parts=scripted()))[-1]
+    return lambda config, out: list(build_run(config, out, "segsmith build", parts={"chat": ScriptedChat()}))[
+        -1
+    ]

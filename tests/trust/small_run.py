@@ -1,7 +1,5 @@
 """What the tests of this folder build."""
 
-from benchmarks import kill_anywhere as bench
-
 KEY = "sk-fake-3f9d0b7a51c24e8f9a6d"
 SMALL = {
     "trainer": {"epochs": 1, "batch_size": 4},
@@ -9,8 +7,3 @@ SMALL = {
     "per_class": 3,
     "labeler": {"epochs": 1, "folds": 2},
 }
-
-
-def scripted():
-    """Parts of a run whose language model is scripted."""
-    return {"chat": bench.ScriptedChat(lambda *_: None)}

@@ -3,9 +3,9 @@
 import pytest
 from small_run import KEY, SMALL
 
-from benchmarks import kill_anywhere as bench
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger
+from segsmith.testing import leftovers, small_config
 from segsmith.workflows.build import build_run
 from tests.tools.llm.scripted_chat_server import ScriptedChatServer
 
@@ -13,6 +13,7 @@ STAMMER = ("half", None, "half", None, None, None, "garbage", None, "half", None
 """30 % half JSON, and some garbage."""
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_dies_and_stammers(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     happening = {}
@@ -20,7 +21,7 @@ def test_a_server_that_hangs_dies_and_stammers(tmp_path, monkeypatch):
 
     def build():
         llm = {"server": "openai", "model": "scripted", "base_url": server.url, "timeout_s": 2, "retries": 3}
-        return list(build_run(bench.small_config(**SMALL, llm=llm), tmp_path / "run"))
+        return list(build_run(small_config(**SMALL, llm=llm), tmp_path / "run"))
 
     for fault, words in (("hang", "longer than 2 s"), ("die", "same command")):
         happening["script"] = lambda n, fault=fault: fault if n > 1 else None
@@ -37,4 +38,4 @@ def test_a_server_that_hangs_dies_and_stammers(tmp_path, monkeypatch):
     assert all(prompt.text.isprintable() and "{" not in prompt.text for prompt in ledger.prompts())
     ledger.close()
     assert {"hang", "die", "half", "garbage"} <= set(server.happened)
-    assert bench.leftovers(tmp_path / "run") == []
+    assert leftovers(tmp_path / "run") == []

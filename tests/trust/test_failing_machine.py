@@ -7,11 +7,11 @@ import subprocess
 
 import pytest
 
-from benchmarks import kill_anywhere as bench
 from segsmith.errors import OutOfMemory, SegsmithError
 from segsmith.graph.context import open_image_backend
 from segsmith.memory.run_folder import RunFolder
-from segsmith.workflows import build as run_module
+from segsmith.testing import ScriptedChat, leftovers, small_config
+from segsmith.workflows.build import build_run
 from segsmith.workflows.environment_errors import explained, one_line
 
 
@@ -22,12 +22,12 @@ def scripted():
 
 
 def events_of(out, wrap):
-    config = bench.small_config(trainer={"epochs": 1}, evaluation={"images": 0}, per_class=2)
+    config = small_config(trainer={"epochs": 1}, evaluation={"images": 0}, per_class=2)
     parts = {
-        "chat": bench.ScriptedChat(lambda *_: None),
+        "chat": ScriptedChat(),
         "backend": wrap["backend"](open_image_backend(config)),
     }
-    return run_module.build_run(config, out, parts=parts)
+    return build_run(config, out, parts=parts)
 
 
 def build(out, wrap):
@@ -97,7 +97,7 @@ def test_a_full_disk_and_then_space(small_disk, scripted):
         build(small_disk / "run", scripted)
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     assert build(small_disk / "run", scripted) == "end"
-    assert bench.leftovers(small_disk / "run") == []
+    assert leftovers(small_disk / "run") == []
 
 
 def test_a_folder_made_read_only_in_mid_run(small_disk, scripted):

@@ -1,38 +1,38 @@
 """A build that is killed at random moments ends as one that was never stopped."""
 
 import json
+import multiprocessing
 import os
-import random
 import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
+import pytest
 from small_run import SMALL
 
-from benchmarks import kill_anywhere as bench
 from segsmith.memory.ledger import DecisionRow, Ledger
 from segsmith.review import decisions as review
+from segsmith.testing import ScriptedChat, fingerprint, small_config
+
+FORK = multiprocessing.get_context("forkserver")
+ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_build_killed_anywhere_ends_as_if_it_had_not_been(tmp_path):
-    bench.preload()
-    config = bench.small_config(trainer={"epochs": 2, "batch_size": 4}, evaluation={"images": 2})
-    whole = tmp_path / "whole"
-    assert bench.sitting(config, whole, tmp_path / "whole.txt")
-    run, journal = tmp_path / "run", tmp_path / "run.txt"
-    rng = random.Random(7)
-    kills = 0
-    while kills < 6 and not bench.sitting(config, run, journal, kill_after=rng.uniform(0.2, 2.5)):
-        bench.promised(run)
-        kills += 1
-    bench.sitting(config, run, journal)
-    want, got = bench.fingerprint(whole), bench.fingerprint(run)
-    assert {k for k in want | got if want.get(k) != got.get(k)} == set()
-    assert bench.leftovers(run) == []
-    assert bench.memory_matches(run)
-    again = bench.repeats(journal)
-    assert kills
-    assert again["draw"] <= kills * config.images.batch_size
-    assert again["epoch"] <= kills
+    figures = tmp_path / "kills.json"
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.kill_anywhere", "--kills", "3", "--seed", "7", "--out", str(figures)],
+        cwd=ROOT, check=True, timeout=500,
+    )  # fmt: skip
+    found = json.loads(figures.read_text())
+    assert found["different"] == []
+    assert found["identical"] == found["memory consistent"] == 3
+    assert found["half-written or unknown files"] == found["lost pictures"] == 0
+    assert found["most again"]["draw"] <= small_config().images.batch_size
+    assert found["most again"]["epoch"] <= 1
 
 
 def a_person(event, die_at):
@@ -61,17 +61,40 @@ def wanted(ledger, kind, subjects):
     return [(subjects[0], "edit", {"labels": ["cat", "dog"]})] if kind == "label" else []
 
 
+def build_in_child(config, out, watch):
+    """Build in a process that `watch` may kill; True if the build came to its end."""
+    FORK.set_forkserver_preload(
+        ["segsmith.graph.graph", "segsmith.tools.vision.clip", "segsmith.tools.vision.vit"]
+    )
+    child = FORK.Process(target=_child, args=(config, out, watch))
+    child.start()
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL)
+    return child.exitcode == 0
+
+
+def _child(config, out, watch):
+    import torch
+
+    from segsmith.workflows.build import build_run
+
+    torch.set_num_threads(1)
+    for event in build_run(config, out, step=watch is not None, parts={"chat": ScriptedChat()}):
+        if watch is not None:
+            watch(event)
+
+
+@pytest.mark.slow
 def test_decisions_of_a_run_that_is_killed_stand_and_outrank_the_agents(tmp_path):
-    bench.preload()
-    config = bench.small_config(**SMALL)
+    config = small_config(**SMALL)
     never = partial(a_person, die_at="never")
-    assert bench.sitting(config, tmp_path / "whole", tmp_path / "whole.txt", watch=never)
-    want = bench.fingerprint(tmp_path / "whole")
+    assert build_in_child(config, tmp_path / "whole", never)
+    want = fingerprint(tmp_path / "whole")
     for die_at in ("label", "training"):
-        run, journal = tmp_path / die_at, tmp_path / f"{die_at}.txt"
-        assert not bench.sitting(config, run, journal, watch=partial(a_person, die_at=die_at))
-        assert bench.sitting(config, run, journal)  # the same command, and nobody is asked any more
-        got = bench.fingerprint(run)
+        run = tmp_path / die_at
+        assert not build_in_child(config, run, partial(a_person, die_at=die_at))
+        assert build_in_child(config, run, None)  # the same command, without pauses
+        got = fingerprint(run)
         assert {k for k in want | got if want.get(k) != got.get(k)} == set(), die_at
     ledger = Ledger(run / "ledger.db")
     verdicts, labels = ledger.decisions("verdict"), ledger.decisions("label")

@@ -3,13 +3,13 @@
 import json
 import os
 
-from small_run import KEY, SMALL, scripted
+from small_run import KEY, SMALL
 
-from benchmarks import kill_anywhere as bench
 from segsmith.config import merged_config
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_config import read_record
 from segsmith.memory.run_folder import RunFolder
+from segsmith.testing import ScriptedChat, fingerprint, small_config
 
 
 def test_the_funnel_narrows_and_adds_up(finished, segsmith):
@@ -39,11 +39,11 @@ def test_the_same_settings_give_the_same_verdicts_without_any_model(finished, se
 
 def test_rejudging_shows_first_then_writes_and_the_build_goes_on_from_there(run, segsmith, build):
     config = read_record(run / "run.toml").asked
-    before = bench.fingerprint(run)
+    before = fingerprint(run)
     code, text, _ = segsmith("rejudge", run, "--threshold", "cat=1.0", "--dry-run")
     assert code == 0
     assert "Nothing was written" in text
-    assert bench.fingerprint(run) == before
+    assert fingerprint(run) == before
     code, text, _ = segsmith("rejudge", run, "--threshold", "cat=1.0")
     assert "made again" in text
     assert read_record(run / "run.toml").config.judge.thresholds == {"cat": 1.0}
@@ -59,7 +59,7 @@ def test_rejudging_shows_first_then_writes_and_the_build_goes_on_from_there(run,
 
 
 def test_a_cap_holds_on_resume_is_said_and_may_be_raised(tmp_path, build):
-    config = bench.small_config(**SMALL)
+    config = small_config(**SMALL)
     capped = merged_config(config, {"budget": {"max_images": 5}}, "test")
     end = build(capped, tmp_path / "run")
     assert end["drawn"] == 5
@@ -73,7 +73,7 @@ def test_a_cap_holds_on_resume_is_said_and_may_be_raised(tmp_path, build):
 
 
 def test_hours_and_dollars_stop_a_run_too(tmp_path, build):
-    config = bench.small_config(**SMALL)
+    config = small_config(**SMALL)
     (tmp_path / "run").mkdir()
     end = build(merged_config(config, {"budget": {"max_hours": 1e-7}}, "test"), tmp_path / "run")
     assert end["cap"].startswith("max_hours")
@@ -83,10 +83,10 @@ def test_hours_and_dollars_stop_a_run_too(tmp_path, build):
 def test_run_toml_builds_the_same_dataset_again(finished, tmp_path, segsmith, monkeypatch):
 
     code, _, said = segsmith(
-        "build", "--from", finished / "run.toml", "--out", tmp_path / "again", parts=scripted()
+        "build", "--from", finished / "run.toml", "--out", tmp_path / "again", parts={"chat": ScriptedChat()}
     )
     assert (code, said) == (0, "")
-    assert bench.fingerprint(tmp_path / "again") == bench.fingerprint(finished)
+    assert fingerprint(tmp_path / "again") == fingerprint(finished)
 
 
 def test_every_exported_picture_says_where_it_comes_from(finished):
@@ -122,7 +122,7 @@ def test_a_conversation_is_taken_up_at_the_very_item_before_any_model_is_loaded(
     from segsmith.workflows import build as run_module
 
     run = tmp_path / "run"
-    events = run_module.build_run(bench.small_config(**SMALL), run, step=True, parts=scripted())
+    events = run_module.build_run(small_config(**SMALL), run, step=True, parts={"chat": ScriptedChat()})
     total = len(next(event["subjects"] for event in events if event["kind"] == "pause"))
     events.close()
     monkeypatch.setattr(OpenClipEncoder, "load", lambda *_: 1 / 0)

@@ -1,0 +1,290 @@
+"""Stand-ins for tests: a chat model and an image model that need no weights, and run folders made in seconds.
+
+For tests of your own code against segsmith, as well as for segsmith's own. A build takes the stand-ins as parts::
+
+    from segsmith.testing import InstantImages, ScriptedChat, small_config
+    from segsmith.workflows.build import build_run
+
+    def test_my_progress_display(tmp_path):
+        config = small_config(judge={"enabled": False}, evaluation={"images": 0})
+        parts = {"chat": ScriptedChat(), "backend": InstantImages(size=64)}
+        for event in build_run(config, tmp_path / "run", parts=parts):
+            ...
+
+`small_run` is that build in one call. `made_up_run` writes a run folder without running anything; it is the fastest
+way to a run with accepted images, labels and masks. `fingerprint` says whether two runs hold the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segsmith.config import Config, config_toml, load_config
+from segsmith.datasets.palette import voc_palette
+from segsmith.errors import BadReply
+from segsmith.files import PART, png_bytes
+from segsmith.ids import make_id
+from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, ModelRow, PromptRow, VerdictRow
+from segsmith.memory.run_folder import RunFolder
+from segsmith.protocols import Reply, unwatched
+from segsmith.types import IGNORE, Drawn, Gate, Image, ImageRequest, LabelMap
+
+CLASSES = ("cat", "dog", "bus", "potted plant")
+"""Classes of `made_up_run`."""
+
+
+def small_config(**changes: Any) -> Config:
+    """Settings of a build that takes seconds and passes every stage: two classes, 64 px, four images a class.
+
+    Images come from the simulator. `changes` are top-level settings; a dict replaces its whole section::
+
+        small_config(per_class=2, trainer={"epochs": 1, "batch_size": 4})
+    """
+    settings: dict[str, Any] = {
+        "classes": ("cat", "dog"),
+        "per_class": 4,
+        "images": {"size": 64, "batch_size": 4},
+        "labeler": {"epochs": 1, "folds": 2},
+        "trainer": {"epochs": 3, "batch_size": 4},
+        "evaluation": {"images": 6},
+        "llm": {"concurrency": 1},
+        **changes,
+    }
+    return load_config(flags=settings)
+
+
+class ScriptedChat:
+    """A `ChatModel` without a model.
+
+    With `replies` it gives them in order, one per question: a dict is validated against the schema asked for, and
+    None raises `BadReply` as a model does whose retries all failed. Without `replies` each answer follows from the
+    schema and the seed alone, so a build gets the same prompts every time.
+    """
+
+    name = "scripted"
+    concurrency = 1
+    restarts = 0
+
+    def __init__(
+        self,
+        *replies: Mapping[str, Any] | None,
+        on_ask: Callable[[str, int], None] = lambda user, seed: None,
+    ) -> None:
+        """`on_ask` is called with the user message and the seed of each question."""
+        from segsmith.tools.llm.usage import Usage
+
+        self.usage = Usage()
+        self.asked: list[tuple[str, str, type[Any]]] = []
+        """The questions so far: system message, user message, schema."""
+        self._replies = list(replies)
+        self._scripted = bool(replies)
+        self._on_ask = on_ask
+        self._lock = threading.Lock()
+
+    def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
+        self._on_ask(user, seed)
+        with self._lock:
+            self.asked.append((system, user, schema))
+            if not self._scripted:
+                return schema.model_validate(example_reply(schema.model_json_schema(), random.Random(seed)))
+            reply = self._replies.pop(0)
+        if reply is None:
+            raise BadReply("a scripted bad reply")
+        return schema.model_validate(reply)
+
+
+def example_reply(
+    schema: Mapping[str, Any], rng: random.Random, definitions: Mapping[str, Any] | None = None
+) -> Any:
+    """A value that fits a JSON schema as pydantic writes it; `rng` chooses where there is a choice."""
+    definitions = schema.get("$defs", {}) if definitions is None else definitions
+    if "$ref" in schema:
+        return example_reply(definitions[schema["$ref"].rsplit("/", 1)[1]], rng, definitions)
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return rng.choice(schema["enum"])
+    kind = schema.get("type")
+    if kind == "object":
+        parts = schema.get("properties", {})
+        return {name: example_reply(part, rng, definitions) for name, part in parts.items()}
+    if kind == "array":
+        return [example_reply(schema["items"], rng, definitions) for _ in range(schema.get("minItems", 1))]
+    if kind == "integer":
+        return rng.randint(schema.get("minimum", 0), schema.get("maximum", 9))
+    if kind == "number":
+        return rng.uniform(schema.get("minimum", 0.0), schema.get("maximum", 1.0))
+    text = "quiet picture of it " * (1 + schema.get("minLength", 0) // 20)
+    return text[: schema.get("maxLength", 40)].strip()
+
+
+class InstantImages:
+    """An `ImageBackend` that paints noise: each request its own image, the same one every time.
+
+    The images show none of the classes, so a build needs ``judge={"enabled": False}`` to accept them.
+    """
+
+    usd_per_image = 0.0
+
+    def __init__(self, size: int = 64) -> None:
+        """`size` is the side of an image in pixels."""
+        self.name = "instant"
+        self.size = size
+        self.requests: list[ImageRequest] = []
+        """All that was asked for so far."""
+        self.closed = False
+
+    def draw(
+        self,
+        requests: Sequence[ImageRequest],
+        gate: Gate | None = None,
+        on_step: Callable[[float], None] = unwatched,
+    ) -> Iterator[Drawn]:
+        self.requests += requests
+        for index, request in enumerate(requests):
+            yield Drawn(index, self._paint(request))
+            on_step((index + 1) / len(requests))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _paint(self, request: ImageRequest) -> Image:
+        text = int.from_bytes(hashlib.sha256(request.prompt.encode()).digest()[:8])
+        return _backdrop(self.size, np.random.default_rng([request.seed, text])).clip(0, 255).astype(np.uint8)
+
+
+def small_run(out: Path, config: Config | None = None, parts: Mapping[str, Any] | None = None) -> RunFolder:
+    """Build a small run in `out` from end to end, without a language model and an image model.
+
+    By default it draws with `InstantImages` and has no judge, which needs only what is in the package. A `config`
+    of your own is built with its own image model; `parts` replaces further parts (see `RunContext`).
+    """
+    from segsmith.workflows.build import build_run
+
+    stand_ins: dict[str, Any] = {"chat": ScriptedChat()}
+    if config is None:
+        config = small_config(judge={"enabled": False}, evaluation={"images": 0})
+        stand_ins["backend"] = InstantImages(config.images.size)
+    for _ in build_run(config, out, "segsmith.testing.small_run", parts={**stand_ins, **(parts or {})}):
+        pass
+    return RunFolder(out)
+
+
+def made_up_run(root: Path, images: int, size: int = 128, seed: int = 0) -> tuple[RunFolder, Ledger, Config]:
+    """A run folder of `images` accepted images with labels and masks, two a prompt, written without running anything.
+
+    The images are (size, size) pixels; `size` is a multiple of 8, at least 64. The caller closes the ledger.
+    """
+    rng = np.random.default_rng(seed)
+    config = load_config(flags={"classes": CLASSES, "images": {"size": size}, "splits": (0.6, 0.2, 0.2)})
+    run = RunFolder(root)
+    run.create()
+    run.config.write_bytes(config_toml(config).encode())
+    ledger = Ledger(run.ledger)
+    prompts, rows, verdicts, labels, masks = [], [], [], [], []
+    for n in range(images):
+        depicted = [n // 2 % len(CLASSES) + 1]
+        if n % 3 == 0:
+            depicted.append(int(rng.integers(1, len(CLASSES) + 1)))
+        if n % 2 == 0:
+            name = CLASSES[depicted[0] - 1]
+            text = f'a {name} | number {n}, "quoted": #1'
+            prompts.append(
+                PromptRow(make_id("p", n), name, text, (name,), {}, None, 0, "admitted", {"problem": ""})
+            )
+        image, mask = _paint_scene(depicted, size, rng)
+        id_, data = make_id("i", seed, n), png_bytes(image)
+        run.image(id_).write_bytes(data)
+        run.mask(id_).write_bytes(png_bytes(mask, voc_palette()))
+        rows.append(ImageRow(id_, prompts[-1].id, n, "made-up", 0, hashlib.sha256(data).hexdigest()))
+        verdicts.append(VerdictRow(id_, True, "ok", {"probability": 0.5 + n / (2 * images)}))
+        present = [int(i) for i in np.unique(mask) if 0 < i < IGNORE]
+        names = tuple(CLASSES[i - 1] for i in present)
+        labels.append(LabelRow(id_, "relabel", names))
+        pixels = {CLASSES[i - 1]: int((mask == i).sum()) for i in present}
+        masks.append(MaskRow(id_, pixels, float((mask == IGNORE).mean()), {}))
+    ledger.add_prompts(prompts)
+    ledger.add_images(rows)
+    ledger.add_verdicts(verdicts)
+    ledger.add_labels(labels)
+    ledger.add_masks(masks)
+    ledger.add_models([ModelRow("images", "made-up", "1", "Apache-2.0")])
+    return run, ledger, config
+
+
+def _backdrop(size: int, rng: np.random.Generator) -> np.ndarray:
+    """(size, size, 3) float64: eight by eight random tiles under fine noise."""
+    tiles = rng.integers(60, 200, (8, 8, 3))
+    return np.kron(tiles, np.ones((size // 8, size // 8, 1))) + rng.normal(0, 4, (size, size, 1))
+
+
+def _paint_scene(depicted: list[int], size: int, rng: np.random.Generator) -> tuple[Image, LabelMap]:
+    """One ellipse per class index of `depicted` before a backdrop, and its mask with rims of 255."""
+    image = _backdrop(size, rng)
+    y, x = np.mgrid[:size, :size] / size
+    mask = np.zeros((size, size), np.uint8)
+    for k, index in enumerate(depicted):
+        centre, radius = rng.uniform(0.2, 0.4, 2) + 0.4 * k, rng.uniform(0.1, 0.2, 2)
+        distance = ((x - centre[0]) / radius[0]) ** 2 + ((y - centre[1]) / radius[1]) ** 2
+        image[distance < 1] = voc_palette()[index] + rng.uniform(0, 60, 3)
+        mask[distance < 1.15] = IGNORE
+        mask[distance < 1] = index
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+# -- comparing runs --------------------------------------------------------------------------------
+
+TABLES = {
+    "prompts": "id",
+    "images": "id",
+    "evidence": "image_id",
+    "verdicts": "image_id",
+    "labels": "image_id",
+    "masks": "image_id",
+}
+"""Table of the ledger -> the column that orders its rows."""
+FILES = ("images", "masks", "dataset", "evaluation", "checkpoints/segmenter.safetensors")
+
+
+def fingerprint(root: Path) -> dict[str, str]:
+    """What a finished run holds: table -> hash of its rows, file -> hash of its bytes, and the loss curve.
+
+    Equal for two runs of the same settings. Times, file names of the machine and the report are left out.
+    """
+    found: dict[str, str] = {}
+    with closing(sqlite3.connect(root / "ledger.db")) as db:
+        for table, key in TABLES.items():
+            rows = db.execute(f"SELECT * FROM {table} ORDER BY {key}").fetchall()
+            found[f"table {table}"] = _sha(repr(rows).encode())
+        told = db.execute("SELECT detail FROM events WHERE kind='epoch' ORDER BY id").fetchall()
+    epochs = [json.loads(detail) for (detail,) in told]
+    found["loss curve"] = repr(sorted({e["epoch"]: e["loss"] for e in epochs}.items()))
+    for name in FILES:
+        paths = [root / name] if (root / name).is_file() else sorted((root / name).rglob("*"))
+        found |= {str(p.relative_to(root)): _sha(p.read_bytes()) for p in paths if p.is_file()}
+    return found
+
+
+def leftovers(root: Path) -> list[str]:
+    """Half-written files of a run, and files of images or masks without a row in the ledger."""
+    with closing(sqlite3.connect(root / "ledger.db")) as db:
+        known = {f"images/{i}.png" for (i,) in db.execute("SELECT id FROM images")}
+        known |= {f"masks/{i}.png" for (i,) in db.execute("SELECT image_id FROM masks")}
+    strange = [p for p in root.rglob("*") if PART in p.name or p.name.endswith(".old")]
+    files = [p for folder in ("images", "masks") for p in (root / folder).iterdir()]
+    strange += [p for p in files if str(p.relative_to(root)) not in known]
+    return sorted({str(p.relative_to(root)) for p in strange})
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
