@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from segsmith.agents.judge.agent import directions
 from segsmith.memory.ledger import Ledger
 from segsmith.protocols import ImageTextEncoder
-from segsmith.segmentation.crops import cut_out
+from segsmith.segmentation.image_ops import crop_object
 from segsmith.segmentation.masks import Outlined
 from segsmith.types import Image
 
@@ -67,6 +67,6 @@ class RegionCheck:
         """(R, C + B): mean cosine of each region's two views with every text."""
         if not found.regions:
             return np.zeros((0, len(self._texts)))
-        views = [view for region in found.regions for view in cut_out(image, region.mask, VIEW_PX)]
+        views = [view for region in found.regions for view in crop_object(image, region.mask, VIEW_PX)]
         cosines = self._encoder.embed_images(views) @ self._texts.T
         return np.asarray(cosines.reshape(len(found.regions), 2, -1).mean(axis=1), np.float64)

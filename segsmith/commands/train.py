@@ -39,7 +39,7 @@ def train(
 
 def one_voice() -> None:
     """Under ``accelerate launch`` only the main process prints."""
-    from segsmith.segmentation.processes import processes
+    from segsmith.segmentation.trainer import processes
 
     out.quiet = not processes().is_main_process
 

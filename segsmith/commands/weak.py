@@ -68,8 +68,8 @@ def refine(
     """
     quiet_libraries()
     from segsmith.config import load_config
-    from segsmith.segmentation.inference import opinions_of
-    from segsmith.segmentation.processes import processes
+    from segsmith.segmentation.inference import checkpoint_predictions
+    from segsmith.segmentation.trainer import processes
     from segsmith.tools.vision.sam import SamSegmenter
     from segsmith.workflows.weak_labels import write_dense
 
@@ -85,7 +85,7 @@ def refine(
     checkpoints, views = out_dir / "checkpoints", None
     if train:
         train_and_show(given, checkpoints, config, seed, refiner)
-        views = opinions_of(checkpoints, given, config.trainer.drawn_classes_only)
+        views = checkpoint_predictions(checkpoints, given, config.trainer.drawn_classes_only)
     voc = out_dir / "voc"
     if together.is_main_process and not voc.exists():
         with out.status("asking SAM"):

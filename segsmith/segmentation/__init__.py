@@ -1,1 +1,1 @@
-"""Pure algorithms of segmentation, and the trainer."""
+"""Segmentation: pure algorithms that make masks, the segmentation network, and its training and evaluation."""

@@ -1,7 +1,7 @@
-"""What training leaves on disk: the finished segmenter, and the state to go on from.
+"""Files of a training: the finished segmenter, and the state from which a killed training resumes.
 
-A state has two slots, "a" and "b". Each save fills the slot that ``state.json`` does not name and then
-replaces ``state.json``, so a crash at any moment leaves one whole state.
+A state has two slots, "a" and "b". Each save writes to the slot that ``state.json`` does not name and then replaces
+``state.json``, so a crash at any moment leaves one complete state.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ STATE = "state.json"
 
 
 class SegmenterMeta(BaseModel):
-    """Everything but the weights: enough to rebuild the network and to feed it."""
+    """Description of a segmenter: everything but the weights that is needed to rebuild and use the network."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     classes: tuple[str, ...]
-    """Names of channels 1..C; channel 0 is background."""
+    """Names of the channels 1 to C; channel 0 is background."""
     architecture: str
     encoder: str
     decoder: dict[str, Any]
-    """Settings of the architecture beside its encoder."""
+    """Settings of the architecture's decoder."""
     size: tuple[int, int]
-    """(H, W) the network was trained at, pixels."""
+    """(H, W) of the training images, in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    """Of RGB in [0, 1]: the network is fed (pixel - mean) / std."""
+    """Per channel of RGB in [0, 1]: the network's input is (pixel - mean) / std."""
     epochs: int
     seed: int
     trainer: TrainerConfig
@@ -52,7 +52,7 @@ class SegmenterMeta(BaseModel):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A training after `epoch` whole epochs. The learning rate and all randomness follow from the epoch."""
+    """A training after `epoch` complete epochs, which also determine the learning rate and all randomness."""
 
     epoch: int
     fingerprint: str
@@ -62,25 +62,25 @@ class TrainingState:
     optimizer: Mapping[str, Any]
     reports: list[dict[str, Any]]
     sam_round: int | None = None
-    """Epoch before which SAM was last asked: the round of its labels in use. None: never."""
+    """Epoch before which SAM last ran, which identifies its labels in use. None: SAM has not run."""
 
 
 def save_segmenter(out: Path, weights: Mapping[str, Tensor], meta: SegmenterMeta) -> Path:
-    """Write both files into the folder `out`; returns the path of the weights."""
+    """Write weights and description into the existing folder `out`; returns the path of the weights."""
     write_atomic(out / WEIGHTS, _tensors(weights))
     write_atomic(out / META, meta.model_dump_json(indent=2).encode())
     return out / WEIGHTS
 
 
 def load_segmenter(path: Path) -> tuple[nn.Module, SegmenterMeta]:
-    """The network in evaluation mode on the CPU, and what it was trained as.
+    """The network, in evaluation mode on the CPU, and its description.
 
-    `path` is ``segmenter.safetensors`` or the folder it lies in. Raises `SegsmithError` when a file is
-    missing, damaged, or belongs to another network.
+    `path` is ``segmenter.safetensors`` or its folder. Raises `SegsmithError` if a file is missing or damaged, or if
+    the weights do not fit the described network.
     """
     folder = path if path.is_dir() else path.parent
     weights_path = folder / WEIGHTS if path.is_dir() else path
-    remedy = "Name the checkpoint of a finished training, or train again."
+    remedy = "Use the checkpoint of a finished training, or train again."
     meta_path = weights_path.with_suffix(".json")
     try:
         meta = SegmenterMeta.model_validate_json(meta_path.read_bytes())
@@ -91,7 +91,7 @@ def load_segmenter(path: Path) -> tuple[nn.Module, SegmenterMeta]:
         raise SegsmithError(f"Checkpoint {weights_path} cannot be read: {error.strerror}.", remedy) from None
     except ValidationError as error:
         field = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
-        raise SegsmithError(f"{meta_path} is not a segmenter's description ({field}).", remedy) from None
+        raise SegsmithError(f"{meta_path} does not describe a segmenter ({field}).", remedy) from None
     except SafetensorError as error:
         raise SegsmithError(f"{weights_path} is damaged: {error}.", remedy) from None
     model = bare_segmenter(meta.architecture, meta.encoder, len(meta.classes), meta.decoder)
@@ -104,7 +104,7 @@ def load_segmenter(path: Path) -> tuple[nn.Module, SegmenterMeta]:
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
-    """Write a state that `load_state` will find; the one before stays until this one is whole."""
+    """Save a state for `load_state`; the previous one is kept until this one is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     now = _read_index(folder)
     slot = "b" if now is not None and now["slot"] == "a" else "a"
@@ -125,7 +125,7 @@ def save_state(folder: Path, state: TrainingState) -> None:
 
 
 def load_state(folder: Path) -> TrainingState | None:
-    """The last whole state, None where there is none; `SegsmithError` when it is damaged."""
+    """The last saved state, or None; raises `SegsmithError` if it is damaged."""
     index = _read_index(folder)
     if index is None:
         return None
@@ -137,7 +137,7 @@ def load_state(folder: Path) -> TrainingState | None:
             optimizer=torch.load(folder / f"optimizer-{slot}.pt", map_location="cpu", weights_only=True),
             **index,
         )
-    # torch.load has no error of its own: a damaged file shows as any of these.
+    # torch.load has no error type: a damaged file raises any of these.
     except (OSError, SafetensorError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
 
@@ -156,7 +156,7 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
 def _damaged(folder: Path, error: Exception) -> SegsmithError:
     return SegsmithError(
         f"The training state in {folder} is damaged ({type(error).__name__}: {error}).",
-        "Move that folder away to train from the start.",
+        "Delete that folder to train from the start.",
     )
 
 

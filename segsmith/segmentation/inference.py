@@ -1,4 +1,4 @@
-"""Use of a trained segmenter: label maps of pictures, and a score on a dataset."""
+"""Use of a trained segmenter: predict label maps, and score it on a dataset."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from segsmith.errors import SegsmithError
 from segsmith.segmentation.checkpoint import load_segmenter
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import STRIDE, normalise
-from segsmith.segmentation.sources import LabelSources, Opinion
+from segsmith.segmentation.sources import LabelSources, Prediction
 
 PREDICT_BATCH = 32
+"""Number of images per forward pass."""
 
 
 def predict(model: nn.Module, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Label maps (N, H, W) uint8, 0 background, of (N, H, W, 3) uint8 RGB images of one size, any size."""
+    """Predict label maps: (N, H, W, 3) uint8 RGB images of one size -> (N, H, W) uint8, 0 is background.
+
+    Any image size works; inputs are padded for the network. Index i is the checkpoint's class i - 1.
+    """
     batches = [
         _predict_batch(
             model, torch.from_numpy(np.stack(list(images[i : i + PREDICT_BATCH]))).permute(0, 3, 1, 2)
@@ -35,11 +39,11 @@ def predict(model: nn.Module, images: NDArray[np.uint8] | Sequence[NDArray[np.ui
 
 
 class LabelledImages(Protocol):
-    """What `evaluate_on` reads: a `VocFolder`, or a split of any other dataset."""
+    """The data that `evaluate_on` reads: a `VocFolder`, or a split of any other dataset."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of index 1 and up."""
+        """Class names, from index 1."""
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -48,13 +52,14 @@ class LabelledImages(Protocol):
     def __len__(self) -> int: ...
 
     def raw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """(H, W, 3) uint8 image and (H, W) uint8 label map."""
+        """An image as (H, W, 3) uint8 RGB, and its (H, W) uint8 label map; 255 is unknown."""
 
 
 def evaluate(checkpoint: Path, dataset_root: Path, split: str = "test") -> SegmentationScore:
-    """Score a checkpoint on one split in VOC's layout, at the size of each label.
+    """Score a checkpoint on one split of a dataset in VOC layout, at each label map's resolution.
 
-    Raises `SegsmithError` when checkpoint and dataset do not have the same classes in the same order.
+    Raises `SegsmithError` if the checkpoint or the dataset cannot be read, or if they do not have the same classes
+    in the same order.
     """
     return evaluate_on(checkpoint, lambda _: VocFolder(dataset_root, split))
 
@@ -62,15 +67,15 @@ def evaluate(checkpoint: Path, dataset_root: Path, split: str = "test") -> Segme
 def evaluate_on(
     checkpoint: Path, open_data: Callable[[tuple[str, ...]], LabelledImages]
 ) -> SegmentationScore:
-    """Score a checkpoint on what `open_data` gives for the checkpoint's classes.
+    """Score a checkpoint on the data that `open_data` returns for the checkpoint's classes.
 
-    Raises `SegsmithError` when the data has not those classes in that order.
+    Raises `SegsmithError` if the checkpoint cannot be read, or if the data has other classes or another order.
     """
     model, meta = load_segmenter(checkpoint)
     data = open_data(meta.classes)
     if meta.classes != data.classes:
         raise SegsmithError(
-            f"The checkpoint knows the classes {', '.join(meta.classes)}; the dataset has "
+            f"The checkpoint has the classes {', '.join(meta.classes)}; the dataset has "
             f"{', '.join(data.classes)}.",
             "Evaluate on a dataset with the same classes in the same order.",
         )
@@ -78,7 +83,7 @@ def evaluate_on(
 
 
 def predicted_pairs(model: nn.Module, data: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
-    """(prediction, truth) label maps in batches of one size, in the order of the split."""
+    """Pairs of (B, H, W) predicted and true label maps, in batches of images of one size, in the split's order."""
     start = 0
     while start < len(data):
         size = data.sizes[start]
@@ -90,24 +95,26 @@ def predicted_pairs(model: nn.Module, data: LabelledImages) -> Iterator[tuple[Te
         start = stop
 
 
-def opinions(model: nn.Module, sources: LabelSources) -> Iterator[Opinion]:
-    """What the teacher `model` sees in each picture of a training split, in order, at the picture's size.
+def teacher_predictions(model: nn.Module, sources: LabelSources) -> Iterator[Prediction]:
+    """The prediction of the teacher `model` for each image of a training split, in order, at the image's size.
 
-    Classes that a picture cannot show are out of the question (`LabelSources.allowed`).
+    Only the classes that the image can show are considered (`LabelSources.allowed`).
     """
     for index in range(len(sources)):
         image = torch.from_numpy(sources.data.raw(index)[0]).permute(2, 0, 1)[None]
         impossible = ~sources.allowed(index).to(next(model.parameters()).device)
         scores = _logits(model, image)[0].masked_fill(impossible[:, None, None], -torch.inf).softmax(0)
         confidence, labels = scores.max(dim=0)
-        yield Opinion(labels.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
+        yield Prediction(labels.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
 
 
-def opinions_of(checkpoint: Path, dataset_root: Path, drawn_classes_only: bool) -> Iterator[Opinion]:
-    """`opinions` of a finished segmenter on split train of a VOC-layout dataset."""
+def checkpoint_predictions(
+    checkpoint: Path, dataset_root: Path, drawn_classes_only: bool
+) -> Iterator[Prediction]:
+    """`teacher_predictions` of a trained segmenter for split train of a dataset in VOC layout."""
     model, _ = load_segmenter(checkpoint)
     sources = LabelSources(VocFolder(dataset_root, "train"), drawn_classes_only)
-    return opinions(model.to(Accelerator().device), sources)
+    return teacher_predictions(model.to(Accelerator().device), sources)
 
 
 def _predict_batch(model: nn.Module, images: Tensor) -> Tensor:
@@ -116,7 +123,7 @@ def _predict_batch(model: nn.Module, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """(B, C + 1, H, W) float32 of (B, 3, H, W) uint8, at the same size."""
+    """Logits (B, C + 1, H, W) float32 for (B, 3, H, W) uint8 RGB images."""
     height, width = images.shape[-2:]
     device = next(model.parameters()).device
     padded = F.pad(

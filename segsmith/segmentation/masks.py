@@ -1,4 +1,4 @@
-"""From patch scores and labels to a label map: SeSAM's three steps joined, with SAM behind a protocol."""
+"""From patch scores and labels to a label map: the three steps of SeSAM, with SAM behind a protocol."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from segsmith.segmentation.seeds import seed_masks, upsample_maps
 from segsmith.segmentation.sesam import confidence_points, select_mask, skeleton_points
 from segsmith.types import Image, MaskCandidates
 
-NEAR = 1 / 16
-"""How near a refused component's seed pixels are in doubt, as a share of the picture's longer side (ours)."""
+DOUBT_RADIUS = 1 / 16
+"""Pixels this near to a rejected component's seed are in doubt; a fraction of the image's longer side (ours)."""
 
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """The labeler's settings that shape a mask; see `LabelerConfig`."""
+    """The labeler's settings for masks; see `LabelerConfig`."""
 
     points: int
     tau1: float
@@ -38,24 +38,27 @@ class MaskSettings:
 
     @classmethod
     def of(cls, config: LabelerConfig) -> MaskSettings:
-        """The part of the labeler's config that shapes masks."""
+        """The labeler's settings for masks, from its config."""
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
 class Component:
-    """One connected piece of a class's seed: what SAM is asked about."""
+    """One connected piece of a class's seed, for which SAM is prompted with points."""
 
     class_index: int
     seed: NDArray[np.bool_]
     points: NDArray[np.float32]
     score: float
-    """Mean patch score inside the seed, [0, 1]."""
+    """Mean patch score inside the seed, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class PlannedMask:
-    """A picture's components, ready for SAM (SeSAM, steps 1 and 2)."""
+    """An image's components and their points, the input for SAM (SeSAM, steps 1 and 2).
+
+    `size` is (H, W); `seeds` maps a class index to its (H, W) bool seed.
+    """
 
     size: tuple[int, int]
     seeds: dict[int, NDArray[np.bool_]]
@@ -69,7 +72,10 @@ def plan_mask(
     rng: np.random.Generator,
     settings: MaskSettings,
 ) -> PlannedMask:
-    """Seeds, components and skeleton points of the `present` classes from (C, h, w) patch scores."""
+    """Seeds, components and points of the `present` class indices (SeSAM, steps 1 and 2).
+
+    `maps` are (C, h, w) patch scores in [0, 1], which are enlarged to `size` (H, W). `rng` chooses the points.
+    """
     scores = upsample_maps(maps, size)
     seeds = seed_masks(scores, present, high=settings.seed_level, min_area_px=settings.min_area_px)
     plan = PlannedMask(size, seeds)
@@ -86,9 +92,9 @@ def sample_points(
     settings: MaskSettings,
     confidence: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """(n, 2) float32 (x, y) points of a piece (SeSAM, step 2).
+    """Up to `settings.points` points of an (H, W) component: (n, 2) float32 (x, y) pixels (SeSAM, step 2).
 
-    Taken from its skeleton, or where `confidence` (H, W) is highest if the settings say so and there is one.
+    They are on its skeleton, or, with ``points_from = "confidence"``, where `confidence` (H, W) is highest, if given.
     """
     if settings.points_from == "confidence" and confidence is not None:
         return confidence_points(confidence, piece, settings.points)
@@ -97,16 +103,16 @@ def sample_points(
 
 @dataclass(frozen=True)
 class Outlined:
-    """A picture's regions, each from one component, before they are merged into a label map."""
+    """An image's regions, one per component, before they are merged into a label map."""
 
     size: tuple[int, int]
     regions: list[Region]
-    refused: list[Component]
-    """Components of which SAM gave no acceptable mask."""
+    rejected: list[Component]
+    """Components for which none of SAM's masks was selected."""
     how: Counter[str]
-    """How the components were resolved; reasons as in `Selection`, after ``sam:``."""
+    """Number of components by outcome: ``sam:`` and a reason of `Selection`, or ``seed`` without SAM."""
     offered: list[NDArray[np.bool_]] = field(default_factory=list)
-    """(H, W) what SAM's masks for each refused component cover together."""
+    """For each rejected component, the (H, W) union of SAM's masks."""
 
 
 def outline(
@@ -115,7 +121,7 @@ def outline(
     segmenter: PointSegmenter | None,
     settings: MaskSettings,
 ) -> list[Outlined]:
-    """Regions of all pictures (SeSAM, step 3). Without a segmenter the seeds themselves are the regions."""
+    """The regions of each image (SeSAM, step 3). Without a segmenter, the seeds are the regions."""
     if segmenter is None:
         offers: list[list[MaskCandidates]] = [[] for _ in plans]
     else:
@@ -129,41 +135,44 @@ def finish_mask(
     segmenter: PointSegmenter | None,
     settings: MaskSettings,
 ) -> list[tuple[NDArray[np.uint8], dict[str, int]]]:
-    """Label maps (H, W) of all pictures, each with a count of how its components were resolved."""
+    """The (H, W) uint8 label map of each image, with the number of its components by outcome (`Outlined.how`)."""
     return [merge_outlined(found, settings) for found in outline(images, plans, segmenter, settings)]
 
 
 def doubtful(found: Outlined) -> NDArray[np.bool_]:
-    """(H, W) where objects may be of which SAM found no mask: in what it offered, or near their seeds."""
+    """(H, W) bool: where an object without a mask may be, in SAM's rejected masks or near a rejected seed."""
     doubt = np.zeros(found.size, dtype=bool)
-    for part, offered in zip(found.refused, found.offered, strict=True):
-        doubt |= offered | (distance_transform_edt(~part.seed) <= NEAR * max(found.size))
+    for part, offered in zip(found.rejected, found.offered, strict=True):
+        doubt |= offered | (distance_transform_edt(~part.seed) <= DOUBT_RADIUS * max(found.size))
     return doubt
 
 
 def merge_outlined(
-    found: Outlined, settings: MaskSettings, beliefs: Sequence[float] | None = None, doubt: float = 0.0
+    found: Outlined,
+    settings: MaskSettings,
+    probabilities: Sequence[float] | None = None,
+    doubt: float = 0.0,
 ) -> tuple[NDArray[np.uint8], dict[str, int]]:
-    """The label map of one picture, and how its components were resolved.
+    """The (H, W) uint8 label map of one image, with the number of its components by outcome.
 
-    A refused component leaves its seed as 255: SAM could not say where that object ends. With `beliefs`, the
-    probability in [0, 1] that each region shows its class, a region under `doubt` is 255, the others weigh by
-    it where they conflict, and a refused component is let go when its class has a believed region: patch scores
-    spill over.
+    The seed of a rejected component is 255, because the extent of that object is unknown. `probabilities`, one per
+    region and in [0, 1], say how likely the region shows its class. With them, a region below `doubt` is 255, the
+    other regions' scores are multiplied by theirs, and a rejected component is dropped if its class has a region
+    left: patch scores often extend beyond the object.
     """
     how = found.how.copy()
     kept, uncertain = found.regions, np.zeros(found.size, dtype=bool)
-    if beliefs is not None:
+    if probabilities is not None:
         kept = []
-        for region, belief in zip(found.regions, beliefs, strict=True):
-            if belief < doubt:
+        for region, probability in zip(found.regions, probabilities, strict=True):
+            if probability < doubt:
                 uncertain |= region.mask
                 how["clip:doubted"] += 1
             else:
-                kept.append(replace(region, score=region.score * belief))
-    believed = {region.class_index for region in kept} if beliefs is not None else set()
-    for part in found.refused:
-        if part.class_index not in believed:
+                kept.append(replace(region, score=region.score * probability))
+    confirmed = {region.class_index for region in kept} if probabilities is not None else set()
+    for part in found.rejected:
+        if part.class_index not in confirmed:
             uncertain |= part.seed
     return merge_masks(kept, found.size, uncertain, settings.border_px), dict(how)
 
@@ -183,7 +192,7 @@ def _outline(plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskS
         )
         found.how[f"sam:{chosen.reason}"] += 1
         if chosen.index is None:
-            found.refused.append(part)
+            found.rejected.append(part)
             found.offered.append(np.any(candidates.masks, axis=0))
         else:
             mask, score = candidates.masks[chosen.index], part.score * chosen.predicted_iou

@@ -1,4 +1,4 @@
-"""Many masks of one picture become one label map; what is contested or unclear becomes 255."""
+"""Merges the masks of an image into a label map, in which contested and uncertain pixels are 255."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from segsmith.types import IGNORE
 
 MARGIN = 0.1
-"""How far a region's score must be ahead of another class's to win a pixel both claim (ours)."""
+"""Lead in score that a region needs to win a pixel that a region of another class also claims (ours)."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """One mask with its class. `score` in [0, 1] decides conflicts; `instance` numbers a class's objects.
+    """The (H, W) mask of one object. `score` in [0, 1] resolves conflicts between classes.
 
-    Regions of one class never conflict, whatever their instance.
+    `instance` numbers the objects of a class; regions of the same class never conflict.
     """
 
     class_index: int
@@ -38,10 +38,10 @@ def merge_masks(
 ) -> NDArray[np.uint8]:
     """(H, W) uint8 label map: 0 background, i + 1 for class index i, 255 unknown.
 
-    A pixel claimed by several classes goes to the class of the highest-scored region there if that score
-    is at least `margin` ahead of the next class's, and is 255 otherwise. Then every pixel within
-    `border_px` (chessboard distance) of a pixel with another label is 255, as on PASCAL VOC's contours;
-    0 leaves no border. `uncertain` pixels that no region claims are 255: high score, but no mask.
+    A pixel claimed by several classes gets the class with the highest score there if that score is at least
+    `margin` above the next class's; otherwise it is 255. Then every pixel within `border_px` (chessboard distance)
+    of a pixel with another label becomes 255, like the contours of PASCAL VOC. `uncertain` (H, W) pixels that no
+    region claims are 255.
     """
     classes = sorted({region.class_index for region in regions})
     claims = np.full((len(classes), *size), -np.inf)
@@ -59,23 +59,23 @@ def merge_masks(
 
 
 def ignore_share(label_map: NDArray[np.uint8]) -> float:
-    """Share of the pixels that are 255, in [0, 1]."""
+    """Share of all pixels that are 255, in [0, 1]."""
     return float((label_map == IGNORE).mean())
 
 
 def pixel_counts(label_map: NDArray[np.uint8], classes: Sequence[str]) -> dict[str, int]:
-    """Class name -> pixels, for every class of the list, 0 included; background and 255 are not counted."""
+    """Class name -> number of pixels, for every name in `classes`; background and 255 are not counted."""
     counts = np.bincount(label_map.ravel(), minlength=256)
     return {name: int(counts[i + 1]) for i, name in enumerate(classes)}
 
 
 def _winners(claims: NDArray[np.float64], classes: Sequence[int], margin: float) -> NDArray[np.uint8]:
-    """The label of the highest claim, 0 where nobody claims, 255 where the lead is under `margin`."""
+    """The label with the highest claim; 0 where there is no claim, 255 where the lead is below `margin`."""
     best = claims.max(axis=0)
     labels = (np.asarray(classes)[claims.argmax(axis=0)] + 1).astype(np.uint8)
     if len(classes) > 1:
         second = np.partition(claims, -2, axis=0)[-2]
-        # Both are the caller's decimals: 0.9 - 0.8 must count as 0.1.
+        # Scores are often decimals: 0.9 - 0.8 must count as 0.1 despite rounding.
         contested = np.isfinite(second) & (best < second + margin - 1e-9)
         labels[contested] = IGNORE
     labels[np.isneginf(best)] = 0

@@ -1,4 +1,4 @@
-"""The one number everybody asks for, and what is behind it."""
+"""Scores of predicted label maps: mean IoU, IoU per class, pixel accuracy and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class SegmentationScore:
-    """Quality of predicted label maps, every ratio in [0, 1].
+    """Scores of predicted label maps; all ratios are in [0, 1].
 
-    `miou` is the mean over background and classes, as on PASCAL VOC, of the intersection over union; a
-    class in neither truth nor prediction has IoU nan and is left out of the mean. `confusion` is
-    (C + 1, C + 1) pixel counts, truth in rows. Pixels that are 255 in the truth count nowhere.
+    `miou` is the mean intersection over union of background and all classes, as for PASCAL VOC. The IoU of a class
+    in neither truth nor prediction is nan and is left out of the mean. `confusion` holds (C + 1, C + 1) pixel counts
+    with the truth in rows. Pixels that are 255 in the truth are not counted.
     """
 
     miou: float
@@ -33,7 +33,7 @@ class SegmentationScore:
 
 
 def score_pairs(pairs: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str]) -> SegmentationScore:
-    """Score (prediction, truth) pairs of equal shape, integer labels 0..C, truth also 255."""
+    """Scores of (prediction, truth) pairs of equal shape with integer labels 0 to C; the truth may also be 255."""
     matrix = MulticlassConfusionMatrix(len(classes) + 1, ignore_index=IGNORE, validate_args=False)
     for prediction, truth in pairs:
         matrix.update(prediction.long().cpu(), truth.long().cpu())
@@ -41,10 +41,10 @@ def score_pairs(pairs: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str]) 
 
 
 def score_confusion(confusion: Tensor, classes: Sequence[str]) -> SegmentationScore:
-    """Score a (C + 1, C + 1) confusion matrix with truth in rows; all nan when it is empty."""
+    """Scores of a (C + 1, C + 1) confusion matrix with the truth in rows; all nan if it has no counts."""
     counts = confusion.to(torch.float64)
     hits, total = counts.diagonal(), counts.sum()
-    iou = hits / (counts.sum(0) + counts.sum(1) - hits)  # 0 / 0 = nan: absent from truth and prediction
+    iou = hits / (counts.sum(0) + counts.sum(1) - hits)  # 0 / 0 is nan: in neither truth nor prediction
     return SegmentationScore(
         miou=float(iou.nanmean()),
         iou_per_class=dict(zip((BACKGROUND, *classes), iou.tolist(), strict=True)),

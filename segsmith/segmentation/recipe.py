@@ -1,4 +1,4 @@
-"""The recipe's small parts: learning rate, loss, and the average that is evaluated."""
+"""Parts of the training recipe: learning rate, losses, class weights, and the averaged weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from segsmith.config import TrainerConfig
 from segsmith.types import IGNORE
 
 WARMUP = 0.1
-"""Share of the steps in which the learning rate climbs."""
+"""Share of all steps in which the learning rate rises."""
 
 
 class Ema:
     """Exponential moving average of a network's weights and buffers.
 
-    The decay starts low and rises to `decay` with the number of updates, so that a short training is not
-    an average over its random start.
+    The decay rises to `decay` with the number of updates, so that the random initial weights do not dominate the
+    average of a short training.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -44,17 +44,18 @@ class Ema:
 
 
 def real_share(config: TrainerConfig, real: Sequence[bool]) -> float:
-    """Least share of real pictures in every epoch: `config.real_share`, or what `config.real_passes` takes.
+    """Minimum share of real images in each epoch, in [0, 1].
 
-    A generated picture stands in for a real one that is not there. Where real ones are many and the training is
-    short, it would only keep them from being seen.
+    It is `config.real_share`, or more if each real image would otherwise be seen fewer than `config.real_passes`
+    times: where real images are many and the training is short, generated images would only displace them. `real`
+    says of each training image whether it is real.
     """
     passes = config.real_passes * sum(real) / (config.epochs * max(1, len(real)))
     return max(config.real_share, min(1.0, passes))
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """One cycle: linear climb in the first `WARMUP` of `steps`, then half a cosine to 1% of `peak`."""
+    """Learning rate of a step: linear warm-up in the first `WARMUP` of `steps`, then a cosine to 1% of `peak`."""
     climb = max(1, round(WARMUP * steps))
     if step < climb:
         return peak * (step + 1) / climb
@@ -67,13 +68,13 @@ def joint_loss(
     weights: Tensor,
     balance: Literal["pixels", "sources"],
 ) -> Tensor:
-    """Cross-entropy with several sources of (B, H, W) labels, each with its weight; 255 says nothing.
+    """Cross-entropy of (B, C + 1, H, W) logits with several sources of (B, H, W) labels; 255 is ignored.
 
-    SeSAM "balances" given, SAM and confident teacher labels; how is not known to us. ``"pixels"``: the mean
-    over all labelled pixels, each with its source's weight. ``"sources"``: the mean over each source's own
-    pixels, averaged by the weights, so that a few drawn points count as much as a whole mask: a noisy loss,
-    and the worse of the two (docs/weak_labels.md). `weights` are the classes'. A source without a known pixel
-    adds 0; no source at all gives 0 and no gradient.
+    `sources` are (labels, weight) pairs and `weights` (C + 1,) the class weights. SeSAM "balances" the given labels,
+    SAM's and the teacher's confident ones, but the parts of the paper that we could read do not say how.
+    ``"pixels"``: the mean over all labelled pixels, each weighted by its source. ``"sources"``: the weighted mean of
+    each source's mean loss, so a few labelled points count as much as a whole mask; this is noisier, and the worse
+    of the two (docs/weak_labels.md). A source without labelled pixels adds 0; the loss of no sources is 0.
     """
     total, norm, share = logits.sum() * 0, logits.new_zeros(()), 0.0
     for labels, weight in sources:
@@ -88,11 +89,11 @@ def joint_loss(
 
 @torch.no_grad()
 def teacher_labels(logits: Tensor, known: Tensor, allowed: Tensor, threshold: float) -> Tensor:
-    """(B, H, W) labels for the unknown pixels: the teacher's class where it is at least `threshold` sure.
+    """(B, H, W) labels for unknown pixels: the teacher's class where its probability is at least `threshold`.
 
-    255 where `known` (B, H, W) is true, so that nothing counts twice, and where the teacher is unsure.
-    `logits` are (B, C + 1, H, W); a class that is not `allowed` (B, C + 1) in a picture is out of the question
-    there. SeSAM calls these high-confidence pseudo-labels; its threshold is unknown to us.
+    255 where the teacher is less confident, and where `known` (B, H, W) is true, so that no pixel counts twice.
+    `logits` are (B, C + 1, H, W); only the classes that are `allowed` (B, C + 1) in an image are considered. These
+    are SeSAM's high-confidence pseudo-labels; we do not know the paper's threshold.
     """
     possible = logits.masked_fill(~allowed[:, :, None, None], -torch.inf)
     confidence, guess = possible.softmax(dim=1).max(dim=1)
@@ -100,7 +101,7 @@ def teacher_labels(logits: Tensor, known: Tensor, allowed: Tensor, threshold: fl
 
 
 def class_weights(pixels: NDArray[np.int64]) -> Tensor:
-    """(C + 1,) loss weights, the inverse square root of each class's frequency, 1 on average over pixels."""
+    """(C + 1,) class weights from (C + 1,) pixel counts: inverse square root of the frequency, mean 1 over pixels."""
     share = torch.tensor(np.maximum(pixels, 1) / max(int(pixels.sum()), 1), dtype=torch.float32)
     weights = share.rsqrt().clamp(max=10 * float(share.rsqrt().min()))
     return weights / (weights * share).sum()

@@ -1,6 +1,6 @@
-"""Patch scores to seeds: pooling for the classifier, and the coarse masks that SeSAM starts from.
+"""From patch scores to class scores (pooling) and to seeds, the coarse masks that SeSAM starts from.
 
-Nothing here imports torch, so that agents may: pooling only calls methods of the tensor it is given.
+This module does not import torch, so that agents can use it; `top_k_pool` only calls methods of its argument.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def top_k_pool(patch_logits: Tensor, k: int) -> Tensor:
-    """Mean of the k highest patches per class: (B, C, h, w) logits -> (B, C) logits.
+    """Mean of the k highest patch logits per class: (B, C, h, w) -> (B, C).
 
-    The pooling of the relabelling ViT (SynthSeg-Agents Fig. 4 does not state its own; top-k after TKP-PCL,
-    arXiv 2310.09828). k = 1 is max pooling, k >= h * w is the plain mean.
+    The pooling of the ViT that relabels images. SynthSeg-Agents (Fig. 4) does not state its pooling; top-k is from
+    TKP-PCL (arXiv 2310.09828). k = 1 is max pooling, k >= h * w is the mean.
     """
     patches = patch_logits.flatten(2)
     return patches.topk(min(max(k, 1), patches.shape[-1]), dim=-1).values.mean(dim=-1)
 
 
 def upsample_maps(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Bilinear (C, h, w) -> (C, H, W), pixel centres aligned as in torch's `align_corners=False`."""
+    """Bilinear resizing of (C, h, w) maps to (C, H, W) float32, like torch's with `align_corners=False`."""
     rows = _interpolation(maps.shape[1], size[0])
     columns = _interpolation(maps.shape[2], size[1])
     return np.asarray(rows @ np.asarray(maps, np.float32) @ columns.T, np.float32)
@@ -39,11 +39,10 @@ def seed_masks(
 ) -> dict[int, NDArray[np.bool_]]:
     """Confident pixels of each present class: {class index: (H, W) bool}.
 
-    `maps` is (C, H, W) in [0, 1]. A pixel belongs to a class when its score is at least `high` (0..1)
-    times that map's own maximum and no other present class scores higher there; blobs under
-    `min_area_px` pixels are cleared, but never the last one. A class that is outscored everywhere keeps
-    the pixels of its own maximum, so seeds of two classes may overlap there. A flat zero map gives an
-    empty mask.
+    `maps` are (C, H, W) scores in [0, 1]. A pixel belongs to a class if its score is at least `high` (0 to 1) times
+    the maximum of that class's map and no other present class scores higher there. Connected pieces with fewer than
+    `min_area_px` pixels are removed, except the largest. A class that is outscored everywhere keeps the pixels of
+    its maximum, where seeds of two classes may overlap. A map without a positive score gives an empty mask.
     """
     if not present:
         return {}
@@ -65,7 +64,7 @@ def _union(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
 
 
 def _interpolation(source: int, target: int) -> NDArray[np.float32]:
-    """(target, source) matrix whose row i holds the two bilinear weights of output pixel i."""
+    """(target, source) matrix whose row i holds the bilinear weights of output pixel i."""
     centre = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
     low = np.floor(centre).astype(int)
     matrix = np.zeros((target, source), np.float32)

@@ -1,7 +1,7 @@
-"""SeSAM (arXiv 2604.11170): from a coarse class mask to the points SAM is asked with, and back to one mask.
+"""SeSAM (arXiv 2604.11170): point prompts for SAM from a coarse class mask, and selection among SAM's masks.
 
-Step 1 separates instances, step 2 samples points on the skeleton of each, step 3 selects among the masks
-SAM returns. Loading and running SAM is not here: see `segsmith.protocols.PointSegmenter`.
+Step 1 separates instances (`segsmith.datasets.objects.components`), step 2 samples points on the skeleton of each,
+and step 3 selects one of SAM's masks. SAM itself is behind `segsmith.protocols.PointSegmenter`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from skimage.morphology import skeletonize
 from segsmith.types import MaskCandidates
 
 FLOOD_SHARE = 0.9
-"""A candidate over this share of the picture is SAM's background, not an object."""
+"""A candidate that covers a larger share of the image is background, not an object."""
 
 Reason = Literal["ok", "no_candidates", "empty", "flood", "coverage", "overlap", "score"]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What step 3 chose, and on which grounds.
+    """The candidate that step 3 selected, and why.
 
-    `index` is the candidate's row, None when all were refused; then the numbers are those of the refused
-    candidate with the best predicted IoU, and `reason` says why that one fell. `coverage` is the share of
-    the own weak label inside the candidate, `overlap` the share of the other classes' weak label inside
-    it, `precision` the share of the candidate inside the own weak label; all in [0, 1].
+    `index` is the candidate's row, or None if all were rejected; then the other fields describe the rejected
+    candidate with the highest predicted IoU, and `reason` is why it was rejected. All numbers are in [0, 1]:
+    `coverage` is the share of the component's weak label inside the candidate, `overlap` the share of the other
+    classes' weak label inside it, and `precision` the share of the candidate inside the component's weak label.
     """
 
     index: int | None
@@ -42,10 +42,10 @@ class Selection:
 def skeleton_points(component: NDArray[np.bool_], n: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Up to `n` points of the component's topological skeleton (SeSAM, step 2): (n', 2) float32 (x, y).
 
-    Uniform, without replacement; n' < n only when the skeleton has fewer pixels. Every point is a pixel of
-    the component. An empty component gives (0, 2).
+    Sampled uniformly without replacement; n' < n only if the skeleton has fewer pixels. Every point is a pixel of
+    the (H, W) component. An empty component gives (0, 2).
     """
-    # The frame of zeros makes thinning treat the picture's edge as background, as it is for the object.
+    # The border of zeros makes thinning treat the outside of the image as background.
     skeleton = skeletonize(np.pad(component, 1))[1:-1, 1:-1] & component
     ys, xs = np.nonzero(skeleton if skeleton.any() else component)
     chosen = rng.choice(len(xs), size=min(n, len(xs)), replace=False) if len(xs) else np.zeros(0, int)
@@ -55,9 +55,9 @@ def skeleton_points(component: NDArray[np.bool_], n: int, rng: np.random.Generat
 def confidence_points(
     score: NDArray[np.float32], component: NDArray[np.bool_], n: int
 ) -> NDArray[np.float32]:
-    """The `n` highest-scored pixels of the component: (n', 2) float32 (x, y), best first.
+    """The `n` pixels of the component with the highest score: (n', 2) float32 (x, y), the highest first.
 
-    The sampling that SeSAM's Fig. 2 argues against; here for the ablation.
+    An ablation: SeSAM (Fig. 2) argues against this sampling.
     """
     ys, xs = np.nonzero(component)
     best = np.argsort(-score[ys, xs], kind="stable")[:n]
@@ -73,24 +73,22 @@ def select_mask(
     *,
     reading: Literal["ratios", "weights"] = "ratios",
 ) -> Selection:
-    """Choose SAM's mask for one component by its weak-label coverage (SeSAM, step 3).
+    """Select SAM's mask for one component by how much of the weak label it covers (SeSAM, step 3).
 
     `own` is the (H, W) weak label of the component, `others` that of all other classes. The paper's best
-    (tau1, tau2) is (0.3, 0.7), but what the two numbers mean is not stated where we could read it. Both
-    readings are ours:
+    (tau1, tau2) is (0.3, 0.7), but the parts of it that we could read do not define the two. Both readings are ours:
 
-    - ``"ratios"``: eligible is what covers at least `tau1` of `own` and at most `tau2` of `others`; of the
-      eligible the one with the highest predicted IoU x coverage. (The other way round, 0.7 of `own` and 0.3 of
-      `others`, refuses most right masks where seeds spill over the object: mIoU 0.74 against 0.86.)
-    - ``"weights"``: the highest tau1 x predicted IoU + tau2 x coverage - overlap, if that is above 0 and the
-      candidate touches `own`.
+    - ``"ratios"``: candidates that cover at least `tau1` of `own` and at most `tau2` of `others` are eligible. The
+      eligible one with the highest predicted IoU x coverage is selected. (The reverse, 0.7 of `own` and 0.3 of
+      `others`, rejects most correct masks where seeds extend beyond the object: mIoU 0.74 instead of 0.86.)
+    - ``"weights"``: the candidate with the highest tau1 x predicted IoU + tau2 x coverage - overlap is selected, if
+      that is above 0 and the candidate overlaps `own`.
 
-    On drawn labels (`benchmarks/sesam.py`, points) the two are as good as each other: the segmenter reaches 0.96
-    and 0.97 of full supervision, with spreads that overlap. "ratios" is the default because `build` is measured
-    with it.
+    With users' labels (`benchmarks/sesam.py`, points) the readings are equally good: the segmenter reaches 0.96 and
+    0.97 of the mIoU with full supervision, and the spreads overlap. "ratios" is the default because `build` was
+    measured with it.
 
-    In both, an empty candidate and one that floods the picture (over `FLOOD_SHARE` of it, or touching all
-    four borders) are refused.
+    Both reject empty candidates and candidates that flood the image (`floods`).
     """
     judged = [
         _judge(i, mask, float(score), own, others, (tau1, tau2), reading)
@@ -107,7 +105,7 @@ def select_mask(
 
 
 def floods(mask: NDArray[np.bool_]) -> bool:
-    """Does the (H, W) mask cover nearly all of the picture, or touch all four of its borders?"""
+    """Whether the (H, W) mask covers more than `FLOOD_SHARE` of the image or touches all four of its borders."""
     touches = mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any()
     return bool(mask.mean() > FLOOD_SHARE or touches)
 
@@ -121,16 +119,16 @@ def _judge(
     taus: tuple[float, float],
     reading: str,
 ) -> Selection:
-    """The candidate with its numbers; `index` stays only if it may be chosen."""
+    """The numbers of a candidate; its `index` is None if it is rejected."""
     inside = int((mask & own).sum())
     coverage, precision = inside / max(int(own.sum()), 1), inside / max(int(mask.sum()), 1)
     overlap = int((mask & others).sum()) / max(int(others.sum()), 1)
     result = Selection(index, coverage, overlap, precision, score, "ok")
-    reason = _refusal(result, mask, taus, reading)
+    reason = _rejection(result, mask, taus, reading)
     return result if reason == "ok" else Selection(None, coverage, overlap, precision, score, reason)
 
 
-def _refusal(found: Selection, mask: NDArray[np.bool_], taus: tuple[float, float], reading: str) -> Reason:
+def _rejection(found: Selection, mask: NDArray[np.bool_], taus: tuple[float, float], reading: str) -> Reason:
     if not mask.any():
         return "empty"
     if floods(mask):

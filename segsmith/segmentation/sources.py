@@ -1,4 +1,4 @@
-"""What a training knows of its pictures: drawn labels, SAM's labels, and which classes a picture can show."""
+"""The labels a training uses: those of the dataset, SAM's, and which classes each image can show."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from segsmith.files import png_bytes, read_index_map, write_atomic
 from segsmith.types import IGNORE
 
 SAM = 1
-"""Place of SAM's labels among a sample's label maps; the given ones come first."""
+"""Index of SAM's labels in `Sample.labels`; index 0 are the dataset's."""
 
 
-class Opinion(NamedTuple):
-    """The teacher's view of one picture: (H, W) uint8 labels, and (H, W) float32 certainty of each in [0, 1]."""
+class Prediction(NamedTuple):
+    """The teacher's prediction for one image: (H, W) uint8 labels and their (H, W) float32 confidence in [0, 1]."""
 
     labels: NDArray[np.uint8]
     confidence: NDArray[np.float32]
 
 
 class SamLabels(Protocol):
-    """Where SAM's labels come from; see `segsmith.segmentation.weak_refiner.WeakRefiner`."""
+    """A source of labels from SAM; see `segsmith.segmentation.weak_refiner.WeakRefiner`."""
 
     name: str
-    """Everything the labels depend on beside the pictures: a state made under another name is not used."""
+    """Identifies all that the labels depend on except the images; a state saved under another name is not used."""
 
     def label_maps(
-        self, data: VocFolder, opinions: Iterable[Opinion] | None, round_: int
+        self, data: VocFolder, predictions: Iterable[Prediction] | None, round_: int
     ) -> Iterator[NDArray[np.uint8]]:
-        """An (H, W) uint8 label map of every picture, in order; without `opinions` step 0 is left out."""
+        """An (H, W) uint8 label map for every image, in order. SeSAM's step 0 is skipped without `predictions`."""
         ...
 
 
 class Sample(NamedTuple):
-    """One picture, or a batch of them with a leading B.
+    """One training image, or a batch of B, then with a leading dimension B.
 
-    `image` (3, H, W) float32 in [0, 1]; `labels` (S, H, W) int64, S = 1, or 2 with SAM's labels, 255 unknown;
-    `allowed` (C + 1,) bool: background, and the classes that the picture can show.
+    `image` is (3, H, W) float32 in [0, 1]; `labels` is (S, H, W) int64 with 255 for unknown, S = 1, or 2 with SAM's
+    labels; `allowed` is (C + 1,) bool: background and the classes that the image can show.
     """
 
     image: Tensor
@@ -57,7 +57,11 @@ class Sample(NamedTuple):
 
 
 class LabelSources(Dataset[Sample]):
-    """A split as the trainer reads it. SAM's maps are kept as PNG bytes: a hundredth of their pixels' size."""
+    """A split with all its label sources, as the trainer reads it.
+
+    SAM's label maps are kept in memory as PNG, which takes about a hundredth of the uncompressed size. With
+    `drawn_classes_only`, an image can only show the classes it is labelled with.
+    """
 
     def __init__(self, data: VocFolder, drawn_classes_only: bool) -> None:
         self.data = data
@@ -71,7 +75,7 @@ class LabelSources(Dataset[Sample]):
         image, given = self.data.raw(index)
         maps = [given]
         if self._sam is not None:
-            # What somebody drew is not SAM's to say, and would count twice.
+            # The dataset's own labels outrank SAM's and must not count twice.
             maps.append(np.where(given == IGNORE, pixels_of(self._sam[index]), IGNORE).astype(np.uint8))
         return Sample(
             torch.from_numpy(image).permute(2, 0, 1).float() / 255,
@@ -80,14 +84,14 @@ class LabelSources(Dataset[Sample]):
         )
 
     def allowed(self, index: int) -> Tensor:
-        """(C + 1,) bool. A picture of which nothing is known can show every class."""
+        """(C + 1,) bool: background and the classes that an image can show; all, if it has no labels."""
         present = self.data.present(index) if self._drawn_only else ()
         allowed = torch.full((len(self.data.classes) + 1,), not present)
         allowed[[0, *present]] = True
         return allowed
 
     def class_pixels(self, rates: Sequence[float] = ()) -> NDArray[np.int64]:
-        """(C + 1,) labelled pixels of background and each class, in both sources together; `rates` as the data's."""
+        """(C + 1,) labelled pixels of background and each class in both sources; see `VocFolder.class_pixels`."""
         total = self.data.class_pixels(rates)
         for index in range(0, len(self), max(1, len(self) // 2000)) if self._sam is not None else ():
             both = self[index].labels[SAM]
@@ -95,12 +99,12 @@ class LabelSources(Dataset[Sample]):
         return total
 
     def use(self, path: Path) -> None:
-        """Take SAM's labels from a file that `save_maps` wrote."""
+        """Use SAM's labels from a file that `save_maps` wrote; raises `SegsmithError` as `load_maps` does."""
         self._sam = load_maps(path, self.data.ids)
 
 
 def save_maps(path: Path, names: Sequence[str], maps: Iterable[NDArray[np.uint8]]) -> None:
-    """A zip archive of one PNG a picture, written whole or not at all."""
+    """Write a zip archive with the (H, W) uint8 label map of each image as PNG, atomically."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, label_map in zip(names, maps, strict=True):
@@ -109,24 +113,24 @@ def save_maps(path: Path, names: Sequence[str], maps: Iterable[NDArray[np.uint8]
 
 
 def load_maps(path: Path, names: Sequence[str]) -> list[bytes]:
-    """The PNGs of `save_maps`; `SegsmithError` when the file is missing, damaged or of other pictures."""
+    """The PNGs of `save_maps`; `SegsmithError` if the file is missing, damaged or lacks one of the names."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [archive.read(f"{name}.png") for name in names]
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise SegsmithError(
             f"The labels in {path} are damaged ({type(error).__name__}: {error}).",
-            "Move that folder away to train from the start.",
+            "Delete that file's folder to start over.",
         ) from None
 
 
 def pixels_of(png: bytes) -> NDArray[np.uint8]:
-    """(H, W) uint8 of one PNG of `load_maps`."""
+    """The (H, W) uint8 label map of one PNG of `load_maps`."""
     return read_index_map(png)
 
 
 def stack(samples: Sequence[Sample], size: tuple[int, int]) -> Sample:
-    """A batch of samples, those of another size than `size` (H, W) resized; labels stay labels."""
+    """Batch samples, resized to `size` (H, W): images bilinearly, labels to the nearest pixel."""
     images, labels, allowed = zip(*(_fit(sample, size) for sample in samples), strict=True)
     return Sample(torch.stack(images), torch.stack(labels), torch.stack(allowed))
 

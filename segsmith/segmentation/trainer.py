@@ -1,7 +1,7 @@
-"""Training of the segmenter, on whatever devices accelerate finds.
+"""Training of the segmenter, on the devices that accelerate finds.
 
-Labels come from up to three sources (SeSAM): the dataset's own, SAM's where the caller brings a `SamLabels`,
-and those of the teacher, the average of the student's weights.
+There are up to three sources of labels (SeSAM): the dataset's, SAM's if the caller passes a `SamLabels`, and those of
+the teacher, which is the network with averaged weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from segsmith.segmentation.checkpoint import (
     save_segmenter,
     save_state,
 )
-from segsmith.segmentation.inference import evaluate, opinions, predict, predicted_pairs
+from segsmith.segmentation.inference import evaluate, predict, predicted_pairs, teacher_predictions
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import STRIDE, build_segmenter, decoder_of, normalisation, normalise
 from segsmith.segmentation.recipe import (
@@ -58,16 +58,17 @@ log = logging.getLogger(__name__)
 WEIGHT_DECAY = 0.02
 MAX_GRADIENT = 1.0
 WORKERS = 4
-"""Processes that read a dataset too large for memory."""
+"""Number of processes that read a dataset which is too large for memory."""
 CROP = 0.75
-"""Side of a training window as a share of the picture's: nearly twice the pictures in the same time."""
+"""Side of a training crop as a fraction of the image's; 0.75 trains nearly twice as many images per second."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch, counted from 1. `miou` is of the averaged weights on split val, None without one.
+    """Figures of one epoch, counted from 1.
 
-    `loss` and `images_per_second` are of all processes together; `seconds` includes questions to SAM.
+    `loss` is the mean over all processes. `miou` in [0, 1] is that of the averaged weights on split val, None without
+    such a split. `seconds` includes running SAM; `images_per_second` is that of all processes together.
     """
 
     epoch: int
@@ -81,10 +82,10 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training. `validation` scores the checkpoint on split val, None without one.
+    """A finished training.
 
-    It has fewer reports than epochs were asked for where `TrainerConfig.patience` stopped it; the checkpoint is
-    then the average of the last epoch.
+    `validation` is the checkpoint's score on split val, None without such a split. There are fewer reports than
+    `TrainerConfig.epochs` if `TrainerConfig.patience` stopped the training; the checkpoint is that of the last epoch.
     """
 
     checkpoint: Path
@@ -103,23 +104,24 @@ def train(
     sam: SamLabels | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainResult:
-    """Train on split train of a VOC-layout dataset and write ``segmenter.safetensors`` + ``.json`` to `out`.
+    """Train on split train of a dataset in VOC layout; write ``segmenter.safetensors`` and ``.json`` to `out`.
 
-    Every `config.save_every` epochs the state goes to ``out/training``; the same call goes on from there
-    and ends with the same weights as an uninterrupted one, because all randomness of an epoch follows from
-    (seed, epoch). A state of other data or settings is not used, and replaced. `clip_tower` is needed for
-    ``encoder_init = "clip"`` only. With `sam`, its labels are a second source: asked for before the first epoch
-    and again every `config.refresh_every` epochs, then with the teacher's opinions. Under ``accelerate launch``
-    every process calls this with the same arguments and takes its share of each batch. Raises `SegsmithError`
-    for an unusable dataset or setting, and when the loss stops being a number.
+    Every `config.save_every` epochs the state is saved to ``out/training``. The same call resumes from there and
+    ends with the same weights as an uninterrupted one, because (seed, epoch) determine all randomness of an epoch. A
+    state made with other data or settings is replaced. `clip_tower` is only needed for ``encoder_init = "clip"``.
+    `sam` is a second source of labels: it runs before the first epoch and again every `config.refresh_every` epochs,
+    then with the teacher's predictions. `on_epoch` is called after each epoch. Under ``accelerate launch`` every
+    process calls this with the same arguments and trains on its part of each batch.
+
+    Raises `SegsmithError` for an unusable dataset, setting or saved state, and if the loss becomes infinite or nan.
     """
     data, validation = VocFolder(dataset_root, "train"), _optional_split(dataset_root, "val")
     if not len(data):
-        raise SegsmithError(f"Split train of {dataset_root} is empty.", "Accept some images first.")
+        raise SegsmithError(f"Split train of {dataset_root} is empty.", "Add images to that split.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Name another folder.") from None
+        raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Choose another folder.") from None
     with torch.random.fork_rng():
         run = _Run(data, validation, out, config, seed, clip_tower, sam if config.sam_weight else None)
         while not run.done():
@@ -129,8 +131,14 @@ def train(
         return run.finish()
 
 
+def processes() -> PartialState:
+    """The processes that ``accelerate launch`` or torchrun started together; the first call joins their group."""
+    Accelerator()  # PartialState alone ignores ACCELERATE_USE_CPU
+    return PartialState()
+
+
 class _Run:
-    """One training: network, average, optimizer and where it stands."""
+    """A training in progress: network, averaged weights, optimizer, and the epoch."""
 
     def __init__(
         self,
@@ -143,9 +151,9 @@ class _Run:
         sam: SamLabels | None,
     ) -> None:
         self.data, self.validation, self.out, self.config, self.seed = data, validation, out, config, seed
-        # accelerate keeps one precision a process; another training of this process may want its own.
+        # accelerate keeps one precision per process; a second training in this process may need another.
         AcceleratorState._reset_state()
-        # A batch is split between the processes, so that their number does not change what is learnt.
+        # Each batch is split between the processes, so that their number does not change the training.
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.precision),
             dataloader_config=DataLoaderConfiguration(split_batches=True),
@@ -176,7 +184,7 @@ class _Run:
         self.weights = self._class_weights()
 
     def done(self) -> bool:
-        """Are all epochs trained, or has split val seen no progress for `patience` of them?"""
+        """Whether all epochs are trained, or the mIoU on split val has not improved for `patience` epochs."""
         if self.epoch >= self.config.epochs:
             return True
         scores = [report.miou for report in self.reports if report.miou is not None]
@@ -184,11 +192,11 @@ class _Run:
         return bool(self.config.patience and len(scores) - best > self.config.patience)
 
     def one_epoch(self) -> EpochReport:
-        """Train the next epoch; validate, save, report."""
+        """Train, validate, save and report the next epoch."""
         started, epoch = time.perf_counter(), self.epoch
-        if self._asks_sam(epoch):
-            self._ask_sam(epoch)
-        asked = time.perf_counter()
+        if self._sam_is_due(epoch):
+            self._run_sam(epoch)
+        sam_done = time.perf_counter()
         torch.manual_seed(seed_of("epoch", self.seed, epoch))
         generator = torch.Generator().manual_seed(
             seed_of("augment", self.seed, epoch, self.accelerator.process_index)
@@ -207,7 +215,7 @@ class _Run:
             raise SegsmithError(
                 f"The training diverged in epoch {epoch + 1} (loss {loss}).", "Lower trainer.learning_rate."
             )
-        trained = time.perf_counter() - asked
+        trained = time.perf_counter() - sam_done
         miou = self._agreed(self._score().miou) if self.validation is not None else None
         report = EpochReport(
             epoch + 1, self.config.epochs, loss, rate, miou, time.perf_counter() - started, seen / trained
@@ -220,7 +228,7 @@ class _Run:
         return report
 
     def finish(self) -> TrainResult:
-        """Write the averaged weights as the finished segmenter."""
+        """Write the averaged weights as the finished segmenter, and score them."""
         mean, std = normalisation(self.ema.model)
         meta = SegmenterMeta(
             classes=self.data.classes,
@@ -242,7 +250,7 @@ class _Run:
         return TrainResult(checkpoint, self.data.classes, tuple(self.reports), score)
 
     def _step(self, batch: Sample, view: Tensor, rate: float, epoch: int) -> Tensor:
-        """One update on `view`, the repainted pictures of `batch`, which are what the teacher sees."""
+        """One update on `view`, which is `batch.image` with photometric changes; the teacher sees `batch.image`."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         logits = self._logits(self.model, view)
@@ -269,17 +277,17 @@ class _Run:
             logits: Tensor = model(normalise(self._bare(), images).to(memory_format=torch.channels_last))
         return logits.float()
 
-    def _asks_sam(self, epoch: int) -> bool:
+    def _sam_is_due(self, epoch: int) -> bool:
         every = self.config.refresh_every
         return self.sam is not None and (epoch == 0 or (every > 0 and epoch % every == 0))
 
-    def _ask_sam(self, epoch: int) -> None:
-        """New labels from SAM, made by the main process and read by all from one file."""
+    def _run_sam(self, epoch: int) -> None:
+        """Make new labels with SAM: the main process writes them to a file that all processes read."""
         assert self.sam is not None
         if self.accelerator.is_main_process:
-            views = opinions(self.ema.model, self.sources) if epoch else None
+            taught = teacher_predictions(self.ema.model, self.sources) if epoch else None
             self._sam_file(epoch).parent.mkdir(parents=True, exist_ok=True)
-            save_maps(self._sam_file(epoch), self.data.ids, self.sam.label_maps(self.data, views, epoch))
+            save_maps(self._sam_file(epoch), self.data.ids, self.sam.label_maps(self.data, taught, epoch))
         self.accelerator.wait_for_everyone()
         self._use_sam(epoch)
 
@@ -295,7 +303,7 @@ class _Run:
         return class_weights(self.sources.class_pixels(self.sampler.rates)).to(self.accelerator.device)
 
     def _agreed(self, value: float) -> float:
-        """The main process's value: buffers, and so scores, differ a little between processes."""
+        """The main process's value; scores differ slightly between processes because buffers do."""
         shared = broadcast(torch.tensor(value, device=self.accelerator.device))
         assert isinstance(shared, Tensor)
         return float(shared)
@@ -312,7 +320,10 @@ class _Run:
         if state is None:
             return
         if state.fingerprint != self.fingerprint:
-            log.warning("the state in %s is of other data or settings: training anew", self.out / "training")
+            log.warning(
+                "the state in %s was made with different data or settings; starting over",
+                self.out / "training",
+            )
             return
         self._bare().load_state_dict(state.model)
         self.ema.model.load_state_dict(state.ema)
@@ -322,7 +333,7 @@ class _Run:
         self.epoch = state.epoch
         if state.sam_round is not None:
             self._use_sam(state.sam_round)
-        log.info("going on after epoch %d of %d", self.epoch, self.config.epochs)
+        log.info("resuming after epoch %d of %d", self.epoch, self.config.epochs)
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
@@ -341,12 +352,12 @@ class _Run:
 
 
 def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The most common (H, W), to which all others are resized."""
+    """The most common (H, W), to which images of other sizes are resized."""
     return Counter(sizes).most_common(1)[0][0]
 
 
 def _window(size: tuple[int, int]) -> tuple[int, int]:
-    """What the network is trained on: `CROP` of the picture, rounded up to what the network takes."""
+    """(H, W) of the training crops: `CROP` times the image size, rounded up to a multiple of `STRIDE`."""
     height, width = (math.ceil(side * CROP / STRIDE) * STRIDE for side in size)
     return height, width
 
@@ -364,7 +375,7 @@ def _fingerprint(data: VocFolder, config: TrainerConfig, seed: int, sam: str) ->
 
 
 def _precision(wanted: str) -> str:
-    """accelerate's word for it; `SegsmithError` for what this machine cannot train in."""
+    """accelerate's name of a precision; `SegsmithError` if this machine cannot train with it."""
     on_gpu = torch.cuda.is_available()
     if wanted == "auto":
         return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"

@@ -1,7 +1,7 @@
-"""Variation of training batches, in two halves: `place` moves pixels (weak), `restyle` repaints them (strong).
+"""Augmentation of training batches: geometric (`place`, the weak view) and photometric (`restyle`, the strong view).
 
-Batches are (B, 3, H, W) in [0, 1] with (B, S, H, W) labels. Everything random comes from `generator` (on the
-CPU): the same state, the same batch.
+Images are (B, 3, H, W) in [0, 1], labels (B, S, H, W). All randomness comes from `generator`, a CPU generator, so the
+same state gives the same batch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 from segsmith.types import IGNORE
 
 TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
-"""RGB to brightness and two colour axes, in which a turn changes the hue and nothing else."""
+"""Matrix from RGB to brightness and two colour axes; a rotation of these two changes only the hue."""
 
 
 def restyle(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Other colours, inked outlines, blur or sharpening, and noise; no pixel moves.
+    """Vary colours, outlines, sharpness and noise of (B, 3, H, W) images in [0, 1]; no pixel moves.
 
-    These are the ways in which drawing styles differ, so that the network learns shapes and not one style.
+    Drawing styles differ in these, so the network learns shapes rather than one style.
     """
     for change in (_colour, _ink, _blur, _noise):
         images = change(images, generator)
@@ -31,32 +31,32 @@ def restyle(images: Tensor, generator: torch.Generator) -> Tensor:
 def place(
     images: Tensor, labels: Tensor, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Flip, scale and crop to `size` (H, W), labels alike; a label is 255 where the picture was left.
+    """Flip, scale and crop images (B, 3, H, W) and labels (B, S, H, W) alike, to `size` (H, W).
 
-    `labels` is (B, S, H, W): S label maps of each picture, which move together.
+    Images are reflected at their edges; labels are 255 there. Returns float images and int64 labels.
     """
     count, (height, width) = len(images), images.shape[-2:]
     zoom = torch.exp(_uniform(count, math.log(0.7), math.log(1.6), generator))
     flip = 1 - 2 * _chosen(count, 0.5, generator)
-    # In affine_grid's frame the picture spans [-1, 1]; the window spans `half`, and may move within it.
+    # In affine_grid's coordinates the image spans [-1, 1]; the window spans 2 `half` and may move within the image.
     half = torch.stack([size[1] / width / zoom, size[0] / height / zoom], dim=1)
     shift = _uniform((count, 2), -1, 1, generator) * (1 - half).abs()
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = half[:, 0] * flip, half[:, 1], shift
     grid = F.affine_grid(theta, [count, 1, *size], align_corners=False).to(images.device)
     moved = F.grid_sample(images, grid, "bilinear", "reflection", align_corners=False)
-    # Labels go in shifted by one, so that the zeros outside can be told from background.
+    # Labels are shifted by one so that the zeros outside the image differ from background.
     shifted = (labels + 1).float()
     placed = F.grid_sample(shifted, grid, "nearest", "zeros", align_corners=False).long() - 1
     return moved, torch.where(placed < 0, IGNORE, placed)
 
 
 def _colour(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation and hue, each picture its own."""
+    """Vary brightness, contrast, saturation and hue, independently for each image."""
     count = len(images)
     contrast, saturation = _uniform(count, 0.7, 1.3, generator), _uniform(count, 0.0, 1.5, generator)
     offset = _uniform(count, -0.12, 0.12, generator) + 0.5 * (1 - contrast)
-    # Half of the pictures keep about their hues: those do say something about a class.
+    # Half of the images keep their hues, since hue is informative about the class.
     turn = _uniform(count, -math.pi, math.pi, generator) * _chosen(count, 0.5, generator)
     cos, sin = saturation * turn.cos(), saturation * turn.sin()
     rotation = torch.zeros(count, 3, 3)
@@ -69,16 +69,16 @@ def _colour(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _ink(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Darkened edges, as of a drawing with outlines; half of the pictures stay as they are."""
+    """Darken edges in half of the images, like the outlines of a drawing."""
     count = len(images)
     strength = _uniform(count, 0, 4, generator) * _chosen(count, 0.5, generator)
     low, high = -F.max_pool2d(-images, 3, 1, 1), F.max_pool2d(images, 3, 1, 1)
-    edge = (high - low).amax(dim=1, keepdim=True) - 0.1  # what is left out is texture and noise
+    edge = (high - low).amax(dim=1, keepdim=True) - 0.1  # weaker edges are texture and noise
     return images * (1 - strength.view(-1, 1, 1, 1).to(images) * edge.clamp(min=0)).clamp(min=0)
 
 
 def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Between sharpened (-0.5) and blurred (1); half of the pictures stay as they are."""
+    """Sharpen (down to -0.5) or blur (up to 1) half of the images."""
     amount = _uniform(len(images), -0.5, 1.0, generator) * (
         torch.rand(len(images), generator=generator) < 0.5
     )
@@ -96,5 +96,5 @@ def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: t
 
 
 def _chosen(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    """1 for each of `count` with that probability, else 0."""
+    """(count,) float tensor: each value is 1 with that probability, else 0."""
     return (torch.rand(count, generator=generator) < probability).float()

@@ -1,7 +1,7 @@
-"""Weak labels become dense ones: SeSAM's steps 0 to 3 on points, scribbles, coarse polygons or image labels.
+"""Refines weak labels to dense ones: SeSAM's steps 0 to 3 for points, scribbles, coarse polygons or image labels.
 
-The seeds that `masks` finds in a classifier's scores are here what a person drew, or, where there are only
-image labels, those same seeds; the rest is the same.
+The steps are those of `segsmith.segmentation.masks`, but the seeds are what users have drawn. For image labels, the
+seeds come from a classifier's patch scores, as there.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from segsmith.segmentation.masks import (
     outline,
     sample_points,
 )
-from segsmith.segmentation.sources import Opinion
+from segsmith.segmentation.sources import Prediction
 from segsmith.types import IGNORE, Image
 
 BACKGROUND = -1
-"""Key of the drawn background among a plan's seeds: a mask that takes it in is refused, none is asked for."""
+"""Key of the drawn background in `PlannedMask.seeds`: it counts as another class's seed, but gets no mask."""
 BATCH = 16
+"""Number of images given to SAM at a time."""
 
 
 def plan_weak(
@@ -45,10 +46,10 @@ def plan_weak(
 ) -> PlannedMask:
     """Components and points of an (H, W) weak label map (SeSAM, steps 1 and 2).
 
-    `step0` is a label map of confident predictions, 255 where there are none: it fills what nobody drew on
-    before the components are taken (SeSAM, step 0); it never replaces what was drawn. A piece of it that no
-    drawn pixel belongs to needs `min_area_px` pixels to be asked about; a single drawn pixel is a person's
-    word. `confidence` (H, W) is the predictions' certainty, for settings that take points from it.
+    `weak` has index + 1 for class indices, 0 for background and 255 for unlabelled. `step0` is an (H, W) label map of
+    confident predictions, 255 elsewhere: it labels only unlabelled pixels, before components are found (SeSAM,
+    step 0). Components without any drawn pixel need at least `min_area_px` pixels; a single drawn pixel is enough
+    for the others. `confidence` (H, W) is that of the predictions, for ``points_from = "confidence"``.
     """
     known = weak if step0 is None else np.where(weak == IGNORE, step0, weak)
     seeds = {int(v) - 1: known == v for v in np.unique(known) if v != IGNORE}
@@ -69,12 +70,12 @@ def refine_weak(
     segmenter: PointSegmenter,
     settings: MaskSettings,
 ) -> list[tuple[NDArray[np.uint8], dict[str, int]]]:
-    """Dense (H, W) uint8 label maps, each with a count of how its components were resolved.
+    """Dense (H, W) uint8 label maps, each with the number of its components by outcome (`Outlined.how`).
 
-    The rules: what was drawn stays as drawn. Elsewhere SAM's masks hold, contested pixels are 255
-    (`merge_masks`). What no mask claims is background, as far as it is not in doubt: a component without a
-    mask is an object of unknown extent, so what its refused candidates cover, and what is near it, is 255. A
-    picture on which nothing is drawn and no component found stays 255: nobody said that it is empty.
+    Drawn labels never change. Elsewhere, pixels get the class of SAM's mask, and contested pixels are 255
+    (`merge_masks`). Other pixels are background unless they are in doubt: a component without a mask is an object of
+    unknown extent, so its rejected candidates and its surroundings are 255 (`doubtful`). An image without drawn
+    labels and components stays 255 everywhere, because it is not known to be empty.
     """
     results = []
     for found, drawn in zip(outline(images, plans, segmenter, settings), drawn_maps, strict=True):
@@ -85,18 +86,18 @@ def refine_weak(
 
 def _settled(label_map: NDArray[np.uint8], drawn: NDArray[np.uint8], found: Outlined) -> NDArray[np.uint8]:
     settled, known = label_map.copy(), drawn != IGNORE
-    nothing_said = not (found.how or known.any())
-    settled[(doubtful(found) | nothing_said) & (label_map == 0)] = IGNORE
+    unlabelled = not (found.how or known.any())
+    settled[(doubtful(found) | unlabelled) & (label_map == 0)] = IGNORE
     settled[known] = drawn[known]
     return settled
 
 
 class WeakRefiner:
-    """SeSAM over a whole split, as often as it is asked: the trainer's `SamLabels`.
+    """SeSAM on a whole split, for as many rounds as the trainer needs (`SamLabels`).
 
-    `seeds` gives the (H, W) label map that SAM is asked about for each image id, where that is not what was
-    drawn: seeds of a classifier that knows image labels alone. Step 0 takes what the teacher is at least
-    `threshold` sure of. The same pictures, opinions and round give the same labels.
+    `seeds` returns the (H, W) seeds of an image id if these are not the drawn labels, but a classifier's. Step 0 uses
+    the teacher's predictions with a confidence of at least `threshold`. `on_image` is called with the number of
+    finished images and of all images. The same images, predictions and round give the same labels.
     """
 
     def __init__(
@@ -111,33 +112,37 @@ class WeakRefiner:
         on_image: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.how: Counter[str] = Counter()
-        """How the pieces of the last round were resolved; reasons as in `Selection`, after ``sam:``."""
+        """Number of components of the last round by outcome (`Outlined.how`)."""
         self.name = f"{segmenter.name} {asdict(settings)} {seed} {threshold} {step0} {seeds is not None}"
         self._segmenter, self._settings, self._seed = segmenter, settings, seed
         self._threshold, self._step0, self._seeds = threshold, step0, seeds
         self._on_image = on_image
 
     def label_maps(
-        self, data: VocFolder, opinions: Iterable[Opinion] | None, round_: int
+        self, data: VocFolder, predictions: Iterable[Prediction] | None, round_: int
     ) -> Iterator[NDArray[np.uint8]]:
-        """Dense (H, W) uint8 label maps of the split's pictures, in order."""
+        """Dense (H, W) uint8 label maps of the split's images, in order."""
         self.how = Counter()
-        views: Iterator[Opinion | None] = repeat(None) if opinions is None else iter(opinions)
+        taught: Iterator[Prediction | None] = repeat(None) if predictions is None else iter(predictions)
         for start in range(0, len(data), BATCH):
             names = data.ids[start : start + BATCH]
             images, drawn = zip(*(data.raw(start + i) for i in range(len(names))), strict=True)
             plans = [
-                self._plan(name, weak, next(views), round_) for name, weak in zip(names, drawn, strict=True)
+                self._plan(name, weak, next(taught), round_) for name, weak in zip(names, drawn, strict=True)
             ]
             for label_map, how in refine_weak(images, drawn, plans, self._segmenter, self._settings):
                 self.how.update(how)
                 yield label_map
             self._on_image(start + len(names), len(data))
 
-    def _plan(self, name: str, drawn: NDArray[np.uint8], opinion: Opinion | None, round_: int) -> PlannedMask:
+    def _plan(
+        self, name: str, drawn: NDArray[np.uint8], prediction: Prediction | None, round_: int
+    ) -> PlannedMask:
         rng = np.random.default_rng(seed_of("refine", self._seed, name, round_))
         weak = drawn if self._seeds is None else self._seeds(name)
-        if opinion is None:
+        if prediction is None:
             return plan_weak(weak, rng, self._settings)
-        sure = np.where(opinion.confidence >= self._threshold, opinion.labels, IGNORE).astype(np.uint8)
-        return plan_weak(weak, rng, self._settings, sure if self._step0 else None, opinion.confidence)
+        confident = np.where(prediction.confidence >= self._threshold, prediction.labels, IGNORE).astype(
+            np.uint8
+        )
+        return plan_weak(weak, rng, self._settings, confident if self._step0 else None, prediction.confidence)

@@ -19,7 +19,7 @@ from segsmith.ids import seed_of
 from segsmith.protocols import PatchClassifier
 from segsmith.segmentation.masks import MaskSettings, plan_mask
 from segsmith.segmentation.metrics import score_pairs
-from segsmith.segmentation.sources import Opinion, load_maps, pixels_of, save_maps
+from segsmith.segmentation.sources import Prediction, load_maps, pixels_of, save_maps
 from segsmith.segmentation.weak_refiner import WeakRefiner
 from segsmith.types import IGNORE
 
@@ -88,7 +88,7 @@ def find_seeds(
 
 
 def write_dense(
-    root: Path, out: Path, refiner: WeakRefiner, opinions: Iterable[Opinion] | None, threshold: float
+    root: Path, out: Path, refiner: WeakRefiner, opinions: Iterable[Prediction] | None, threshold: float
 ) -> None:
     """Copy a VOC-layout dataset with split train's weak labels made dense.
 

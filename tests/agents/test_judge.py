@@ -8,7 +8,7 @@ import pytest
 from segsmith.agents.judge.agent import calibrate, class_probabilities, decide, with_article
 from segsmith.config import JudgeConfig
 from segsmith.memory.ledger import Evidence
-from segsmith.segmentation.quality import is_blank, sharpness
+from segsmith.segmentation.image_ops import is_blank, sharpness
 
 CONFIG = JudgeConfig(top_k=2, min_probability=0.32)
 CLASSES = ("cat", "dog")

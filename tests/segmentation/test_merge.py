@@ -17,7 +17,7 @@ def row(*on):
 
 @settings(max_examples=60, deadline=None)
 @given(regions, st.integers(0, 2), arrays(np.bool_, SIZE))
-def test_merging_never_invents_a_class(found, border, uncertain):
+def test_merging_never_adds_a_class(found, border, uncertain):
     merged = merge_masks(found, SIZE, uncertain, border)
     assert merged.shape == SIZE
     assert merged.dtype == np.uint8
@@ -30,7 +30,7 @@ def test_merging_never_invents_a_class(found, border, uncertain):
         assert (merged[~claimed & ~uncertain] == 0).all()
 
 
-def test_a_clear_lead_takes_the_contested_pixels_and_a_narrow_one_leaves_255():
+def test_contested_pixels_go_to_a_clear_lead_and_are_255_otherwise():
     left, right = row(0, 1, 2, 3), row(2, 3, 4, 5)
     clear = merge_masks([Region(0, left, 0.9), Region(6, right, 0.6)], (1, 8))
     assert clear.tolist() == [[1, 1, 1, 1, 7, 7, 0, 0]]
@@ -40,26 +40,26 @@ def test_a_clear_lead_takes_the_contested_pixels_and_a_narrow_one_leaves_255():
     assert exact.tolist() == [[1, 1, 1, 1, 7, 7, 0, 0]]
 
 
-def test_regions_of_one_class_do_not_contest_each_other():
+def test_regions_of_one_class_do_not_conflict():
     found = [Region(1, row(0, 1, 2), 0.9, instance=0), Region(1, row(2, 3), 0.9, instance=1)]
     assert merge_masks(found, (1, 8)).tolist() == [[2, 2, 2, 2, 0, 0, 0, 0]]
 
 
-def test_the_border_takes_both_sides_of_an_outline_but_not_the_picture_edge():
+def test_the_border_covers_both_sides_of_an_outline_but_not_the_image_edge():
     merged = merge_masks([Region(0, row(0, 1, 2, 3), 1.0)], (1, 8), border_px=1)
     assert merged.tolist() == [[1, 1, 1, 255, 255, 0, 0, 0]]
 
 
-def test_uncertain_pixels_stay_255_only_where_nobody_claims_them():
+def test_uncertain_pixels_are_255_only_where_no_region_claims_them():
     merged = merge_masks([Region(0, row(0, 1), 0.9)], (1, 8), row(1, 2))
     assert merged.tolist() == [[1, 1, 255, 0, 0, 0, 0, 0]]
 
 
-def test_no_regions_is_background():
+def test_an_image_without_regions_is_background():
     assert not merge_masks([], SIZE).any()
 
 
-def test_counts_and_share():
+def test_pixel_counts_and_share_of_255():
     label_map = np.array([[0, 1, 1, 255], [3, 255, 0, 0]], np.uint8)
     assert ignore_share(label_map) == 0.25
     assert pixel_counts(label_map, ["cat", "dog", "bus"]) == {"cat": 2, "dog": 0, "bus": 1}

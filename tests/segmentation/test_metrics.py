@@ -7,11 +7,11 @@ import torch
 from segsmith.segmentation.metrics import score_pairs
 
 
-def test_a_case_worked_by_hand():
+def test_a_case_computed_by_hand():
     truth = torch.tensor([[[0, 0, 1, 1], [2, 2, 255, 255]]])
     guess = torch.tensor([[[0, 1, 1, 1], [2, 0, 1, 2]]])
     score = score_pairs([(guess, truth)], ["cat", "dog", "bus"])
-    # background: 1 hit of 3 in either; cat: 2 of 3; dog: 1 of 2; bus: nowhere
+    # background: intersection 1, union 3; cat: 2 and 3; dog: 1 and 2; bus: neither in truth nor in prediction
     assert score.iou_per_class["background"] == pytest.approx(1 / 3)
     assert score.iou_per_class["cat"] == pytest.approx(2 / 3)
     assert score.iou_per_class["dog"] == pytest.approx(1 / 2)
@@ -34,7 +34,7 @@ def test_batches_add_up():
     assert np.array_equal(whole.confusion, parts.confusion)
 
 
-def test_no_known_pixel_is_no_score():
+def test_the_score_without_known_pixels_is_nan():
     score = score_pairs([(torch.zeros(2, 2), torch.full((2, 2), 255))], ["cat"])
     assert math.isnan(score.miou)
     assert math.isnan(score.pixel_accuracy)

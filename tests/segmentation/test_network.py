@@ -11,7 +11,7 @@ TINY = "tu-test_resnet"
 
 
 class Hybrid(nn.Module):
-    """The shape of open_clip's wrapper around a timm hybrid ViT."""
+    """The structure of open_clip's wrapper around a timm hybrid ViT."""
 
     def __init__(self, stem):
         super().__init__()
@@ -29,12 +29,12 @@ def build(tower=None, **changes):
 
 
 @pytest.mark.parametrize("architecture", ["DeepLabV3Plus", "Unet", "FPN"])
-def test_logits_have_a_channel_for_background_and_each_class(architecture):
+def test_logits_have_one_channel_for_background_and_one_per_class(architecture):
     model = build(architecture=architecture).eval()
     assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 4, 64, 96)
 
 
-def test_the_encoder_starts_as_the_towers_stem():
+def test_the_encoder_starts_with_the_weights_of_the_towers_stem():
     tower = Hybrid("test_resnet")
     model = build(tower, encoder_init="clip")
     stem, encoder = tower.trunk.patch_embed.backbone.state_dict(), model.encoder.model.state_dict()
@@ -43,18 +43,18 @@ def test_the_encoder_starts_as_the_towers_stem():
         assert torch.equal(encoder[name], value), name
 
 
-def test_a_convolutional_tower_is_its_own_stem():
+def test_the_stem_of_a_convolutional_tower_is_the_whole_tower():
     tower = timm.create_model("test_resnet", num_classes=0)
     model = build()
     assert copy_stem(model, tower, TINY) == len(model.encoder.model.state_dict())
 
 
-def test_a_stem_that_does_not_fit_names_the_encoder_that_would():
+def test_the_error_for_a_stem_that_does_not_match_names_the_encoder_that_would():
     with pytest.raises(SegsmithError, match=r"tu-test_resnet"):
         build(Hybrid("test_resnet"), encoder="tu-test_efficientnet", encoder_init="clip")
 
 
-def test_a_tower_without_convolutions_points_to_random_weights():
+def test_the_error_for_a_tower_without_convolutions_suggests_random_weights():
     with pytest.raises(SegsmithError, match=r"encoder_init to 'none'"):
         build(nn.Linear(3, 3), encoder_init="clip")
 
@@ -69,7 +69,7 @@ def test_a_tower_without_convolutions_points_to_random_weights():
         ({"encoder": "no_such_net"}, "no_such_net"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(changes, words):
+def test_unusable_settings_are_rejected(changes, words):
     with pytest.raises(SegsmithError) as caught:
         build(**changes)
     assert words in str(caught.value)
@@ -79,7 +79,7 @@ def normalised_grey(model):
     return normalise(model, torch.full((1, 3, 1, 1), 0.5)).flatten().tolist()
 
 
-def test_normalisation_is_openais_unless_the_tower_says_otherwise():
+def test_normalisation_is_openais_unless_the_tower_has_another():
     tower = Hybrid("test_resnet")
     clips = pytest.approx([0.0690, 0.1614, 0.3328], abs=1e-3)
     assert normalised_grey(build()) == clips

@@ -14,7 +14,7 @@ from segsmith.segmentation.recipe import (
 )
 
 
-def test_the_learning_rate_climbs_and_falls():
+def test_the_learning_rate_rises_and_falls():
     rates = [learning_rate(step, 100, 1.0) for step in range(100)]
     assert max(rates) == 1
     assert rates[:10] == sorted(rates[:10])
@@ -24,16 +24,16 @@ def test_the_learning_rate_climbs_and_falls():
     assert learning_rate(0, 1, 1.0) == 1
 
 
-def test_rare_classes_weigh_more_and_a_pixel_weighs_one_on_average():
+def test_rare_classes_have_higher_weights_with_mean_one_over_pixels():
     pixels = np.array([8100, 1800, 100, 0])
     weights = class_weights(pixels)
     assert float(weights[2] / weights[0]) == pytest.approx(9, rel=1e-4)
     assert float((weights * torch.tensor(pixels)).sum()) == pytest.approx(pixels.sum(), rel=1e-2)
-    assert float(weights[3]) == pytest.approx(10 * float(weights[0]), rel=1e-4)  # never seen: bounded
+    assert float(weights[3]) == pytest.approx(10 * float(weights[0]), rel=1e-4)  # not in the data: bounded
     assert torch.isfinite(class_weights(np.zeros(3, np.int64))).all()
 
 
-def test_the_loss_counts_known_pixels_by_their_weight():
+def test_the_loss_weights_known_pixels_by_class():
     logits = torch.tensor([[[[2.0, 0.0, 5.0]], [[0.0, 1.0, -5.0]]]])
     labels = torch.tensor([[[0, 1, 255]]])
     weights = torch.tensor([1.0, 3.0])
@@ -44,7 +44,7 @@ def test_the_loss_counts_known_pixels_by_their_weight():
     assert joint_loss(logits, [(torch.full((1, 1, 3), 255), 1)], weights, "sources").item() == 0
 
 
-def test_the_average_follows_weights_and_buffers_faster_at_first():
+def test_the_average_follows_weights_and_buffers_faster_at_the_start():
     model = nn.BatchNorm1d(1)
     ema = Ema(model, decay=0.95)
     with torch.no_grad():
@@ -65,14 +65,14 @@ def test_the_average_follows_weights_and_buffers_faster_at_first():
     assert not any(p.requires_grad for p in ema.model.parameters())
 
 
-def test_the_teacher_speaks_only_where_it_is_sure_and_nothing_is_known():
+def test_the_teacher_labels_only_unknown_pixels_of_which_it_is_confident():
     logits = torch.zeros(1, 3, 2, 2)
-    logits[0, 2, 0] = 9.0  # sure of class 2 in the upper row
+    logits[0, 2, 0] = 9.0  # confident of class 2 in the upper row
     known, all_classes = torch.tensor([[[False, True], [False, True]]]), torch.ones(1, 3, dtype=torch.bool)
     assert teacher_labels(logits, known, all_classes, 0.9).tolist() == [[[2, 255], [255, 255]]]
 
 
-def test_the_teacher_may_not_name_a_class_that_is_not_there():
+def test_the_teacher_may_not_predict_a_class_that_is_not_allowed():
     logits = torch.tensor([1.0, 5.0, 9.0]).view(1, 3, 1, 1)
     known = torch.zeros(1, 1, 1, dtype=torch.bool)
     guess = teacher_labels(logits, known, torch.tensor([[True, True, False]]), 0.9)
@@ -92,12 +92,12 @@ def test_sources_are_balanced_by_source_or_by_pixel():
 @pytest.mark.parametrize(
     ("n_real", "n_generated", "epochs", "share"),
     [
-        (16, 160, 33, 0.5),  # few real pictures are seen often enough anyway
-        (320, 160, 12, 1.0),  # many, in a short training: generated ones would only keep them from being seen
+        (16, 160, 33, 0.5),  # few real images are seen often enough anyway
+        (320, 160, 12, 1.0),  # many in a short training: generated ones would displace them
         (320, 160, 24, 20 * 320 / (24 * 480)),
     ],
 )
-def test_generated_pictures_take_the_time_that_real_ones_leave(n_real, n_generated, epochs, share):
+def test_the_share_of_real_images_depends_on_their_number_and_the_epochs(n_real, n_generated, epochs, share):
     config = TrainerConfig(epochs=epochs, real_share=0.5, real_passes=20)
     real = [True] * n_real + [False] * n_generated
     assert real_share(config, real) == pytest.approx(share)

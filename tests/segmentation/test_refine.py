@@ -1,4 +1,4 @@
-"""Refinement keeps every drawn label, trusts SAM where it agrees, and admits what it does not know."""
+"""Refinement keeps every drawn label, uses SAM's masks that agree with them, and leaves the rest unknown."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def truth():
 
 
 class Oracle:
-    """A SAM that returns the true piece under the first point, or nothing but the whole picture."""
+    """A SAM that returns the true object under the first point, or, for `lost` classes, the whole image."""
 
     name = "oracle"
 
@@ -47,13 +47,13 @@ def refined(weak, lost=(), step0=None):
 
 
 @pytest.mark.parametrize("kind", ["points", "scribbles", "coarse"])
-def test_with_a_perfect_sam_weak_labels_become_the_truth(kind):
+def test_weak_labels_become_the_truth_with_a_perfect_sam(kind):
     label_map, how = refined(weaken(truth(), kind, np.random.default_rng(1)))
     assert np.array_equal(label_map, truth())
     assert how == {"sam:ok": 2}
 
 
-def test_where_sam_fails_nothing_is_called_background():
+def test_pixels_are_not_background_where_sam_fails():
     weak = weaken(truth(), "scribbles", np.random.default_rng(1))
     label_map, how = refined(weak, lost=(2,))
     assert how == {"sam:ok": 1, "sam:flood": 1}
@@ -64,11 +64,11 @@ def test_where_sam_fails_nothing_is_called_background():
 
 def test_a_drawn_label_outranks_sam():
     weak = weaken(truth(), "points", np.random.default_rng(1))
-    weak[10, 10] = 0  # a person says: not the object
+    weak[10, 10] = 0  # the user marks it as background
     assert refined(weak)[0][10, 10] == 0
 
 
-def test_confident_predictions_fill_but_never_replace():
+def test_confident_predictions_never_replace_drawn_labels():
     weak = weaken(truth(), "points", np.random.default_rng(1))
     weak[truth() == 2] = 255
     step0 = np.full_like(weak, 255)
@@ -79,7 +79,7 @@ def test_confident_predictions_fill_but_never_replace():
     assert (label_map[weak == 1] == 1).all()
 
 
-def test_a_speck_of_the_teachers_is_not_asked_about_but_a_drawn_pixel_is():
+def test_a_small_prediction_is_no_component_but_a_drawn_pixel_is():
     weak = np.full((64, 64), 255, np.uint8)
     weak[10, 10] = 1
     step0 = np.full_like(weak, 255)
@@ -89,7 +89,7 @@ def test_a_speck_of_the_teachers_is_not_asked_about_but_a_drawn_pixel_is():
     assert [(part.class_index, int(part.seed.sum())) for part in plan.parts] == [(0, 1), (1, 36)]
 
 
-def test_points_come_from_where_the_teacher_is_surest_if_so_set():
+def test_points_are_at_the_highest_confidence_if_so_set():
     weak = weaken(truth(), "coarse", np.random.default_rng(1))
     confidence = np.zeros(weak.shape, np.float32)
     confidence[20:22, 20:22] = 1
@@ -103,7 +103,7 @@ def test_points_come_from_where_the_teacher_is_surest_if_so_set():
     )
 
 
-def test_background_is_a_seed_but_never_asked_about():
+def test_background_is_a_seed_but_no_component():
     plan = plan_weak(weaken(truth(), "coarse", np.random.default_rng(1)), np.random.default_rng(0), SETTINGS)
     assert BACKGROUND in plan.seeds
     assert {part.class_index for part in plan.parts} == {0, 1}

@@ -18,7 +18,7 @@ def test_pooling_all_patches_is_the_mean(k):
     assert torch.allclose(top_k_pool(logits, k), logits.mean((2, 3)), atol=1e-6)
 
 
-def test_pooling_one_patch_is_the_maximum_and_two_the_mean_of_the_best():
+def test_pooling_one_patch_is_the_maximum_and_two_the_mean_of_the_best_two():
     logits = torch.tensor([[[[1.0, 7.0], [3.0, 5.0]]]])
     assert top_k_pool(logits, 1).item() == 7
     assert top_k_pool(logits, 2).item() == 6
@@ -27,8 +27,8 @@ def test_pooling_one_patch_is_the_maximum_and_two_the_mean_of_the_best():
 def test_upsampling_agrees_with_torch():
     maps = np.random.default_rng(0).random((3, 8, 5)).astype(np.float32)
     for size in ((64, 40), (33, 7), (8, 5), (4, 2)):
-        theirs = F.interpolate(torch.tensor(maps)[None], size, mode="bilinear")[0].numpy()
-        np.testing.assert_allclose(upsample_maps(maps, size), theirs, atol=1e-5)
+        expected = F.interpolate(torch.tensor(maps)[None], size, mode="bilinear")[0].numpy()
+        np.testing.assert_allclose(upsample_maps(maps, size), expected, atol=1e-5)
 
 
 @few
@@ -41,12 +41,12 @@ def test_every_present_class_has_confident_seeds_unless_its_map_is_flat_zero(map
         assert (maps[index][seed] >= np.float32(high * maps[index].max()) - 1e-6).all()
 
 
-def test_seeds_go_to_the_best_present_class_and_lose_small_blobs():
+def test_seeds_go_to_the_best_present_class_without_small_pieces():
     maps = np.zeros((3, 8, 8), np.float32)
     maps[0, :4, :] = 0.8
-    maps[1] = 0.9  # not present: takes nothing away
+    maps[1] = 0.9  # not present, so it takes no pixels
     maps[2, 2:6, :] = 1.0
-    maps[0, 7, 7] = 0.8  # a blob of one pixel
+    maps[0, 7, 7] = 0.8  # a piece of one pixel
     seeds = seed_masks(maps, [0, 2], high=0.5, min_area_px=4)
     assert seeds[0][:2].all()
     assert seeds[0].sum() == 16
@@ -60,5 +60,5 @@ def test_a_class_outscored_everywhere_keeps_its_peak():
     assert np.argwhere(seed_masks(maps, [0, 1])[1]).tolist() == [[2, 3]]
 
 
-def test_nothing_present_gives_no_seeds():
+def test_no_present_class_gives_no_seeds():
     assert seed_masks(np.ones((2, 4, 4), np.float32), []) == {}

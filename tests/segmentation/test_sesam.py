@@ -36,7 +36,7 @@ def test_components_partition_the_mask_largest_first(mask):
 
 @few
 @given(masks, st.integers(2, 50))
-def test_a_minimum_area_never_loses_the_largest(mask, area):
+def test_a_minimum_area_never_removes_the_largest(mask, area):
     parts = components(mask, area)
     assert bool(parts) == mask.any()
     assert all(p.sum() >= area for p in parts) or len(parts) == 1
@@ -51,7 +51,7 @@ def test_diagonal_neighbours_are_one_object():
 
 @few
 @given(masks, st.integers(1, 9), st.integers(0, 5))
-def test_skeleton_points_lie_in_the_component_and_are_distinct(mask, n, seed):
+def test_skeleton_points_are_distinct_pixels_of_the_component(mask, n, seed):
     for part in components(mask):
         points = skeleton_points(part, n, np.random.default_rng(seed))
         assert points.dtype == np.float32
@@ -60,7 +60,7 @@ def test_skeleton_points_lie_in_the_component_and_are_distinct(mask, n, seed):
         assert len({tuple(p) for p in points}) == len(points)
 
 
-def test_points_of_a_bar_lie_along_its_middle_line():
+def test_points_of_a_bar_are_on_its_centre_line():
     points = skeleton_points(box(8, 13, 1, 19), 5, np.random.default_rng(0))
     assert len(points) == 5
     assert set(points[:, 1]) == {10}
@@ -71,7 +71,7 @@ def test_thin_components_give_all_their_pixels(shape, count):
     assert len(skeleton_points(box(*shape), 5, np.random.default_rng(0))) == count
 
 
-def test_an_object_that_fills_the_picture_has_points_too():
+def test_an_object_that_fills_the_image_has_points():
     assert len(skeleton_points(np.ones((9, 30), bool), 5, np.random.default_rng(0))) == 5
 
 
@@ -83,7 +83,7 @@ def test_every_skeleton_pixel_is_equally_likely():
     assert hits.max() < 260
 
 
-def test_no_component_no_points():
+def test_an_empty_component_has_no_points():
     empty = np.zeros((5, 5), bool)
     assert skeleton_points(empty, 5, np.random.default_rng(0)).shape == (0, 2)
     assert confidence_points(np.zeros((5, 5), np.float32), empty, 5).shape == (0, 2)
@@ -101,7 +101,7 @@ OWN = box(5, 10, 5, 15)  # 50 px
 OTHER = box(12, 16, 5, 15)  # 40 px
 
 
-def test_the_mask_that_covers_the_weak_label_wins_over_a_surer_part_of_it():
+def test_a_mask_that_covers_the_weak_label_beats_a_more_confident_part_of_it():
     whole, part = box(4, 11, 4, 16), box(5, 10, 5, 8)
     chosen = select_mask(offer((part, 0.99), (whole, 0.8)), OWN, OTHER)
     assert chosen.index == 1
@@ -111,7 +111,7 @@ def test_the_mask_that_covers_the_weak_label_wins_over_a_surer_part_of_it():
     assert chosen.predicted_iou == pytest.approx(0.8)
 
 
-def test_of_two_that_cover_it_the_surer_wins():
+def test_the_more_confident_of_two_covering_masks_wins():
     a, b = box(5, 10, 5, 15), box(5, 10, 5, 14)  # coverage 1.0 and 0.9
     assert select_mask(offer((a, 0.8), (b, 0.85)), OWN, OTHER).index == 0
     assert select_mask(offer((a, 0.8), (b, 0.95)), OWN, OTHER).index == 1
@@ -121,13 +121,13 @@ def test_of_two_that_cover_it_the_surer_wins():
     ("mask", "reason"),
     [
         (box(5, 10, 5, 11), "coverage"),  # 30 of 50
-        (box(5, 15, 5, 15), "overlap"),  # 30 of the other's 40
-        (box(0, 20, 0, 19), "flood"),  # 0.95 of the picture
+        (box(5, 15, 5, 15), "overlap"),  # 30 of the other class's 40
+        (box(0, 20, 0, 19), "flood"),  # 0.95 of the image
         (box(0, 20, 0, 20) & ~box(3, 17, 3, 17), "flood"),  # a frame
         (box(0, 0, 0, 0), "empty"),
     ],
 )
-def test_refusals_name_their_reason(mask, reason):
+def test_rejections_state_their_reason(mask, reason):
     chosen = select_mask(offer((mask, 0.9)), OWN, OTHER, 0.7, 0.3)
     assert chosen.index is None
     assert chosen.reason == reason

@@ -43,9 +43,9 @@ def stop_after(epoch):
     return on_epoch
 
 
-def test_it_learns_coloured_squares(trained, squares):
+def test_training_learns_coloured_squares(trained, squares):
     result, seen = trained
-    assert result.validation.miou > 0.5  # all background: 0.26
+    assert result.validation.miou > 0.5  # predicting only background gives 0.26
     assert evaluate(result.checkpoint, squares, "test").miou > 0.5
     assert [r.epoch for r in seen] == [1, 2, 3, 4]
     assert seen == list(result.reports)
@@ -53,7 +53,7 @@ def test_it_learns_coloured_squares(trained, squares):
     assert seen[-1].miou == pytest.approx(result.validation.miou)
 
 
-def test_the_checkpoint_says_what_it_is(trained):
+def test_the_checkpoint_has_a_description(trained):
     result, _ = trained
     meta = json.loads(result.checkpoint.with_suffix(".json").read_text())
     assert meta["classes"] == ["red", "blue"]
@@ -73,7 +73,7 @@ def test_predictions_have_the_size_of_the_images(trained):
     assert len(predict(model, [])) == 0
 
 
-def test_a_loaded_segmenter_normalises_as_its_description_says(trained, tmp_path):
+def test_a_loaded_segmenter_normalises_as_described(trained, tmp_path):
     folder = shutil.copytree(trained[0].checkpoint.parent, tmp_path / "copy")
     meta = json.loads((folder / "segmenter.json").read_text())
     images = np.random.default_rng(0).integers(100, 140, (2, 64, 64, 3), dtype=np.uint8)
@@ -83,7 +83,7 @@ def test_a_loaded_segmenter_normalises_as_its_description_says(trained, tmp_path
     assert np.array_equal(predict(rescaled, images // 2), predict(as_trained, images // 2 * 2))
 
 
-def test_a_folder_names_its_checkpoint(trained):
+def test_a_checkpoint_may_be_given_by_its_folder(trained):
     _, meta = load_segmenter(trained[0].checkpoint.parent)
     assert meta.classes == ("red", "blue")
 
@@ -109,14 +109,14 @@ def test_a_finished_training_is_not_repeated(trained, squares, tmp_path):
     assert result.validation.miou == pytest.approx(trained[0].validation.miou)
 
 
-def test_a_state_of_other_settings_is_not_used(trained, squares, tmp_path):
+def test_a_state_made_with_other_settings_is_not_used(trained, squares, tmp_path):
     folder = shutil.copytree(trained[0].checkpoint.parent, tmp_path / "again")
     seen = []
     train(squares, folder, config(epochs=1), seed=4, on_epoch=seen.append)
     assert [r.epoch for r in seen] == [1]
 
 
-def test_a_crash_in_the_middle_of_a_save_leaves_the_state_before(squares, tmp_path, monkeypatch):
+def test_a_crash_during_a_save_leaves_the_previous_state(squares, tmp_path, monkeypatch):
     import segsmith.segmentation.checkpoint as checkpoint
 
     with pytest.raises(Interrupted):
@@ -135,7 +135,7 @@ def test_a_crash_in_the_middle_of_a_save_leaves_the_state_before(squares, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["state.json", "model-a.safetensors", "optimizer-a.pt"])
-def test_a_damaged_state_is_named(squares, tmp_path, name):
+def test_a_damaged_state_is_reported(squares, tmp_path, name):
     with pytest.raises(Interrupted):
         train(squares, tmp_path, config(), seed=3, on_epoch=stop_after(1))
     path = tmp_path / "training" / name
@@ -167,7 +167,7 @@ def _val(root):
     return VocFolder(root, "val")
 
 
-def test_a_picture_of_unknown_pixels_does_no_harm(squares, tmp_path):
+def test_an_image_of_unknown_pixels_adds_no_loss(squares, tmp_path):
     root = write_squares(tmp_path / "d", splits={"train": 2})
     for i in range(2):
         grey, unknown = np.full((64, 64, 3), 128, np.uint8), np.full((64, 64), 255, np.uint8)
@@ -176,24 +176,24 @@ def test_a_picture_of_unknown_pixels_does_no_harm(squares, tmp_path):
     assert result.reports[0].loss == 0
 
 
-def test_an_empty_training_split_is_refused(tmp_path):
+def test_an_empty_training_split_is_rejected(tmp_path):
     root = write_squares(tmp_path / "d", splits={"train": 0})
     with pytest.raises(SegsmithError, match=r"train .* is empty"):
         train(root, tmp_path / "out", config(), seed=0)
 
 
-def test_a_diverging_training_says_what_to_lower(squares, tmp_path):
+def test_the_error_for_a_diverging_training_names_the_setting_to_lower(squares, tmp_path):
     with pytest.raises(SegsmithError, match=r"diverged.*learning_rate"):
         train(squares, tmp_path, config(learning_rate=1e30), seed=0)
 
 
-def test_evaluation_names_classes_that_do_not_match(trained, tmp_path):
+def test_evaluation_with_other_classes_names_both_lists(trained, tmp_path):
     root = write_squares(tmp_path / "d", classes=("red", "green"), splits={"test": 1})
     with pytest.raises(SegsmithError, match=r"red, blue.*red, green"):
         evaluate(trained[0].checkpoint, root, "test")
 
 
-def test_missing_and_damaged_checkpoints_are_named(trained, tmp_path):
+def test_missing_and_damaged_checkpoints_are_reported(trained, tmp_path):
     with pytest.raises(SegsmithError, match=r"no checkpoint file.*segmenter.json"):
         load_segmenter(tmp_path)
     folder = shutil.copytree(trained[0].checkpoint.parent, tmp_path / "copy")
@@ -217,7 +217,7 @@ def test_a_teacher_changes_the_training_and_keeps_it_repeatable(squares, tmp_pat
     runs = [train(squares, tmp_path / name, with_teacher, seed=3) for name in ("a", "b")]
     alone = train(squares, tmp_path / "c", config(), seed=3)
     assert [r.loss for r in runs[0].reports] == [r.loss for r in runs[1].reports]
-    assert runs[0].reports[0].loss == alone.reports[0].loss  # it is not listened to yet
+    assert runs[0].reports[0].loss == alone.reports[0].loss  # its labels are not used yet
     assert runs[0].reports[-1].loss != alone.reports[-1].loss
 
 
@@ -225,20 +225,20 @@ def test_a_teacher_changes_the_training_and_keeps_it_repeatable(squares, tmp_pat
 
 
 class HalfSam:
-    """SAM as the trainer sees it: knows the left half of every picture, and remembers what it was asked."""
+    """`SamLabels` that label the left half of every image, and record their calls."""
 
     name = "half"
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
-    def label_maps(self, data, opinions, round_):
-        seen = None if opinions is None else list(opinions)
-        self.asked.append((round_, seen))
+    def label_maps(self, data, predictions, round_):
+        seen = None if predictions is None else list(predictions)
+        self.calls.append((round_, seen))
         for index in range(len(data)):
             label_map = data.raw(index)[1].copy()
             label_map[:, 32:] = 255
-            if seen is not None:  # what the teacher says must change the labels, and so the loss
+            if seen is not None:  # the predictions must change the labels, and so the loss
                 label_map[:, :8] = seen[index].labels[:, :8]
             yield label_map
 
@@ -248,7 +248,7 @@ LOOP = {"teacher_weight": 1.0, "teacher_threshold": 0.3, "teacher_from": 0.25, "
 
 @pytest.fixture(scope="module")
 def drawn_on(squares, tmp_path_factory):
-    """The squares, with a tenth of each training mask's rows drawn."""
+    """The squares, with labels in a tenth of the rows of each training mask."""
     root = shutil.copytree(squares, tmp_path_factory.mktemp("weak") / "data")
     for path in (root / "SegmentationClass").glob("train*.png"):
         label_map = np.array(Image.open(path))
@@ -257,24 +257,24 @@ def drawn_on(squares, tmp_path_factory):
     return root
 
 
-def test_sam_is_asked_at_first_and_every_k_epochs_with_the_teachers_opinions(drawn_on, tmp_path):
+def test_sam_runs_first_and_every_k_epochs_with_the_teachers_predictions(drawn_on, tmp_path):
     sam = HalfSam()
     train(drawn_on, tmp_path, config(**LOOP, epochs=5), seed=3, sam=sam)
-    assert [round_ for round_, _ in sam.asked] == [0, 2, 4]
-    assert sam.asked[0][1] is None
-    labels, confidence = sam.asked[1][1][0]
+    assert [round_ for round_, _ in sam.calls] == [0, 2, 4]
+    assert sam.calls[0][1] is None
+    labels, confidence = sam.calls[1][1][0]
     assert labels.shape == confidence.shape == (64, 64)
     assert labels.dtype == np.uint8
     assert 0 < confidence.min() <= confidence.max() <= 1
 
 
-def test_a_killed_loop_goes_on_to_the_same_loss_curve_and_weights(drawn_on, tmp_path):
+def test_a_killed_loop_resumes_to_the_same_loss_curve_and_weights(drawn_on, tmp_path):
     whole = train(drawn_on, tmp_path / "whole", config(**LOOP), seed=3, sam=HalfSam())
-    with pytest.raises(Interrupted):  # after SAM's second round, which the rest must go on with
-        train(drawn_on, tmp_path / "cut", config(**LOOP), seed=3, sam=HalfSam(), on_epoch=stop_after(3))
+    with pytest.raises(Interrupted):  # after SAM's second round, whose labels the rest must use
+        train(drawn_on, tmp_path / "killed", config(**LOOP), seed=3, sam=HalfSam(), on_epoch=stop_after(3))
     sam = HalfSam()
-    resumed = train(drawn_on, tmp_path / "cut", config(**LOOP), seed=3, sam=sam)
-    assert sam.asked == []
+    resumed = train(drawn_on, tmp_path / "killed", config(**LOOP), seed=3, sam=sam)
+    assert sam.calls == []
     assert [r.loss for r in resumed.reports] == pytest.approx([r.loss for r in whole.reports], rel=1e-4)
     first, second = load_file(whole.checkpoint), load_file(resumed.checkpoint)
     for name, value in first.items():
@@ -293,7 +293,7 @@ def test_a_killed_loop_goes_on_to_the_same_loss_curve_and_weights(drawn_on, tmp_
     ],
     ids=str,
 )
-def test_every_part_of_the_loop_can_be_left_out_and_matters(drawn_on, tmp_path, off):
+def test_every_part_of_the_loop_can_be_turned_off_and_has_an_effect(drawn_on, tmp_path, off):
     both = [
         train(drawn_on, tmp_path / str(i), config(**{**LOOP, "epochs": 3, **changes}), seed=3, sam=HalfSam())
         for i, changes in enumerate(({}, off))
@@ -301,16 +301,16 @@ def test_every_part_of_the_loop_can_be_left_out_and_matters(drawn_on, tmp_path, 
     assert both[0].reports[-1].loss != both[1].reports[-1].loss
 
 
-def test_training_stops_when_split_val_sees_no_progress(squares, tmp_path):
-    still = config(learning_rate=1e-12, epochs=9, patience=2)
-    result = train(squares, tmp_path, still, seed=3)
+def test_training_stops_when_the_score_on_split_val_stops_improving(squares, tmp_path):
+    stalled = config(learning_rate=1e-12, epochs=9, patience=2)
+    result = train(squares, tmp_path, stalled, seed=3)
     assert [r.epoch for r in result.reports] == [1, 2, 3]
     assert json.loads(result.checkpoint.with_suffix(".json").read_text())["epochs"] == 3
-    again = train(squares, tmp_path, still, seed=3)
+    again = train(squares, tmp_path, stalled, seed=3)
     assert again.reports == result.reports
 
 
-def test_half_precision_without_a_gpu_is_refused_and_bfloat16_trains(squares, tmp_path):
+def test_half_precision_without_a_gpu_is_rejected_and_bfloat16_trains(squares, tmp_path):
     with pytest.raises(SegsmithError, match="float16"):
         train(squares, tmp_path / "a", config(precision="float16"), seed=3)
     result = train(squares, tmp_path / "b", config(precision="bfloat16", epochs=1), seed=3)

@@ -10,7 +10,7 @@ from segsmith.errors import SegsmithError
 from segsmith.tools.training import evaluate_segmenter, train_segmenter, trainer_tool
 
 
-def test_the_tools_train_and_evaluate_with_json_alone(squares, tmp_path):
+def test_the_tools_take_and_return_json(squares, tmp_path):
     seen = []
     call = {"dataset": str(squares), "out": str(tmp_path), "settings": {**TINY, "epochs": 1}, "seed": 1}
     reply = json.loads(json.dumps(trainer_tool(on_epoch=seen.append).invoke(call)))
@@ -22,7 +22,7 @@ def test_the_tools_train_and_evaluate_with_json_alone(squares, tmp_path):
     assert json.loads(json.dumps(score, allow_nan=False)) == score
 
 
-def test_the_tower_is_opened_only_for_a_start_from_it(squares, tmp_path):
+def test_the_image_tower_is_only_opened_if_the_encoder_starts_from_it(squares, tmp_path):
     def tower():
         raise LookupError("opened")
 
@@ -33,7 +33,7 @@ def test_the_tower_is_opened_only_for_a_start_from_it(squares, tmp_path):
         trainer_tool(clip_tower=tower).invoke(call)
 
 
-def test_the_tools_say_what_they_take():
+def test_the_tools_describe_their_arguments():
     assert set(train_segmenter.args) == {"dataset", "out", "settings", "seed"}
     assert set(evaluate_segmenter.args) == {"checkpoint", "dataset", "split"}
     with pytest.raises(ValidationError):

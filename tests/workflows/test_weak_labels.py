@@ -9,7 +9,7 @@ from segsmith.datasets.voc_layout import write_voc
 from segsmith.datasets.weak_labels import present_classes
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.masks import MaskSettings
-from segsmith.segmentation.sources import Opinion
+from segsmith.segmentation.sources import Prediction
 from segsmith.segmentation.weak_refiner import WeakRefiner
 from segsmith.tools.images.simulator import real_world
 from segsmith.tools.vision.sam import SamSegmenter
@@ -61,7 +61,7 @@ def test_a_sure_teacher_fills_what_sam_leaves_open_and_nothing_else(full, tmp_pa
 
     def taught(confidence):
         out = tmp_path / f"taught{confidence}"
-        views = (Opinion(t, np.full(t.shape, confidence, np.float32)) for t in maps(full, "train"))
+        views = (Prediction(t, np.full(t.shape, confidence, np.float32)) for t in maps(full, "train"))
         write_dense(weak, out, refiner(step0=False), views, 0.9)
         return maps(out, "train")
 

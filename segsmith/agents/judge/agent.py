@@ -23,7 +23,7 @@ from segsmith.memory.ledger import Evidence, ImageRow, LabelRow, Ledger, PromptR
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import ImageTextEncoder
 from segsmith.reasons import VerdictReason
-from segsmith.segmentation.quality import grey, is_blank, sharpness
+from segsmith.segmentation.image_ops import grey, is_blank, sharpness
 from segsmith.types import Image, Vectors
 
 TEMPLATES = ("a photo of {}", "a picture of {}")
