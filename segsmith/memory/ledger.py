@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,116 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from segsmith.errors import SegsmithError
+from segsmith.memory.schema import open_ledger, open_ledger_read_only
 from segsmith.types import ClassTally, Evaluation
-
-SCHEMA_VERSION = 3
-
-ADDED_TO = {"2"}
-"""Earlier schemas that this one only adds tables to: such a ledger is taken over as it is."""
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS prompts (
-    id TEXT PRIMARY KEY,            -- hash of class and text
-    class_name TEXT NOT NULL,       -- the class it was written for
-    text TEXT NOT NULL,
-    classes TEXT NOT NULL,          -- JSON list: every class of the list that the text names
-    attributes TEXT NOT NULL,       -- JSON object: place, light, weather, state, companion
-    parent_id TEXT,                 -- the prompt it refines
-    round INTEGER NOT NULL,
-    status TEXT NOT NULL,           -- admitted | refined | dropped
-    critique TEXT NOT NULL          -- JSON object: reason and numbers
-);
-CREATE TABLE IF NOT EXISTS images (
-    id TEXT PRIMARY KEY,            -- hash of prompt, seed and backend
-    prompt_id TEXT NOT NULL REFERENCES prompts(id),
-    seed INTEGER NOT NULL,
-    backend TEXT NOT NULL,
-    round INTEGER NOT NULL,
-    sha256 TEXT NOT NULL            -- of the PNG file images/<id>.png
-);
-CREATE TABLE IF NOT EXISTS undrawn (
-    id TEXT PRIMARY KEY,            -- the id the image would have had
-    prompt_id TEXT NOT NULL REFERENCES prompts(id),
-    round INTEGER NOT NULL,
-    reason TEXT NOT NULL,           -- filtered | refused | unsafe
-    detail TEXT NOT NULL            -- the backend's own words
-);
-CREATE TABLE IF NOT EXISTS verdicts (
-    image_id TEXT PRIMARY KEY REFERENCES images(id),
-    accepted INTEGER NOT NULL,
-    reason TEXT NOT NULL,           -- ok | blank | duplicate | blurred | not_there | unlike_real |
-                                    -- beyond_top_k | surplus | person
-    scores TEXT NOT NULL            -- JSON object of numbers
-);
-CREATE TABLE IF NOT EXISTS evidence (
-    image_id TEXT PRIMARY KEY REFERENCES images(id),
-    cosines TEXT NOT NULL,          -- JSON list: CLIP cosine with each class, then with each background prompt
-    text_shares TEXT NOT NULL,      -- JSON list: the prompt's own probability of each class, from CLIP's text tower
-    sharpness REAL NOT NULL,
-    blank INTEGER NOT NULL,
-    duplicate_cosine REAL NOT NULL, -- likeness to the nearest earlier picture, in [-1, 1]
-    signature BLOB NOT NULL         -- float32: CLIP vector, then thumbnail; what later pictures are compared with
-);
-CREATE TABLE IF NOT EXISTS labels (
-    image_id TEXT NOT NULL REFERENCES images(id),
-    source TEXT NOT NULL,           -- prompt | clip | real | relabel
-    classes TEXT NOT NULL,          -- JSON list
-    scores TEXT NOT NULL,           -- JSON object: class -> probability
-    PRIMARY KEY (image_id, source)
-);
-CREATE TABLE IF NOT EXISTS masks (
-    image_id TEXT PRIMARY KEY REFERENCES images(id),
-    pixels TEXT NOT NULL,           -- JSON object: class -> pixel count
-    ignore_share REAL NOT NULL,     -- share of pixels that are 255
-    sources TEXT NOT NULL           -- JSON object: how each component was found
-);
-CREATE TABLE IF NOT EXISTS events (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    at REAL NOT NULL,               -- Unix time, seconds
-    kind TEXT NOT NULL,
-    detail TEXT NOT NULL            -- JSON object
-);
-CREATE TABLE IF NOT EXISTS usage (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    at REAL NOT NULL,               -- Unix time, seconds
-    role TEXT NOT NULL,             -- llm | images
-    model TEXT NOT NULL,
-    calls INTEGER NOT NULL,
-    tokens_in INTEGER NOT NULL,
-    tokens_out INTEGER NOT NULL,
-    images INTEGER NOT NULL,
-    usd REAL NOT NULL               -- from the prices in the config; 0 for a local model
-);
-CREATE TABLE IF NOT EXISTS models (
-    role TEXT PRIMARY KEY,          -- llm | images | judge | labeler | masks | segmenter
-    name TEXT NOT NULL,
-    revision TEXT NOT NULL,         -- commit or version; '' when the source has none
-    licence TEXT NOT NULL,
-    source TEXT NOT NULL,           -- package | hub | file | url
-    sha256 TEXT NOT NULL            -- of the weights; '' when they are not on this machine
-);
-CREATE TABLE IF NOT EXISTS decisions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    at REAL NOT NULL,               -- Unix time, seconds
-    kind TEXT NOT NULL,             -- prompt | verdict | label | mask
-    subject TEXT NOT NULL,          -- id of the prompt or image decided about
-    action TEXT NOT NULL,           -- accept | reject | edit; the newest of a subject and kind counts
-    value TEXT NOT NULL,            -- JSON object: what an edit sets
-    note TEXT NOT NULL,             -- the person's own words
-    source TEXT NOT NULL            -- terminal | file
-);
-CREATE TABLE IF NOT EXISTS guidance (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    at REAL NOT NULL,               -- Unix time, seconds
-    class_name TEXT NOT NULL,       -- '' for all classes
-    said TEXT NOT NULL,             -- the person's own words
-    wish TEXT NOT NULL,             -- JSON object: what the prompt agent makes of it
-    active INTEGER NOT NULL         -- 0: withdrawn
-);
-CREATE INDEX IF NOT EXISTS images_prompt ON images(prompt_id);
-"""
 
 COUNT_TRANSACTION = """
 INSERT INTO meta VALUES ('sequence', '1')
@@ -225,7 +116,11 @@ class MaskRow:
     image_id: str
     pixels: Mapping[str, int]
     ignore_share: float
+    """Share of the pixels that are 255."""
     sources: Mapping[str, Any]
+    """How each component was found, and the labels that the mask was made for."""
+    sha256: str = ""
+    """Of the file; "" in ledgers of schema 3 and earlier."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +233,7 @@ class _Meta(Generic[Value]):
         return self._decode(None if row is None else json.loads(row[0]))
 
     def __set__(self, ledger: Ledger, value: Value) -> None:
-        with ledger._transaction():
+        with ledger.transaction():
             ledger._db.execute(
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)", (self._key, _dump(self._encode(value)))
             )
@@ -422,38 +317,37 @@ class Ledger:
     """Unix time at which the run finished; None while it has not."""
     review_marks = _Meta("review", _marks, asdict)
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
+        """Open the ledger, creating or migrating it unless `read_only`.
+
+        Raises `SegsmithError` for a file that is no ledger or of a version that is not supported.
+        """
         self._lock = threading.RLock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.executescript(SCHEMA)
-            self._db.execute(
-                "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
-            )
-            self._db.commit()
-            (version,) = self._db.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
-            if version in ADDED_TO:
-                version = str(SCHEMA_VERSION)
-                self._db.execute("UPDATE meta SET value=? WHERE key='schema_version'", (version,))
-                self._db.commit()
-        except sqlite3.DatabaseError as error:
-            raise SegsmithError(
-                f"{path} is not a usable segsmith ledger ({error}).", "Name another run folder with --out."
-            ) from None
-        if int(version) < SCHEMA_VERSION:  # every later schema so far only adds tables: SCHEMA has made them
-            self.schema_version = SCHEMA_VERSION
-        elif int(version) > SCHEMA_VERSION:
-            raise SegsmithError(
-                f"{path} has ledger schema {version}; this segsmith reads schema {SCHEMA_VERSION}.",
-                "Use the newer segsmith named in run.toml, or another --out.",
-            )
+        self._depth = 0
+        self._db = open_ledger_read_only(Path(path)) if read_only else open_ledger(path)
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
 
     # -- writing ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit all that is written inside, or nothing of it; transactions nest, and the outermost commits."""
+        with self._lock:
+            self._depth += 1
+            try:
+                yield
+                if self._depth == 1:
+                    self._db.execute(COUNT_TRANSACTION)
+                    self._db.commit()
+            except BaseException:
+                if self._depth == 1:
+                    self._db.rollback()
+                raise
+            finally:
+                self._depth -= 1
 
     def add_prompts(self, rows: Iterable[PromptRow]) -> None:
         self._upsert(
@@ -465,8 +359,16 @@ class Ledger:
             ],
         )  # fmt: skip
 
+    def add_pending_image(self, image_id: str, sha256: str) -> None:
+        """Record the hash of an image before its file is written, so that a later session can trust the file."""
+        self._upsert("pending_images", [(image_id, sha256)])
+
     def add_images(self, rows: Iterable[ImageRow]) -> None:
-        self._upsert("images", [(r.id, r.prompt_id, r.seed, r.backend, r.round, r.sha256) for r in rows])
+        """Add images whose files are written; they are pending no longer."""
+        rows = list(rows)
+        with self.transaction():
+            self._upsert("images", [(r.id, r.prompt_id, r.seed, r.backend, r.round, r.sha256) for r in rows])
+            self._db.executemany("DELETE FROM pending_images WHERE id=?", [(r.id,) for r in rows])
 
     def add_undrawn(self, rows: Iterable[UndrawnRow]) -> None:
         self._upsert("undrawn", [(r.id, r.prompt_id, r.round, r.reason, r.detail) for r in rows])
@@ -489,7 +391,10 @@ class Ledger:
         self._upsert("labels", [(r.image_id, r.source, _dump(r.classes), _dump(r.scores)) for r in rows])
 
     def add_masks(self, rows: Iterable[MaskRow]) -> None:
-        self._upsert("masks", [(r.image_id, _dump(r.pixels), r.ignore_share, _dump(r.sources)) for r in rows])
+        self._upsert(
+            "masks",
+            [(r.image_id, _dump(r.pixels), r.ignore_share, _dump(r.sources), r.sha256) for r in rows],
+        )
 
     def add_usage(self, row: UsageRow) -> None:
         self._append(
@@ -517,7 +422,7 @@ class Ledger:
 
     def set_guidance(self, guidance_id: int, *, wish: Mapping[str, Any] | None = None, active: bool) -> None:
         """Edit, withdraw or take up again a wish."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "UPDATE guidance SET active=?1, wish=COALESCE(?2, wish) WHERE id=?3",
                 (int(active), None if wish is None else _dump(wish), guidance_id),
@@ -525,7 +430,7 @@ class Ledger:
 
     def log(self, kind: str, **detail: Any) -> None:
         """Append an event; `detail` must be JSON."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "INSERT INTO events (at, kind, detail) VALUES (?, ?, ?)", (time.time(), kind, _dump(detail))
             )
@@ -560,6 +465,10 @@ class Ledger:
             f"SELECT i.* FROM images i LEFT JOIN verdicts v ON v.image_id=i.id WHERE {where} ORDER BY i.rowid"
         )
         return [ImageRow(*row) for row in rows]
+
+    def pending_images(self) -> dict[str, str]:
+        """Image id -> SHA-256 that its file must have, of images without a row yet."""
+        return dict(self._all("SELECT id, sha256 FROM pending_images"))
 
     def undrawn(self) -> list[UndrawnRow]:
         """Pictures given up before they were finished, in the order they were given up."""
@@ -610,8 +519,8 @@ class Ledger:
         return {r[0]: LabelRow(r[0], r[1], tuple(json.loads(r[2])), json.loads(r[3])) for r in rows}
 
     def masks(self) -> dict[str, MaskRow]:
-        rows = self._all("SELECT * FROM masks ORDER BY rowid")
-        return {r[0]: MaskRow(r[0], json.loads(r[1]), r[2], json.loads(r[3])) for r in rows}
+        rows = self._all("SELECT image_id, pixels, ignore_share, sources, sha256 FROM masks ORDER BY rowid")
+        return {r[0]: MaskRow(r[0], json.loads(r[1]), r[2], json.loads(r[3]), r[4]) for r in rows}
 
     def usage(self) -> dict[str, UsageRow]:
         """Role -> the sum of its rows; `model` is the last one used."""
@@ -662,13 +571,6 @@ class Ledger:
 
     # -- plumbing ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Write all of it or nothing, and count the transaction."""
-        with self._lock, self._db:
-            yield
-            self._db.execute(COUNT_TRANSACTION)
-
     def _upsert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if not rows:
             return
@@ -677,7 +579,7 @@ class Ledger:
         keys = [r[1] for r in self._all(f"PRAGMA table_info({table})") if r[5]]
         update = ", ".join(f"{c}=excluded.{c}" for c in columns if c not in keys)
         marks = ", ".join("?" * len(columns))
-        with self._transaction():
+        with self.transaction():
             self._db.executemany(
                 f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT({', '.join(keys)}) DO UPDATE SET {update}",
                 rows,
@@ -686,7 +588,7 @@ class Ledger:
     def _append(self, table: str, columns: Sequence[str], values: Sequence[Any]) -> None:
         """Insert a row that has no id of its own; `at` is now."""
         marks = ", ".join("?" * (len(columns) + 1))
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 f"INSERT INTO {table} (at, {', '.join(columns)}) VALUES ({marks})", (time.time(), *values)
             )

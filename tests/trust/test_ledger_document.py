@@ -4,7 +4,8 @@ import re
 import sqlite3
 from pathlib import Path
 
-from segsmith.memory.ledger import SCHEMA, SCHEMA_VERSION, Ledger
+from segsmith.memory.ledger import Ledger
+from segsmith.memory.schema import SCHEMA, SCHEMA_VERSION
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text("utf-8")
 
@@ -18,14 +19,3 @@ def test_the_document_holds_the_real_schema(tmp_path):
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
     tables -= {"sqlite_sequence"}
     assert tables == set(re.findall(r"^\| `(\w+)` \|", DOCUMENT, re.MULTILINE))
-
-
-def test_a_ledger_of_the_schema_before_is_taken_over(tmp_path):
-    Ledger(tmp_path / "ledger.db").close()
-    with sqlite3.connect(tmp_path / "ledger.db") as db:
-        db.execute("DROP TABLE evidence")
-        db.execute("UPDATE meta SET value='2' WHERE key='schema_version'")
-    ledger = Ledger(tmp_path / "ledger.db")
-    assert ledger.schema_version == SCHEMA_VERSION
-    assert ledger.evidence() == {}
-    ledger.close()

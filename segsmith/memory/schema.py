@@ -1,0 +1,232 @@
+"""The ledger's database: its schema, the schemas that are migrated to it, and how the file is opened."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from shutil import copyfile
+
+from segsmith.errors import SegsmithError
+
+SCHEMA_VERSION = 4
+
+MIGRATED = (2, 3)
+"""Earlier schemas that are migrated when they are opened. Schema 3 added table evidence, schema 4 the hashes of masks
+and table pending_images."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS prompts (
+    id TEXT PRIMARY KEY,            -- hash of class and text
+    class_name TEXT NOT NULL,       -- the class it was written for
+    text TEXT NOT NULL,
+    classes TEXT NOT NULL,          -- JSON list: every class of the list that the text names
+    attributes TEXT NOT NULL,       -- JSON object: place, light, weather, state, companion
+    parent_id TEXT,                 -- the prompt it refines
+    round INTEGER NOT NULL,
+    status TEXT NOT NULL,           -- admitted | refined | dropped
+    critique TEXT NOT NULL          -- JSON object: reason and numbers
+);
+CREATE TABLE IF NOT EXISTS images (
+    id TEXT PRIMARY KEY,            -- hash of prompt, seed and backend
+    prompt_id TEXT NOT NULL REFERENCES prompts(id),
+    seed INTEGER NOT NULL,
+    backend TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    sha256 TEXT NOT NULL            -- of the PNG file images/<id>.png
+);
+CREATE TABLE IF NOT EXISTS pending_images (
+    id TEXT PRIMARY KEY,            -- an image whose file is written before its row is
+    sha256 TEXT NOT NULL            -- of the PNG file images/<id>.png
+);
+CREATE TABLE IF NOT EXISTS undrawn (
+    id TEXT PRIMARY KEY,            -- the id the image would have had
+    prompt_id TEXT NOT NULL REFERENCES prompts(id),
+    round INTEGER NOT NULL,
+    reason TEXT NOT NULL,           -- filtered | refused | unsafe
+    detail TEXT NOT NULL            -- the backend's own words
+);
+CREATE TABLE IF NOT EXISTS verdicts (
+    image_id TEXT PRIMARY KEY REFERENCES images(id),
+    accepted INTEGER NOT NULL,
+    reason TEXT NOT NULL,           -- ok | blank | duplicate | blurred | not_there | unlike_real |
+                                    -- beyond_top_k | surplus | person
+    scores TEXT NOT NULL            -- JSON object of numbers
+);
+CREATE TABLE IF NOT EXISTS evidence (
+    image_id TEXT PRIMARY KEY REFERENCES images(id),
+    cosines TEXT NOT NULL,          -- JSON list: CLIP cosine with each class, then with each background prompt
+    text_shares TEXT NOT NULL,      -- JSON list: the prompt's own probability of each class, from CLIP's text tower
+    sharpness REAL NOT NULL,
+    blank INTEGER NOT NULL,
+    duplicate_cosine REAL NOT NULL, -- likeness to the most similar earlier image, in [-1, 1]
+    signature BLOB NOT NULL         -- float32: CLIP vector, then thumbnail; what later images are compared with
+);
+CREATE TABLE IF NOT EXISTS labels (
+    image_id TEXT NOT NULL REFERENCES images(id),
+    source TEXT NOT NULL,           -- prompt | clip | real | relabel
+    classes TEXT NOT NULL,          -- JSON list
+    scores TEXT NOT NULL,           -- JSON object: class -> probability
+    PRIMARY KEY (image_id, source)
+);
+CREATE TABLE IF NOT EXISTS masks (
+    image_id TEXT PRIMARY KEY REFERENCES images(id),
+    pixels TEXT NOT NULL,           -- JSON object: class -> pixel count
+    ignore_share REAL NOT NULL,     -- share of pixels that are 255
+    sources TEXT NOT NULL,          -- JSON object: how each component was found
+    sha256 TEXT NOT NULL DEFAULT '' -- of the PNG file masks/<id>.png; '' in ledgers of schema 3 and earlier
+);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,               -- Unix time, seconds
+    kind TEXT NOT NULL,
+    detail TEXT NOT NULL            -- JSON object
+);
+CREATE TABLE IF NOT EXISTS usage (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,               -- Unix time, seconds
+    role TEXT NOT NULL,             -- llm | images
+    model TEXT NOT NULL,
+    calls INTEGER NOT NULL,
+    tokens_in INTEGER NOT NULL,
+    tokens_out INTEGER NOT NULL,
+    images INTEGER NOT NULL,
+    usd REAL NOT NULL               -- from the prices in the config; 0 for a local model
+);
+CREATE TABLE IF NOT EXISTS models (
+    role TEXT PRIMARY KEY,          -- llm | images | judge | labeler | masks | segmenter
+    name TEXT NOT NULL,
+    revision TEXT NOT NULL,         -- commit or version; '' when the source has none
+    licence TEXT NOT NULL,
+    source TEXT NOT NULL,           -- package | hub | file | url
+    sha256 TEXT NOT NULL            -- of the weights; '' when they are not on this machine
+);
+CREATE TABLE IF NOT EXISTS decisions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,               -- Unix time, seconds
+    kind TEXT NOT NULL,             -- prompt | verdict | label | mask
+    subject TEXT NOT NULL,          -- id of the prompt or image decided about
+    action TEXT NOT NULL,           -- accept | reject | edit; the newest of a subject and kind counts
+    value TEXT NOT NULL,            -- JSON object: what an edit sets
+    note TEXT NOT NULL,             -- the reviewer's own words
+    source TEXT NOT NULL            -- terminal | file
+);
+CREATE TABLE IF NOT EXISTS guidance (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,               -- Unix time, seconds
+    class_name TEXT NOT NULL,       -- '' for all classes
+    said TEXT NOT NULL,             -- the reviewer's own words
+    wish TEXT NOT NULL,             -- JSON object: what the prompt agent makes of it
+    active INTEGER NOT NULL         -- 0: withdrawn
+);
+CREATE INDEX IF NOT EXISTS images_prompt ON images(prompt_id);
+"""
+
+TABLES = "SELECT COUNT(*) FROM sqlite_master WHERE type='table'"
+VERSION = "SELECT value FROM meta WHERE key='schema_version'"
+
+
+def open_ledger(path: Path | str) -> sqlite3.Connection:
+    """Open the database for reading and writing; create or migrate it first where necessary.
+
+    A committed transaction survives a power failure. Raises `SegsmithError` for a file that is no ledger, or one
+    of a version that is not supported.
+    """
+    try:
+        db = sqlite3.connect(path, check_same_thread=False)
+        try:
+            version = _version(db, path)
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            if version != SCHEMA_VERSION:
+                _migrate(db)
+        except BaseException:
+            db.close()
+            raise
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from None
+    return db
+
+
+def open_ledger_read_only(path: Path) -> sqlite3.Connection:
+    """Open the database without writing to it or to its folder, as far as possible.
+
+    An earlier schema is migrated in a copy in memory. Raises as `open_ledger`, and where there is no file.
+    """
+    if not path.is_file():
+        raise SegsmithError(f"{path} does not exist.", "Name a run folder.")
+    try:
+        db = _connect_read_only(path)
+        version = _version(db, path)
+        if version != SCHEMA_VERSION:
+            with closing(db) as stored:
+                db = _copy_to_memory(stored)
+            _migrate(db)
+        db.execute("PRAGMA query_only=ON")
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from None
+    return db
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    """Where SQLite cannot create the files of WAL mode, open the database without them, or a copy of it."""
+    try:
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        db.execute(TABLES).fetchone()
+        return db
+    except sqlite3.OperationalError:
+        log = path.with_name(f"{path.name}-wal")
+        if not (log.exists() and log.stat().st_size):
+            return sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copyfile(path, copy)
+        copyfile(log, copy.with_name(log.name))
+        with closing(sqlite3.connect(copy)) as stored:
+            return _copy_to_memory(stored)
+
+
+def _copy_to_memory(stored: sqlite3.Connection) -> sqlite3.Connection:
+    db = sqlite3.connect(":memory:", check_same_thread=False)
+    stored.backup(db)
+    return db
+
+
+def _version(db: sqlite3.Connection, path: Path | str) -> int:
+    """The schema version of a ledger; 0 for an empty database. Raises `SegsmithError` for one not supported."""
+    if db.execute(TABLES).fetchone() == (0,):
+        return 0
+    row = db.execute(VERSION).fetchone()
+    stored = "" if row is None else str(row[0])
+    version = int(stored) if stored.isascii() and stored.isdigit() else None
+    if version not in (*MIGRATED, SCHEMA_VERSION):
+        remedy = "Name another run folder."
+        if version is not None and version > SCHEMA_VERSION:
+            remedy = "Use the version of segsmith named in run.toml, or another run folder."
+        raise SegsmithError(
+            f"{path} has ledger schema {stored[:40] or 'unknown'}; this version of segsmith reads schemas "
+            f"{', '.join(map(str, MIGRATED))} and {SCHEMA_VERSION}.",
+            remedy,
+        )
+    return version
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Create what is missing, in one transaction; two processes may do it one after the other."""
+    try:
+        db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}")
+        if "sha256" not in [column[1] for column in db.execute("PRAGMA table_info(masks)")]:
+            db.execute("ALTER TABLE masks ADD COLUMN sha256 TEXT NOT NULL DEFAULT ''")
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
+        db.commit()
+    except BaseException:
+        db.rollback()
+        raise
+
+
+def _unusable(path: Path | str, error: sqlite3.Error) -> SegsmithError:
+    return SegsmithError(f"{path} is not a usable segsmith ledger ({error}).", "Name another run folder.")
