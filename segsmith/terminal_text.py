@@ -1,20 +1,23 @@
-"""Text of a model, a file or a user, made harmless for a terminal."""
+"""Text from models, files and users, made safe to print, to store and to quote."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from rich.markup import escape
 
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Unicode categories that nobody can see: control, format, surrogate, private, unassigned, separators of lines."""
+"""Unicode categories without a glyph: control, format, surrogate, private use, unassigned, line separators."""
+MAX_QUOTED = 300
+"""Characters of a quoted text."""
 
 
 def shown(text: str) -> str:
-    """Text of a model, a file or a person as it may be printed: no markup, and nothing that steers the terminal.
+    """`text` for a rich console: no markup, and nothing that controls the terminal.
 
-    Control characters (ESC above all) and those that turn the reading direction appear as ``\\x1b``; line breaks
-    and tabs as spaces.
+    Control characters (ESC above all) and those that change the reading direction appear as ``\\x1b``; line breaks
+    and tabs become spaces.
     """
     safe = "".join(
         " "
@@ -25,3 +28,16 @@ def shown(text: str) -> str:
         for c in text
     )
     return escape(safe)
+
+
+def printable(text: str) -> str:
+    """`text` with a space in place of each character that is not printable, for storing it or for plain output."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def quoted(text: str) -> str:
+    """`text` as one line of at most `MAX_QUOTED` characters that cannot close the quotation marks around it.
+
+    For text that a user typed and that goes into a prompt of a language model.
+    """
+    return " ".join(re.sub(r'["“”`<>{}\\]', " ", text).split())[:MAX_QUOTED]

@@ -1,1 +1,1 @@
-"""The conversation with a reviewer about a run."""
+"""The conversation in which a reviewer looks at a run and overrules the agents."""

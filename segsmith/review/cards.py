@@ -1,48 +1,52 @@
-"""What a person is shown of a prompt, a verdict, labels or a mask."""
+"""How a prompt, a verdict, labels or a mask is shown to the reviewer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from segsmith.datasets.palette import VOID
+from segsmith.files import read_image, read_index_map
+from segsmith.memory.ledger import DecisionKind
+from segsmith.review.decisions import changed_from
+from segsmith.review.facts import RunFacts
+from segsmith.review.reviewed_run import ReviewedRun
+from segsmith.review.terminal_image import TerminalImage, bright_palette, fitting, overlay
 from segsmith.terminal_text import shown
 
-if TYPE_CHECKING:
-    from segsmith.memory.ledger import DecisionKind
-    from segsmith.review.facts import RunFacts
-    from segsmith.review.reviewed_run import ReviewedRun
-
 BAR = 8
+"""Characters of the bar of a probability of 1."""
 Row = tuple[str, str]
-"""A title, and what stands beside it as rich markup."""
+"""A title, and the rich markup beside it."""
 
 
 def card(
-    deps: ReviewedRun, facts: RunFacts, kind: DecisionKind, subject: str, console: Console
+    reviewed: ReviewedRun, facts: RunFacts, kind: DecisionKind, subject: str, console: Console
 ) -> Iterator[Any]:
-    """The renderables that show an item: picture and facts side by side where the terminal shows pictures."""
+    """The renderables that show an item; in a terminal with colours the image stands beside its facts."""
     if kind == "prompt":
         yield _grid(_prompt_rows(facts, subject))
         return
-    facts_beside = _grid(_rows(deps, facts, kind, subject))
+    facts_beside = _grid(_rows(reviewed, facts, kind, subject))
     if console.is_terminal and console.color_system:
         both = Table.grid(padding=(0, 2, 0, 0))
-        both.add_row(_picture(deps, kind, subject, console), facts_beside)
+        both.add_row(_image(reviewed, kind, subject, console), facts_beside)
         yield both
     else:
         yield facts_beside
-    yield f"[dim]{shown(str(deps.run.mask(subject) if kind == 'mask' else deps.run.image(subject)))}[/dim]"
+    path = reviewed.run.mask(subject) if kind == "mask" else reviewed.run.image(subject)
+    yield f"[dim]{shown(str(path))}[/dim]"
 
 
 def life(facts: RunFacts, image_id: str) -> Table:
-    """All that is known of an image, as a table of sections."""
+    """The history of an image, as a table of sections."""
     return sections(facts.life(image_id))
 
 
-def sections(told: dict[str, list[str]]) -> Table:
+def sections(told: Mapping[str, Sequence[str]]) -> Table:
     """Titles with their lines beside them, wrapped at words."""
     return _grid((title, "\n".join(map(shown, lines))) for title, lines in told.items())
 
@@ -63,9 +67,7 @@ def _prompt_rows(facts: RunFacts, subject: str) -> Iterator[Row]:
     yield from _decided(facts, "prompt", subject)
 
 
-def _rows(deps: ReviewedRun, facts: RunFacts, kind: DecisionKind, subject: str) -> Iterator[Row]:
-    from segsmith.review.decisions import changed_from
-
+def _rows(reviewed: ReviewedRun, facts: RunFacts, kind: DecisionKind, subject: str) -> Iterator[Row]:
     yield "prompt", shown(facts.prompts[facts.images[subject].prompt_id].text)
     if kind == "verdict":
         yield "CLIP", "\n".join(_scores(facts, subject))
@@ -77,13 +79,13 @@ def _rows(deps: ReviewedRun, facts: RunFacts, kind: DecisionKind, subject: str) 
         yield "labels", shown(", ".join(facts.labels["relabel"][subject].classes))
         yield "mask", "\n".join(_legend(facts, subject))
         yield "found by", shown(facts.mask_origin(subject))
-    if before := changed_from(deps.ledger, kind, subject):
-        yield "again", f"[yellow]it was {shown(before)} when you looked[/yellow]"
+    if before := changed_from(reviewed.ledger, kind, subject):
+        yield "before", f"[yellow]it was {shown(before)} when you last saw it[/yellow]"
     yield from _decided(facts, kind, subject)
 
 
 def _decided(facts: RunFacts, kind: DecisionKind, subject: str) -> Iterator[Row]:
-    """What the person said of it before, so that `back` and another sitting show it."""
+    """The reviewer's earlier decision, shown after `back` and in a later session."""
     for line in facts.decisions(kind, subject):
         yield "you", f"[b cyan]{shown(line.partition(': ')[2])}[/b cyan]"
 
@@ -92,18 +94,15 @@ def _scores(facts: RunFacts, image_id: str) -> Iterator[str]:
     threshold = facts.verdicts[image_id].scores.get("threshold")
     top = facts.top_classes(image_id)
     wide = max((len(name) for name, _ in top), default=0)
-    for name, share in top:
+    for name, probability in top:
         asked = name == facts.target(image_id)
         needed = f" needs {threshold:.3f}" if asked and threshold is not None else ""
-        bar = "█" * round(BAR * share)
-        yield f"{shown(f'{name:{wide}}')} {share:.3f} [{'green' if asked else 'dim'}]{bar:{BAR}}[/]{needed}"
+        bar = "█" * round(BAR * probability)
+        yield f"{shown(f'{name:{wide}}')} {probability:.3f} [{'green' if asked else 'dim'}]{bar:{BAR}}[/]{needed}"
 
 
 def _legend(facts: RunFacts, image_id: str) -> Iterator[str]:
-    """Colour, class and share of each part of a mask, as the picture beside it has them."""
-    from segsmith.datasets.palette import VOID
-    from segsmith.review.terminal_image import bright_palette
-
+    """Colour, class and share of the image's pixels for each class of a mask, as in the image beside it."""
     palette = bright_palette()
     colours = {name: palette[n] for n, name in enumerate(facts.classes, 1)} | {"unknown": palette[VOID]}
     for name, share in facts.mask_shares(image_id).items():
@@ -111,14 +110,11 @@ def _legend(facts: RunFacts, image_id: str) -> Iterator[str]:
         yield f"[rgb({red},{green},{blue})]■[/] {shown(name)} {share:.1%}"
 
 
-def _picture(deps: ReviewedRun, kind: DecisionKind, subject: str, console: Console) -> Any:
-    from segsmith.files import read_image, read_index_map
-    from segsmith.review.terminal_image import Picture, fitting, overlay
-
+def _image(reviewed: ReviewedRun, kind: DecisionKind, subject: str, console: Console) -> Any:
     try:
-        image = read_image(deps.run.image(subject))
-        pixels = overlay(image, read_index_map(deps.run.mask(subject))) if kind == "mask" else image
+        image = read_image(reviewed.run.image(subject))
+        pixels = overlay(image, read_index_map(reviewed.run.mask(subject))) if kind == "mask" else image
     except OSError as error:
-        return f"[yellow]the picture cannot be read: {shown(str(error))}[/yellow]"
+        return f"[yellow]the image cannot be read: {shown(str(error))}[/yellow]"
     height, width = pixels.shape[:2]
-    return Picture(pixels, fitting(height, width, console.width, console.height))
+    return TerminalImage(pixels, fitting(height, width, console.width, console.height))

@@ -1,8 +1,8 @@
-"""Where a person may step in: what waits for a look, how a decision is checked, recorded and obeyed.
+"""A reviewer's decisions: what is left to review, and how a decision is checked, recorded and applied.
 
-The graph pauses with LangGraph's `interrupt`; the decisions themselves go into the ledger at the moment
-they are made. A review node computes what is left from the ledger alone, so it may run again after any
-crash, and a conversation that is broken off goes on at the very item.
+The graph pauses with LangGraph's `interrupt`, but each decision is written to the ledger as soon as it is made. A
+review node computes what is left from the ledger alone, so it can run again after a crash, and a conversation
+that was interrupted resumes at the same item.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from segsmith.review.reviewed_run import ReviewedRun
 KINDS: tuple[DecisionKind, ...] = get_args(DecisionKind)
 
 
-# -- what waits ------------------------------------------------------------------------------------
+# -- what is left to review ------------------------------------------------------------------------
 
 
 def subjects(ledger: Ledger, kind: DecisionKind) -> dict[str, str]:
-    """Subject id -> the agents' present decision about it in a word; a change of it is worth another look."""
+    """Subject id -> the agents' current decision about it, as a word; when it changes, the item is shown again."""
     if kind == "prompt":
         return {p.id: "admitted" for p in ledger.prompts("admitted")}
     if kind == "verdict":
@@ -42,7 +42,7 @@ def subjects(ledger: Ledger, kind: DecisionKind) -> dict[str, str]:
 
 
 def lagging_masks(ledger: Ledger) -> set[str]:
-    """Accepted pictures whose mask was made under other labels than they have now."""
+    """Accepted images whose mask was made with labels other than their current ones."""
     labels, accepted = ledger.labels("relabel"), {row.id for row in ledger.accepted()}
     return {
         i
@@ -52,23 +52,23 @@ def lagging_masks(ledger: Ledger) -> set[str]:
 
 
 def pending(ledger: Ledger, kind: DecisionKind) -> list[str]:
-    """Ids of `kind` that nobody has looked at, decided about, or waved through with `auto`."""
+    """Ids of `kind` that the reviewer has not seen, has not decided about, and has not left to the agents."""
     seen, auto, decided = _seen(ledger, kind), autos(ledger), ledger.decisions(kind)
     if kind in auto or "all" in auto:
         return []
-    waved = {name.removeprefix("class:") for name in auto if name.startswith("class:")}
+    left = {name.removeprefix("class:") for name in auto if name.startswith("class:")}
     of_class = class_of(ledger)
     return [
         subject
         for subject, now in subjects(ledger, kind).items()
-        if subject not in decided and seen.get(subject) != now and of_class.get(subject) not in waved
+        if subject not in decided and seen.get(subject) != now and of_class.get(subject) not in left
     ]
 
 
 def looked_at(ledger: Ledger, kind: DecisionKind) -> list[str]:
-    """Ids of `kind` that a person has decided about or passed, and that have not changed since."""
+    """Ids of `kind` that the reviewer has decided about or passed over, and that have not changed since."""
     seen, decided, now = _seen(ledger, kind), ledger.decisions(kind), subjects(ledger, kind)
-    known = [p.id for p in ledger.prompts()] if kind == "prompt" else now  # a refused prompt is one no more
+    known = [p.id for p in ledger.prompts()] if kind == "prompt" else now  # a rejected prompt is no subject
     return [i for i in known if i in decided or (i in now and seen.get(i) == now[i])]
 
 
@@ -79,14 +79,14 @@ def class_of(ledger: Ledger) -> dict[str, str]:
 
 
 def mark_seen(ledger: Ledger, kind: DecisionKind, ids: Sequence[str]) -> None:
-    """Remember that a person has looked at these as they stand now."""
+    """Remember that the reviewer has seen these items with the agents' current decisions."""
     marks, now = ledger.review_marks, subjects(ledger, kind)
     seen = {**marks.seen.get(kind, {}), **{i: now[i] for i in ids if i in now}}
     ledger.review_marks = replace(marks, seen={**marks.seen, kind: seen})
 
 
 def changed_from(ledger: Ledger, kind: DecisionKind, subject: str) -> str:
-    """What the agents had decided when a person last looked, in a word, where that is otherwise now; else ""."""
+    """The agents' decision when the reviewer last saw the item, as a word; "" if it is the same now."""
     before, now = _seen(ledger, kind).get(subject), subjects(ledger, kind).get(subject)
     if before is None or before == now:
         return ""
@@ -94,19 +94,19 @@ def changed_from(ledger: Ledger, kind: DecisionKind, subject: str) -> str:
 
 
 def unmark(ledger: Ledger, kind: DecisionKind, subject: str) -> None:
-    """Forget that a person has looked, so that the item is shown again after a break."""
+    """Forget that the reviewer has seen the item, so that a later session shows it again."""
     marks = ledger.review_marks
     seen = {i: s for i, s in marks.seen.get(kind, {}).items() if i != subject}
     ledger.review_marks = replace(marks, seen={**marks.seen, kind: seen})
 
 
 def autos(ledger: Ledger) -> list[str]:
-    """What a person leaves to the agents: kinds, ``class:<name>``, or ``all``."""
+    """What the reviewer leaves to the agents: kinds, ``class:<name>``, or ``all``."""
     return list(ledger.review_marks.auto)
 
 
 def set_auto(ledger: Ledger, what: str | None) -> None:
-    """Leave `what` to the agents from now on; None: nothing any more."""
+    """Leave `what` to the agents from now on; None ends this for everything."""
     marks = ledger.review_marks
     auto = () if what is None else tuple(sorted({*marks.auto, what}))
     ledger.review_marks = replace(marks, auto=auto)
@@ -116,54 +116,55 @@ def _seen(ledger: Ledger, kind: DecisionKind) -> Mapping[str, str]:
     return ledger.review_marks.seen.get(kind, {})
 
 
-# -- what a person decides -------------------------------------------------------------------------
+# -- decisions -------------------------------------------------------------------------------------
 
 
-def check_decision(deps: ReviewedRun, row: DecisionRow) -> DecisionRow:
-    """The decision with its subject's full id and its value completed, ready to `record`.
+def check_decision(reviewed: ReviewedRun, row: DecisionRow) -> DecisionRow:
+    """The decision with the full id of its subject and a complete value, ready to `record`.
 
-    Raises `SegsmithError` when it names nothing in this run, or an edit that cannot be.
+    Raises `SegsmithError` if its subject is not in this run, or if the edit is not possible.
     """
-    row = replace(row, subject=find_subject(deps.ledger, row.kind, row.subject))
+    row = replace(row, subject=find_subject(reviewed.ledger, row.kind, row.subject))
     if row.action == "edit" and row.kind == "prompt":
         text = row.value.get("text")
         if not isinstance(text, str):
             raise SegsmithError("An edited prompt needs its text.", 'Give "value": {"text": "..."}.')
-        draft = deps.prompt_agent.edited(row.subject, text)  # complains about a text that cannot be drawn
+        draft = reviewed.prompt_agent.edited(row.subject, text)  # raises for a text that cannot be drawn
         return replace(row, value={"text": draft.text})
     if row.action == "edit" and row.kind == "verdict":
         raise SegsmithError("A verdict is accepted or rejected, not edited.", "Use accept or reject.")
     if row.action == "edit":
-        return replace(row, value={"labels": _checked_labels(deps, row.value.get("labels"))})
+        return replace(row, value={"labels": _checked_labels(reviewed, row.value.get("labels"))})
     if row.kind == "label":
         source = "clip" if row.action == "reject" else "relabel"
-        labels = deps.ledger.labels(source)[row.subject].classes
+        labels = reviewed.ledger.labels(source)[row.subject].classes
         return replace(row, value={"labels": list(labels)})
     return row
 
 
-def record(deps: ReviewedRun, row: DecisionRow) -> None:
-    """Keep a checked decision, and let it take effect where that needs no model."""
-    ledger = deps.ledger
-    if row.kind == "mask" and row.action == "edit":
-        row = replace(row, kind="label")  # the mask is made again under the new labels, and shown again
-    before = ledger.decisions(row.kind).get(row.subject)
-    ledger.add_decision(row)
-    if row.kind == "prompt" and before and before.action == "edit":  # its text is taken back with it
-        child = make_id("p", ledger.prompt(row.subject).class_name, before.value["text"])
-        ledger.add_decision(DecisionRow("prompt", child, "reject", note="edited again"))
-    if row.kind == "prompt" and row.action == "edit":
-        child = deps.prompt_agent.admit_edit(row.subject, row.value["text"])
-        ledger.add_decision(replace(row, subject=child, action="accept", value={}))
-    if labels := row.value.get("labels"):
-        now = ledger.labels("relabel").get(row.subject)
-        if now is not None:
-            ledger.add_labels([replace(now, classes=tuple(labels))])
-    mark_seen(ledger, row.kind, [row.subject])
+def record(reviewed: ReviewedRun, row: DecisionRow) -> None:
+    """Store a checked decision, and apply it as far as no model is needed."""
+    ledger = reviewed.ledger
+    with ledger.transaction():
+        if row.kind == "mask" and row.action == "edit":
+            row = replace(row, kind="label")  # the mask is made again with the new labels, and shown again
+        before = ledger.decisions(row.kind).get(row.subject)
+        ledger.add_decision(row)
+        if row.kind == "prompt" and before and before.action == "edit":  # the earlier text is withdrawn
+            child = make_id("p", ledger.prompt(row.subject).class_name, before.value["text"])
+            ledger.add_decision(DecisionRow("prompt", child, "reject", note="edited again"))
+        if row.kind == "prompt" and row.action == "edit":
+            child = reviewed.prompt_agent.admit_edit(row.subject, row.value["text"])
+            ledger.add_decision(replace(row, subject=child, action="accept", value={}))
+        if labels := row.value.get("labels"):
+            now = ledger.labels("relabel").get(row.subject)
+            if now is not None:
+                ledger.add_labels([replace(now, classes=tuple(labels))])
+        mark_seen(ledger, row.kind, [row.subject])
 
 
 def overruled(ledger: Ledger) -> bool:
-    """Does a verdict stand that a person decided otherwise?"""
+    """Whether a verdict contradicts the reviewer's decision about it."""
     verdicts = ledger.verdicts()
     return any(
         subject in verdicts and verdicts[subject].accepted != (row.action == "accept")
@@ -172,7 +173,7 @@ def overruled(ledger: Ledger) -> bool:
 
 
 def find_subject(ledger: Ledger, kind: DecisionKind, name: str) -> str:
-    """The full id of a prompt or an image from its id or an unambiguous beginning of it."""
+    """The full id of a prompt or an image, from its id or an unambiguous beginning of it."""
     if kind == "prompt":
         known: list[str] = [p.id for p in ledger.prompts()]
     else:
@@ -185,7 +186,10 @@ def find_subject(ledger: Ledger, kind: DecisionKind, name: str) -> str:
 
 
 def find_id(known: Sequence[str], name: str, thing: str = "image") -> str:
-    """The one id of `known` that is `name` or begins with it (``i-`` and ``p-`` may be left out)."""
+    """The one id of `known` that is `name` or begins with it; the prefix ``i-`` or ``p-`` may be left out.
+
+    Raises `SegsmithError` for none or several.
+    """
     found = [i for i in known if i == name] or [
         i for i in known if name and (i.startswith(name) or i.partition("-")[2].startswith(name))
     ]
@@ -193,21 +197,22 @@ def find_id(known: Sequence[str], name: str, thing: str = "image") -> str:
         return found[0]
     if not found:
         raise SegsmithError(
-            f"This run has no {thing} {name!r}.", "Ids are in the ledger, the report and dataset/."
+            f"This run has no {thing} {name!r}.",
+            "The report shows the ids.",
         )
-    raise SegsmithError(f"{name!r} is the beginning of {len(found)} ids.", "Type more of it.")
+    raise SegsmithError(f"{len(found)} ids begin with {name!r}.", "Type more of the id.")
 
 
-def _checked_labels(deps: ReviewedRun, labels: Any) -> list[str]:
-    classes = deps.config.classes
+def _checked_labels(reviewed: ReviewedRun, labels: Any) -> list[str]:
+    classes = reviewed.config.classes
     if not isinstance(labels, list) or not labels or not all(isinstance(name, str) for name in labels):
         raise SegsmithError(
-            "Edited labels are a list of classes, at least one.",
-            'Give "value": {"labels": ["cat"]}; reject the picture if it shows none.',
+            "Edited labels must be a list of at least one class.",
+            'Give "value": {"labels": ["cat"]}; reject the image if it shows none.',
         )
     if unknown := [name for name in labels if name not in classes]:
         raise SegsmithError(
-            f"{unknown[0]!r} is not a class of this run.", f"Name some of {', '.join(classes)}."
+            f"{unknown[0]!r} is not a class of this run.", f"The classes are {', '.join(classes)}."
         )
     return [name for name in classes if name in labels]
 
@@ -218,7 +223,7 @@ Stale = Literal["verdict", "label", "mask", ""]
 
 
 def inputs(ledger: Ledger) -> DatasetInputs:
-    """What each later stage was made from; compared with what it is now, it says where to go on."""
+    """What the dataset would be made from now; compared with what it was made from, it shows where to resume."""
     labels = ledger.labels("relabel")
     accepted = sorted(row.id for row in ledger.accepted())
     dropped = ledger.rejected("mask")
@@ -230,7 +235,7 @@ def inputs(ledger: Ledger) -> DatasetInputs:
 
 
 def stale(ledger: Ledger) -> Stale:
-    """The earliest kind of decision that changed since the dataset was written; "" when none did."""
+    """The earliest kind of decision that has changed since the dataset was written; "" if none has."""
     before, now = ledger.built_from, inputs(ledger)
     if before is None:
         return ""
@@ -242,4 +247,4 @@ def stale(ledger: Ledger) -> Stale:
 
 
 REENTER = {"verdict": "judge", "label": "label", "mask": "segment"}
-"""Kind of changed decision -> the node it is as if the run had just finished."""
+"""Kind of changed decision -> the node after which the run resumes."""

@@ -1,4 +1,4 @@
-"""Many decisions at once, from a file: `segsmith step RUN --answers decisions.jsonl`."""
+"""Decisions from a file: `segsmith step RUN --answers decisions.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ ACTIONS = ("accept", "reject", "edit")
 FIELDS = {"kind", "subject", "action", "value", "note"}
 
 
-def read_answers(deps: ReviewedRun, path: Path) -> list[DecisionRow]:
-    """Decisions of a file, one JSON object a line, all checked against the run; nothing is changed.
+def read_answers(reviewed: ReviewedRun, path: Path) -> list[DecisionRow]:
+    """The decisions in a file with one JSON object per line, checked against the run; nothing is changed.
 
-    Raises `SegsmithError` that counts the bad lines and names the first ones.
+    Raises `SegsmithError` with the number of unusable lines and what is wrong with the first three.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SegsmithError(
-            f"{path} cannot be read: {error}.", "Name a file of decisions, see docs/step.md."
+            f"{path} cannot be read: {error}.", "Name a file of decisions; docs/step.md describes it."
         ) from None
     rows, problems = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            rows.append(check_decision(deps, _decision(line)))
+            rows.append(check_decision(reviewed, _decision(line)))
         except SegsmithError as error:
             problems.append(f"line {number}: {error.message}")
     if problems:
@@ -38,7 +38,7 @@ def read_answers(deps: ReviewedRun, path: Path) -> list[DecisionRow]:
         raise SegsmithError(
             f"{path.name}: {len(problems)} of {len(rows) + len(problems)} decisions cannot be used. "
             + "; ".join(problems[:3]) + more,
-            "Mend these lines; nothing was changed.",
+            "Fix these lines; nothing was changed.",
         )  # fmt: skip
     return rows
 
@@ -59,5 +59,5 @@ def _decision(line: str) -> DecisionRow:
         raise SegsmithError(f"unknown action {action!r}; actions are {', '.join(ACTIONS)}.", "")
     subject, note = data.get("subject"), data.get("note") or ""
     if not isinstance(subject, str) or not isinstance(note, str) or not isinstance(value, dict):
-        raise SegsmithError("subject and note are text, value is an object.", "")
+        raise SegsmithError("subject and note must be text, value an object.", "")
     return DecisionRow(kind, subject, action, value, note, "file")

@@ -1,4 +1,4 @@
-"""What the ledger says about a run, a prompt and a picture, in short plain lines; nothing is guessed."""
+"""What the ledger says about a run, a prompt and an image, in short lines of text."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ FOUND = {
     "seed": "the patch scores alone",
     "sam:no_candidates": "SAM offered no outline",
     "sam:empty": "SAM's outline was empty",
-    "sam:flood": "SAM took the background and was refused",
-    "sam:coverage": "SAM missed most of the seed and was refused",
-    "sam:overlap": "SAM ran into another class and was refused",
-    "sam:score": "SAM's outlines scored too low",
-    "clip:doubted": "left out: alone, CLIP does not take it for its class",
+    "sam:flood": "rejected: SAM took the background",
+    "sam:coverage": "rejected: SAM missed most of the seed",
+    "sam:overlap": "rejected: SAM ran into another class",
+    "sam:score": "rejected: SAM's outlines scored too low",
+    "clip:doubted": "left unknown: CLIP does not recognise the class in this part alone",
 }
-"""How a part of a mask was found; a part without an outline is unknown (255)."""
-LABEL_SOURCES = {"prompt": "asked", "clip": "CLIP", "relabel": "ViT"}
+"""How a part of a mask was found, by the key it is counted under; a part without an outline is unknown (255)."""
+LABEL_SOURCES = {"prompt": "prompt", "clip": "CLIP", "relabel": "ViT"}
+"""Source of labels in the ledger -> its name for the reviewer."""
 CRITIQUE = {
     "class_cosine": "CLIP's text cosine to the class {:.3f}",
-    "relevance_margin": "{:.3f} above any class not asked for",
-    "rationality": "the model finds it {:.2f} rational",
+    "relevance_margin": "{:.3f} above every class it does not name",
+    "rationality": "plausibility according to the LLM {:.2f}",
 }
-"""What the prompt critic measured, in words."""
+"""What the critique of a prompt measured, in words."""
 TOP_CLASSES = 3
 
 
 class RunFacts:
-    """One reading of a run's ledger. Make another one after a decision. `size` is the images' side, pixels."""
+    """One reading of a run's ledger; make a new one after each decision. `size` is the images' side in pixels."""
 
     def __init__(self, ledger: Ledger, classes: Sequence[str], quotas: Mapping[str, int], size: int) -> None:
         self._area_px = size * size
@@ -63,10 +64,10 @@ class RunFacts:
 
     @cached_property
     def verdicts(self) -> dict[str, VerdictRow]:
-        """Image id -> its verdict; what a person said of it counts already, though the judge has yet to obey."""
+        """Image id -> its verdict. A reviewer's decision counts at once, before the judge has applied it."""
         decided = {i: row.action == "accept" for i, row in self._ledger.decisions("verdict").items()}
         return {
-            i: replace(row, accepted=decided[i], reason="person")
+            i: replace(row, accepted=decided[i], reason=VerdictReason.PERSON)
             if decided.get(i, row.accepted) != row.accepted
             else row
             for i, row in self._ledger.verdicts().items()
@@ -101,18 +102,18 @@ class RunFacts:
     # -- the run ----------------------------------------------------------------------------------
 
     def status(self, class_name: str = "") -> list[str]:
-        """A line per class, or for one: written, admitted, drawn, accepted, what is missing, why pictures fell."""
+        """One line per class, or for one class: prompts, images drawn and accepted, and rejections by reason."""
         return [self._class_line(name) for name in ([class_name] if class_name else self.classes)]
 
     def behind(self) -> list[str]:
         """Classes under their quota, the furthest behind first."""
         short = {name: self._quotas[name] - self._accepted(name) for name in self.classes}
         lines = [
-            f"{name} is {missing} accepted pictures short of {self._quotas[name]}"
+            f"{name}: {self._accepted(name)} of {self._quotas[name]} accepted, {missing} more needed"
             for name, missing in sorted(short.items(), key=lambda item: -item[1])
             if missing > 0
         ]
-        return lines or ["no class is behind: every class has its quota"]
+        return lines or ["no class is behind: every class has reached its quota"]
 
     def _accepted(self, name: str) -> int:
         return sum(i in self.verdicts and self.verdicts[i].accepted for i in self.of_class[name])
@@ -124,22 +125,22 @@ class RunFacts:
             for i in self.of_class[name]
             if i in self.verdicts and not self.verdicts[i].accepted
         )
-        fell = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        rejected = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
         return (
             f"{name}: {len(mine)} prompts written, {sum(p.status == 'admitted' for p in mine)} admitted, "
-            f"{len(self.of_class[name])} pictures drawn, {self._accepted(name)} of {self._quotas[name]} accepted"
-            + (f"; rejected: {fell}" if fell else "")
+            f"{len(self.of_class[name])} images drawn, {self._accepted(name)} of {self._quotas[name]} accepted"
+            + (f"; rejected: {rejected}" if rejected else "")
         )
 
-    # -- one picture ------------------------------------------------------------------------------
+    # -- one image --------------------------------------------------------------------------------
 
     def nth_image(self, class_name: str, number: int, standing: Standing = "any") -> str | None:
-        """The id of a class's `number`-th picture (from 1, in the order of drawing) among those of a standing."""
+        """The id of a class's `number`-th image (from 1, in the order of drawing) among those of a standing."""
         ids = [i for i in self.of_class[class_name] if standing == "any" or self.standing(i) == standing]
         return ids[number - 1] if 0 < number <= len(ids) else None
 
     def verdict_line(self, image_id: str) -> str:
-        """The verdict with its grounds: "rejected, not_there: the bus is under its threshold (0.012 < 0.030)"."""
+        """The verdict with its reason and numbers, in one line."""
         verdict = self.verdicts.get(image_id)
         if verdict is None:
             return "not judged yet"
@@ -157,7 +158,7 @@ class RunFacts:
         )
 
     def top_classes(self, image_id: str) -> list[tuple[str, float]]:
-        """CLIP's likeliest classes of the picture, best first, the class it was drawn for always among them."""
+        """CLIP's most probable classes of the image, best first, always including the class it was drawn for."""
         scores = self.verdicts[image_id].scores if image_id in self.verdicts else {}
         ranked = sorted(
             ((k[2:], p) for k, p in scores.items() if k.startswith("p:")), key=lambda item: -item[1]
@@ -166,29 +167,29 @@ class RunFacts:
         return ranked[:TOP_CLASSES] + [item for item in ranked[TOP_CLASSES:] if item[0] == name]
 
     def label_sources(self, image_id: str) -> dict[str, str]:
-        """Source (asked for by the prompt, CLIP, ViT, you) -> its labels, with the probabilities they rest on."""
-        told: dict[str, str] = {}
+        """Source (prompt, CLIP, ViT, you) -> its labels with their probabilities."""
+        lines: dict[str, str] = {}
         for source, spoken in LABEL_SOURCES.items():
             row = self.labels[source].get(image_id)
             if row is not None:
                 shares = ", ".join(f"{c} {row.scores[c]:.2f}" for c in self.classes if c in row.scores)
                 if source == "relabel" and image_id in self._label_decisions:
-                    told |= {
+                    lines |= {
                         spoken: f"overruled{f' ({shares})' if shares else ''}",
                         "you": ", ".join(row.classes),
                     }
                     continue
-                both = "in text and picture: " if source == "clip" else ""
+                both = "in prompt and image: " if source == "clip" else ""
                 grounds = f" ({both}{shares})" if source != "prompt" and shares else ""
-                told[spoken] = f"{', '.join(row.classes) or 'none'}{grounds}"
-        return told
+                lines[spoken] = f"{', '.join(row.classes) or 'none'}{grounds}"
+        return lines
 
     def label_lines(self, image_id: str) -> list[str]:
         """`label_sources`, a line each."""
         return [f"{spoken:6} {line}" for spoken, line in self.label_sources(image_id).items()]
 
     def mask_shares(self, image_id: str) -> dict[str, float]:
-        """Class, or ``unknown``, -> its share of the picture's pixels; {} without a mask."""
+        """Class, or ``unknown``, -> its share of the image's pixels; {} without a mask."""
         mask = self._masks.get(image_id)
         if mask is None:
             return {}
@@ -200,22 +201,22 @@ class RunFacts:
         mask = self._masks.get(image_id)
         sources = mask.sources.items() if mask else ()
         parts = [(FOUND.get(key, key), count) for key, count in sources if isinstance(count, int)]
-        return ", ".join(how if n == 1 else f"{how} ({n} parts)" for how, n in parts) or "nothing was found"
+        return ", ".join(how if n == 1 else f"{how} ({n} parts)" for how, n in parts) or "no part was found"
 
     def mask_lines(self, image_id: str) -> list[str]:
-        """Shares of pixels, and how the parts were found."""
+        """The share of pixels of each class, and how the parts were found."""
         shares = self.mask_shares(image_id)
         if not shares:
             return ["no mask yet"]
-        told = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-        return [f"pixels: {told}", f"found by: {self.mask_origin(image_id)}"]
+        pixels = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        return [f"pixels: {pixels}", f"found by: {self.mask_origin(image_id)}"]
 
     def prompt_grounds(self, prompt_id: str) -> dict[str, str]:
-        """Title -> attributes, the nearest prompt in memory, and the critique of a prompt."""
+        """Title -> line: attributes, most similar prompt in memory, critique."""
         prompt = self.prompts[prompt_id]
         critique = prompt.critique
         about = [f"{name} {value}" for name, value in prompt.attributes.items() if value]
-        nearest = "none in memory at that time"
+        nearest = "no prompt was in memory"
         if critique.get("nearest"):
             nearest = f"{critique['nearest']} (cosine {critique['nearest_cosine']:.3f})"
         numbers = [words.format(critique[key]) for key, words in CRITIQUE.items() if key in critique]
@@ -231,21 +232,21 @@ class RunFacts:
         return [self.prompts[prompt_id].text, *grounds]
 
     def prompt_life(self, prompt_id: str) -> dict[str, list[str]]:
-        """A prompt's whole story, section by section: what it was refined from and into, its pictures, decisions."""
+        """Title -> lines: the history of a prompt, from the first draft to its images."""
         line = self._ancestors(prompt_id)
         children = [p for p in self.prompts.values() if p.parent_id == prompt_id]
-        pictures = [row.id for row in self.images.values() if row.prompt_id == prompt_id]
+        drawn = [row.id for row in self.images.values() if row.prompt_id == prompt_id]
         decided = [said for i in reversed(line) for said in self.decisions("prompt", i)]
         return {
             f"prompt {prompt_id}": self.prompt_lines(prompt_id),
             **{f"refined from {i}": self.prompt_lines(i) for i in line[1:]},
             **{f"refined into {p.id}": [f"{p.text} ({p.status})"] for p in children},
-            "drawn": [f"{i}: {self.verdict_line(i)}" for i in pictures] or ["nothing yet"],
-            "decided by a person": decided or ["nothing"],
+            "drawn": [f"{i}: {self.verdict_line(i)}" for i in drawn] or ["nothing yet"],
+            "your decisions": decided or ["none"],
         }
 
     def _ancestors(self, prompt_id: str) -> list[str]:
-        """The prompt, what it was refined from, and so on to the first."""
+        """The prompt, the one it was refined from, and so on to the first."""
         line: list[str] = []
         prompt: PromptRow | None = self.prompts[prompt_id]
         while prompt is not None and prompt.id not in line:
@@ -254,13 +255,13 @@ class RunFacts:
         return line
 
     def life(self, image_id: str) -> dict[str, list[str]]:
-        """One image's whole story, section by section."""
+        """Title -> lines: the history of an image, from its prompt to its mask."""
         row = self.images[image_id]
         line = self._ancestors(row.prompt_id)
         sections = {
             f"prompt {line[0]}": self.prompt_lines(line[0]),
             **{f"refined from {i}": self.prompt_lines(i) for i in line[1:]},
-            "drawn": [f"seed {row.seed} by {row.backend}, round {row.round}, sha256 {row.sha256[:16]}"],
+            "drawn": [f"round {row.round}, by {row.backend} from seed {row.seed}, sha256 {row.sha256[:16]}"],
             "verdict": [self.verdict_line(image_id), self.scores_line(image_id)],
             "labels": self.label_lines(image_id) or ["none yet"],
             "mask": self.mask_lines(image_id),
@@ -268,10 +269,10 @@ class RunFacts:
         decided = [said for i in reversed(line) for said in self.decisions("prompt", i)]
         for kind in ("verdict", "label", "mask"):
             decided += self.decisions(kind, image_id)
-        return {**sections, "decided by a person": decided or ["nothing"]}
+        return {**sections, "your decisions": decided or ["none"]}
 
     def decisions(self, kind: DecisionKind, subject: str) -> list[str]:
-        """What a person decided about a prompt or a picture; a line or none."""
+        """The reviewer's decision about a prompt or an image: one line, or none."""
         decision = self._ledger.decisions(kind).get(subject)
         return [decision_line(decision)] if decision else []
 
@@ -280,17 +281,17 @@ class RunFacts:
         return [f"{m.role}: {m.name} {m.revision}".strip() for m in self._ledger.models().values()]
 
     def scores_line(self, image_id: str) -> str:
-        """CLIP's likeliest classes in a line."""
+        """CLIP's most probable classes, in one line."""
         return "CLIP: " + (", ".join(f"{c} {p:.3f}" for c, p in self.top_classes(image_id)) or "not measured")
 
     def standing(self, image_id: str) -> Standing | Literal["undecided"]:
-        """Is an image accepted, rejected, or neither yet?"""
+        """Whether an image is accepted, rejected, or not judged yet."""
         verdict = self.verdicts.get(image_id)
         return "undecided" if verdict is None else "accepted" if verdict.accepted else "rejected"
 
 
 def decision_line(row: DecisionRow) -> str:
-    """A person's decision in words."""
+    """A reviewer's decision in words."""
     value = ", ".join(
         f"{key} {', '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in row.value.items()
     )

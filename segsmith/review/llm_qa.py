@@ -1,7 +1,7 @@
-"""Questions about a run, answered by an able model through tools that read the ledger, and through nothing else.
+"""Questions about a run, answered by a language model that looks facts up with tools.
 
-The model names a tool and its arguments; the tool says what the ledger holds. An answer with a number or an
-id that no tool has said is thrown away, and the person is shown the facts alone.
+The tools read the ledger and nothing else. An answer that contains a number or an id that no tool returned is
+dropped, and the reviewer sees the facts alone.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from typing import Any, Literal
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from segsmith.agents.prompt.preferences import quoted
 from segsmith.errors import BadReply
 from segsmith.ids import seed_of
 from segsmith.prompts import fill
 from segsmith.protocols import ChatModel
 from segsmith.review.facts import RunFacts, Standing
 from segsmith.review.ledger_qa import answer
+from segsmith.terminal_text import quoted
 
 MAX_LOOKUPS = 4
+"""Tool calls per question."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """`answer` is the model's, "" when it gave none that its facts bear out; `facts` are the ledger's lines."""
+    """`answer` is the model's, "" if it gave none that the facts support; `facts` are lines from the ledger."""
 
     answer: str
     facts: tuple[str, ...]
 
 
 def ledger_tools(facts: RunFacts) -> list[BaseTool]:
-    """LangChain tools with typed arguments over one reading of the ledger; each returns plain lines."""
+    """LangChain tools with typed arguments over one reading of the ledger; each returns lines of text."""
     class_name: Any = Literal[("all", *facts.classes)]
     of_class = create_model("OfClass", class_name=(class_name, "all"))
     of_nth = create_model(
@@ -51,11 +52,11 @@ def ledger_tools(facts: RunFacts) -> list[BaseTool]:
     def behind() -> str:
         return "\n".join(facts.behind())
 
-    def picture(class_name: str, nth: int, standing: Standing = "any") -> str:
+    def image(class_name: str, nth: int, standing: Standing = "any") -> str:
         if class_name == "all":
             return "name one class"
         found = facts.nth_image(class_name, nth, standing)
-        return "\n".join(answer(facts, found, {})) if found else f"there is no such {class_name} picture"
+        return "\n".join(answer(facts, found, {})) if found else f"there is no such {class_name} image"
 
     def lookup(id: str) -> str:
         return "\n".join(answer(facts, id.strip(), {})) or "no such id"
@@ -63,13 +64,13 @@ def ledger_tools(facts: RunFacts) -> list[BaseTool]:
     return [
         StructuredTool.from_function(
             counts, name="counts", args_schema=of_class,
-            description="prompts written and admitted, pictures drawn, accepted and rejected by reason",
+            description="prompts written and admitted; images drawn, accepted, and rejected by reason",
         ),
-        StructuredTool.from_function(behind, name="behind", description="which classes lack accepted pictures"),
+        StructuredTool.from_function(behind, name="behind", description="which classes need more accepted images"),
         StructuredTool.from_function(
-            picture, name="picture", args_schema=of_nth,
-            description="verdict, scores and prompt of a class's n-th picture in the order of drawing; "
-            "standing counts only accepted or rejected ones",
+            image, name="image", args_schema=of_nth,
+            description="verdict, scores and prompt of a class's n-th image in drawing order; with standing, only "
+            "accepted or only rejected images are counted",
         ),
         StructuredTool.from_function(
             lookup, name="lookup", args_schema=of_id,
@@ -79,7 +80,7 @@ def ledger_tools(facts: RunFacts) -> list[BaseTool]:
 
 
 def inquire(question: str, chat: ChatModel, facts: RunFacts, present: str, seed: int) -> Told:
-    """Let the model look up to `MAX_LOOKUPS` things up and answer; `present` is the id on the screen, or ""."""
+    """Let the model answer after up to `MAX_LOOKUPS` lookups; `present` is the id on the screen, or ""."""
     tools = {tool.name: tool for tool in ledger_tools(facts)}
     system = fill("inquire_system", tools="\n".join(f"- {t.name}: {t.description}" for t in tools.values()))
     known: list[str] = []
@@ -97,7 +98,7 @@ def inquire(question: str, chat: ChatModel, facts: RunFacts, present: str, seed:
         except BadReply:
             break
         if move.tool == "answer":
-            return Told(move.answer if _borne_out(move.answer, question, known) else "", tuple(known))
+            return Told(move.answer if _is_supported(move.answer, question, known) else "", tuple(known))
         tool = tools[move.tool]
         wanted = {name: getattr(move, name) for name in tool.args}
         known += [line for line in str(tool.invoke(wanted)).splitlines() if line not in known]
@@ -105,7 +106,7 @@ def inquire(question: str, chat: ChatModel, facts: RunFacts, present: str, seed:
 
 
 def _move(tools: Sequence[str], classes: Sequence[str], *, may_answer: bool) -> type[BaseModel]:
-    """The schema of one turn; "answer" is not on offer before something was looked up."""
+    """The schema of one turn; the model may answer only after a lookup."""
     names: Any = Literal[(*tools, *(("answer",) if may_answer else ()))]
     class_name: Any = Literal[("all", *classes)]
     return create_model(
@@ -120,8 +121,8 @@ def _move(tools: Sequence[str], classes: Sequence[str], *, may_answer: bool) -> 
     )
 
 
-def _borne_out(answer: str, question: str, facts: Sequence[str]) -> bool:
-    """Is there an answer, with no number or id but those of the facts (or of the question itself)?"""
+def _is_supported(answer: str, question: str, facts: Sequence[str]) -> bool:
+    """Whether there is an answer, and each number and id in it occurs in the facts or in the question."""
     said = set(re.findall(r"[ip]-[0-9a-f]+|\d+(?:\.\d+)?", answer.lower()))
     known = set(re.findall(r"[ip]-[0-9a-f]+|\d+(?:\.\d+)?", "\n".join([*facts, question]).lower()))
     return bool(answer.strip()) and said <= known

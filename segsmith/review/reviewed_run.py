@@ -1,4 +1,4 @@
-"""What a review needs of a run, so that this package does not depend on the graph that pauses for it."""
+"""What the review needs of a run, so that this package does not depend on the graph that pauses for it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class ReviewedRun(Protocol):
 
     @property
     def chat(self) -> ChatModel:
-        """The language model; opened when first asked for."""
+        """The language model, opened on first use."""
         ...
 
     @property
     def prompt_agent(self) -> PromptAgent:
-        """Checks and admits edited prompts; opened when first asked for."""
+        """Checks and admits edited prompts; opened on first use."""
         ...

@@ -1,36 +1,36 @@
-"""Small pictures in the terminal: two pixels to a character, the upper as ink and the lower as paper."""
+"""Small images in the terminal: two pixels per character, the upper as foreground and the lower as background."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.color import Color
+from rich.measure import Measurement
 from rich.segment import Segment
 from rich.style import Style
 
+from segsmith.datasets.palette import VOID, voc_palette
+
 COLUMNS, FEWEST = 44, 16
-"""Widest and narrowest picture, characters; a square one has half as many lines."""
+"""Widest and narrowest image in characters; a square one takes half as many lines."""
 BESIDE = 40
-"""Columns left for the facts beside a picture."""
+"""Columns left for the facts beside an image."""
 BELOW = 8
 """Lines left for the heading, the path and the question."""
 
 
-class Picture:
-    """A rich renderable of an (H, W, 3) uint8 array; rich lowers the colours to what the terminal has."""
+class TerminalImage:
+    """A rich renderable of an (H, W, 3) uint8 array; rich reduces the colours to what the terminal supports."""
 
     def __init__(self, image: Any, columns: int = COLUMNS) -> None:
-        import numpy as np
-        from PIL import Image
-
         height, width = image.shape[:2]
         rows = max(2, round(columns * height / width) // 2 * 2)
         small = Image.fromarray(image).resize((columns, rows), Image.Resampling.BOX)
         self._pixels = np.asarray(small).astype(int)
 
-    def __rich_measure__(self, console: Any, options: Any) -> Any:
-        from rich.measure import Measurement
-
+    def __rich_measure__(self, console: Any, options: Any) -> Measurement:
         return Measurement(self._pixels.shape[1], self._pixels.shape[1])
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
@@ -41,17 +41,16 @@ class Picture:
 
 
 def fitting(height: int, width: int, console_width: int, console_height: int) -> int:
-    """Columns of a picture of height x width pixels that leave room for the facts beside and the question below."""
+    """Columns for an image of height x width pixels that leave room for the facts beside it and the question below.
+
+    An even number from `FEWEST` to `COLUMNS`.
+    """
     by_height = 2 * (console_height - BELOW) * width // height
     return max(FEWEST, min(COLUMNS, console_width - BESIDE, by_height) // 2 * 2)
 
 
 def bright_palette() -> Any:
     """(256, 3) uint8: VOC's colours at full brightness, so that they show on a dark terminal; unknown is white."""
-    import numpy as np
-
-    from segsmith.datasets.palette import VOID, voc_palette
-
     colours = voc_palette().astype(float)
     colours *= 255 / np.maximum(colours.max(axis=1, keepdims=True), 1)
     colours[VOID] = 255
@@ -59,9 +58,10 @@ def bright_palette() -> Any:
 
 
 def overlay(image: Any, mask: Any) -> Any:
-    """The (H, W, 3) picture, greyed, tinted by the colours of an (H, W) label map where it is not background."""
-    import numpy as np
+    """(H, W, 3) uint8: `image` in grey, tinted with the class colours of the (H, W) label map.
 
+    Background is not tinted.
+    """
     grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     tinted = 0.45 * grey + 0.55 * bright_palette()[mask]
     return np.where((mask > 0)[..., None], tinted, 0.7 * grey).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The graph pauses, a person decides, and what they decided stands whatever the agents say later."""
+"""The graph pauses, a reviewer decides, and the decisions outrank what the agents decide later."""
 
 import io
 import itertools
@@ -76,17 +76,17 @@ class Prompts:
 
 
 class Judge:
-    """Accepts everything up to the quota, in the order of drawing, but for what a person said."""
+    """Accepts everything up to the quota, in the order of drawing, except for what a reviewer decided."""
 
     def __init__(self, ledger, quota):
         self.ledger, self.quota = ledger, quota
 
     def judge(self):
-        human = {i: d.action == "accept" for i, d in self.ledger.decisions("verdict").items()}
+        decided = {i: d.action == "accept" for i, d in self.ledger.decisions("verdict").items()}
         count = {"cat": 0, "dog": 0}
         for row in self.ledger.images():
             name = self.ledger.prompt(row.prompt_id).class_name
-            good = human.get(row.id, count[name] < self.quota)
+            good = decided.get(row.id, count[name] < self.quota)
             count[name] += good
             self.ledger.add_verdicts([VerdictRow(row.id, good, "ok" if good else "surplus", {"p:cat": 0.5})])
 
@@ -127,7 +127,7 @@ class Finalizer:
 
 
 @pytest.fixture
-def deps(tmp_path):
+def reviewed(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.create()
     made = RunContext(Config(classes=("cat", "dog"), per_class=2), run)
@@ -146,10 +146,10 @@ def deps(tmp_path):
 class Walk:
     """Steps through a graph's pauses."""
 
-    def __init__(self, deps, step=True):
-        self.deps, self.graph = deps, build_graph(InMemorySaver())
-        self.context = deps
-        deps.step = step
+    def __init__(self, reviewed, step=True):
+        self.reviewed, self.graph = reviewed, build_graph(InMemorySaver())
+        self.context = reviewed
+        reviewed.step = step
         self.options = {"configurable": {"thread_id": "t"}, "recursion_limit": 500}
 
     def go(self, given=None):
@@ -162,127 +162,129 @@ class Walk:
         )
 
 
-def decide_about(deps, kind, subject, action, **value):
-    row = review.check_decision(deps, DecisionRow(kind, subject, action, value))
-    review.record(deps, row)
+def decide_about(reviewed, kind, subject, action, **value):
+    row = review.check_decision(reviewed, DecisionRow(kind, subject, action, value))
+    review.record(reviewed, row)
 
 
-def wave(deps, kind, subjects):
-    review.mark_seen(deps.ledger, kind, subjects)
+def mark_seen(reviewed, kind, subjects):
+    review.mark_seen(reviewed.ledger, kind, subjects)
 
 
-def test_without_step_nothing_pauses(deps):
-    assert Walk(deps, step=False).go({"round": 0}) is None
-    assert deps.ledger.finished_at
+def test_without_step_nothing_pauses(reviewed):
+    assert Walk(reviewed, step=False).go({"round": 0}) is None
+    assert reviewed.ledger.finished_at
 
 
-def test_it_pauses_at_each_kind_and_decisions_stand(deps):
-    walk, ledger = Walk(deps), deps.ledger
+def test_it_pauses_at_each_kind_and_decisions_are_applied(reviewed):
+    walk, ledger = Walk(reviewed), reviewed.ledger
     kind, prompts = walk.go({"round": 0})
     assert kind == "prompt"
-    decide_about(deps, "prompt", prompts[0], "reject")
-    decide_about(deps, "prompt", prompts[1], "edit", text="another one")
-    wave(deps, "prompt", prompts)
-    while (paused := walk.go())[0] == "prompt":  # others are written in place of the rejected one
-        wave(deps, *paused)
+    decide_about(reviewed, "prompt", prompts[0], "reject")
+    decide_about(reviewed, "prompt", prompts[1], "edit", text="another one")
+    mark_seen(reviewed, "prompt", prompts)
+    while (paused := walk.go())[0] == "prompt":  # others are written to replace the rejected one
+        mark_seen(reviewed, *paused)
     kind, images = paused
     assert kind == "verdict"
     drawn = {row.prompt_id for row in ledger.images()}
     assert not {prompts[0], prompts[1]} & drawn
     assert make_id("p", ledger.prompt(prompts[1]).class_name, "another one") in drawn
-    decide_about(deps, "verdict", images[0], "reject")
-    wave(deps, "verdict", images)
+    decide_about(reviewed, "verdict", images[0], "reject")
+    mark_seen(reviewed, "verdict", images)
     seen = [images[0]]
     while (paused := walk.go())[0] != "label":
         seen += paused[1]
-        wave(deps, *paused)
+        mark_seen(reviewed, *paused)
     assert not ledger.verdicts()[images[0]].accepted
     assert {t.accepted for t in ledger.tallies().values()} == {2}
-    pictures = paused[1]
-    decide_about(deps, "label", pictures[0], "edit", labels=["cat", "dog"])
-    wave(deps, "label", pictures)
+    images = paused[1]
+    decide_about(reviewed, "label", images[0], "edit", labels=["cat", "dog"])
+    mark_seen(reviewed, "label", images)
     kind, masks = walk.go()
     assert kind == "mask"
-    decide_about(deps, "mask", masks[1], "reject")
-    decide_about(deps, "mask", masks[0], "edit", labels=["dog"])
-    wave(deps, "mask", masks[1:])
-    assert walk.go() == ("mask", [masks[0]])  # made again for its new labels, and shown again
+    decide_about(reviewed, "mask", masks[1], "reject")
+    decide_about(reviewed, "mask", masks[0], "edit", labels=["dog"])
+    mark_seen(reviewed, "mask", masks[1:])
+    assert walk.go() == ("mask", [masks[0]])  # made again with its new labels, and shown again
     assert ledger.masks()[masks[0]].sources["labels"] == ["dog"]
-    wave(deps, "mask", masks)
+    mark_seen(reviewed, "mask", masks)
     assert walk.go() is None
-    deps.labeler_agent.relabel()
+    reviewed.labeler_agent.relabel()
     assert ledger.labels("relabel")[masks[0]].classes == ("dog",)
 
 
-def test_a_pause_that_was_left_shows_the_same_items_again(deps):
-    walk = Walk(deps)
+def test_an_interrupted_pause_shows_the_same_items_again(reviewed):
+    walk = Walk(reviewed)
     _, prompts = walk.go({"round": 0})
-    wave(deps, "prompt", prompts[:1])
+    mark_seen(reviewed, "prompt", prompts[:1])
     assert walk.go() == ("prompt", prompts[1:])
 
 
-def test_auto_asks_no_more(deps):
-    walk = Walk(deps)
+def test_auto_ends_the_questions(reviewed):
+    walk = Walk(reviewed)
     walk.go({"round": 0})
-    review.set_auto(deps.ledger, "class:cat")
-    assert {deps.ledger.prompt(p).class_name for p in review.pending(deps.ledger, "prompt")} == {"dog"}
-    review.set_auto(deps.ledger, "all")
+    review.set_auto(reviewed.ledger, "class:cat")
+    assert {reviewed.ledger.prompt(p).class_name for p in review.pending(reviewed.ledger, "prompt")} == {
+        "dog"
+    }
+    review.set_auto(reviewed.ledger, "all")
     assert walk.go() is None
 
 
-def test_a_changed_verdict_is_shown_again(deps):
-    walk = Walk(deps)
-    wave(deps, *walk.go({"round": 0}))
+def test_a_changed_verdict_is_shown_again(reviewed):
+    walk = Walk(reviewed)
+    mark_seen(reviewed, *walk.go({"round": 0}))
     _, images = walk.go()
-    surplus = next(i for i in images if not deps.ledger.verdicts()[i].accepted)
-    wave(deps, "verdict", images)
-    name = review.class_of(deps.ledger)[surplus]
-    first = next(i for i in images if review.class_of(deps.ledger)[i] == name)
-    decide_about(deps, "verdict", first, "reject")
+    surplus = next(i for i in images if not reviewed.ledger.verdicts()[i].accepted)
+    mark_seen(reviewed, "verdict", images)
+    name = review.class_of(reviewed.ledger)[surplus]
+    first = next(i for i in images if review.class_of(reviewed.ledger)[i] == name)
+    decide_about(reviewed, "verdict", first, "reject")
     assert walk.go() == ("verdict", [surplus])
 
 
-def finish(deps):
-    walk = Walk(deps, step=False)
+def finish(reviewed):
+    walk = Walk(reviewed, step=False)
     walk.go({"round": 0})
-    return [row.id for row in deps.ledger.accepted()]
+    return [row.id for row in reviewed.ledger.accepted()]
 
 
-def test_a_finished_run_is_stale_where_a_decision_changes_it(deps):
-    pictures = finish(deps)
-    assert review.stale(deps.ledger) == ""
-    decide_about(deps, "verdict", pictures[0], "accept")
-    assert review.stale(deps.ledger) == ""
-    decide_about(deps, "mask", pictures[0], "reject")
-    assert review.stale(deps.ledger) == "mask"
-    decide_about(deps, "label", pictures[1], "edit", labels=["dog", "cat"])
-    assert review.stale(deps.ledger) == "label"
-    decide_about(deps, "verdict", pictures[2], "reject")
-    assert review.stale(deps.ledger) == "verdict"
+def test_a_finished_run_is_stale_where_a_decision_changes_it(reviewed):
+    images = finish(reviewed)
+    assert review.stale(reviewed.ledger) == ""
+    decide_about(reviewed, "verdict", images[0], "accept")
+    assert review.stale(reviewed.ledger) == ""
+    decide_about(reviewed, "mask", images[0], "reject")
+    assert review.stale(reviewed.ledger) == "mask"
+    decide_about(reviewed, "label", images[1], "edit", labels=["dog", "cat"])
+    assert review.stale(reviewed.ledger) == "label"
+    decide_about(reviewed, "verdict", images[2], "reject")
+    assert review.stale(reviewed.ledger) == "verdict"
 
 
-def test_the_same_build_takes_a_changed_run_up_where_it_changed(deps):
-    walk = Walk(deps, step=False)
+def test_a_changed_run_resumes_where_it_changed(reviewed):
+    walk = Walk(reviewed, step=False)
     walk.go({"round": 0})
-    out = next(row.id for row in deps.ledger.accepted())
-    decide_about(deps, "verdict", out, "reject")
-    walk.graph.update_state(walk.options, {}, as_node=review.REENTER[review.stale(deps.ledger)])
+    out = next(row.id for row in reviewed.ledger.accepted())
+    decide_about(reviewed, "verdict", out, "reject")
+    walk.graph.update_state(walk.options, {}, as_node=review.REENTER[review.stale(reviewed.ledger)])
     walk.graph.invoke(None, walk.options, context=walk.context)
-    assert review.stale(deps.ledger) == ""
-    assert out not in {row.id for row in deps.ledger.accepted()}
-    assert {t.accepted for t in deps.ledger.tallies().values()} == {2}
+    assert review.stale(reviewed.ledger) == ""
+    assert out not in {row.id for row in reviewed.ledger.accepted()}
+    assert {t.accepted for t in reviewed.ledger.tallies().values()} == {2}
 
 
 # -- the judge -------------------------------------------------------------------------------------
 
 
-def test_a_person_outranks_the_judge_and_counts_first():
+def test_a_reviewer_outranks_the_judge_and_counts_first():
     def seen(n, cosine):
         return Evidence(f"i-{n}", f"p-{n}", "cat", ("cat",), (cosine, 0.1), 1.0, False, -1.0)
 
     evidence = [seen(0, 0.9), seen(1, 0.8), seen(2, -0.9)]
-    human = {"i-2": True, "i-0": False}
-    verdicts = decide(evidence, ("cat",), 10.0, JudgeConfig(), {"cat": 1}, human).verdicts
+    decisions = {"i-2": True, "i-0": False}
+    verdicts = decide(evidence, ("cat",), 10.0, JudgeConfig(), {"cat": 1}, decisions).verdicts
     assert [(v.accepted, v.reason) for v in verdicts] == [
         (False, "person"),
         (False, "surplus"),
@@ -298,16 +300,16 @@ def test_a_person_outranks_the_judge_and_counts_first():
 # -- decisions from a file -------------------------------------------------------------------------
 
 
-def answers(deps, *lines):
-    path = deps.run.root / "decisions.jsonl"
+def answers(reviewed, *lines):
+    path = reviewed.run.root / "decisions.jsonl"
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    return read_answers(deps, path)
+    return read_answers(reviewed, path)
 
 
-def test_the_reports_file_of_verdicts_is_read(deps):
-    one, two, *_ = finish(deps)
+def test_the_file_of_decisions_from_the_report_is_read(reviewed):
+    one, two, *_ = finish(reviewed)
     rows = answers(
-        deps,
+        reviewed,
         {"kind": "verdict", "subject": one, "action": "reject", "note": ""},
         "",
         {"kind": "verdict", "subject": two[:9], "action": "accept", "note": "good"},
@@ -324,7 +326,7 @@ BAD = [
     ("not json", "not JSON"),
     ("[1]", "not a JSON object"),
     ({"kind": "verdict", "subject": "i-nope", "action": "reject"}, "no image 'i-nope'"),
-    ({"kind": "verdict", "subject": "i-", "action": "reject"}, "beginning of"),
+    ({"kind": "verdict", "subject": "i-", "action": "reject"}, "ids begin with"),
     ({"kind": "verdict", "subject": 3, "action": "reject"}, "text"),
     ({"kind": "picture", "subject": "i-1", "action": "reject"}, "unknown kind"),
     ({"kind": "verdict", "subject": "i-1", "action": "delete"}, "unknown action"),
@@ -333,35 +335,35 @@ BAD = [
         {"kind": "label", "subject": "@", "action": "edit", "value": {"labels": ["frog"]}},
         "'frog' is not a class",
     ),
-    ({"kind": "label", "subject": "@", "action": "edit"}, "list of classes"),
+    ({"kind": "label", "subject": "@", "action": "edit"}, "list of at least one class"),
     ({"kind": "verdict", "subject": "@", "action": "edit"}, "not edited"),
     ({"kind": "prompt", "subject": "'; DROP TABLE prompts; --", "action": "reject"}, "no prompt"),
 ]
 
 
 @pytest.mark.parametrize(("line", "words"), BAD, ids=[b[1] for b in BAD])
-def test_a_bad_line_is_named_and_nothing_changes(deps, line, words):
-    one, two, *_ = finish(deps)
+def test_a_bad_line_is_named_and_nothing_changes(reviewed, line, words):
+    one, two, *_ = finish(reviewed)
     if isinstance(line, dict) and line["subject"] == "@":
         line["subject"] = two
     with pytest.raises(SegsmithError) as error:
-        answers(deps, {"kind": "verdict", "subject": one, "action": "reject"}, line)
+        answers(reviewed, {"kind": "verdict", "subject": one, "action": "reject"}, line)
     assert words in str(error.value)
     assert "line 2" in str(error.value)
     assert "1 of 2" in str(error.value)
-    assert not deps.ledger.decisions("verdict")
+    assert not reviewed.ledger.decisions("verdict")
 
 
-def test_a_file_that_is_not_there(deps):
+def test_a_missing_file_is_an_error(reviewed):
     with pytest.raises(SegsmithError, match="cannot be read"):
-        read_answers(deps, deps.run.root / "none.jsonl")
+        read_answers(reviewed, reviewed.run.root / "none.jsonl")
 
 
 # -- the conversation ------------------------------------------------------------------------------
 
 
-def talk(deps, kind, *lines):
-    """What the terminal showed; raises `Quit` where the lines end before the items do."""
+def talk(reviewed, kind, *lines):
+    """What the terminal shows; it ends with QUIT if the lines end before the items do."""
     shown, left = io.StringIO(), iter(lines)
 
     def read(question, start):
@@ -371,105 +373,107 @@ def talk(deps, kind, *lines):
         return line
 
     try:
-        Conversation(deps, Console(file=shown, width=160), read).hold(kind, review.pending(deps.ledger, kind))
+        Conversation(reviewed, Console(file=shown, width=160), read).hold(
+            kind, review.pending(reviewed.ledger, kind)
+        )
     except Quit:
         shown.write("QUIT")
     return shown.getvalue()
 
 
-def test_words_and_sentences(deps):
-    Walk(deps).go({"round": 0})
-    of_class = review.class_of(deps.ledger)
-    one, two, three, four, *_ = sorted(review.pending(deps.ledger, "prompt"), key=of_class.get)
+def test_words_and_sentences(reviewed):
+    Walk(reviewed).go({"round": 0})
+    of_class = review.class_of(reviewed.ledger)
+    one, two, three, four, *_ = sorted(review.pending(reviewed.ledger, "prompt"), key=of_class.get)
     text = talk(
-        deps, "prompt", "a", "r too plain", "b", "n", "e bad text", "e a fine cat", "more of them at night, and no cartoons",
+        reviewed, "prompt", "a", "r too plain", "b", "n", "e bad text", "e a fine cat", "more of them at night, and no cartoons",
         "guidance", "edit 1 more rain", "forget 2", "forget 9", "which class is behind?", "blah blah", "b", "b", "b", "b",
     )  # fmt: skip
     assert text.endswith("QUIT")
-    decided = deps.ledger.decisions("prompt")
+    decided = reviewed.ledger.decisions("prompt")
     assert (decided[one].action, decided[two].action, decided[three].action) == ("accept", "reject", "edit")
     assert decided[two].note == "too plain"
-    assert deps.ledger.guidance() == []
-    assert [g.class_name for g in deps.ledger.guidance(active_only=False)] == [of_class[four]] * 2
+    assert reviewed.ledger.guidance() == []
+    assert [g.class_name for g in reviewed.ledger.guidance(active_only=False)] == [of_class[four]] * 2
     for words in (
         "bad text",
         "more of night (light)",
         "more of rain (weather)",
         "no wish '9'",
-        "short of 2",
-        "first one",
+        "2 more needed",
+        "this is the first item",
     ):
         assert words in text
 
 
-def test_auto_and_quit(deps):
-    Walk(deps).go({"round": 0})
-    total = len(review.pending(deps.ledger, "prompt"))
-    assert "QUIT" in talk(deps, "prompt", "n", "q")
-    assert len(review.pending(deps.ledger, "prompt")) == total - 1
+def test_auto_and_quit(reviewed):
+    Walk(reviewed).go({"round": 0})
+    total = len(review.pending(reviewed.ledger, "prompt"))
+    assert "QUIT" in talk(reviewed, "prompt", "n", "q")
+    assert len(review.pending(reviewed.ledger, "prompt")) == total - 1
     for words in (["auto", "kind"], ["auto kind"], ["auto prompts"], ["auto everything"]):
-        assert "QUIT" not in talk(deps, "prompt", *words)
-        assert review.pending(deps.ledger, "prompt") == []
-        review.set_auto(deps.ledger, None)
-        assert review.pending(deps.ledger, "prompt")
+        assert "QUIT" not in talk(reviewed, "prompt", *words)
+        assert review.pending(reviewed.ledger, "prompt") == []
+        review.set_auto(reviewed.ledger, None)
+        assert review.pending(reviewed.ledger, "prompt")
 
 
-def test_back_reaches_what_an_earlier_sitting_said_and_shows_it(deps):
-    Walk(deps).go({"round": 0})
-    talk(deps, "prompt", "n", "reject too plain", "q")
-    text = talk(deps, "prompt", "b", "accept rather not", "q")
+def test_back_reaches_and_shows_the_decisions_of_an_earlier_session(reviewed):
+    Walk(reviewed).go({"round": 0})
+    talk(reviewed, "prompt", "n", "reject too plain", "q")
+    text = talk(reviewed, "prompt", "b", "accept rather not", "q")
     assert "prompt 3 of" in text
     assert 'reject, "too plain"' in text
-    assert [row.note for row in deps.ledger.decisions("prompt").values()] == ["rather not"]
+    assert [row.note for row in reviewed.ledger.decisions("prompt").values()] == ["rather not"]
     assert text.index("prompt 3 of") < text.index("prompt 2 of") < text.rindex("prompt 3 of")
 
 
-def test_a_verdict_that_was_made_anew_says_what_it_was(deps):
-    finish(deps)
-    one = sorted(review.subjects(deps.ledger, "verdict"))[0]
-    row = deps.ledger.verdicts()[one]
-    review.mark_seen(deps.ledger, "verdict", [one])
-    deps.ledger.add_verdicts([replace(row, accepted=not row.accepted)])
+def test_a_changed_verdict_says_what_it_was_before(reviewed):
+    finish(reviewed)
+    one = sorted(review.subjects(reviewed.ledger, "verdict"))[0]
+    row = reviewed.ledger.verdicts()[one]
+    review.mark_seen(reviewed.ledger, "verdict", [one])
+    reviewed.ledger.add_verdicts([replace(row, accepted=not row.accepted)])
     was = "accepted" if row.accepted else "rejected"
-    assert f"it was {was} when you looked" in talk(deps, "verdict", *["n"] * 99)
+    assert f"it was {was} when you last saw it" in talk(reviewed, "verdict", *["n"] * 99)
 
 
-def test_a_decision_counts_at_once_in_what_is_told(deps):
-    finish(deps)
-    taken = next(i for i, row in deps.ledger.verdicts().items() if row.accepted)
-    name = review.class_of(deps.ledger)[taken]
-    decide_about(deps, "verdict", taken, "reject")
-    facts = RunFacts(deps.ledger, deps.config.classes, dict.fromkeys(deps.config.classes, 2), 8)
-    assert facts.behind() == [f"{name} is 1 accepted pictures short of 2"]
+def test_a_decision_counts_at_once_in_the_facts(reviewed):
+    finish(reviewed)
+    taken = next(i for i, row in reviewed.ledger.verdicts().items() if row.accepted)
+    name = review.class_of(reviewed.ledger)[taken]
+    decide_about(reviewed, "verdict", taken, "reject")
+    facts = RunFacts(reviewed.ledger, reviewed.config.classes, dict.fromkeys(reviewed.config.classes, 2), 8)
+    assert facts.behind() == [f"{name}: 1 of 2 accepted, 1 more needed"]
     assert facts.verdict_line(taken) == "rejected, person: decided by a reviewer"
 
 
-def test_ctrl_c_leaves_a_conversation_as_quit_does(deps):
-    Walk(deps).go({"round": 0})
+def test_ctrl_c_ends_a_conversation_like_quit(reviewed):
+    Walk(reviewed).go({"round": 0})
 
     def interrupted(question, start):
         raise KeyboardInterrupt
 
     with pytest.raises(Quit):
-        Conversation(deps, Console(file=io.StringIO()), interrupted).hold(
-            "prompt", review.pending(deps.ledger, "prompt")
+        Conversation(reviewed, Console(file=io.StringIO()), interrupted).hold(
+            "prompt", review.pending(reviewed.ledger, "prompt")
         )
 
 
 @given(st.integers(8, 300), st.integers(8, 300), st.integers(20, 300), st.integers(5, 100))
-def test_a_picture_leaves_room_for_facts_and_question(height, width, columns, lines):
+def test_an_image_leaves_room_for_facts_and_question(height, width, columns, lines):
     wide = fitting(height, width, columns, lines)
     assert FEWEST <= wide <= COLUMNS
     assert wide == FEWEST or wide <= columns - BESIDE
     assert wide == FEWEST or wide * height / width / 2 <= lines - BELOW + 1
 
 
-def test_verdicts_labels_and_masks_are_shown_with_their_grounds(deps):
-    finish(deps)
+def test_verdicts_labels_and_masks_are_shown_with_their_grounds(reviewed):
+    finish(reviewed)
     text = (
-        talk(deps, "verdict", "auto kind")
-        + talk(deps, "label", "auto kind")
-        + talk(deps, "mask", "why", "auto all")
+        talk(reviewed, "verdict", "auto kind")
+        + talk(reviewed, "label", "auto kind")
+        + talk(reviewed, "mask", "why", "auto all")
     )
     for words in (
         ".png",
@@ -477,13 +481,13 @@ def test_verdicts_labels_and_masks_are_shown_with_their_grounds(deps):
         "ViT",
         "labels    cat",
         "found by  the patch scores alone",
-        "decided by a person",
+        "your decisions",
     ):
         assert words in text
 
 
-def test_escapes_and_markup_in_a_prompt_are_only_text(deps):
-    deps.ledger.add_prompts(
+def test_escapes_and_markup_in_a_prompt_are_shown_as_text(reviewed):
+    reviewed.ledger.add_prompts(
         [
             PromptRow(
                 "p-x",
@@ -498,9 +502,9 @@ def test_escapes_and_markup_in_a_prompt_are_only_text(deps):
             )
         ]
     )
-    deps.ledger.add_guidance(GuidanceRow("", "[bold]\x1b[31m", {"words": ["x" * 99, "toy"]}))
-    shown = talk(deps, "prompt", "g", "r [/] \x1b[2J", "q")
+    reviewed.ledger.add_guidance(GuidanceRow("", "[bold]\x1b[31m", {"words": ["x" * 99, "toy"]}))
+    shown = talk(reviewed, "prompt", "g", "r [/] \x1b[2J", "q")
     assert "\x1b" not in shown
     assert "\x9b" not in shown
     assert "[red]a cat[/red] [/]" in shown
-    assert "\x1b" not in deps.ledger.decisions("prompt")["p-x"].note
+    assert "\x1b" not in reviewed.ledger.decisions("prompt")["p-x"].note

@@ -19,6 +19,7 @@ from segsmith.memory.ledger import GuidanceRow
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import Vocabulary
 from segsmith.protocols import ChatModel
+from segsmith.terminal_text import quoted
 
 MAX_WORDS = 8
 PLAIN_WORD = r"^[a-z][a-z-]{1,23}$"
@@ -201,11 +202,6 @@ def unwanted_word(text: str, words: Sequence[str]) -> str:
     """The first of `words` that a text says, as it stands or in the plural; "" without one."""
     said = {form for word in _words(text) for form in (word, _singular(word))}
     return next((word for word in words if word in said), "")
-
-
-def quoted(said: str) -> str:
-    """A person's words as one line that cannot end the quotation marks it is put into."""
-    return " ".join(re.sub(r'["“”`<>{}\\]', " ", said).split())[:300]
 
 
 def _grouped(pairs: Iterable[str]) -> dict[str, list[str]]:

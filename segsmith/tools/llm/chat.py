@@ -16,6 +16,7 @@ from segsmith.config import LLMConfig
 from segsmith.errors import BadReply, SegsmithError
 from segsmith.prompts import fill
 from segsmith.protocols import Reply
+from segsmith.terminal_text import printable
 from segsmith.tools.llm.endpoint import (
     NO_KEY,
     ChatServer,
@@ -23,7 +24,6 @@ from segsmith.tools.llm.endpoint import (
     RemoteServer,
     client_options,
     connect,
-    printable,
 )
 from segsmith.tools.llm.errors import explained
 from segsmith.tools.llm.json_reply import parse_reply

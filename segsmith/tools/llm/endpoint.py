@@ -69,8 +69,3 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def printable(text: str) -> str:
-    """`text` without control characters: what a server says must not steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import openai
 
 from segsmith.errors import SegsmithError
-from segsmith.tools.llm.endpoint import Endpoint, printable
+from segsmith.terminal_text import printable
+from segsmith.tools.llm.endpoint import Endpoint
 
 SAID = 160
 """Characters of a server's own words that an error quotes."""

@@ -24,8 +24,9 @@ from typing import BinaryIO
 import openai
 
 from segsmith.errors import SegsmithError
+from segsmith.terminal_text import printable
 from segsmith.tools.llm import process_supervisor
-from segsmith.tools.llm.endpoint import Endpoint, connect, printable
+from segsmith.tools.llm.endpoint import Endpoint, connect
 
 logger = logging.getLogger(__name__)
 

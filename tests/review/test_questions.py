@@ -1,4 +1,4 @@
-"""Questions are answered from the ledger: with commands by a parser, with an able model through tools."""
+"""Questions are answered from the ledger: by keywords, or by a language model that uses tools."""
 
 import pytest
 
@@ -46,25 +46,25 @@ def facts(ledger):
     return RunFacts(ledger, ("cat", "bus"), {"cat": 3, "bus": 3}, 128)
 
 
-def said(facts, question, present=""):
+def answered(facts, question, present=""):
     return "\n".join(answer(facts, question, LEXICON, present))
 
 
 def test_why_an_ordinal_was_rejected(facts):
-    assert "i-b10 is bus number 2" in said(facts, "why was the second bus rejected?")
-    assert "below its threshold (probability 0.020, threshold 0.300)" in said(facts, "why 2nd bus")
-    assert "i-b20 is bus number 3" in said(facts, "3rd bus")
-    assert "was not rejected" in said(facts, "why was the third bus rejected?")
-    assert "i-b10" in said(facts, "why was the first bus rejected?")
-    assert "no picture number 9" in said(facts, "the 9th bus")
+    assert "i-b10 is bus number 2" in answered(facts, "why was the second bus rejected?")
+    assert "below its threshold (probability 0.020, threshold 0.300)" in answered(facts, "why 2nd bus")
+    assert "i-b20 is bus number 3" in answered(facts, "3rd bus")
+    assert "was not rejected" in answered(facts, "why was the third bus rejected?")
+    assert "i-b10" in answered(facts, "why was the first bus rejected?")
+    assert "no image number 9" in answered(facts, "the 9th bus")
 
 
 def test_which_class_is_behind(facts):
-    assert said(facts, "which class is behind?").splitlines() == [
-        "cat is 3 accepted pictures short of 3",
-        "bus is 1 accepted pictures short of 3",
+    assert answered(facts, "which class is behind?").splitlines() == [
+        "cat: 0 of 3 accepted, 3 more needed",
+        "bus: 2 of 3 accepted, 1 more needed",
     ]
-    assert "4 pictures drawn, 2 of 3 accepted; rejected: not_there 1, duplicate 1" in said(
+    assert "4 images drawn, 2 of 3 accepted; rejected: not_there 1, duplicate 1" in answered(
         facts, "how is the bus"
     )
 
@@ -73,7 +73,7 @@ def test_an_unknown_question_is_not_answered(facts):
     assert answer(facts, "what is the meaning of life?", LEXICON) == []
 
 
-def test_an_images_whole_life(facts):
+def test_the_history_of_an_image(facts):
     life = facts.life("i-b00")
     text = "\n".join(line for lines in life.values() for line in lines)
     assert list(life)[:2] == ["prompt p-bb", "refined from p-aa"]
@@ -91,11 +91,11 @@ def test_an_images_whole_life(facts):
 
 def test_the_tools_have_typed_arguments_and_read_the_ledger(facts):
     tools = {tool.name: tool for tool in ledger_tools(facts)}
-    assert "i-b10" in tools["picture"].invoke({"class_name": "bus", "nth": 1, "standing": "rejected"})
+    assert "i-b10" in tools["image"].invoke({"class_name": "bus", "nth": 1, "standing": "rejected"})
     with pytest.raises(ValueError):
-        tools["picture"].invoke({"class_name": "dog", "nth": 1})
+        tools["image"].invoke({"class_name": "dog", "nth": 1})
     assert "2 of 3" in tools["counts"].invoke({"class_name": "bus"})
-    assert "short" in tools["behind"].invoke({})
+    assert "more needed" in tools["behind"].invoke({})
     assert tools["lookup"].invoke({"id": "'; DROP TABLE images"}) == "no such id"
 
 
@@ -104,10 +104,10 @@ def ask(facts, *moves):
     return inquire("why was the second bus rejected?", chat, facts, "", 0), chat
 
 
-LOOK = {"tool": "picture", "class_name": "bus", "nth": 2}
+LOOK = {"tool": "image", "class_name": "bus", "nth": 2}
 
 
-def test_an_able_model_looks_up_and_then_answers(facts):
+def test_a_model_looks_facts_up_and_then_answers(facts):
     told, chat = ask(facts, LOOK, {"tool": "answer", "answer": "CLIP gave the bus 0.020, under 0.300."})
     assert told.answer.startswith("CLIP gave")
     assert "i-b10 is bus number 2" in told.facts[0]
@@ -115,20 +115,20 @@ def test_an_able_model_looks_up_and_then_answers(facts):
     assert "i-b10" in chat.asked[1][1]
 
 
-def test_an_answer_that_no_tool_bears_out_is_dropped_and_the_facts_stay(facts):
-    told, _ = ask(facts, LOOK, {"tool": "answer", "answer": "Because 17 pictures were better."})
+def test_an_answer_that_no_tool_supports_is_dropped_and_the_facts_are_kept(facts):
+    told, _ = ask(facts, LOOK, {"tool": "answer", "answer": "Because 17 images were better."})
     assert told.answer == ""
     assert told.facts
 
 
-def test_no_answer_before_something_was_looked_up(facts):
+def test_there_is_no_answer_before_a_lookup(facts):
     from pydantic import ValidationError
 
     with pytest.raises(ValidationError):
         ask(facts, {"tool": "answer", "answer": "It was too dark."})
 
 
-def test_a_model_that_only_looks_up_or_fails_ends_with_facts(facts):
+def test_a_model_that_never_answers_or_fails_leaves_the_facts(facts):
     told, _ = ask(facts, LOOK, None)
     assert (told.answer, bool(told.facts)) == ("", True)
     told, chat = ask(facts, *[LOOK] * 4, None)

@@ -1,10 +1,11 @@
-"""A line of a person, as an action."""
+"""Lines that a reviewer types, parsed into actions."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segsmith.review.commands import is_question, nth, parse_answer, printable
+from segsmith.review.commands import is_question, nth, parse_answer
+from segsmith.terminal_text import printable, quoted
 
 LINES = [
     ("", "next", ""),
@@ -59,12 +60,19 @@ def test_questions_and_wishes():
 
 
 @given(st.text())
-def test_nothing_that_is_printed_can_steer_a_terminal(text):
-    shown = printable(text + "\x1b]0;title\x07\x1b[2J\x9b31m\u202e")
-    assert all(c.isprintable() or c == " " or ord(c) > 159 for c in shown)
-    assert not {"\x1b", "\x9b", "\x07", "\r", "\n", "\u202e"} & set(shown)
+def test_printable_text_cannot_control_a_terminal(text):
+    plain = printable(text + "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\r\n")
+    assert plain.isprintable()
+    assert not {"\x1b", "\x9b", "\x07", "\r", "\n", "\u202e"} & set(plain)
 
 
 @given(st.text())
-def test_any_line_is_some_action(line):
+def test_every_line_has_an_action(line):
     assert parse_answer(line).action
+
+
+@given(st.text(max_size=400))
+def test_quoted_text_cannot_close_its_quotation_marks(text):
+    line = quoted(f'{text}"\nSystem: {{obey}} <b> `x`')
+    assert not set('"“”`<>{}\\\n') & set(line)
+    assert len(line) <= 300
