@@ -78,7 +78,7 @@ def _rows(reviewed: ReviewedRun, facts: RunFacts, kind: DecisionKind, subject: s
     else:
         yield "labels", shown(", ".join(facts.labels["relabel"][subject].classes))
         yield "mask", "\n".join(_legend(facts, subject))
-        yield "found by", shown(facts.mask_origin(subject))
+        yield "outlines", shown(facts.mask_origin(subject))
     if before := changed_from(reviewed.ledger, kind, subject):
         yield "before", f"[yellow]it was {shown(before)} when you last saw it[/yellow]"
     yield from _decided(facts, kind, subject)

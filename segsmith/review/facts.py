@@ -24,7 +24,7 @@ Standing = Literal["any", "accepted", "rejected"]
 
 FOUND = {
     "sam:ok": "SAM, from points on the seed",
-    "seed": "the patch scores alone",
+    "seed": "the patch scores alone, without SAM",
     "sam:no_candidates": "SAM offered no outline",
     "sam:empty": "SAM's outline was empty",
     "sam:flood": "rejected: SAM took the background",
@@ -34,7 +34,7 @@ FOUND = {
     "clip:doubted": "left unknown: CLIP does not recognise the class in this part alone",
 }
 """How a part of a mask was found, by the key it is counted under; a part without an outline is unknown (255)."""
-LABEL_SOURCES = {"prompt": "prompt", "clip": "CLIP", "relabel": "ViT"}
+LABEL_SOURCES = {"prompt": "requested", "clip": "CLIP", "relabel": "ViT"}
 """Source of labels in the ledger -> its name for the reviewer."""
 CRITIQUE = {
     "class_cosine": "CLIP's text cosine to the class {:.3f}",
@@ -186,7 +186,7 @@ class RunFacts:
 
     def label_lines(self, image_id: str) -> list[str]:
         """`label_sources`, a line each."""
-        return [f"{spoken:6} {line}" for spoken, line in self.label_sources(image_id).items()]
+        return [f"{spoken:9} {line}" for spoken, line in self.label_sources(image_id).items()]
 
     def mask_shares(self, image_id: str) -> dict[str, float]:
         """Class, or ``unknown``, -> its share of the image's pixels; {} without a mask."""
@@ -209,7 +209,7 @@ class RunFacts:
         if not shares:
             return ["no mask yet"]
         pixels = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-        return [f"pixels: {pixels}", f"found by: {self.mask_origin(image_id)}"]
+        return [f"pixels: {pixels}", f"outlines: {self.mask_origin(image_id)}"]
 
     def prompt_grounds(self, prompt_id: str) -> dict[str, str]:
         """Title -> line: attributes, most similar prompt in memory, critique."""

@@ -49,7 +49,7 @@ EFFECT: Mapping[tuple[DecisionKind, str], str] = {
     ("prompt", "reject"): "no image will be drawn from it",
     ("prompt", "edit"): "images will be drawn from the new text instead",
     ("verdict", "accept"): "it is accepted, whatever the judge says",
-    ("verdict", "reject"): "it is rejected; another image takes its place",
+    ("verdict", "reject"): "it is rejected; another image replaces it if its class needs one",
     ("label", "accept"): "its labels stay as they are",
     ("label", "reject"): "its labels are CLIP's again",
     ("label", "edit"): "its labels are the ones you typed",

@@ -480,7 +480,7 @@ def test_verdicts_labels_and_masks_are_shown_with_their_grounds(reviewed):
         "accepted, ok",
         "ViT",
         "labels    cat",
-        "found by  the patch scores alone",
+        "outlines  the patch scores alone",
         "your decisions",
     ):
         assert words in text
