@@ -205,14 +205,16 @@ def made_up_run(root: Path, images: int, size: int = 128, seed: int = 0) -> tupl
         image, mask = _paint_scene(depicted, size, rng)
         id_, data = make_id("i", seed, n), png_bytes(image)
         run.image(id_).write_bytes(data)
-        run.mask(id_).write_bytes(png_bytes(mask, voc_palette()))
+        mask_data = png_bytes(mask, voc_palette())
+        run.mask(id_).write_bytes(mask_data)
         rows.append(ImageRow(id_, prompts[-1].id, n, "made-up", 0, hashlib.sha256(data).hexdigest()))
         verdicts.append(VerdictRow(id_, True, "ok", {"probability": 0.5 + n / (2 * images)}))
         present = [int(i) for i in np.unique(mask) if 0 < i < IGNORE]
         names = tuple(CLASSES[i - 1] for i in present)
         labels.append(LabelRow(id_, "relabel", names))
         pixels = {CLASSES[i - 1]: int((mask == i).sum()) for i in present}
-        masks.append(MaskRow(id_, pixels, float((mask == IGNORE).mean()), {}))
+        digest = hashlib.sha256(mask_data).hexdigest()
+        masks.append(MaskRow(id_, pixels, float((mask == IGNORE).mean()), {}, digest))
     ledger.add_prompts(prompts)
     ledger.add_images(rows)
     ledger.add_verdicts(verdicts)

@@ -12,7 +12,7 @@ from functools import partial
 
 from segsmith.config import ImagesConfig
 from segsmith.errors import Cancelled, OutOfMemory, SegsmithError
-from segsmith.files import png_bytes, write_atomic
+from segsmith.files import png_bytes, sha256_of, write_atomic
 from segsmith.ids import make_id, seed_of
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, UndrawnRow, UsageRow
 from segsmith.memory.run_folder import RunFolder
@@ -110,12 +110,13 @@ class ImageAgent:
     ) -> list[str]:
         """Draw every prompt's images that the ledger lacks, at most `limit`; returns the ids drawn, in order.
 
-        A picture's file is written as soon as it is there, and a file whose row a crash took is taken over, so
-        nothing is drawn or paid for twice. Rows follow at the end of a batch, in the order of the requests.
-        On out-of-memory the batch is halved and the smaller size remembered. Drawing ends early, without an
-        error, when the next picture would cost more than the budget has left. With the online filter, a class of
-        `lacking` (pictures it still needs) stops when enough look good; the rest waits. `on_batch` hears
-        (done so far, in all). Raises `Cancelled`, or `SegsmithError` when one picture alone is too large.
+        An image's file is written as soon as it is drawn; rows follow at the end of a batch, in the order of the
+        requests. A file whose row was lost in a crash is used if its hash is the one recorded before it was
+        written, so no image is drawn or paid for twice. If memory runs out, the batch size is halved and
+        remembered. Drawing ends early, without an error, when the next image would exceed the budget. With the
+        online filter, a class in `lacking` (class -> images it still needs) stops when enough previews look good.
+        `on_batch` is called with (images done, images in all). Raises `Cancelled`, or `SegsmithError` when memory
+        is too small for one image.
         """
         there = {row.id for row in self._ledger.images()} | {row.id for row in self._ledger.undrawn()}
         aside = self._put_aside()
@@ -124,13 +125,16 @@ class ImageAgent:
         total, position = len(todo), 0
         good: dict[str, set[str]] = {}
         drawn: list[str] = []
+        hashes: dict[str, str] = {}
         while position < total:
             batch = todo[position : position + self._batch_size]
             begun = [t for t in batch if not self._enough(t.prompt.class_name, good, lacking)]
-            payable = self._affordable_part(begun)
+            hashes |= self._recovered([task for task in begun if task.id not in hashes])
+            payable = self._affordable_part(begun, hashes)
             try:
                 drawn += self._draw_batch(
                     payable,
+                    hashes,
                     round_,
                     partial(self._gate, good=good, lacking=lacking),
                     partial(self._step, on_batch, position, len(batch), total),
@@ -160,11 +164,31 @@ class ImageAgent:
             for seed in range(first, first + self._config.per_prompt)
         ]
 
-    def _affordable_part(self, batch: list[Task]) -> list[Task]:
-        """The head of the batch that the budget pays for; files that are there already cost nothing."""
+    def _recovered(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """Image id -> SHA-256 of the files that an earlier session wrote and whose rows it did not commit.
+
+        Other files under these names are set aside, and their images are drawn again.
+        """
+        pending = self._ledger.pending_images()
+        hashes = {}
+        for task in tasks:
+            path = self._run.image(task.id)
+            if not path.exists():
+                continue
+            digest = sha256_of(path)
+            if pending.get(task.id) == digest:
+                hashes[task.id] = digest
+            else:
+                moved = self._run.set_aside(path)
+                self._ledger.log("set_aside", file=path.name)
+                log.warning("%s is not a file that this run drew; moved to %s", path, moved)
+        return hashes
+
+    def _affordable_part(self, batch: list[Task], hashes: Mapping[str, str]) -> list[Task]:
+        """The first tasks that the budget pays for; images with a hash are drawn already and cost nothing."""
         left, part = self.affordable(), []
         for task in batch:
-            left -= not self._run.image(task.id).exists()
+            left -= task.id not in hashes
             if left < 0:
                 break
             part.append(task)
@@ -173,44 +197,54 @@ class ImageAgent:
     def _draw_batch(
         self,
         batch: Sequence[Task],
+        hashes: dict[str, str],
         round_: int,
         gate: Callable[[Sequence[Task]], Gate | None],
         on_step: Callable[[float], None],
     ) -> list[str]:
-        """Ids of the images this batch has now; rows are written even when the backend fails half-way."""
-        new = [task for task in batch if not self._run.image(task.id).exists()]
-        given_up: dict[str, Drawn] = {}
+        """Draw what has no hash yet, adding to `hashes`; returns the ids of the images that the batch has now.
+
+        Rows are written even if the backend fails half-way.
+        """
+        new = [task for task in batch if task.id not in hashes]
+        rejected: dict[str, Drawn] = {}
         try:
             if new:
                 for result in self._backend.draw([task.request for task in new], gate(new), on_step):
                     task = new[result.index]
                     self._count(result)
                     if result.image is None:
-                        given_up[task.id] = result
+                        rejected[task.id] = result
                     else:
-                        write_atomic(self._run.image(task.id), png_bytes(result.image))
+                        hashes[task.id] = self._write(task, png_bytes(result.image))
         finally:
-            there = [task for task in batch if self._run.image(task.id).exists()]
-            self._ledger.add_images(self._image_row(task, round_) for task in there)
-            self._record_given_up(batch, given_up, round_)
+            there = [task for task in batch if task.id in hashes]
+            self._ledger.add_images(self._image_row(task, round_, hashes[task.id]) for task in there)
+            self._record_undrawn(batch, rejected, round_)
         return [task.id for task in there]
 
-    def _image_row(self, task: Task, round_: int) -> ImageRow:
-        digest = hashlib.sha256(self._run.image(task.id).read_bytes()).hexdigest()
-        return ImageRow(task.id, task.prompt.id, task.request.seed, self._backend.name, round_, digest)
+    def _write(self, task: Task, png: bytes) -> str:
+        """Write an image's file; its hash is committed first, so that the file can be trusted after a crash."""
+        digest = hashlib.sha256(png).hexdigest()
+        self._ledger.add_pending_image(task.id, digest)
+        write_atomic(self._run.image(task.id), png)
+        return digest
 
-    def _record_given_up(self, batch: Sequence[Task], given_up: Mapping[str, Drawn], round_: int) -> None:
-        """Hopeless and refused pictures are done with; those a full class did not need stay to be drawn."""
+    def _image_row(self, task: Task, round_: int, sha256: str) -> ImageRow:
+        return ImageRow(task.id, task.prompt.id, task.request.seed, self._backend.name, round_, sha256)
+
+    def _record_undrawn(self, batch: Sequence[Task], rejected: Mapping[str, Drawn], round_: int) -> None:
+        """Filtered and refused images are not tried again; those that a full class did not need may be."""
         rows = []
         for task in batch:
-            result = given_up.get(task.id)
+            result = rejected.get(task.id)
             if result is not None and result.reason is not None and result.reason != "quota":
                 rows.append(UndrawnRow(task.id, task.prompt.id, round_, result.reason, result.detail))
         self._ledger.add_undrawn(rows)
         stopped = Counter(
             task.prompt.class_name
             for task in batch
-            if task.id in given_up and given_up[task.id].reason == "quota"
+            if task.id in rejected and rejected[task.id].reason == "quota"
         )
         for name, count in stopped.items():
             self._ledger.log("stopped", **{"class": name, "images": count, "reason": "quota"})

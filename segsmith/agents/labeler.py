@@ -6,8 +6,13 @@ for), `segment` follows SeSAM (seeds, components, skeleton points, SAM, selectio
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +21,7 @@ from segsmith.agents.judge.real_classifier import MAX_TEACHERS
 from segsmith.agents.region_check import RegionCheck
 from segsmith.config import LabelerConfig
 from segsmith.datasets.palette import voc_palette
-from segsmith.files import png_bytes, read_image, write_atomic
+from segsmith.files import png_bytes, sha256_of, write_atomic
 from segsmith.ids import seed_of
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, prompt_families
 from segsmith.memory.real_images import RealImage, RealSet
@@ -33,6 +38,8 @@ from segsmith.segmentation.masks import (
 )
 from segsmith.segmentation.merge import ignore_share, pixel_counts
 from segsmith.types import Image
+
+log = logging.getLogger(__name__)
 
 CHUNK = 32
 CALIBRATION = 64
@@ -84,10 +91,6 @@ class LabelerAgent:
         self._real = real
         self._check = check
 
-    @property
-    def _maps_file(self) -> Any:
-        return self._run.root / "patch_scores.npz"
-
     def relabel(self) -> int:
         """Out-of-fold labels for every accepted picture; returns how many labels changed.
 
@@ -101,7 +104,7 @@ class LabelerAgent:
         )
         family = prompt_families(prompts.values())
         families = [family[r.prompt_id] for r in rows]
-        images = [read_image(self._run.image(r.id)) for r in rows]
+        images = [self._run.read_image(row) for row in rows]
         teachers = self._teachers()
         if self._real is not None and teachers:
             images += [self._real.read(item) for item in teachers]
@@ -132,22 +135,23 @@ class LabelerAgent:
         return self._real.unmasked() or self._real.teachers(MAX_TEACHERS)
 
     def segment(self, on_batch: Callable[[int, int], None] = lambda done, total: None) -> int:
-        """Masks for every accepted picture that has none for its labels; returns how many were made.
+        """Make masks for accepted images that have none for their labels; returns the number of masks made.
 
-        Real images that came with image labels alone get theirs the same way, from these labels.
+        A mask whose file is gone or has changed is made again. Real images that came with image labels alone get
+        their masks in the same way. `on_batch` is called with (masks done, masks in all).
         """
         self._segment_real()
-        labels = self._ledger.labels("relabel")
-        there = {i for i, mask in self._ledger.masks().items() if i in labels and made_for(mask, labels[i])}
-        todo = [r for r in self._ledger.accepted() if r.id not in there]
+        there = self._finished_masks()
+        todo = [row for row in self._ledger.accepted() if row.id not in there]
         if not todo:
             return 0
-        maps = self._load_maps()
+        maps = self._maps([row.id for row in todo])
+        labels = self._ledger.labels("relabel")
         settings = MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None
 
         def outlined(rows: Sequence[ImageRow]) -> list[tuple[Image, Outlined]]:
-            images = [read_image(self._run.image(row.id)) for row in rows]
+            images = [self._run.read_image(row) for row in rows]
             plans = [
                 self._plan(row.id, image, maps[row.id], labels[row.id].classes, settings)
                 for row, image in zip(rows, images, strict=True)
@@ -173,6 +177,21 @@ class LabelerAgent:
             on_batch(done, len(todo))
         return len(todo)
 
+    def _finished_masks(self) -> set[str]:
+        """Images whose mask was made for the labels they have now, and whose file is intact."""
+        labels = self._ledger.labels("relabel")
+        finished = [
+            mask
+            for i, mask in self._ledger.masks().items()
+            if i in labels and made_for(mask, labels[i]) and self._run.has_mask(mask)
+        ]
+        self._ledger.add_masks(  # those of ledgers without hashes
+            replace(mask, sha256=sha256_of(self._run.mask(mask.image_id)))
+            for mask in finished
+            if not mask.sha256
+        )
+        return {mask.image_id for mask in finished}
+
     def _segment_real(self) -> None:
         """Label maps for real images that brought none. One at a time: real images differ in size."""
         if self._real is None:
@@ -180,7 +199,7 @@ class LabelerAgent:
         todo = [item for item in self._real.unmasked() if not self._real.mask(item).exists()]
         if not todo:
             return
-        maps, settings = self._load_maps(), MaskSettings.of(self._config)
+        maps, settings = self._maps([item.id for item in todo]), MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None
         for item in todo:
             image = self._real.read(item)
@@ -208,22 +227,39 @@ class LabelerAgent:
     ) -> None:
         records = []
         for row, (label_map, sources) in zip(rows, finished, strict=True):
-            write_atomic(self._run.mask(row.id), png_bytes(label_map, voc_palette()))
+            png = png_bytes(label_map, voc_palette())
+            write_atomic(self._run.mask(row.id), png)
             counts = pixel_counts(label_map, self._classes)
             how = {**sources, "labels": list(labels[row.id].classes)}
-            records.append(MaskRow(row.id, counts, ignore_share(label_map), how))
+            digest = hashlib.sha256(png).hexdigest()
+            records.append(MaskRow(row.id, counts, ignore_share(label_map), how, digest))
         self._ledger.add_masks(records)
 
     def _save_maps(self, ids: Sequence[str], maps: NDArray[np.float32]) -> None:
-        import io
-
         buffer = io.BytesIO()
         np.savez_compressed(buffer, ids=np.array(ids), maps=maps.astype(np.float16))
-        write_atomic(self._maps_file, buffer.getvalue())
+        write_atomic(self._run.patch_scores, buffer.getvalue())
+        self._ledger.patch_scores_sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
 
-    def _load_maps(self) -> dict[str, NDArray[np.float32]]:
-        with np.load(self._maps_file) as file:
-            return dict(zip(file["ids"].tolist(), file["maps"].astype(np.float32), strict=True))
+    def _maps(self, needed: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Image id -> (C, h, w) patch scores; the ViT is trained again where the stored ones are not usable."""
+        maps = self._read_maps()
+        if not maps.keys() >= set(needed):
+            log.warning("%s is missing or damaged: training the ViT again", self._run.patch_scores)
+            self.relabel()
+            maps = self._read_maps()
+        return maps
+
+    def _read_maps(self) -> dict[str, NDArray[np.float32]]:
+        """The stored patch scores; {} where they are missing, damaged, or not those that the run wrote."""
+        try:
+            data = self._run.patch_scores.read_bytes()
+            if self._ledger.patch_scores_sha256 not in ("", hashlib.sha256(data).hexdigest()):
+                return {}
+            with np.load(io.BytesIO(data)) as file:
+                return dict(zip(file["ids"].tolist(), file["maps"].astype(np.float32), strict=True))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return {}
 
 
 def _chunks(rows: Sequence[ImageRow]) -> Iterator[Sequence[ImageRow]]:

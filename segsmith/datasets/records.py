@@ -51,6 +51,8 @@ class Record:
     """Of a real image: where it lies in ``real/`` of the run; "" for a drawn one."""
     original: str = ""
     """Of a real image: its name in the dataset it came from."""
+    mask_sha256: str = ""
+    """Of the mask's file; "" where the run did not record it."""
 
     def provenance(self) -> dict[str, Any]:
         """What every format keeps beside the image, as JSON."""
@@ -122,7 +124,8 @@ class Collection:
         """
         try:
             png = self._image(record).read_bytes()
-            label_map = read_index_map(self._mask(record))
+            mask = self._mask(record).read_bytes()
+            label_map = read_index_map(mask)
             with PILImage.open(io.BytesIO(png)) as picture:
                 width, height = picture.size
                 is_jpeg = picture.format == "JPEG"
@@ -135,6 +138,7 @@ class Collection:
             raise SegsmithError(f"Image {record.id} or its mask cannot be read: {error}.", REDO) from None
         if record.sha256 and hashlib.sha256(png).hexdigest() != record.sha256:
             raise SegsmithError(f"Image {record.id} is not the file that the run drew.", REDO)
+        self._check_mask(record, mask)
         if label_map.shape != (height, width):
             raise SegsmithError(
                 f"Image {record.id} is {(height, width)} pixels, its mask {label_map.shape}.", REDO
@@ -145,6 +149,13 @@ class Collection:
                 f"The mask of {record.id} holds index {unknown[0]}, which no class has.", REDO
             )
         return Sample(png, label_map) if pixels is None else Sample(png_bytes(pixels), label_map, png)
+
+    def _check_mask(self, record: Record, mask: bytes) -> str:
+        """The mask's hash. Raises `SegsmithError` unless it is the one that the run recorded."""
+        digest = _sha256(mask)
+        if record.mask_sha256 not in ("", digest):
+            raise SegsmithError(f"The mask of {record.id} is not the file that the run made.", REDO)
+        return digest
 
     def _image(self, record: Record) -> Path:
         return self.run.real / record.file if record.file else self.run.image(record.id)
@@ -161,7 +172,7 @@ class Collection:
                 image = record.sha256 or _sha256(self._image(record).read_bytes())
             except FileNotFoundError as error:
                 raise _gone(error.filename) from None
-            digest.update(json.dumps([record.provenance(), image, _sha256(mask)]).encode())
+            digest.update(json.dumps([record.provenance(), image, self._check_mask(record, mask)]).encode())
         return digest.hexdigest()
 
 
@@ -176,7 +187,8 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> tuple[Record, ...
     """
     prompts = {p.id: p for p in ledger.prompts()}
     families = prompt_families(prompts.values())
-    masked, verdicts = ledger.masks().keys() - ledger.rejected("mask"), ledger.verdicts()
+    masks, verdicts = ledger.masks(), ledger.verdicts()
+    masked = masks.keys() - ledger.rejected("mask")
     by_source = [ledger.labels(source) for source in ("relabel", "clip", "prompt")]
     images = [image for image in ledger.accepted() if image.id in masked]
     if not images:
@@ -205,6 +217,7 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> tuple[Record, ...
             i.backend,
             verdicts[i.id].scores if i.id in verdicts else NO_SCORES,
             i.sha256,
+            mask_sha256=masks[i.id].sha256,
         )
         for i in images
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segsmith.agents.image import ImageAgent
 from segsmith.agents.judge.agent import JudgeAgent
-from segsmith.agents.judge.real_classifier import RealOpinion
+from segsmith.agents.judge.real_classifier import RealClassifier
 from segsmith.agents.labeler import LabelerAgent
 from segsmith.agents.prompt.agent import PromptAgent
 from segsmith.agents.prompt.label_sets import LabelSets
@@ -211,7 +211,7 @@ class RunContext:
             self.config.classes,
             self._synonyms(),
             quota=self.config.wanted,
-            opinion=self._opinion(),
+            real_classifier=self._real_classifier(),
         )
 
     @once
@@ -238,11 +238,11 @@ class RunContext:
             return None
         return LabelSets(self.real.label_sets, self.config.classes, self.config.augment)
 
-    def _opinion(self) -> RealOpinion | None:
+    def _real_classifier(self) -> RealClassifier | None:
         settings = self.config.augment
         if self.real is None or not settings.classifier:
             return None
-        return RealOpinion(self._classifier, self.ledger, self.run, self.real, settings.min_skill)
+        return RealClassifier(self._classifier, self.ledger, self.run, self.real, settings.min_skill)
 
     def _synonyms(self) -> Callable[[str], tuple[str, ...]]:
         """Other words for a class: the simulator's, which draws only its own nouns; else the name alone.

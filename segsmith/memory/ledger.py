@@ -309,6 +309,8 @@ class Ledger:
     """Median cosine of each text over regions; empty where there were too few, None before it was measured."""
     batch_sizes: _Meta[Mapping[str, int]] = _Meta("image_batch_size", _mapping)
     """Image backend -> the batch size that fitted, so that a resumed run does not run out of memory again."""
+    patch_scores_sha256 = _Meta("patch_scores_sha256", lambda stored: str(stored or ""))
+    """Of ``patch_scores.npz``; "" in ledgers of schema 3 and earlier."""
     evaluation = _Meta("evaluation", _evaluations, _stored_evaluations)
     """Keys: synthetic_val (held-out generated images), real_val (held-out real ones), test_set (simulator)."""
     built_from = _Meta("built_from", _inputs, _stored_inputs)

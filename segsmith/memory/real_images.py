@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from segsmith.errors import SegsmithError
 from segsmith.files import read_image, read_index_map
+from segsmith.memory.run_folder import read_verified
 from segsmith.types import Image
 
 LIST = "real.json"
@@ -78,8 +79,8 @@ class RealSet:
         return self.root / "masks" / f"{item.id}.png"
 
     def read(self, item: RealImage) -> Image:
-        """(H, W, 3) uint8 RGB."""
-        return read_image(self.image(item))
+        """(H, W, 3) uint8 RGB. Raises `SegsmithError` unless the file is the one that was imported."""
+        return read_image(read_verified(self.image(item), item.sha256, f"real image {item.original}"))
 
     def read_mask(self, item: RealImage) -> NDArray[np.uint8]:
         """(H, W) uint8 label map; `FileNotFoundError` while the labeler has made none."""

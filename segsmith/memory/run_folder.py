@@ -1,8 +1,9 @@
-"""The run folder: where everything lies, and how a file gets there whole or not at all."""
+"""The run folder: where its files are, how they are locked, and how they are checked when they are read."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -12,21 +13,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segsmith.errors import SegsmithError
-from segsmith.files import PART, write_atomic
+from segsmith.files import PART, read_image, sha256_of, write_atomic
+from segsmith.memory.ledger import ImageRow, MaskRow
+
+RESTORE = "Restore the file from a copy, or build again into another folder with --out."
 
 
-def _plain(name: str) -> str:
-    """The id, if it can be nothing but a file name: a ledger may come from somebody else."""
+def _checked_id(name: str) -> str:
+    """The id, if it is safe as a file name: a ledger may come from anyone."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
         raise SegsmithError(
-            f"The ledger names a picture {name!r}, which is no id.", "Do not use this run folder."
+            f"The ledger names an image {name!r}, which is not an id.", "Do not use this run folder."
         )
     return name
 
 
+def read_verified(path: Path, sha256: str, what: str) -> bytes:
+    """The bytes of a file of the run; `what` names it in errors, such as "image i-1f9c0a2b7d3e".
+
+    Raises `SegsmithError` where it is gone or its hash is not `sha256`.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise SegsmithError(f"{path} is in the run's ledger but not in its folder.", RESTORE) from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise SegsmithError(f"The file of {what} is not the one that the run wrote ({path}).", RESTORE)
+    return data
+
+
 class RunFolder:
-    """Paths of one run. Nothing here deletes anything."""
+    """Paths of one run. Nothing here deletes a finished file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -35,8 +56,10 @@ class RunFolder:
         self.graph = root / "graph.db"
         self.images = root / "images"
         self.masks = root / "masks"
+        self.patch_scores = root / "patch_scores.npz"
         self.memory = root / "memory"
         self.checkpoints = root / "checkpoints"
+        self.segmenter = self.checkpoints / "segmenter.safetensors"
         self.dataset = root / "dataset"
         self.voc = self.dataset / "voc"
         self.evaluation = root / "evaluation"
@@ -46,7 +69,7 @@ class RunFolder:
         self.llm_log = root / "llm-server.log"
 
     def create(self) -> None:
-        """Make the folder and its parts, or say why that cannot be."""
+        """Create the folder and its sub-folders. Raises `SegsmithError` where that is not allowed."""
         try:
             for folder in (self.root, self.images, self.masks, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -58,16 +81,36 @@ class RunFolder:
             ) from None
 
     def image(self, image_id: str) -> Path:
-        """Where the PNG of an image lies."""
-        return self.images / f"{_plain(image_id)}.png"
+        """The PNG file of an image."""
+        return self.images / f"{_checked_id(image_id)}.png"
 
     def mask(self, image_id: str) -> Path:
-        """Where the palette PNG of an image's mask lies."""
-        return self.masks / f"{_plain(image_id)}.png"
+        """The palette PNG file of an image's mask."""
+        return self.masks / f"{_checked_id(image_id)}.png"
+
+    def read_image(self, row: ImageRow) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB. Raises `SegsmithError` unless the file is the one that was drawn."""
+        return read_image(read_verified(self.image(row.id), row.sha256, f"image {row.id}"))
+
+    def has_mask(self, row: MaskRow) -> bool:
+        """Whether the mask's file is there, and the one that the labeler wrote where its hash is known."""
+        path = self.mask(row.image_id)
+        return path.exists() and row.sha256 in ("", sha256_of(path))
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a file that the ledger does not know to ``set_aside/`` and return its new path."""
+        folder = self.root / "set_aside"
+        folder.mkdir(exist_ok=True)
+        target, number = folder / path.name, 1
+        while target.exists():
+            number += 1
+            target = folder / f"{path.stem}-{number}{path.suffix}"
+        path.rename(target)
+        return target
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder for this process; a second process is told who has it and leaves."""
+        """Lock the folder for this process. Raises `SegsmithError` that names the process which has locked it."""
         path = self.root / ".lock"
         with path.open("a+") as file:
             try:
@@ -92,7 +135,7 @@ class RunFolder:
             pass
 
     def _sweep(self) -> None:
-        """Remove what a killed process had begun to write; the caller holds the folder."""
+        """Remove the unfinished files of a killed process; the caller has locked the folder."""
         folders = (self.root, self.images, self.masks, self.checkpoints, self.checkpoints / "training",
                    self.dataset, self.evaluation, self.evaluation / "real" / "Predictions",
                    self.real / "masks")  # fmt: skip

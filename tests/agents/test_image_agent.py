@@ -108,26 +108,81 @@ def test_the_limit_holds(place):
     assert sum(map(len, backend.batches)) == 5
 
 
-def test_what_a_crash_left_is_taken_over_and_not_drawn_again(place):
-    run, ledger = place
+class Dies(Backend):
+    """Crashes before the fourth image of a batch."""
 
-    class Dies(Backend):
-        def draw(self, requests, gate=None, on_step=unwatched):
-            for drawn in super().draw(requests):
-                if drawn.index == 3:
-                    raise KeyboardInterrupt
-                yield drawn
+    def draw(self, requests, gate=None, on_step=unwatched):
+        for drawn in super().draw(requests):
+            if drawn.index == 3:
+                raise KeyboardInterrupt
+            yield drawn
 
+
+def test_what_was_drawn_before_a_crash_is_not_drawn_again(place):
+    _, ledger = place
     prompts = ledger.prompts("admitted")
     with pytest.raises(KeyboardInterrupt):
         agent(place, Dies()).draw(prompts, 0)
     assert len(ledger.images()) == 3
-    orphan = agent(place, Backend())._tasks(prompts[1])[0]
-    run.image(orphan.id).write_bytes(png_bytes(np.zeros((8, 8, 3), np.uint8)))  # its row never came
     backend = Backend()
     assert len(agent(place, backend).draw(prompts, 0)) == 5
-    assert sum(map(len, backend.batches)) == 4
-    assert orphan.id in {row.id for row in ledger.images()}
+    assert sum(map(len, backend.batches)) == 5
+    assert ledger.pending_images() == {}
+
+
+def lose_row(place, png=None):
+    """A file that was written without its row, as a kill leaves it; `png` then replaces the file."""
+    run, ledger = place
+    it = agent(place, Backend())
+    task = it._tasks(ledger.prompt("p2"))[0]
+    drawn = next(iter(Backend().draw([task.request]))).image
+    it._write(task, png_bytes(drawn))
+    if png is not None:
+        run.image(task.id).write_bytes(png)
+    return task.id
+
+
+def test_a_file_without_a_row_is_used_if_it_is_the_one_that_was_drawn(place):
+    _, ledger = place
+    image_id = lose_row(place)
+    assert not ledger.images()
+    backend = Backend()
+    assert len(agent(place, backend).draw(ledger.prompts("admitted"), 0)) == 8
+    assert sum(map(len, backend.batches)) == 7
+    assert image_id in {row.id for row in ledger.images()}
+    assert ledger.pending_images() == {}
+
+
+@pytest.mark.parametrize("png", [png_bytes(np.zeros((8, 8, 3), np.uint8)), b"garbage"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_any_other_file_without_a_row_is_set_aside_and_its_image_drawn_again(place, png, recorded):
+    run, ledger = place
+    image_id = lose_row(place, png)
+    if not recorded:
+        with ledger.transaction():
+            ledger._db.execute("DELETE FROM pending_images")
+    backend = Backend()
+    assert len(agent(place, backend).draw(ledger.prompts("admitted"), 0)) == 8
+    assert sum(map(len, backend.batches)) == 8
+    row = next(row for row in ledger.images() if row.id == image_id)
+    expected = np.random.default_rng(row.seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(run.read_image(row), expected)
+    assert (run.root / "set_aside" / f"{image_id}.png").read_bytes() == png
+    assert [detail for _, _, detail in ledger.events("set_aside")] == [{"file": f"{image_id}.png"}]
+
+
+def test_out_of_memory_in_the_middle_of_a_batch_sets_nothing_aside(place):
+    class RunsOut(Backend):
+        def draw(self, requests, gate=None, on_step=unwatched):
+            for drawn in super().draw(requests):
+                if drawn.index == 2 and len(requests) > 4:
+                    raise OutOfMemory
+                yield drawn
+
+    run, ledger = place
+    assert len(agent(place, RunsOut()).draw(ledger.prompts("admitted"), 0)) == 8
+    assert len(ledger.images()) == 8
+    assert not (run.root / "set_aside").exists()
 
 
 def test_rows_follow_the_requests_whatever_came_first(place):

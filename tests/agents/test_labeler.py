@@ -1,11 +1,15 @@
 """The labeler's decisions, and masks from maps with a segmenter that only knows squares."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from segsmith.agents.labeler import LabelerAgent, decide_labels
 from segsmith.config import LabelerConfig
-from segsmith.files import png_bytes, read_index_map
+from segsmith.errors import SegsmithError
+from segsmith.files import png_bytes, read_index_map, sha256_of
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import MaskCandidates, PatchScores
@@ -70,7 +74,7 @@ def place(tmp_path):
         image = np.full((64, 64, 3), 40, dtype=np.uint8)
         image[:, 32:] = right
         run.image(name).write_bytes(png_bytes(image))
-        ledger.add_images([ImageRow(name, prompt, 0, "x", 0, "")])
+        ledger.add_images([ImageRow(name, prompt, 0, "x", 0, sha256_of(run.image(name)))])
         ledger.add_verdicts([VerdictRow(name, True, "ok", {})])
         ledger.add_labels([LabelRow(name, "clip", ("cat",), {})])
     yield run, ledger
@@ -109,3 +113,63 @@ def test_masks_hold_the_labelled_classes_and_are_made_once(place, use_sam):
     assert set(np.unique(read_index_map(run.mask("i2")))) == {0, 1, 2, 255}
     assert ledger.masks()["i2"].pixels["dog"] == int((read_index_map(run.mask("i2")) == 2).sum())
     assert it.segment() == 0
+
+
+@pytest.mark.parametrize("step", ["relabel", "segment"])
+def test_an_image_that_has_changed_is_noticed(place, step):
+    run, _ = place
+    it = labeler(place)
+    if step == "segment":
+        it.relabel()
+    shutil.copyfile(run.image("i2"), run.image("i1"))
+    with pytest.raises(SegsmithError, match="image i1 is not the one"):
+        getattr(it, step)()
+
+
+def spoil(path, how):
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"garbage": b"garbage", "cut": path.read_bytes()[:200]}[how])
+
+
+@pytest.mark.parametrize("how", ["gone", "garbage"])
+def test_a_mask_that_is_gone_or_has_changed_is_made_again(place, how):
+    run, ledger = place
+    it = labeler(place)
+    it.relabel()
+    it.segment()
+    before = run.mask("i1").read_bytes()
+    assert ledger.masks()["i1"].sha256 == sha256_of(run.mask("i1"))
+    spoil(run.mask("i1"), how)
+    assert it.segment() == 1
+    assert run.mask("i1").read_bytes() == before
+
+
+def test_masks_of_a_ledger_without_hashes_get_them(place):
+    _, ledger = place
+    it = labeler(place)
+    it.relabel()
+    it.segment()
+    made = ledger.masks()
+    ledger.add_masks(replace(mask, sha256="") for mask in made.values())
+    assert it.segment() == 0
+    assert ledger.masks() == made
+
+
+@pytest.mark.parametrize("how", ["gone", "garbage", "cut", "of other images"])
+def test_the_vit_is_trained_again_where_its_patch_scores_cannot_be_used(place, how):
+    run, ledger = place
+    it = labeler(place)
+    it.relabel()
+    it.segment()
+    masks = [run.mask(name).read_bytes() for name in ("i1", "i2")]
+    for name in ("i1", "i2"):
+        run.mask(name).unlink()
+    if how == "of other images":
+        np.savez_compressed(run.patch_scores, ids=np.array(["i1"]), maps=np.zeros((1, 2, 8, 8)))
+        ledger.patch_scores_sha256 = ""  # an earlier version recorded none
+    else:
+        spoil(run.patch_scores, how)
+    assert it.segment() == 2
+    assert [run.mask(name).read_bytes() for name in ("i1", "i2")] == masks

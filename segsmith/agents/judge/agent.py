@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.agents.image import Preview, PreviewScore
-from segsmith.agents.judge.real_classifier import RealOpinion
+from segsmith.agents.judge.real_classifier import RealClassifier
 from segsmith.agents.prompt.space import with_article
 from segsmith.config import JudgeConfig
-from segsmith.files import read_image
 from segsmith.memory.ledger import Evidence, ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import ImageTextEncoder
@@ -225,16 +224,16 @@ class JudgeAgent:
         classes: Sequence[str],
         synonyms: Callable[[str], tuple[str, ...]],
         quota: Mapping[str, int],
-        opinion: RealOpinion | None = None,
+        real_classifier: RealClassifier | None = None,
     ) -> None:
-        """`quota` is class -> pictures wanted; `opinion` the classifier trained on real images, if there are any."""
+        """`quota` is class -> pictures wanted; `real_classifier` is used where the run has real images."""
         self._encoder = encoder
         self._ledger = ledger
         self._run = run
         self._config = config
         self._classes = tuple(classes)
         self._quota = quota
-        self._opinion = opinion
+        self._real_classifier = real_classifier
         self._texts = directions(encoder, self._classes, synonyms)
         self._signatures: list[Vectors] | None = None
 
@@ -249,8 +248,8 @@ class JudgeAgent:
         todo = [row for row in self._ledger.images() if row.id not in there]
         for start in range(0, len(todo), CHUNK):
             self._measure(todo[start : start + CHUNK], prompts)
-        if self._opinion is not None:
-            self._opinion.give()
+        if self._real_classifier is not None:
+            self._real_classifier.classify()
         self._ledger.logit_scale = self._encoder.logit_scale
         decision = reconsider(self._ledger, self._classes, self._config, self._quota)
         record(self._ledger, decision, self._classes, self._config)
@@ -297,7 +296,7 @@ class JudgeAgent:
         return failed
 
     def _measure(self, rows: Sequence[ImageRow], prompts: Mapping[str, PromptRow]) -> None:
-        images = [read_image(self._run.image(row.id)) for row in rows]
+        images = [self._run.read_image(row) for row in rows]
         if not images:
             return
         vectors = self._encoder.embed_images(images)

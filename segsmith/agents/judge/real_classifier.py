@@ -1,7 +1,7 @@
-"""The second judge of `augment`: a classifier that learnt from the real images looks at every generated one.
+"""The second judge of `augment`: a classifier trained on the real images scores every generated one.
 
-CLIP knows what a class is called, the real images show what it looks like in this dataset. IAA filters with a model
-it does not name; ours is the relabelling ViT's patch head.
+CLIP knows the name of a class; the real images show what the class looks like in this dataset. IAA filters with a
+model that the paper does not name; ours is the relabelling ViT's patch head.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from segsmith.files import read_image
 from segsmith.memory.ledger import LabelRow, Ledger
 from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_folder import RunFolder
@@ -21,13 +20,16 @@ from segsmith.types import Image
 
 CHUNK = 64
 MIN_IMAGES = 3
-"""Real images with a class, and without it, under which nobody can say how well the class was learnt."""
+"""Fewest real images with and without a class from which its skill is measured."""
 MAX_TEACHERS = 1_500
-"""Real images that the classifier learns from at most (ours); those of rare classes are kept."""
+"""Most real images that the classifier is trained on (ours); those of rare classes are kept."""
 
 
-class RealOpinion:
-    """Gives its probabilities for the classes it proved to know on real images it had not seen; else it abstains."""
+class RealClassifier:
+    """Scores generated images for the classes that it recognises on held-out real images; it ignores the others.
+
+    `classifier` opens the model. `min_skill` is the area under the ROC curve that a class must reach.
+    """
 
     def __init__(
         self,
@@ -43,13 +45,13 @@ class RealOpinion:
         self._real = real
         self._min_skill = min_skill
 
-    def give(self) -> None:
-        """Look at every drawn picture it has not seen; the ledger keeps what it finds, as labels of source "real"."""
+    def classify(self) -> None:
+        """Score every drawn image that has no score yet; the ledger stores the result as labels of source "real"."""
         seen = self._ledger.labels("real")
         todo = [row for row in self._ledger.images() if row.id not in seen]
         for start in range(0, len(todo), CHUNK):
             rows = todo[start : start + CHUNK]
-            shares = self._score([read_image(self._run.image(row.id)) for row in rows])
+            shares = self._score([self._run.read_image(row) for row in rows])
             named = [{c: float(p) for c, p in zip(self._real.classes, line, strict=True) if c in self.skill}
                      for line in shares]  # fmt: skip
             self._ledger.add_labels(
@@ -60,7 +62,7 @@ class RealOpinion:
     @cached_property
     def skill(self) -> dict[str, float]:
         """Class -> area under the ROC curve on held-out real images, of the classes it may judge."""
-        images, labels, groups = self._lesson
+        images, labels, groups = self._training_data
         shares = self._classifier().out_of_fold(images, labels, groups).probabilities
         areas = {
             name: roc_area(shares[:, i], labels[:, i] > 0.5) for i, name in enumerate(self._real.classes)
@@ -71,18 +73,18 @@ class RealOpinion:
 
     @cached_property
     def _score(self) -> Callable[[Sequence[Image]], NDArray[np.float32]]:
-        images, labels, _ = self._lesson
+        images, labels, _ = self._training_data
         return self._classifier().taught(images, labels)
 
     @cached_property
-    def _lesson(self) -> tuple[list[Image], NDArray[np.float32], list[str]]:
+    def _training_data(self) -> tuple[list[Image], NDArray[np.float32], list[str]]:
         teachers = self._real.teachers(MAX_TEACHERS)
         images = [self._real.read(item) for item in teachers]
         return images, self._real.targets(teachers), [item.id for item in teachers]
 
 
 def roc_area(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float | None:
-    """Chance that a positive outscores a negative, ties counting half; None with under `MIN_IMAGES` of either."""
+    """Area under the ROC curve, in [0, 1]; ties count half. None with fewer than `MIN_IMAGES` of either kind."""
     above, below = scores[positive], scores[~positive]
     if min(len(above), len(below)) < MIN_IMAGES:
         return None

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from segsmith.agents.judge.real_classifier import RealOpinion, roc_area
-from segsmith.files import png_bytes
+from segsmith.agents.judge.real_classifier import RealClassifier, roc_area
+from segsmith.files import png_bytes, sha256_of
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow
 from segsmith.memory.real_images import LIST, RealImage, RealSet
 from segsmith.memory.run_folder import RunFolder
@@ -48,9 +48,10 @@ def place(tmp_path):
             (("bright",) if i % 2 else ()) + (("noise",) if i % 3 else ()) + (("rare",) if i == 5 else ())
         )
         split = "val" if i == 11 else "train"
-        images.append(RealImage(f"real-{i}", str(i), split, labels, f"images/{i}.png", "", True))
-        level = 200 if i % 2 else 40
-        (run.real / f"images/{i}.png").write_bytes(png_bytes(np.full((8, 8, 3), level, np.uint8)))
+        path = run.real / f"images/{i}.png"
+        path.write_bytes(png_bytes(np.full((8, 8, 3), 200 if i % 2 else 40, np.uint8)))
+        digest = sha256_of(path)
+        images.append(RealImage(f"real-{i}", str(i), split, labels, f"images/{i}.png", digest, True))
     real = RealSet(run.real, CLASSES, tuple(images))
     (run.real / LIST).write_text(real.text)
     ledger = Ledger(run.ledger)
@@ -61,16 +62,16 @@ def place(tmp_path):
 
 def draw(run, ledger, name, level):
     run.image(name).write_bytes(png_bytes(np.full((8, 8, 3), level, np.uint8)))
-    ledger.add_images([ImageRow(name, "p-1", 1, "b", 0, "")])
+    ledger.add_images([ImageRow(name, "p-1", 1, "b", 0, sha256_of(run.image(name)))])
 
 
 def test_it_judges_only_classes_it_knows_on_unseen_real_images(place):
     run, ledger, real = place
     assert RealSet.open(run.real) == real
     classifier = Brightness()
-    opinion = RealOpinion(lambda: classifier, ledger, run, real, min_skill=0.7)
+    judge = RealClassifier(lambda: classifier, ledger, run, real, min_skill=0.7)
     draw(run, ledger, "i-1", 255)
-    opinion.give()
+    judge.classify()
     found = ledger.labels("real")["i-1"]
     assert found.scores == {"bright": 1.0}  # "noise" is at chance, "rare" has one image
     assert found.classes == ("bright",)
@@ -79,11 +80,11 @@ def test_it_judges_only_classes_it_knows_on_unseen_real_images(place):
 def test_it_looks_at_every_picture_once(place):
     run, ledger, real = place
     classifier = Brightness()
-    opinion = RealOpinion(lambda: classifier, ledger, run, real, min_skill=0.7)
+    judge = RealClassifier(lambda: classifier, ledger, run, real, min_skill=0.7)
     for number in range(3):
         draw(run, ledger, f"i-{number}", 90)
-        opinion.give()
-        opinion.give()
+        judge.classify()
+        judge.classify()
     assert (classifier.taught_times, classifier.looked_at) == (1, 3)
 
 
