@@ -21,7 +21,7 @@ from segsmith.errors import SegsmithError
 from segsmith.graph.finalize import Finalizer
 from segsmith.memory.ledger import Ledger, UsageRow
 from segsmith.memory.real_images import RealSet
-from segsmith.memory.run_config import read_record
+from segsmith.memory.run_config import check_fixed_settings, read_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import ImageBackend
 
@@ -63,10 +63,18 @@ class RunContext:
     """Pause at prompts, verdicts, labels and masks for a reviewer."""
     parts: Mapping[str, Any] = field(default_factory=dict)
 
+    read_only: bool = False
+    """Change nothing in the run folder, so that it need not be writable."""
+
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.run.ledger)
+        self.ledger = Ledger(self.run.ledger, read_only=self.read_only)
         self._stack = ExitStack()
         self._stack.callback(self.ledger.close)
+        try:
+            check_fixed_settings(self.ledger, self.config, self.run.root)
+        except SegsmithError:
+            self._stack.close()
+            raise
         self._opening = threading.RLock()
         self._made: dict[str, Any] = dict(self.parts)
         self.stopping = threading.Event()

@@ -298,6 +298,8 @@ class Ledger:
     schema_version = _Meta("schema_version", int)
     run_id = _Meta("run_id", lambda stored: str(stored or ""))
     """The run's name in a prompt memory that several runs share; "" before the first prompt."""
+    fixed_settings: _Meta[Mapping[str, Any]] = _Meta("fixed_settings", _mapping)
+    """Setting -> value, of the settings that give the stored data its meaning (`run_config.FIXED`)."""
     versions: _Meta[Mapping[str, str]] = _Meta("versions", _mapping)
     """Package -> version, of the last session."""
     summary = _Meta("summary", _summary, asdict)
@@ -326,6 +328,7 @@ class Ledger:
         """
         self._lock = threading.RLock()
         self._depth = 0
+        self.read_only = read_only
         self._db = open_ledger_read_only(Path(path)) if read_only else open_ledger(path)
 
     def close(self) -> None:
@@ -449,6 +452,10 @@ class Ledger:
         row = self._one("SELECT value FROM meta WHERE key='sequence'")
         return 0 if row is None else int(row[0])
 
+    @property
+    def has_prompts(self) -> bool:
+        return self._one("SELECT 1 FROM prompts LIMIT 1") is not None
+
     def prompts(self, status: PromptStatus | None = None) -> list[PromptRow]:
         """Prompts in the order they were written, of one status or all."""
         rows = self._all("SELECT * FROM prompts WHERE ?1 IS NULL OR status=?1 ORDER BY rowid", status)
@@ -471,6 +478,14 @@ class Ledger:
     def pending_images(self) -> dict[str, str]:
         """Image id -> SHA-256 that its file must have, of images without a row yet."""
         return dict(self._all("SELECT id, sha256 FROM pending_images"))
+
+    def unmeasured(self) -> list[ImageRow]:
+        """Images without evidence, in the order they were drawn."""
+        rows = self._all(
+            """SELECT i.* FROM images i LEFT JOIN evidence e ON e.image_id=i.id
+               WHERE e.image_id IS NULL ORDER BY i.rowid"""
+        )
+        return [ImageRow(*row) for row in rows]
 
     def undrawn(self) -> list[UndrawnRow]:
         """Pictures given up before they were finished, in the order they were given up."""

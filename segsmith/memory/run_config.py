@@ -1,4 +1,4 @@
-"""``run.toml``: the one writer and the one reader of what a run was started with."""
+"""``run.toml``, which holds the settings of a run: written, read, and compared with the ledger only here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tomli_w
 from segsmith.config import Config, merged_config, parse_config
 from segsmith.errors import SegsmithError
 from segsmith.files import write_atomic
+from segsmith.memory.ledger import Ledger
 
 RECORDED_VERSIONS = (
     "segsmith", "torch", "torchvision", "timm", "open_clip_torch", "segment-anything", "langgraph", "chromadb",
@@ -26,7 +27,9 @@ FREE = (
     "llm.timeout_s", "llm.usd_per_million_in", "llm.usd_per_million_out", "llm.vllm_command", "offline",
     "trainer.save_every",
 )  # fmt: skip
-"""Settings that may differ from sitting to sitting: caps, and what no result depends on but a failed one."""
+"""Settings that may change from session to session: caps, and settings that no result depends on."""
+FIXED = ("classes", "seed", "judge.clip")
+"""Settings that give the stored data its meaning: the indices of masks, splits and seeds, and measured cosines."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +37,21 @@ class RunRecord:
     """What ``run.toml`` holds."""
 
     asked: Config
-    """The settings as they were typed."""
+    """The settings that the run was started with."""
     versions: Mapping[str, str] = field(default_factory=dict)
     rejudged: Mapping[str, Any] = field(default_factory=dict)
-    """Judge settings that `segsmith rejudge` put in the place of those asked for."""
+    """Judge settings that `segsmith rejudge` has replaced."""
 
     @property
     def config(self) -> Config:
-        """The settings that hold."""
+        """The settings in effect."""
         return (
             merged_config(self.asked, {"judge": self.rejudged}, "run.toml") if self.rejudged else self.asked
         )
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a ``run.toml``; `SegsmithError` names the file and what is wrong with it."""
+    """Read a ``run.toml``. Raises `SegsmithError` that names the file and what is wrong with it."""
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -61,7 +64,7 @@ def read_record(path: Path) -> RunRecord:
 
 
 def write_record(path: Path, record: RunRecord) -> None:
-    """Write it whole; unchanged settings leave the file alone."""
+    """Write a ``run.toml``, unless it holds the same settings already."""
     sections = {
         "config": record.asked.model_dump(mode="json", exclude_none=True),
         "versions": dict(record.versions),
@@ -73,7 +76,7 @@ def write_record(path: Path, record: RunRecord) -> None:
 
 
 def resumed(before: RunRecord, now: Config, where: Path) -> RunRecord:
-    """The record of a run that is taken up again with `now`; only what is `FREE` may differ."""
+    """The record of a run that resumes with settings `now`. Raises `SegsmithError` where others than `FREE` differ."""
     different = [
         (key, old, new)
         for key, old, new in _differences(before.asked.model_dump(mode="json"), now.model_dump(mode="json"))
@@ -89,8 +92,35 @@ def resumed(before: RunRecord, now: Config, where: Path) -> RunRecord:
     return RunRecord(now, before.versions, before.rejudged)
 
 
+def check_fixed_settings(ledger: Ledger, config: Config, where: Path) -> None:
+    """Raise `SegsmithError` where `config` gives the data in the ledger another meaning than when it was written.
+
+    A ledger without prompts takes over the settings, unless it is read-only, and so does one that an earlier version
+    wrote without them. `where` is the run folder.
+    """
+    now = {key: _setting(config, key) for key in FIXED}
+    before = ledger.fixed_settings
+    if not before or not ledger.has_prompts:
+        if before != now and not ledger.read_only:
+            ledger.fixed_settings = now
+        return
+    for key, new in now.items():
+        if key in before and before[key] != new:
+            raise SegsmithError(
+                f"{where / 'run.toml'} says {key} = {new!r}, but the data of this run was made with {before[key]!r}.",
+                "Restore that setting.",
+            )
+
+
+def _setting(config: Config, key: str) -> Any:
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
 def installed_versions() -> dict[str, str]:
-    """Of the packages whose version can change a result."""
+    """Package -> version, of the packages whose version can change a result."""
     versions = {}
     for name in RECORDED_VERSIONS:
         try:

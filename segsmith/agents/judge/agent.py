@@ -243,17 +243,20 @@ class JudgeAgent:
         Earlier verdicts may change: thresholds and ranks are those of all pictures. The pseudo-labels of
         accepted pictures follow SynthSeg-Agents Fig. 3: classes high in prompt space *and* in image space.
         """
+        self.measure()
+        decision = reconsider(self._ledger, self._classes, self._config, self._quota)
+        record(self._ledger, decision, self._classes, self._config)
+        return decision.thresholds
+
+    def measure(self) -> None:
+        """Measure the images that have no evidence yet; what is measured stays."""
         prompts = {p.id: p for p in self._ledger.prompts()}
-        there = self._ledger.evidence()
-        todo = [row for row in self._ledger.images() if row.id not in there]
+        todo = self._ledger.unmeasured()
         for start in range(0, len(todo), CHUNK):
             self._measure(todo[start : start + CHUNK], prompts)
         if self._real_classifier is not None:
             self._real_classifier.classify()
         self._ledger.logit_scale = self._encoder.logit_scale
-        decision = reconsider(self._ledger, self._classes, self._config, self._quota)
-        record(self._ledger, decision, self._classes, self._config)
-        return decision.thresholds
 
     def look(self, previews: Sequence[Preview]) -> list[PreviewScore]:
         """Score unfinished images by the rules of `class_probabilities`; nothing is stored.
@@ -357,7 +360,7 @@ def reconsider(
 
 
 def record(ledger: Ledger, decision: Decision, classes: Sequence[str], config: JudgeConfig) -> None:
-    """Write verdicts, thresholds, and the labels of accepted pictures that follow from them."""
+    """Write verdicts, thresholds and the labels of accepted images that follow from them, in one transaction."""
     prompts = {p.id: p for p in ledger.prompts()}
     prompt_of = {image.id: prompts[image.prompt_id] for image in ledger.images()}
     measured = ledger.evidence()
@@ -369,9 +372,10 @@ def record(ledger: Ledger, decision: Decision, classes: Sequence[str], config: J
             labels.append(LabelRow(verdict.image_id, "prompt", prompt.classes, sure))
             named = list(zip(classes, measured[verdict.image_id].text_shares, shares, strict=True))
             labels.append(_pseudo_label(verdict.image_id, prompt, named, decision.thresholds, config))
-    ledger.add_labels(labels)
-    ledger.thresholds = decision.thresholds
-    ledger.add_verdicts(decision.verdicts)
+    with ledger.transaction():
+        ledger.add_labels(labels)
+        ledger.thresholds = decision.thresholds
+        ledger.add_verdicts(decision.verdicts)
 
 
 def _pseudo_label(
