@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from segsmith.config import TrainerConfig
@@ -19,6 +21,12 @@ log = logging.getLogger(__name__)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's normalisation (OpenAI), unless the image tower has another."""
+
+TIMM_NAME = re.compile(r"[a-z0-9_]{1,80}(\.[a-z0-9_]{1,80})?", re.ASCII)
+"""A model of timm, with the tag of its weights or without."""
+ENCODER_REMEDY = (
+    "Use an encoder of segmentation-models-pytorch, or 'tu-' and a timm model, e.g. tu-resnet10t."
+)
 
 STRIDE = 32
 """Inputs are padded to a multiple of this, which suits all supported architectures."""
@@ -37,6 +45,24 @@ DECODERS: dict[str, dict[str, Any]] = {
     "fpn": {"decoder_pyramid_channels": 128, "decoder_segmentation_channels": 96},
 }
 """Decoder settings by architecture, small enough for two cores; others use the library's defaults."""
+
+
+Channels = Annotated[int, Field(ge=1, le=1024)]
+Rate = Annotated[int, Field(ge=1, le=64)]
+
+
+class DecoderSettings(BaseModel):
+    """The decoder settings that a checkpoint may have: those of `DECODERS`, within bounds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder_depth: int = Field(5, ge=3, le=5)
+    decoder_channels: Channels | Annotated[list[Channels], Field(min_length=1, max_length=5)] = 256
+    encoder_output_stride: Literal[8, 16] = 16
+    decoder_atrous_rates: Annotated[list[Rate], Field(min_length=3, max_length=3)] = [12, 24, 36]
+    decoder_aspp_dropout: float = Field(0.5, ge=0, lt=1)
+    decoder_pyramid_channels: Channels = 256
+    decoder_segmentation_channels: Channels = 128
 
 
 def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module | None = None) -> nn.Module:
@@ -77,23 +103,36 @@ def decoder_of(architecture: str) -> dict[str, Any]:
 
 
 def bare_segmenter(architecture: str, encoder: str, n_classes: int, decoder: Mapping[str, Any]) -> nn.Module:
-    """The network with random weights; nothing is downloaded. Raises `SegsmithError` for unusable names."""
+    """The network with random weights; nothing is downloaded.
+
+    `architecture` and `encoder` must be names that the installed libraries have in their lists: timm would open
+    others, such as ``hf_hub:...``, on the hub or as a folder. Raises `SegsmithError` for unusable names.
+    """
     if architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
         names = ", ".join(sorted(a.__name__ for a in smp.MODEL_ARCHITECTURES_MAPPING.values()))
-        raise SegsmithError(f"There is no architecture {architecture!r}.", f"Type one of: {names}.")
+        raise SegsmithError(f"There is no architecture {architecture[:60]!r}.", f"Type one of: {names}.")
+    if not is_known_encoder(encoder):
+        raise SegsmithError(f"There is no encoder {encoder[:60]!r}.", ENCODER_REMEDY)
     try:
         model: nn.Module = smp.create_model(
             architecture, encoder, encoder_weights=None, classes=n_classes + 1, **decoder
         )
-    # The errors of both libraries for an unknown name, or an encoder that the decoder cannot use.
-    except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:
-        reason = str(error).strip("\"'").partition(", supported encoders")[0]
+    # The errors of both libraries for an encoder or settings that the decoder cannot use.
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SegsmithError(
-            f"Encoder {encoder!r} cannot be used in {architecture}: {reason:.200}.",
-            "Use an encoder of segmentation-models-pytorch, or 'tu-' and a timm model, e.g. tu-resnet10t.",
+            f"Encoder {encoder!r} cannot be used in {architecture}: {reason:.200}.", ENCODER_REMEDY
         ) from None
     set_normalisation(model, MEAN, STD)
     return model
+
+
+def is_known_encoder(name: str) -> bool:
+    """Whether segmentation-models-pytorch has this encoder, or timm, for a name that starts with ``tu-``."""
+    timm_name = name.removeprefix("tu-")
+    if timm_name == name:
+        return name in smp.encoders.encoders
+    return bool(TIMM_NAME.fullmatch(timm_name)) and timm.is_model(timm_name)
 
 
 def load_pretrained(model: nn.Module, encoder: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
-from segsmith.files import png_bytes, read_index_map, write_atomic
+from segsmith.files import UnreadableImage, png_bytes, read_index_map, write_atomic
 from segsmith.types import IGNORE
 
 SAM = 1
@@ -67,6 +68,7 @@ class LabelSources(Dataset[Sample]):
         self.data = data
         self._drawn_only = drawn_classes_only
         self._sam: list[bytes] | None = None
+        self._sam_path: Path | None = None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -76,12 +78,24 @@ class LabelSources(Dataset[Sample]):
         maps = [given]
         if self._sam is not None:
             # The dataset's own labels outrank SAM's and must not count twice.
-            maps.append(np.where(given == IGNORE, pixels_of(self._sam[index]), IGNORE).astype(np.uint8))
+            maps.append(np.where(given == IGNORE, self._sam_map(index, given.shape), IGNORE).astype(np.uint8))
         return Sample(
             torch.from_numpy(image).permute(2, 0, 1).float() / 255,
             torch.from_numpy(np.stack(maps)).long(),
             self.allowed(index),
         )
+
+    def _sam_map(self, index: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
+        """SAM's (H, W) labels of an image, checked: the file may be damaged."""
+        assert self._sam is not None
+        assert self._sam_path is not None
+        try:
+            found = pixels_of(self._sam[index])
+        except UnreadableImage as error:
+            raise _damaged_maps(self._sam_path, f"{self.data.ids[index]}: {error}") from None
+        if found.shape != size or found[found != IGNORE].max(initial=0) > len(self.data.classes):
+            raise _damaged_maps(self._sam_path, f"{self.data.ids[index]} has another size or other classes")
+        return found
 
     def allowed(self, index: int) -> Tensor:
         """(C + 1,) bool: background and the classes that an image can show; all, if it has no labels."""
@@ -100,7 +114,7 @@ class LabelSources(Dataset[Sample]):
 
     def use(self, path: Path) -> None:
         """Use SAM's labels from a file that `save_maps` wrote; raises `SegsmithError` as `load_maps` does."""
-        self._sam = load_maps(path, self.data.ids)
+        self._sam, self._sam_path = load_maps(path, self.data.ids), path
 
 
 def save_maps(path: Path, names: Sequence[str], maps: Iterable[NDArray[np.uint8]]) -> None:
@@ -116,17 +130,28 @@ def load_maps(path: Path, names: Sequence[str]) -> list[bytes]:
     """The PNGs of `save_maps`; `SegsmithError` if the file is missing, damaged or lacks one of the names."""
     try:
         with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            # `save_maps` stores without compression, so the entries cannot be larger than the file.
+            if sum(e.file_size for e in entries) > path.stat().st_size or any(
+                e.compress_type for e in entries
+            ):
+                raise zipfile.BadZipFile("entries that segsmith did not write")
             return [archive.read(f"{name}.png") for name in names]
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise SegsmithError(
-            f"The labels in {path} are damaged ({type(error).__name__}: {error}).",
-            "Delete that file's folder to start over.",
-        ) from None
+    # zipfile raises these for damage in different parts of the file.
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise _damaged_maps(path, f"{type(error).__name__}: {error}") from None
 
 
 def pixels_of(png: bytes) -> NDArray[np.uint8]:
-    """The (H, W) uint8 label map of one PNG of `load_maps`."""
+    """The (H, W) uint8 label map of one PNG of `load_maps`; raises `UnreadableImage`."""
     return read_index_map(png)
+
+
+def _damaged_maps(path: Path, reason: str) -> SegsmithError:
+    return SegsmithError(
+        f"The labels in {path} are damaged ({' '.join(reason.split())[:200]}).",
+        f"Type rm -r {shlex.quote(str(path.parent))} to make them again.",
+    )
 
 
 def stack(samples: Sequence[Sample], size: tuple[int, int]) -> Sample:

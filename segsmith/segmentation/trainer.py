@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,20 +20,25 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segsmith.config import TrainerConfig
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
+from segsmith.files import remove_leftovers
 from segsmith.ids import seed_of
 from segsmith.segmentation.checkpoint import (
+    EpochReport,
     SegmenterMeta,
     TrainingState,
+    first_problem,
     load_segmenter,
     load_state,
     save_segmenter,
     save_state,
+    saved_fingerprint,
 )
 from segsmith.segmentation.inference import evaluate, predict, predicted_pairs, teacher_predictions
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
@@ -61,23 +66,6 @@ WORKERS = 4
 """Number of processes that read a dataset which is too large for memory."""
 CROP = 0.75
 """Side of a training crop as a fraction of the image's; 0.75 trains nearly twice as many images per second."""
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """Figures of one epoch, counted from 1.
-
-    `loss` is the mean over all processes. `miou` in [0, 1] is that of the averaged weights on split val, None without
-    such a split. `seconds` includes running SAM; `images_per_second` is that of all processes together.
-    """
-
-    epoch: int
-    epochs: int
-    loss: float
-    learning_rate: float
-    miou: float | None
-    seconds: float
-    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -123,12 +111,15 @@ def train(
     except OSError as error:
         raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Choose another folder.") from None
     with torch.random.fork_rng():
-        run = _Run(data, validation, out, config, seed, clip_tower, sam if config.sam_weight else None)
-        while not run.done():
-            report = run.one_epoch()
-            if on_epoch is not None:
-                on_epoch(report)
-        return run.finish()
+        try:
+            run = _Run(data, validation, out, config, seed, clip_tower, sam if config.sam_weight else None)
+            while not run.done():
+                report = run.one_epoch()
+                if on_epoch is not None:
+                    on_epoch(report)
+            return run.finish()
+        except SegsmithError as error:
+            raise _without_traceback(error) from None
 
 
 def processes() -> PartialState:
@@ -151,6 +142,7 @@ class _Run:
         sam: SamLabels | None,
     ) -> None:
         self.data, self.validation, self.out, self.config, self.seed = data, validation, out, config, seed
+        self.state = out / "training"
         # accelerate keeps one precision per process; a second training in this process may need another.
         AcceleratorState._reset_state()
         # Each batch is split between the processes, so that their number does not change the training.
@@ -163,6 +155,7 @@ class _Run:
         self.window = _window(self.size)
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
+        self.meta = self._description(model)
         batch = min(config.batch_size, max(len(data), 2))
         labels = () if all(data.real) else [data.present(i) for i in range(len(data))]
         self.sampler = EpochSampler(len(data), batch, seed, data.real, real_share(config, data.real), labels)
@@ -180,6 +173,10 @@ class _Run:
         self.epoch = 0
         self.sam_round: int | None = None
         self.fingerprint = _fingerprint(data, config, seed, "" if sam is None else sam.name)
+        if self.accelerator.is_main_process:
+            for folder in (self.out, self.state):
+                remove_leftovers(folder)
+        self.accelerator.wait_for_everyone()
         self._resume()
         self.weights = self._class_weights()
 
@@ -229,20 +226,8 @@ class _Run:
 
     def finish(self) -> TrainResult:
         """Write the averaged weights as the finished segmenter, and score them."""
-        mean, std = normalisation(self.ema.model)
-        meta = SegmenterMeta(
-            classes=self.data.classes,
-            architecture=self.config.architecture,
-            encoder=self.config.encoder,
-            decoder=decoder_of(self.config.architecture),
-            size=self.size,
-            mean=mean,
-            std=std,
-            epochs=self.epoch,
-            seed=self.seed,
-            trainer=self.config,
-        )
         if self.accelerator.is_main_process:
+            meta = self.meta.model_copy(update={"epochs": self.epoch})
             save_segmenter(self.out, self.ema.model.state_dict(), meta)
         self.accelerator.wait_for_everyone()
         checkpoint = self.out / "segmenter.safetensors"
@@ -272,6 +257,27 @@ class _Run:
         self.ema.update(self._bare())
         return loss.detach()
 
+    def _description(self, model: nn.Module) -> SegmenterMeta:
+        mean, std = normalisation(model)
+        try:
+            return SegmenterMeta(
+                classes=self.data.classes,
+                architecture=self.config.architecture,
+                encoder=self.config.encoder,
+                decoder=decoder_of(self.config.architecture),
+                size=self.size,
+                mean=mean,
+                std=std,
+                epochs=0,
+                seed=self.seed,
+                trainer=self.config,
+            )
+        except ValidationError as error:
+            raise SegsmithError(
+                f"No segmenter can be trained on {self.data.root}: {first_problem(error)}.",
+                "Fix the dataset.",
+            ) from None
+
     def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
         with self.accelerator.autocast():
             logits: Tensor = model(normalise(self._bare(), images).to(memory_format=torch.channels_last))
@@ -297,7 +303,7 @@ class _Run:
         self.weights = self._class_weights()
 
     def _sam_file(self, round_: int) -> Path:
-        return self.out / "training" / f"sam-{round_}.zip"
+        return self.state / f"sam-{round_}.zip"
 
     def _class_weights(self) -> Tensor:
         return class_weights(self.sources.class_pixels(self.sampler.rates)).to(self.accelerator.device)
@@ -316,20 +322,19 @@ class _Run:
         return self.accelerator.unwrap_model(self.model)
 
     def _resume(self) -> None:
-        state = load_state(self.out / "training")
-        if state is None:
+        before = saved_fingerprint(self.state)
+        if before is not None and before != self.fingerprint:
+            log.warning("the state in %s was made with different data or settings; starting over", self.state)
             return
-        if state.fingerprint != self.fingerprint:
-            log.warning(
-                "the state in %s was made with different data or settings; starting over",
-                self.out / "training",
-            )
+        state = load_state(self.state, self._bare())
+        if state is None:
             return
         self._bare().load_state_dict(state.model)
         self.ema.model.load_state_dict(state.ema)
         self.ema.updates = state.ema_updates
-        self.optimizer.load_state_dict(state.optimizer)
-        self.reports = [EpochReport(**report) for report in state.reports]
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state.optimizer, "param_groups": groups})
+        self.reports = list(state.reports)
         self.epoch = state.epoch
         if state.sam_round is not None:
             self._use_sam(state.sam_round)
@@ -344,11 +349,19 @@ class _Run:
                 model=self._bare().state_dict(),
                 ema=self.ema.model.state_dict(),
                 ema_updates=self.ema.updates,
-                optimizer=self.optimizer.state_dict(),
-                reports=[asdict(report) for report in self.reports],
+                optimizer=self.optimizer.state_dict()["state"],
+                reports=tuple(self.reports),
             )
-            save_state(self.out / "training", state)
+            save_state(self.state, state)
         self.accelerator.wait_for_everyone()
+
+
+def _without_traceback(error: SegsmithError) -> SegsmithError:
+    """`error`, or its last line if torch has put the traceback of a reading process into its message."""
+    lines = error.message.splitlines()
+    if len(lines) < 2:
+        return error
+    return SegsmithError(lines[-1].rpartition(f"{SegsmithError.__name__}: ")[2], "Fix that file.")
 
 
 def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

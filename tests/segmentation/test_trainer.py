@@ -10,7 +10,6 @@ from squares_dataset import TINY, write_item, write_squares
 
 from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
-from segsmith.segmentation.checkpoint import load_state
 from segsmith.segmentation.trainer import (
     evaluate,
     load_segmenter,
@@ -131,7 +130,9 @@ def test_a_crash_during_a_save_leaves_the_previous_state(squares, tmp_path, monk
     monkeypatch.setattr(checkpoint, "write_atomic", full_disk)
     with pytest.raises(OSError, match="No space"):
         train(squares, tmp_path, config(), seed=3)
-    assert load_state(tmp_path / "training").epoch == 1
+    assert json.loads((tmp_path / "training" / "state.json").read_text())["epoch"] == 1
+    monkeypatch.undo()
+    assert [r.epoch for r in train(squares, tmp_path, config(), seed=3).reports] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["state.json", "model-a.safetensors", "optimizer-a.pt"])
