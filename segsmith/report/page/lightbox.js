@@ -27,6 +27,11 @@ async function enlarge(row) {
   );
 }
 
+/** The note typed for an image before it was marked. */
+function typedNote(row) {
+  return lightbox.open && Number(lightbox.dataset.row) === row ? $("#lightbox-note").value : "";
+}
+
 function enlargeNeighbour(step) {
   const at = neighbours.indexOf(Number(lightbox.dataset.row));
   enlarge(neighbours[(at + step + neighbours.length) % neighbours.length]);

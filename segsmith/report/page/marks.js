@@ -31,7 +31,7 @@ function mark(row, action) {
   const id = index.id[row];
   const before = marks.get(id);
   if (action === "undo" || before?.action === action) marks.delete(id);
-  else marks.set(id, { action, note: before?.note ?? "" });
+  else marks.set(id, { action, note: before?.note ?? typedNote(row) });
   saveMarks();
 }
 
