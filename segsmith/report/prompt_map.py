@@ -11,9 +11,9 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from segsmith.memory.ledger import prompt_families
+from segsmith.memory.ledger import PromptRow, prompt_families
 from segsmith.report.run_data import RunData
-from segsmith.report.statistics import ratio
+from segsmith.report.statistics import label, ratio
 from segsmith.report.theme import OUTLINES, class_shape
 
 WIDTH, HEIGHT, MARGIN, RADIUS = 720, 420, 14, 4.2
@@ -88,9 +88,9 @@ def prompt_map(
         f'<path class="k{index} level-{name}" data-class="{index}" d="{"".join(marks)}"/>'
         for (index, name), marks in sorted(paths.items())
     ]
-    label = escape(f"Map of {len(shown)} admitted prompts; similar prompts are close together")
+    title = escape(f"Map of {len(shown)} admitted prompts; similar prompts are close together")
     svg = Markup(
-        f'<svg class="map" id="map" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+        f'<svg class="map" id="map" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
         + "".join(parts)
         + f'<circle id="map-ring" r="{RADIUS * 2.2:.1f}" cx="-50" cy="-50"/></svg>'
     )
@@ -140,9 +140,15 @@ def prompt_table(
         "status": [p.status for p in prompts],
         "parent": [-1 if p.parent_id in (None, p.id) else place.get(p.parent_id, -1) for p in prompts],
         "family": [k for k, members in enumerate(rows) for _ in members],
-        "problem": [str(p.critique.get("problem") or "") for p in prompts],
+        "problem": [_problem(p) for p in prompts],
         "judged": [known[p.id][0] for p in prompts],
         "accepted": [known[p.id][1] for p in prompts],
         "x": [points.get(p.id, (None, None))[0] for p in prompts],
         "y": [points.get(p.id, (None, None))[1] for p in prompts],
     }
+
+
+def _problem(prompt: PromptRow) -> str:
+    """Why a prompt was refined or dropped: ``off topic: ...``; "" for an admitted one."""
+    reason, colon, text = str(prompt.critique.get("problem") or "").partition(":")
+    return label(reason) + colon + text

@@ -1,6 +1,6 @@
-"""Fill a run folder and its ledger with a made-up but plausible run, for the report's tests and to look at.
+"""A made-up run with everything a report shows: rejected images, decisions, costs, an evaluation.
 
-`python tests/report/make_run.py FOLDER` writes a run drawn by the simulator and prints its report's path.
+`python tests/report/make_run.py FOLDER` writes such a run, drawn by the simulator, and prints the path of its report.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STAGES = ("empty", "written", "drawn", "labelled", "masked", "all")
 
 
 class WordEncoder:
-    """An `ImageTextEncoder` that only knows words: texts that share words lie close."""
+    """An `ImageTextEncoder` for texts alone: texts that share words have similar vectors."""
 
     name = "words"
 
@@ -63,8 +63,8 @@ def remember(run: RunFolder, ledger: Ledger) -> None:
         )
 
 
-def intervene(ledger: Ledger) -> None:
-    """What people and hosted models would leave in the ledger."""
+def add_decisions_and_costs(ledger: Ledger) -> None:
+    """What reviewers and hosted models leave in the ledger."""
     ledger.add_usage(UsageRow("llm", "smollm2", calls=399, tokens_in=65452, tokens_out=11750))
     ledger.add_usage(UsageRow("images", "hosted-1", calls=7, images=7, usd=0.28))
     ledger.add_models(
@@ -119,10 +119,10 @@ def make_run(
     text: str = "a {cls} {state} at the {place}, {light} light",
     seed: int = 0,
 ) -> tuple[RunFolder, Ledger, Config]:
-    """A run that stopped after `stage`; closing the ledger is the caller's."""
+    """A run that stopped after `stage`; the caller closes the ledger."""
     rng = np.random.default_rng(seed)
     reached = STAGES.index(stage)
-    # Class names a config would refuse still reach the report, as hostile data must.
+    # A config rejects hostile class names; the report must not rely on that.
     config = load_config(flags={"per_class": 2 * prompts_per_class, "images": {"size": size}, "seed": seed})
     config = config.model_copy(update={"classes": classes})
     run = RunFolder(root)
@@ -137,7 +137,7 @@ def make_run(
         _draw(run, ledger, config, thresholds, world, rng, stage)
     ledger.run_id = make_id("r", root.name, seed)
     if reached >= STAGES.index("all"):
-        intervene(ledger)
+        add_decisions_and_costs(ledger)
         _train(run, ledger, config, world, rng)
     return run, ledger, config
 
@@ -163,13 +163,13 @@ def _write_prompts(
             words = words if status == "admitted" else f"{words} ({status} {k})"
             problem = {
                 "admitted": "",
-                "refined": "too close to an admitted prompt",
+                "refined": "familiar: too similar to an admitted prompt",
                 "dropped": str(
                     rng.choice(
                         [
-                            "does not name the class",
-                            "too close to an admitted prompt",
-                            "another class ranks first",
+                            "rule: does not name the class",
+                            "familiar: too similar to an admitted prompt",
+                            "off_topic: another class ranks first",
                         ]
                     )
                 ),
@@ -291,9 +291,9 @@ def _draw(
 
 
 def _examples(run: RunFolder, config: Config, world: bool, rng: np.random.Generator) -> list[str]:
-    world_folder = run.evaluation / "real"
+    folder = run.evaluation / "real"
     for part in ("JPEGImages", "SegmentationClass", "Predictions"):
-        (world_folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir(parents=True, exist_ok=True)
     for k in range(6):
         classes, index = config.classes, 1 + k % len(config.classes)
         image, mask = (
@@ -307,7 +307,7 @@ def _examples(run: RunFolder, config: Config, world: bool, rng: np.random.Genera
             ("SegmentationClass", png_bytes(mask, voc_palette())),
             ("Predictions", png_bytes(predicted, voc_palette())),
         ):
-            (world_folder / name / f"t{k}.png").write_bytes(data)
+            (folder / name / f"t{k}.png").write_bytes(data)
     return [f"t{k}" for k in range(6)]
 
 
@@ -323,16 +323,20 @@ def _train(run: RunFolder, ledger: Ledger, config: Config, world: bool, rng: np.
         )
     names = ("background", *classes)
     val = {c: float(rng.uniform(0.6, 0.92)) for c in names}
-    real = {c: v * float(rng.uniform(0.75, 0.97)) for c, v in val.items()}
+    test = {c: v * float(rng.uniform(0.75, 0.97)) for c, v in val.items()}
     confusion = rng.integers(0, 400, (len(names), len(names)))
     confusion[np.arange(len(names)), np.arange(len(names))] += rng.integers(4000, 9000, len(names))
     confusion[0, 0] += 90_000
-    mean = lambda d: sum(d.values()) / len(d)  # noqa: E731
     counts = tuple(map(tuple, confusion.tolist()))
     ledger.evaluation = {
-        "synthetic_val": Evaluation(mean(val), val, 0.9, names),
+        "synthetic_val": Evaluation(float(np.mean(list(val.values()))), val, 0.9, names),
         "test_set": Evaluation(
-            mean(real), real, 0.8, names, tuple(_examples(run, config, world, rng)), counts
+            float(np.mean(list(test.values()))),
+            test,
+            0.8,
+            names,
+            tuple(_examples(run, config, world, rng)),
+            counts,
         ),
     }
     ledger.log("missing", **{"class": classes[-1], "have": 4, "want": 6, "reason": "stalled"})
@@ -350,6 +354,8 @@ def _train(run: RunFolder, ledger: Ledger, config: Config, world: bool, rng: np.
 if __name__ == "__main__":
     from segsmith.report.report import build_report
 
-    made, book, settings = make_run(Path(sys.argv[1]), world=sys.argv[2:] != ["shapes"], prompts_per_class=8)
-    remember(made, book)
-    print(build_report(made, book, settings))
+    made, ledger, settings = make_run(
+        Path(sys.argv[1]), world=sys.argv[2:] != ["shapes"], prompts_per_class=8
+    )
+    remember(made, ledger)
+    print(build_report(made, ledger, settings))
