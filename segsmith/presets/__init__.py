@@ -1,1 +1,1 @@
-"""Settings files, one for each kind of machine."""
+"""Presets: a file of settings for each kind of machine."""

@@ -1,4 +1,4 @@
-"""Every text a language model is given, as template files; see `fill`."""
+"""All texts that language models are given, as template files; see `fill`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from string import Template
 def fill(name: str, **values: str) -> str:
     """The template ``<name>.txt`` with each ``$key`` replaced, without the final line break.
 
-    Raises KeyError for a key of the template without a value, TypeError for a value the template ignores.
+    Raises `KeyError` for a key without a value, and `TypeError` for a value without a key.
     """
     template = _template(name)
     unused = set(values) - set(template.get_identifiers())

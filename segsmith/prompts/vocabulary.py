@@ -11,7 +11,7 @@ from importlib import resources
 
 @dataclass(frozen=True)
 class Suited:
-    """What suits one class: names of places, and states such as "sleeping black"."""
+    """What suits a class: names of places, and states such as "sleeping black"."""
 
     places: tuple[str, ...]
     states: tuple[str, ...]
@@ -19,7 +19,7 @@ class Suited:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Attribute values; each mapping is name -> the phrase that a sentence says it with."""
+    """The values of each attribute; most mappings are name -> the phrase for it in a sentence."""
 
     outdoor: Mapping[str, str]
     indoor: Mapping[str, str]
@@ -29,7 +29,7 @@ class Vocabulary:
     viewpoints: Mapping[str, str]
     kinds: Mapping[str, Mapping[str, list[str]]]
     said: Mapping[str, Mapping[str, list[str]]]
-    """Attribute -> value -> what else people say for it."""
+    """Attribute -> value -> its synonyms in users' requests."""
 
     @property
     def places(self) -> dict[str, str]:
@@ -40,15 +40,15 @@ class Vocabulary:
         return {**self.outdoor_lights, **self.indoor_lights}
 
     def lights_of(self, place: str) -> tuple[str, ...]:
-        """Names of the lights that a place can have."""
+        """Names of the lights that are possible in a place."""
         return tuple(self.indoor_lights if place in self.indoor else self.outdoor_lights)
 
     def weathers_of(self, place: str) -> tuple[str, ...]:
-        """Names of the weathers that a place can have: none indoors."""
+        """Names of the weathers that are possible in a place; none indoors."""
         return () if place in self.indoor else tuple(self.weathers)
 
     def suited(self, names: Iterable[str]) -> Suited:
-        """What suits a class with these names (its own first, then synonyms)."""
+        """What suits a class with these names: its own name first, then synonyms."""
         kind = next((k for n in names if (k := self._kind(n))), "other")
         words = self.kinds[kind]
         qualities, colours = words["qualities"], words["colours"]
@@ -58,7 +58,7 @@ class Vocabulary:
         )
 
     def _kind(self, name: str) -> str | None:
-        """The kind that lists `name` or, failing that, its last word ("school bus")."""
+        """The kind that lists `name` or, if there is none, its last word (as in "school bus")."""
         name = name.lower().replace("_", " ")
         for candidate in (name, name.split()[-1]):
             for kind, words in self.kinds.items():
@@ -69,7 +69,7 @@ class Vocabulary:
 
 @cache
 def load_vocabulary() -> Vocabulary:
-    """The vocabulary that comes with the package."""
+    """The vocabulary of the package."""
     words = tomllib.loads((resources.files("segsmith.prompts") / "vocabulary.toml").read_text("utf-8"))
     return Vocabulary(
         outdoor=words["places"]["outdoor"],

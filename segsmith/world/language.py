@@ -1,7 +1,7 @@
-"""From an English prompt to what should be seen, and back.
+"""Parses an English prompt into a scene specification, and writes captions for one.
 
-`parse` reads any string, the way a text-to-image model takes any prompt; `caption` says a spec in
-varied English that `parse` reads as the same spec.
+`parse` accepts any string, as text-to-image models do; `caption` describes a specification in varied English that
+`parse` reads back as the same specification.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from segsmith.world.nouns import NOUNS, Noun, normalise, phrases, plurals
 
 MAX_COUNT = 6
-"""More of one noun than this is not told apart at a glance in a small picture."""
+"""Maximum number of objects of one noun; more are hard to tell apart in a small image."""
 
 PLACES: dict[str, tuple[str, ...]] = {
     "street": ("road", "city street", "avenue", "alley", "sidewalk", "pavement", "crosswalk",
@@ -49,7 +49,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "studio": ("photo studio", "plain background", "white background", "plain backdrop",
                "studio background", "simple background", "neutral background", "studio backdrop"),
 }  # fmt: skip
-"""Place -> other ways to say it."""
+"""Place -> its synonyms."""
 
 INDOOR = frozenset({"kitchen", "living room", "bedroom", "office", "studio"})
 WATERSIDE = frozenset({"beach", "lake", "harbour"})
@@ -71,7 +71,7 @@ LIGHTS: dict[str, tuple[str, ...]] = {
                   "indoor lighting", "indoor lamp", "artificial lighting", "studio lighting",
                   "fluorescent light"),
 }  # fmt: skip
-"""Light -> other ways to say it."""
+"""Light -> its synonyms."""
 
 WEATHERS: dict[str, tuple[str, ...]] = {
     "clear": ("clear sky", "clear skies", "clear weather", "sunny", "blue sky", "cloudless",
@@ -83,7 +83,7 @@ WEATHERS: dict[str, tuple[str, ...]] = {
     "fog": ("foggy", "mist", "misty", "haze", "hazy", "thick fog", "morning mist",
             "foggy weather"),
 }  # fmt: skip
-"""Weather -> other ways to say it."""
+"""Weather -> its synonyms."""
 
 COLOURS: dict[str, tuple[str, ...]] = {
     "red": ("crimson", "scarlet", "maroon"),
@@ -98,7 +98,7 @@ COLOURS: dict[str, tuple[str, ...]] = {
     "white": ("snow white", "cream coloured"),
     "grey": ("gray", "silver", "dark grey", "dark gray"),
 }
-"""Colour -> other ways to say it; a colour counts only before a noun."""
+"""Colour -> its synonyms; a colour is only read before a noun."""
 
 STATES: dict[str, tuple[str, ...]] = {
     "flying": ("soaring", "hovering", "in flight", "airborne"),
@@ -112,7 +112,7 @@ STATES: dict[str, tuple[str, ...]] = {
     "small": ("tiny", "little", "miniature"),
     "old": ("vintage", "rusty", "worn", "antique"),
 }
-"""State or pose -> other ways to say it; before a noun or right after it."""
+"""State or pose -> its synonyms; read before a noun or directly after it."""
 
 _COUNTS = {
     "a": 1, "an": 1, "one": 1, "single": 1, "1": 1, "another": 1,
@@ -128,7 +128,7 @@ _NUMBER_WORDS = ("", "", "two", "three", "four", "five", "six")
 _NEGATIONS = ("no", "without", "without a", "without an", "without any", "free of", "not a",
               "not any", "except", "instead of", "instead of a")  # fmt: skip
 
-# Words that contain a noun or place but name neither.
+# Phrases with the name of a noun or place that do not mean it.
 _IDIOMS = (
     "camera angle", "the camera", "on camera", "camera lens", "camera view", "camera shot",
     "eye level", "bird's eye", "birds eye", "birds eye view", "bird's eye view", "fish eye",
@@ -145,7 +145,7 @@ _IDIOMS = (
     "fire station", "bed sheet",
 )  # fmt: skip
 
-# Between two noun phrases; a colour or count does not reach over one of these.
+# Words between two noun phrases; colours and counts before them do not apply to nouns after them.
 _BREAKS = frozenset({
     "and", "with", "in", "on", "at", "near", "by", "beside", "under", "over", "behind", "next",
     "to", "from", "the", "its", "his", "her", "their", "of", "into", "while", "that", "this",
@@ -156,7 +156,7 @@ _BREAKS = frozenset({
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """So many of one noun; `colour` and `state` are keys of `COLOURS` and `STATES`, or None."""
+    """Number of objects of one noun; `colour` and `state` are keys of `COLOURS` and `STATES`, or None."""
 
     noun: str
     count: int = 1
@@ -166,7 +166,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """What a picture shows; `place`, `light` and `weather` are keys of their word lists."""
+    """Content of a scene; `place`, `light` and `weather` are keys of `PLACES`, `LIGHTS` and `WEATHERS`."""
 
     objects: tuple[ObjectSpec, ...]
     place: str
@@ -192,11 +192,11 @@ _LISTS: tuple[tuple[str, Mapping[str, tuple[str, ...]]], ...] = (
 
 @cache
 def _lexicon() -> tuple[dict[str, _Meaning], int]:
-    """Every phrase the parser knows, and the length in words of the longest."""
+    """Every phrase that the parser knows, and the number of words of the longest."""
     lexicon = {
         phrase: _Meaning("noun", name, 2 if plural else 1) for phrase, (name, plural) in phrases().items()
     }
-    # Later entries win: a place or a colour ("beach", "orange") is no object.
+    # Later entries win: a place or colour ("beach", "orange") is not an object.
     for kind, words in _LISTS:
         for canonical, synonyms in words.items():
             for phrase in (canonical, *synonyms):
@@ -211,7 +211,7 @@ def _lexicon() -> tuple[dict[str, _Meaning], int]:
 
 
 def _match(words: list[str], start: int) -> tuple[_Meaning | None, int]:
-    """The longest known phrase at `start` and its length in words; (None, 1) if none."""
+    """The longest known phrase at `start` and its number of words; (None, 1) if there is none."""
     lexicon, longest = _lexicon()
     for length in range(min(longest, len(words) - start), 0, -1):
         meaning = lexicon.get(" ".join(words[start : start + length]))
@@ -221,14 +221,14 @@ def _match(words: list[str], start: int) -> tuple[_Meaning | None, int]:
 
 
 class _Reader:
-    """One pass over the words; keeps the modifiers that wait for their noun."""
+    """One pass over the words; keeps the modifiers read since the last noun."""
 
     def __init__(self) -> None:
         self.objects: dict[str, ObjectSpec] = {}
         self.found: dict[str, str] = {}
         self.words_seen = set[str]()
         self.forget()
-        self.last: str | None = None  # noun just read; a state may follow it
+        self.last: str | None = None  # the last noun, if a state may follow it
 
     def forget(self) -> None:
         self.count: int | None = None
@@ -241,12 +241,12 @@ class _Reader:
     def noun(self, name: str, number: int) -> None:
         if not self.negated:
             count = min(MAX_COUNT, self.count or number)
-            if number > 1 and count == 1:  # "a dogs" is a slip; the plural says more
+            if number > 1 and count == 1:  # "a dogs" is a mistake; the plural is more reliable
                 count = number
             old = self.objects.get(name)
             new = ObjectSpec(name, count, self.colour, self.state)
             if old is not None:
-                # "a dog ... the dog": the same one, unless the prompt says "another".
+                # "a dog ... the dog" is the same dog, unless the prompt says "another".
                 total = old.count + count if self.extra else max(old.count, count)
                 new = ObjectSpec(
                     name,
@@ -264,7 +264,7 @@ class _Reader:
             self.noun(meaning.value, meaning.number)
             return
         if meaning.kind == "count":
-            # "without a dog", "a single dog", "two other dogs": keep what was said before.
+            # "without a dog", "a single dog", "two other dogs": keep the negation and count before.
             negated, count = self.negated, self.count
             self.forget()
             self.negated = negated
@@ -307,7 +307,7 @@ class _Reader:
 
 
 def _orange_is_the_fruit(words: list[str], at: int) -> bool:
-    """Whether "orange" at `at` ends its noun phrase: "an orange and a pear", not "orange car"."""
+    """Whether "orange" at `at` is a noun, as in "an orange and a pear", not in "orange car"."""
     if at + 1 < len(words) and words[at + 1] not in _BREAKS:
         return False
     meaning = _lexicon()[0].get(words[at - 1]) if at else None
@@ -315,10 +315,10 @@ def _orange_is_the_fruit(words: list[str], at: int) -> bool:
 
 
 def parse(prompt: str) -> SceneSpec:
-    """What `prompt` asks for: nouns with counts, colours and states, and place, light, weather.
+    """The nouns with counts, colours and states, and the place, light and weather that `prompt` asks for.
 
-    Total: any string gives a spec, one without known nouns gives no objects. What the prompt leaves
-    out is filled in plausibly and always in the same way for the same prompt.
+    Any string gives a spec; one without known nouns has no objects. Place, light and weather that the prompt does not
+    state are chosen plausibly, and always in the same way for the same prompt.
     """
     words = normalise(prompt.replace("#", " ")).split()
     reader = _Reader()
@@ -349,7 +349,7 @@ def parse(prompt: str) -> SceneSpec:
 
 
 def _usual_place(objects: tuple[ObjectSpec, ...], rng: np.random.Generator) -> str:
-    # People are anywhere: what else is there says more about the place.
+    # People can be anywhere, so the other objects determine the place.
     telling = [item.noun for item in objects if item.noun != "person"] or [o.noun for o in objects]
     places = usual_places(NOUNS[telling[0]]) if telling else tuple(PLACES)
     return places[int(rng.integers(len(places)))]
@@ -389,14 +389,14 @@ WATERCRAFT = frozenset({"boat", "canoe", "ferry", "motorboat", "cruise ship", "c
 
 
 def usual_places(noun: Noun) -> tuple[str, ...]:
-    """Places where the noun is likely; the likelier ones are repeated."""
+    """Places that suit the noun; likely ones are repeated."""
     if noun.name in WATERCRAFT:
         return _BY_NOUN["boat"]
     return _BY_NOUN.get(noun.name) or _BY_GROUP.get(noun.group) or _HOME
 
 
 def usual_light(place: str, rng: np.random.Generator) -> str:
-    """A light that suits the place; daylight more often than not."""
+    """A random light that suits the place; most often daylight."""
     if place in INDOOR:
         return ("day", "day", "day", "lamplight", "lamplight", "night", "golden hour")[int(rng.integers(7))]
     return ("day", "day", "day", "day", "golden hour", "golden hour", "sunset", "night",
@@ -404,7 +404,7 @@ def usual_light(place: str, rng: np.random.Generator) -> str:
 
 
 def usual_weather(place: str, rng: np.random.Generator) -> str:
-    """A weather that suits the place; clear more often than not, and always clear indoors."""
+    """A random weather that suits the place; most often clear, and always clear indoors."""
     if place in INDOOR:
         return "clear"
     return _OUTDOOR_WEATHERS[int(rng.integers(len(_OUTDOOR_WEATHERS)))]
@@ -418,7 +418,7 @@ _SPOKEN = {
 
 
 def spoken(noun: Noun) -> str:
-    """The noun's name as people write it ("dining table" for "diningtable")."""
+    """The noun's name in ordinary spelling ("dining table" for "diningtable")."""
     return _SPOKEN.get(noun.name, noun.name)
 
 
@@ -464,7 +464,7 @@ _TEMPLATES = (
     "{objects} {place} {weather} {light}",
     "{weather}, {objects} {place}, {light}",
     "a realistic photograph showing {objects} {place} {light} {weather}",
-    "{objects}, {place}, {light}",  # says no weather; used only when parse agrees
+    "{objects}, {place}, {light}",  # states no weather: only used if `parse` reads the same
     "a photo of {objects} {place}",
 )
 
@@ -505,9 +505,9 @@ def _say_objects(spec: SceneSpec, rng: np.random.Generator, plain: bool) -> str:
 
 
 def caption(spec: SceneSpec, rng: np.random.Generator) -> str:
-    """A varied English caption such that `parse(caption(spec, rng)) == spec`.
+    """A random English caption for which `parse(caption(spec, rng)) == spec`.
 
-    Holds for specs with distinct nouns and counts of 1 to `MAX_COUNT`.
+    This holds for specs with distinct nouns and counts from 1 to `MAX_COUNT`.
     """
     for _ in range(4):
         text = _pick(_TEMPLATES, rng).format(
@@ -518,7 +518,7 @@ def caption(spec: SceneSpec, rng: np.random.Generator) -> str:
         )
         if parse(text) == spec:
             return text
-    # English is ambiguous ("a sleeping tiny mouse"); the plainest order always reads back.
+    # English is ambiguous ("a sleeping tiny mouse"); the plainest order is always read back correctly.
     objects = _say_objects(spec, rng, plain=True)
     place, light, weather = (
         _IN_PLACE[spec.place][0],

@@ -1,6 +1,6 @@
-"""The things the miniature world knows: one noun, one emoji, and every way to say it.
+"""The nouns of the world: the emoji of each, its group and its synonyms.
 
-The table is `nouns.tsv`, committed so that the world is the same on every machine and opens fast.
+The table is `nouns.tsv`, so that the world is the same on every machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ VOC_CLASSES: tuple[str, ...] = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-"""The 20 PASCAL VOC classes, official order and spelling; each is a key of `NOUNS`."""
+"""The 20 classes of PASCAL VOC in their official order and spelling; each is a key of `NOUNS`."""
 
 _IRREGULAR = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice",
@@ -31,16 +31,16 @@ _IRREGULAR = {
     "passerby": "passersby",
 }  # fmt: skip
 _REGULAR_TOO = {"person", "fish", "squid", "shrimp", "scarf", "cactus"}  # "persons", "scarfs"
-_PLURAL_WORDS = {"people", "cattle", "dice"}  # synonyms that mean several
+_PLURAL_WORDS = {"people", "cattle", "dice"}  # synonyms that are plurals
 
 
 @dataclass(frozen=True)
 class Noun:
-    """A physical thing that can be drawn.
+    """A kind of object that can be drawn.
 
-    `codepoint`: emoji code points in hex, joined by "-", without fe0f; a codepoint that starts with
-    "x-" is a sprite drawn by `segsmith.world.sprites` itself. `synonyms`: other singular names,
-    never shared with another noun. `group`: animal, vehicle, food, ...
+    `codepoint` is the emoji's code points in hex, joined by "-" and without fe0f; one that starts with "x-" is a
+    sprite that `segsmith.world.sprites` contains. `synonyms` are other singular names, each of one noun only.
+    `group` is animal, vehicle, food and so on.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Noun:
 
 
 def normalise(text: str) -> str:
-    """Lower case ASCII words joined by single spaces; hyphens and underscores become spaces."""
+    """The text as lower-case ASCII words joined by single spaces; hyphens and underscores become spaces."""
     text = unicodedata.normalize("NFKD", text.replace("\u2019", "'")).lower()
     text = text.encode("ascii", "ignore").decode()
     return " ".join(re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text))
 
 
 def plurals(phrase: str) -> tuple[str, ...]:
-    """Plausible plurals of a singular phrase, the best first ("bus" -> "buses")."""
+    """Possible plurals of a singular phrase, the most likely first ("bus" -> "buses")."""
     *front, last = phrase.split(" ")
     head = " ".join(front) + " " if front else ""
     if " of " in phrase:  # "glass of milk" -> "glasses of milk"
@@ -89,7 +89,7 @@ def _read_table() -> dict[str, Noun]:
 
 
 class _LazyNouns(Mapping[str, Noun]):
-    """Reads the table at first use, so that importing the package costs nothing."""
+    """Reads the table on first use, so that importing the package is fast."""
 
     @staticmethod
     @cache
@@ -107,12 +107,12 @@ class _LazyNouns(Mapping[str, Noun]):
 
 
 NOUNS: Mapping[str, Noun] = _LazyNouns()
-"""Every noun by its name."""
+"""All nouns by name."""
 
 
 @cache
 def phrases() -> dict[str, tuple[str, bool]]:
-    """Normalised phrase -> (noun name, is plural), for names, synonyms and their plurals."""
+    """Normalised phrase -> (noun name, whether it is plural), for names, synonyms and their plurals."""
     table: dict[str, tuple[str, bool]] = {}
     for noun in NOUNS.values():
         for phrase in (noun.name, *noun.synonyms):
@@ -130,7 +130,7 @@ def _joined() -> dict[str, str]:
 
 
 def find_noun(text: str) -> Noun | None:
-    """The noun called `text` (any case, singular or plural, synonym, with spaces or hyphens)."""
+    """The noun with the name or synonym `text`, in any case, singular or plural, spaces or hyphens; else None."""
     key = normalise(text)
     if key in phrases():
         return NOUNS[phrases()[key][0]]
@@ -139,6 +139,6 @@ def find_noun(text: str) -> Noun | None:
 
 
 def suggest(text: str, n: int = 3) -> list[str]:
-    """At most `n` noun names spelt most like `text`, for an error message."""
+    """Up to `n` noun names whose spelling is most similar to `text`, for an error message."""
     close = difflib.get_close_matches(normalise(text), list(phrases()), n=4 * n, cutoff=0.6)
     return list(dict.fromkeys(phrases()[phrase][0] for phrase in close))[:n]

@@ -1,6 +1,6 @@
-"""One painter for each place: sky, ground, water and the clutter that belongs there.
+"""A painter for each place: sky, ground, water and scenery.
 
-None of what is painted is a noun. Positions are fractions of the picture, (0, 0) top left.
+Nothing that is painted here is an object of the world. Positions are fractions of the image, (0, 0) is top left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from segsmith.world.brush import Brush, Colour, blend
 
 @dataclass(frozen=True)
 class Ground:
-    """What a painter reports: where things stand, and how the ground's texture looks."""
+    """What a painter returns: where objects may stand, and the texture of the ground; see `backdrop.Backdrop`."""
 
     horizon: float
     top: float
@@ -459,7 +459,7 @@ def _bedroom(b: Brush) -> Ground:
     b.window(x, 0.08, x + 0.24, 0.36)
     for x0 in (x - 0.06, x + 0.24):
         b.box(x0, 0.05, x0 + 0.06, 0.44, blend(wall, (255, 255, 255), 0.5))
-    # the bed stands along the wall; it is scenery, and for that reason no noun
+    # The bed along the wall is scenery, not an object.
     x0 = b.u(0.4, 0.48) if left else b.u(-0.02, 0.06)
     x1 = x0 + 0.56
     wood, cover = (

@@ -1,4 +1,4 @@
-"""Compose a picture with its exact truth: which pixel belongs to which object."""
+"""Composes an image together with its ground truth: the object that each pixel belongs to."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from segsmith.world.nouns import NOUNS, find_noun, suggest
 from segsmith.world.sprites import STYLES, Style, master
 
 MIN_VISIBLE = 0.55
-"""Share of an object's own pixels that other objects never cover."""
+"""Minimum share of an object's pixels that other objects leave visible."""
 
 _MAX_OBJECTS = 200  # instance ids are uint8
 
-# Probability of being in the air where there is a sky.
+# Probability of being in the air, outdoors.
 _FLYERS = {
     "aeroplane": 0.65, "bird": 0.4, "kite": 0.9, "helicopter": 0.8, "balloon": 0.8, "rocket": 0.5,
     "flying saucer": 0.9, "light aircraft": 0.7, "parachute": 0.9, "butterfly": 0.6, "bee": 0.6,
@@ -54,9 +54,9 @@ _RGB: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class PlacedObject:
-    """One object as drawn.
+    """One drawn object.
 
-    `visible_px`: pixels with its id in `Scene.instances`; `bbox_xyxy`: their tight box
+    `visible_px` is the number of pixels with its id in `Scene.instances`; `bbox_xyxy` is their bounding box
     (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
     """
 
@@ -68,10 +68,9 @@ class PlacedObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its truth.
+    """An image and its ground truth.
 
-    `image`: (H, W, 3) uint8 RGB; `instances`: (H, W) uint8, 0 where there is no object, else the
-    instance id of the object in front.
+    `image` is (H, W, 3) uint8 RGB; `instances` is (H, W) uint8: the instance id of the front object, 0 for none.
     """
 
     image: npt.NDArray[np.uint8]
@@ -79,10 +78,10 @@ class Scene:
     objects: tuple[PlacedObject, ...]
 
     def class_mask(self, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
-        """(H, W) uint8: i + 1 where `classes[i]` is seen, 0 elsewhere.
+        """(H, W) uint8 label map: i + 1 where `classes[i]` is visible, 0 elsewhere.
 
-        Names are resolved by `find_noun`; objects of other nouns, and names of nothing known, are
-        background. At most 254 classes.
+        Names are resolved by `find_noun`. Objects of other nouns are background; unknown names have no pixels. At
+        most 254 classes.
         """
         index: dict[str, int] = {}
         for position, name in enumerate(classes):
@@ -95,7 +94,7 @@ class Scene:
         return lut[self.instances]
 
     def present(self, classes: Sequence[str]) -> tuple[str, ...]:
-        """Those of `classes` (as spelt there) with at least one visible pixel."""
+        """The names in `classes` with at least one visible pixel."""
         seen = {placed.noun for placed in self.objects if placed.visible_px > 0}
         nouns = ((name, find_noun(name)) for name in classes)
         return tuple(name for name, noun in nouns if noun is not None and noun.name in seen)
@@ -103,7 +102,7 @@ class Scene:
 
 @dataclass
 class _Sprite:
-    """An object to place; positions are pixels, `x`, `y` its top left corner."""
+    """An object to place; `x`, `y` is its top left corner and `foot` its lowest row, in pixels."""
 
     noun: str
     rgba: Image.Image
@@ -123,11 +122,11 @@ class _Sprite:
 
 @lru_cache(maxsize=512)
 def _tinted(codepoint: str, style: Style, colour: str) -> Image.Image:
-    """The master sprite with `colour` at its typical luminance, shading kept."""
+    """The sprite recoloured: `colour` replaces its typical luminance, and the shading is kept."""
     rgba = np.asarray(master(codepoint, style), np.float32)
     luminance = (rgba[..., :3] @ np.array([0.3, 0.59, 0.11], np.float32)) / 255
     solid = rgba[..., 3] > 127
-    # openmoji draws black outlines: those are not the colour of the thing
+    # The black outlines of openmoji are not part of the object's colour.
     body = solid & (luminance > 0.12)
     typical = float(np.median(luminance[body])) if body.any() else 0.5
     typical = min(max(typical, 0.25), 0.85)
@@ -140,8 +139,8 @@ def _tinted(codepoint: str, style: Style, colour: str) -> Image.Image:
 
 
 def _seed(spec: SceneSpec, seed: int, style: Style, size: int) -> list[int]:
-    """Integers that differ whenever an argument of `compose` differs, the same in every process."""
-    # Spelt out, since equal specs may differ in repr (numpy strings and integers).
+    """Integers for a random generator: different for different arguments of `compose`, the same in every process."""
+    # Not repr: equal specs may differ in it, with numpy strings and integers.
     said = [f"{o.noun}|{int(o.count)}|{o.colour or ''}|{o.state or ''}" for o in spec.objects]
     words = zlib.crc32("/".join([*said, spec.place, spec.light, spec.weather]).encode())
     return [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, words, STYLES.index(style), size]
@@ -149,9 +148,9 @@ def _seed(spec: SceneSpec, seed: int, style: Style, size: int) -> list[int]:
 
 @lru_cache(maxsize=2048)
 def _level(codepoint: str, style: Style, colour: str | None, halvings: int) -> Image.Image:
-    """The sprite with premultiplied alpha, halved so often: what an affine transform samples."""
+    """The sprite with premultiplied alpha, halved `halvings` times, as input for an affine transform."""
     image = _tinted(codepoint, style, colour) if colour else master(codepoint, style)
-    # A margin, so that a tilted edge is sampled against nothing rather than cut.
+    # With a margin, so that rotated edges are blended instead of cut off.
     padded = Image.new("RGBA", (image.width + 8, image.height + 8))
     padded.paste(image, (4, 4))
     premultiplied = padded.convert("RGBa")
@@ -161,9 +160,9 @@ def _level(codepoint: str, style: Style, colour: str | None, halvings: int) -> I
 def _draw_sprite(
     item: ObjectSpec, height_px: float, limit_px: int, style: Style, rng: np.random.Generator
 ) -> Image.Image:
-    """The item's sprite about `height_px` tall (less if wide), flipped, tilted and coloured.
+    """The item's sprite, about `height_px` high (less if it is wide), flipped, rotated and coloured at random.
 
-    Premultiplied "RGBa", cropped to its alpha, neither side longer than `limit_px`.
+    The image has mode "RGBa" (premultiplied), is cropped to its visible pixels, and no side exceeds `limit_px`.
     """
     codepoint = NOUNS[item.noun].codepoint
     full = master(codepoint, style)
@@ -171,10 +170,10 @@ def _draw_sprite(
     angle = np.deg2rad((tilt - 0.5) * 12)
     w, h = float(full.width), float(full.height)
     if item.state == "sleeping" and NOUNS[item.noun].group in ("animal", "person"):
-        # Who stands tall lies down; an animal longer than tall rolls on its back.
+        # Tall sprites are laid on their side; wide ones are turned upside down.
         angle += np.pi / 2 if h > w else np.pi
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
-    # Height and width of the tilted box, at scale 1
+    # Width and height of the rotated box at scale 1
     box_w, box_h = abs(w * cos) + abs(h * sin), abs(w * sin) + abs(h * cos)
     scale = height_px / max(box_h, 0.8 * box_w)
     scale = min(scale, (limit_px - 1) / max(1.06 * box_w, box_h))
@@ -182,7 +181,7 @@ def _draw_sprite(
     wide = scale * (0.94 + 0.12 * stretch)
     halvings = 0 if scale > 0.6 else 1 if scale > 0.3 else 2 if scale > 0.15 else 3
     image = _level(codepoint, style, item.colour, halvings)
-    # Output pixel -> sampled pixel: undo stretch and scale, the tilt, then the flip.
+    # From output to input pixels: undo the scale and stretch, the rotation, then the flip.
     step = 0.5**halvings
     out_w, out_h = max(1, int(box_w * wide) + 1), max(1, int(box_h * scale) + 1)
     ax, ay = step / wide, step / scale
@@ -198,11 +197,11 @@ def _draw_sprite(
     return out.crop(solid) if solid is not None else out
 
 
-_SOLID = [0] * 24 + [255] * 232  # what of the soft edge counts when a sprite is cropped
+_SOLID = [0] * 24 + [255] * 232  # alpha values that count as visible when a sprite is cropped
 
 
 def _heights(n: int, size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Target heights in pixels for n objects."""
+    """Random target heights of n objects, in pixels."""
     low, high = {1: (0.42, 0.75), 2: (0.34, 0.55), 3: (0.29, 0.46)}.get(n, (0.0, 0.0))
     if not high:
         high = 0.9 / np.sqrt(n)
@@ -213,7 +212,7 @@ def _heights(n: int, size: int, rng: np.random.Generator) -> npt.NDArray[np.floa
 def _lanes(
     item: ObjectSpec, scenery: Backdrop, place: str, rng: np.random.Generator
 ) -> tuple[float, float, bool]:
-    """Where its foot may be, (highest, lowest) as fractions of height, and whether it stands."""
+    """The range of an object's lowest row, as fractions of the image height, and whether it stands on the ground."""
     chance = _FLYERS.get(item.noun, 0.0)
     if item.state == "flying":
         chance = 1.0 if chance or NOUNS[item.noun].group in ("animal", "vehicle") else 0.5
@@ -234,7 +233,7 @@ def _place(
     style: Style,
     rng: np.random.Generator,
 ) -> list[_Sprite]:
-    """Lay the items out back to front, keeping boxes mostly apart."""
+    """Place the items from back to front with little overlap."""
     n = len(items)
     heights = _heights(n, size, rng)
     placed: list[_Sprite] = []
@@ -250,10 +249,10 @@ def _place(
         image = _draw_sprite(item, height, size, style, rng)
         nearest = min(0.75, max(0.0, 1.6 * (image.height / size - 0.32)))
         for u, v in tries:
-            if standing:  # what is large is near, so that a bus does not tower over the houses
+            if standing:  # large objects are near, so that a bus is not larger than the houses
                 v = nearest + (1 - nearest) * v
             foot = (low + (high - low) * v) * size
-            if not standing and low == 0.0:  # in the sky: the whole height of it is free
+            if not standing and low == 0.0:  # in the sky, at any height
                 foot = max(image.height + 1.0, foot)
             y = min(max(0, round(foot) - image.height), size - image.height)
             x = round(u * max(0, size - image.width))
@@ -270,7 +269,7 @@ def _place(
 
 
 def _overlap(x: int, y: int, image: Image.Image, other: _Sprite) -> float:
-    """Shared area of two boxes over the smaller one's area, 0..1."""
+    """Intersection of two boxes divided by the area of the smaller one, in [0, 1]."""
     w = min(x + image.width, other.x + other.w) - max(x, other.x)
     h = min(y + image.height, other.y + other.h) - max(y, other.y)
     if w <= 0 or h <= 0:
@@ -279,7 +278,7 @@ def _overlap(x: int, y: int, image: Image.Image, other: _Sprite) -> float:
 
 
 def _grid(items: list[ObjectSpec], size: int, style: Style, rng: np.random.Generator) -> list[_Sprite]:
-    """Each object in a cell of its own: the layout of last resort, without any overlap."""
+    """Place each object in a separate cell; used if random placement leaves too much overlap."""
     n = len(items)
     columns = int(np.ceil(np.sqrt(n)))
     rows = int(np.ceil(n / columns))
@@ -295,13 +294,13 @@ def _grid(items: list[ObjectSpec], size: int, style: Style, rng: np.random.Gener
 
 
 def _truth(sprites: list[_Sprite], size: int) -> tuple[npt.NDArray[np.uint8], list[float]]:
-    """Instance map (ids from 1, back to front) and the visible share of each sprite's pixels."""
+    """The instance map (ids from 1, from back to front) and the visible share of each sprite's pixels."""
     instances = np.zeros((size, size), np.uint8)
     own = []
     for k, sprite in enumerate(sprites, start=1):
         alpha = np.asarray(sprite.rgba.getchannel(3))
         solid = alpha > 127
-        if not solid.any():  # thin and tiny; even so it was asked for, and it is seen
+        if not solid.any():  # too thin and small, but it must still be visible
             solid = alpha == alpha.max()
         own.append(int(solid.sum()))
         instances[sprite.y : sprite.y + sprite.h, sprite.x : sprite.x + sprite.w][solid] = k
@@ -311,14 +310,14 @@ def _truth(sprites: list[_Sprite], size: int) -> tuple[npt.NDArray[np.uint8], li
 
 @lru_cache(maxsize=1)
 def _blob() -> Image.Image:
-    """A soft round shadow, 64 x 64, 0..255."""
+    """A soft round shadow, 64 x 64 pixels, in [0, 255]."""
     axis = np.linspace(-1, 1, 64, dtype=np.float32)
     r2 = axis[:, None] ** 2 + axis[None] ** 2
     return Image.fromarray((255 * np.clip(1 - r2, 0, 1)).astype(np.uint8))
 
 
 def _cast_shadow(canvas: Floats, sprite: _Sprite, strength: float) -> None:
-    """Darken the ground under the sprite's foot."""
+    """Darken the ground below the sprite."""
     size = canvas.shape[0]
     w, h = max(6, round(1.05 * sprite.w)), max(4, round(0.2 * sprite.w))
     x, y = sprite.x + (sprite.w - w) // 2, sprite.foot - round(0.62 * h)
@@ -329,7 +328,7 @@ def _cast_shadow(canvas: Floats, sprite: _Sprite, strength: float) -> None:
     canvas[y0:y1, x0:x1] *= 1 - dark[..., None] * (strength / 255)
 
 
-# Gain and offset per channel for things in each light; the sky is painted in its light already.
+# Gain and offset per channel in each light, applied after painting. The sky is painted in its light already.
 _LIGHTING: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "day": ((1.03, 1.02, 1.0), (2, 2, 2)),
     "golden hour": ((1.08, 0.97, 0.76), (12, 6, 0)),
@@ -342,7 +341,7 @@ _LIGHTING: dict[str, tuple[tuple[float, float, float], tuple[float, float, float
 
 @lru_cache(maxsize=32)
 def _pool(size: int) -> Floats:
-    """(size, size, 1) falloff of a lamp's light from the middle of the picture, 1 to about 0.45."""
+    """(size, size, 1) float32 gain of a lamp's light, which falls off from the centre of the image."""
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     r2 = (axis[:, None] + 0.1) ** 2 + axis[None] ** 2
     pool: Floats = (1.08 - 0.36 * r2)[..., None].astype(np.float32)
@@ -351,7 +350,7 @@ def _pool(size: int) -> Floats:
 
 @lru_cache(maxsize=32)
 def _falling(kind: str, index: int, size: int) -> Floats:
-    """(2 size, 2 size) float32 opacity 0..1 of rain streaks or snow flakes."""
+    """(2 size, 2 size) float32 opacity in [0, 1] of rain streaks or snowflakes."""
     rng = np.random.default_rng([104729, index, size, kind == "rain"])
     side = 4 * size
     image = Image.new("L", (side, side))
@@ -373,7 +372,7 @@ def _falling(kind: str, index: int, size: int) -> Floats:
 
 
 def _atmosphere(canvas: Floats, spec: SceneSpec, scenery: Backdrop, rng: np.random.Generator) -> Floats:
-    """Light and weather over the whole picture, objects included."""
+    """Apply light and weather to the whole image, including the objects."""
     size = canvas.shape[0]
     gain, offset = (np.array(v, np.float32) for v in _LIGHTING[spec.light])
     sky = round(scenery.horizon * size)
@@ -382,7 +381,7 @@ def _atmosphere(canvas: Floats, spec: SceneSpec, scenery: Backdrop, rng: np.rand
     if indoor and spec.light in ("night", "sunset", "golden hour"):
         gain = (
             np.float32(0.75) * gain + np.float32(0.2) * gain.mean()
-        )  # a room takes less of the colour outside
+        )  # rooms take on less of the colour outside
     canvas *= gain
     canvas += offset
     if spec.light == "lamplight":
@@ -395,7 +394,7 @@ def _atmosphere(canvas: Floats, spec: SceneSpec, scenery: Backdrop, rng: np.rand
         haze = np.array((214, 172, 156), np.float32)
     index, dx, dy, flip = (int(v) for v in rng.integers(0, (5, size, size, 2)))
     strength = {"fog": 0.58, "rain": 0.14, "snow": 0.1}[spec.weather]
-    if indoor:  # the weather stays outside the window
+    if indoor:  # indoors, weather is only visible through windows
         for x0, y0, x1, y1 in scenery.windows:
             box = np.s_[round(y0 * size) : round(y1 * size), round(x0 * size) : round(x1 * size)]
             if spec.weather != "fog":
@@ -403,7 +402,7 @@ def _atmosphere(canvas: Floats, spec: SceneSpec, scenery: Backdrop, rng: np.rand
                 canvas[box] += 120 * drops[..., None]
         return canvas
     rows = np.arange(size, dtype=np.float32)
-    # thickest at the horizon, thin near the viewer
+    # densest at the horizon, thin near the viewer
     depth = np.where(rows < sky, 1.0, 1.0 - 0.62 * (rows - sky) / max(1, size - sky))
     mix = (strength * rng.uniform(0.9, 1.1) * depth).astype(np.float32)[:, None, None]
     if spec.weather == "fog":
@@ -431,13 +430,13 @@ def _finish(canvas: Floats, style: Style, rng: np.random.Generator) -> npt.NDArr
 
 
 def _check(spec: SceneSpec) -> None:
-    """Raise where `spec` names what the world does not know."""
+    """Raise `SegsmithError` if `spec` has a name that the world does not know."""
     for item in spec.objects:
         if item.noun not in NOUNS:
             noun = find_noun(item.noun)
             near = [noun.name] if noun is not None else suggest(item.noun)
             remedy = f"Use {' or '.join(near)}." if near else "See segsmith/world/nouns.tsv."
-            raise SegsmithError(f"The world has no noun {item.noun!r}.", remedy)
+            raise SegsmithError(f"The simulator has no noun {item.noun!r}.", remedy)
         if item.colour is not None and item.colour not in COLOURS:
             raise SegsmithError(f"No colour {item.colour!r}.", f"Use one of {', '.join(COLOURS)}.")
     known = (("place", spec.place, PLACES), ("light", spec.light, LIGHTS))
@@ -447,12 +446,11 @@ def _check(spec: SceneSpec) -> None:
 
 
 def compose(spec: SceneSpec, seed: int, *, style: Style = "twemoji", size: int = 128) -> Scene:
-    """Draw `spec` as a (size, size) picture with its truth; the same arguments, the same pixels.
+    """Draw `spec` as a (size, size) image with its ground truth; the same arguments give the same pixels.
 
-    Nouns, colours, place, light and weather are names of `segsmith.world` (what `parse` gives);
-    others raise SegsmithError. Every asked object is in the picture and keeps at least
-    `MIN_VISIBLE` of its pixels in view. Counts are cut where more than 200 objects would be asked;
-    a `size` of 64 to 512 px looks right.
+    Every object is in the image, and at least `MIN_VISIBLE` of its pixels are visible; objects beyond the first 200
+    are left out. `size` may be 64 to 512 pixels. Raises `SegsmithError` for nouns, colours, places, lights and
+    weathers other than those that `parse` returns.
     """
     _check(spec)
     rng = np.random.default_rng(_seed(spec, seed, style, size))
@@ -475,7 +473,7 @@ def compose(spec: SceneSpec, seed: int, *, style: Style = "twemoji", size: int =
     for sprite in sprites:
         if sprite.standing:
             _cast_shadow(canvas, sprite, shadow)
-    # Things stay a little brighter than their place at night: dark, but known at a glance.
+    # At night, objects are a little brighter than the place, so that they can be recognised.
     lights_on = spec.light == "night"
     for sprite in sprites:
         rgba = np.asarray(sprite.rgba, np.float32)
@@ -500,9 +498,9 @@ def _describe(sprites: list[_Sprite], instances: npt.NDArray[np.uint8]) -> tuple
 
 
 def random_spec(nouns: Sequence[str], rng: np.random.Generator, max_objects: int = 3) -> SceneSpec:
-    """A plausible spec with 1 to `max_objects` distinct nouns of `nouns` (resolved by `find_noun`).
+    """A random plausible spec with 1 to `max_objects` distinct nouns of `nouns` (resolved by `find_noun`).
 
-    The place suits the first noun more often than not; counts are mostly 1.
+    The place usually suits the first noun; most counts are 1.
     """
     known = [noun.name for noun in map(find_noun, nouns) if noun is not None]
     known = list(dict.fromkeys(known))

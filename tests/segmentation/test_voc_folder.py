@@ -19,7 +19,7 @@ def copy(squares, tmp_path):
     return shutil.copytree(squares, tmp_path / "copy")
 
 
-def test_items_are_what_the_files_hold(squares):
+def test_items_have_the_content_of_the_files(squares):
     data = VocFolder(squares, "val")
     image, label = data[2]
     stored = np.asarray(Image.open(squares / "JPEGImages/val2.png"))
@@ -77,7 +77,7 @@ def spoil_image(root):
 
 
 def spoil_bytes(root):
-    (root / "JPEGImages/val1.png").write_bytes(b"not a picture")
+    (root / "JPEGImages/val1.png").write_bytes(b"not an image")
 
 
 def spoil_classes(root):
@@ -101,7 +101,7 @@ def spoil_names(root):
         (spoil_names, ["classes.txt"]),
     ],
 )
-def test_what_does_not_fit_is_named(copy, spoil, words):
+def test_errors_name_the_file_and_the_problem(copy, spoil, words):
     spoil(copy)
     with pytest.raises(SegsmithError) as caught:
         VocFolder(copy, "val")
@@ -109,12 +109,12 @@ def test_what_does_not_fit_is_named(copy, spoil, words):
     assert caught.value.remedy
 
 
-def test_a_missing_split_lists_those_there_are(squares):
+def test_the_error_for_a_missing_split_lists_the_existing_ones(squares):
     with pytest.raises(SegsmithError, match=r"minival.txt.*test, train, val"):
         VocFolder(squares, "minival")
 
 
-def test_large_datasets_are_read_when_asked(squares, monkeypatch):
+def test_large_datasets_are_read_on_access(squares, monkeypatch):
     kept = VocFolder(squares, "val")
     monkeypatch.setattr("segsmith.datasets.voc_folder.RAM_BYTES", 0)
     read = VocFolder(squares, "val")
@@ -127,7 +127,7 @@ def test_large_datasets_are_read_when_asked(squares, monkeypatch):
 
 
 @pytest.mark.parametrize(("length", "batch"), [(24, 6), (10, 4), (1, 2), (3, 16)])
-def test_an_epoch_sees_everything_in_full_batches(length, batch):
+def test_an_epoch_has_every_image_in_full_batches(length, batch):
     sampler = EpochSampler(length, batch, seed=1)
     order = list(sampler)
     assert len(order) == len(sampler)
@@ -147,7 +147,7 @@ def test_orders_differ_by_epoch_and_repeat_by_seed():
 @pytest.mark.parametrize(
     ("n_real", "least", "share"), [(4, 0.5, 0.5), (30, 0.5, 0.75), (4, 0.25, 0.25), (4, 1.0, 1.0)]
 )
-def test_real_pictures_have_their_share_of_every_epoch(n_real, least, share):
+def test_real_images_have_their_share_of_every_epoch(n_real, least, share):
     length = 40
     real = [i < n_real for i in range(length)]
     sampler = EpochSampler(length, 8, 1, real, least)
@@ -156,11 +156,11 @@ def test_real_pictures_have_their_share_of_every_epoch(n_real, least, share):
         assert len(order) == 40
         assert sum(real[i] for i in order) == round(40 * share)
         times = np.bincount([i for i in order if real[i]], minlength=n_real)[:n_real]
-        assert times.max() - times.min() <= 1  # as evenly as can be
+        assert times.max() - times.min() <= 1  # as evenly as possible
 
 
-def test_real_pictures_drawn_again_even_out_their_classes():
-    labels = [(1,)] * 9 + [(2,)] + [(1, 2)] * 30  # of the ten real ones a single one shows class 2
+def test_repeated_real_images_even_out_the_classes():
+    labels = [(1,)] * 9 + [(2,)] + [(1, 2)] * 30  # only one of the ten real images shows class 2
     real = [i < 10 for i in range(40)]
     sampler = EpochSampler(40, 8, 1, real, 0.5, labels)
     for sampler.epoch in range(3):
@@ -172,7 +172,7 @@ def test_real_pictures_drawn_again_even_out_their_classes():
     assert sum(sampler.rates) == 40
 
 
-def test_class_pixels_count_pictures_as_often_as_they_are_drawn(squares):
+def test_class_pixels_count_images_as_often_as_they_are_drawn(squares):
     data = VocFolder(squares, "train")
     real = [i < 6 for i in range(24)]
     sampler = EpochSampler(24, 6, 1, real, 1.0)
@@ -182,11 +182,11 @@ def test_class_pixels_count_pictures_as_often_as_they_are_drawn(squares):
 
 
 @pytest.mark.parametrize("kind", [True, False])
-def test_pictures_of_one_kind_are_all_seen(kind):
+def test_images_of_one_kind_are_all_drawn(kind):
     assert sorted(EpochSampler(10, 5, 1, [kind] * 10, 0.5)) == list(range(10))
 
 
-def test_the_source_column_says_what_is_real(copy, squares):
+def test_the_source_column_tells_real_images_from_generated_ones(copy, squares):
     (copy / "labels.csv").write_text("image_id,classes,source\ntrain0,red,generated\ntrain1,,real\n")
     before = VocFolder(squares, "train").fingerprint()
     data = VocFolder(copy, "train")
@@ -194,7 +194,7 @@ def test_the_source_column_says_what_is_real(copy, squares):
     assert data.fingerprint() != before
 
 
-def test_stacking_resizes_and_keeps_labels_labels():
+def test_stacking_resizes_images_and_labels():
     label = torch.zeros(10, 12, dtype=torch.int64)
     label[5:] = 255
     allowed = torch.tensor([True, False])
@@ -228,9 +228,9 @@ def test_augmentation_moves_pixels_and_labels_together():
     assert labels.dtype == torch.int64
     assert set(labels.unique().tolist()) <= {0, 1, 255}
     assert 0 <= images.min() <= images.max() <= 1
-    for picture, label in zip(images.mean(1), labels, strict=True):
+    for image, label in zip(images.mean(1), labels, strict=True):
         if (label == 1).any() and (label == 0).any():
-            assert picture[label == 1].mean() > picture[label == 0].mean() + 0.05
+            assert image[label == 1].mean() > image[label == 0].mean() + 0.05
 
 
 def test_augmentation_repeats_by_seed_and_varies():

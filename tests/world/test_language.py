@@ -1,4 +1,4 @@
-"""Prompts are read the way a person reads them, and captions read back as what was meant."""
+"""Prompts are parsed as a reader would understand them, and captions are read back as the same spec."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def seen(prompt):
         ("a TV-monitor beside a couch", {"tvmonitor": 1, "sofa": 1}),
         ("a dozen things, none of them known: qwerty", {}),
         ("twelve cats", {"cat": MAX_COUNT}),
-        ("umpteen cats", {"cat": 2}),  # a number it does not know; the plural still counts
+        ("umpteen cats", {"cat": 2}),  # an unknown number; the plural still counts
         ("nine cats", {"cat": MAX_COUNT}),
         ("Generate an image: **cat**, 4k, highly detailed", {"cat": 1}),
     ],
@@ -60,7 +60,7 @@ def test_colour_and_state_belong_to_their_noun():
     )
 
 
-def test_what_is_left_out_is_filled_in_alike_each_time():
+def test_missing_attributes_are_chosen_alike_each_time():
     assert parse("a boat") == parse("a boat")
     assert {parse(f"a boat number {k}x").place for k in range(40)} == {"lake", "harbour", "beach"}
 
@@ -75,7 +75,7 @@ def test_any_text_gives_a_spec(text):
     assert all(item.noun in NOUNS and 1 <= item.count <= MAX_COUNT for item in spec.objects)
 
 
-_WORDS = st.sampled_from(  # as many as the parser has branches
+_WORDS = st.sampled_from(  # one or more for each branch of the parser
     [
         "a",
         "an",
@@ -115,7 +115,7 @@ _WORDS = st.sampled_from(  # as many as the parser has branches
 
 @given(st.lists(_WORDS, max_size=25))
 @settings(max_examples=150, deadline=None)
-def test_any_heap_of_known_words_gives_a_spec(words):
+def test_any_sequence_of_known_words_gives_a_spec(words):
     spec = parse(" ".join(words))
     assert len({item.noun for item in spec.objects}) == len(spec.objects)
 

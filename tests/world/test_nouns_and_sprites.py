@@ -1,4 +1,4 @@
-"""The vocabulary: every noun has one meaning, many names, and a picture in both styles."""
+"""Nouns and sprites: every noun has one meaning, many names, and a sprite in both styles."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ def test_the_table_is_large_and_no_name_means_two_things():
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", VOC_CLASSES)
 def test_every_voc_class_has_a_sprite(name, style):
-    picture = sprite(NOUNS[name], style, 48)
-    assert picture.shape[0] == 48
-    assert picture.shape[2] == 4
-    assert picture.dtype == np.uint8
-    solid = picture[..., 3] > 127
+    image = sprite(NOUNS[name], style, 48)
+    assert image.shape[0] == 48
+    assert image.shape[2] == 4
+    assert image.dtype == np.uint8
+    solid = image[..., 3] > 127
     assert solid.mean() > 0.1
-    assert (picture[..., 3] > 0).any(axis=1)[[0, -1]].all()  # cropped tightly
+    assert (image[..., 3] > 0).any(axis=1)[[0, -1]].all()  # cropped tightly
 
 
 def test_the_two_styles_differ():
@@ -53,18 +53,18 @@ def test_a_sample_of_all_nouns_has_sprites(style):
         ("  hot   dog ", "hot dog"), ("T-shirts", "t shirt"), ("orange", "tangerine"),
     ],
 )  # fmt: skip
-def test_nouns_are_found_however_they_are_spelt(text, name):
+def test_nouns_are_found_in_any_spelling(text, name):
     noun = find_noun(text)
     assert noun is not None
     assert noun.name == name
 
 
 @pytest.mark.parametrize("text", ["", "  ", "the", "quux", "dogdog", "\u0000", "犬"])
-def test_what_is_no_noun_is_not_found(text):
+def test_unknown_words_are_not_found(text):
     assert find_noun(text) is None
 
 
-def test_suggestions_are_near_names():
+def test_suggestions_have_a_similar_spelling():
     assert "elephant" in suggest("elefant")
     assert len(suggest("carr", n=2)) <= 2
     assert suggest("zzzzzzzz") == []

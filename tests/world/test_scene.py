@@ -1,4 +1,4 @@
-"""A scene holds what was asked, and its truth is exact."""
+"""A scene shows what its spec asks for, and its ground truth is exact."""
 
 import subprocess
 import sys
@@ -18,14 +18,14 @@ _SPEC = parse("a dog and two cats on the beach at sunset")
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_asked_object_is_there_and_in_view(style):
+def test_every_requested_object_is_visible(style):
     rng = np.random.default_rng(0)
     for seed in range(60):
         spec = random_spec(VOC_CLASSES, rng)
         scene = compose(spec, seed, style=style)
-        asked = {item.noun: item.count for item in spec.objects}
+        requested = {item.noun: item.count for item in spec.objects}
         drawn = [placed.noun for placed in scene.objects]
-        assert {noun: drawn.count(noun) for noun in drawn} == asked
+        assert {noun: drawn.count(noun) for noun in drawn} == requested
         ids = [placed.instance_id for placed in scene.objects]
         assert sorted(ids) == list(range(1, len(ids) + 1))
         for placed in scene.objects:
@@ -55,7 +55,7 @@ def test_overlap_is_limited(monkeypatch):
         assert min(shares) >= MIN_VISIBLE >= 0.55
 
 
-def test_single_objects_fill_a_good_part_of_the_picture():
+def test_single_objects_fill_much_of_the_image():
     for seed in range(20):
         for name in ("person", "bus", "dog"):
             placed = compose(SceneSpec((ObjectSpec(name),), "street", "day", "clear"), seed).objects[0]
@@ -143,7 +143,7 @@ def test_the_same_pixels_in_another_process():
     assert int(out) == zlib.crc32(scene.image.tobytes() + scene.instances.tobytes())
 
 
-def test_unknown_words_are_refused_with_a_remedy():
+def test_unknown_words_are_rejected_with_a_remedy():
     with pytest.raises(SegsmithError, match="elephant"):
         compose(SceneSpec((ObjectSpec("elefant"),), "park", "day", "clear"), 0)
     with pytest.raises(SegsmithError, match="beach"):
