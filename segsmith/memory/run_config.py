@@ -76,7 +76,7 @@ def write_record(path: Path, record: RunRecord) -> None:
 
 
 def resumed(before: RunRecord, now: Config, where: Path) -> RunRecord:
-    """The record of a run that resumes with settings `now`. Raises `SegsmithError` where others than `FREE` differ."""
+    """The record of a run that resumes with settings `now`; `SegsmithError` where others than `FREE` differ."""
     different = [
         (key, old, new)
         for key, old, new in _differences(before.asked.model_dump(mode="json"), now.model_dump(mode="json"))
