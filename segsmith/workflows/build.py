@@ -88,6 +88,10 @@ def build_run(
             deps.ledger.finished_at = None
             snapshot = graph.get_state(options)
         if snapshot.values and not _waiting(snapshot):
+            if (
+                deps.ledger.unmeasured()
+            ):  # an earlier version stored no measurements, and `rejudge` needs them
+                deps.judge_agent.measure()
             if not run.report.exists():  # it was killed between its last node and its report
                 _write_report(deps)
             yield {"kind": "already_done", **_ending(deps, snapshot.values)}
