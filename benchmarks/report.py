@@ -34,7 +34,7 @@ COLUMNS = {
 
 def fill(root: Path, wanted: int) -> tuple[RunFolder, Any, Any]:
     """A run of `wanted` pictures: one of some hundred scenes, its prompts and pictures repeated under new ids."""
-    run, ledger, config = make_run(root, world=True, prompts_per_class=25)
+    run, ledger, config = make_run(root, simulated=True, prompts_per_class=25)
     prompts = ledger.prompts("admitted")
     images, verdicts, masks = ledger.images(), ledger.verdicts(), ledger.masks()
     labels = {source: ledger.labels(source) for source in ("prompt", "clip", "relabel")}

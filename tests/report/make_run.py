@@ -96,7 +96,7 @@ def paint_shapes(spec: list[int], size: int, rng: np.random.Generator) -> tuple[
     return image.clip(0, 255).astype(np.uint8), mask
 
 
-def paint_world(prompt: str, classes: tuple[str, ...], seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def paint_scene(prompt: str, classes: tuple[str, ...], seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     from segsmith.world.language import parse
     from segsmith.world.scene import compose
 
@@ -114,7 +114,7 @@ def make_run(
     classes: tuple[str, ...] = CLASSES,
     prompts_per_class: int = 6,
     stage: str = "all",
-    world: bool = False,
+    simulated: bool = False,
     size: int = 128,
     text: str = "a {cls} {state} at the {place}, {light} light",
     seed: int = 0,
@@ -134,11 +134,11 @@ def make_run(
         _write_prompts(ledger, classes, prompts_per_class, text, rng)
     if reached >= STAGES.index("drawn"):
         ledger.thresholds = thresholds
-        _draw(run, ledger, config, thresholds, world, rng, stage)
+        _draw(run, ledger, config, thresholds, simulated, rng, stage)
     ledger.run_id = make_id("r", root.name, seed)
     if reached >= STAGES.index("all"):
         add_decisions_and_costs(ledger)
-        _train(run, ledger, config, world, rng)
+        _train(run, ledger, config, simulated, rng)
     return run, ledger, config
 
 
@@ -211,7 +211,7 @@ def _draw(
     ledger: Ledger,
     config: Config,
     thresholds: dict,
-    world: bool,
+    simulated: bool,
     rng: np.random.Generator,
     stage: str,
 ) -> None:
@@ -225,9 +225,9 @@ def _draw(
             reason = str(rng.choice(REJECTS)) if bad else "ok"
             if reason == "not_there" and len(classes) > 1:
                 shown = [int(rng.choice([i + 1 for i in range(len(classes)) if i + 1 not in shown] or shown))]
-            if world:
+            if simulated:
                 words = prompt.text if reason != "not_there" else f"a {classes[shown[0] - 1]} at the beach"
-                image, mask = paint_world(words, classes, int(rng.integers(1e9)), size)
+                image, mask = paint_scene(words, classes, int(rng.integers(1e9)), size)
             else:
                 image, mask = paint_shapes(shown, size, rng)
             if reason == "blank":
@@ -290,15 +290,15 @@ def _draw(
     ledger.add_masks(masks)
 
 
-def _examples(run: RunFolder, config: Config, world: bool, rng: np.random.Generator) -> list[str]:
+def _examples(run: RunFolder, config: Config, simulated: bool, rng: np.random.Generator) -> list[str]:
     folder = run.evaluation / "real"
     for part in ("JPEGImages", "SegmentationClass", "Predictions"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for k in range(6):
         classes, index = config.classes, 1 + k % len(config.classes)
         image, mask = (
-            paint_world(f"a {classes[index - 1]} on the street", classes, k, config.images.size)
-            if world
+            paint_scene(f"a {classes[index - 1]} on the street", classes, k, config.images.size)
+            if simulated
             else paint_shapes([index], config.images.size, rng)
         )
         predicted = np.roll(mask, 3, axis=1)
@@ -311,7 +311,7 @@ def _examples(run: RunFolder, config: Config, world: bool, rng: np.random.Genera
     return [f"t{k}" for k in range(6)]
 
 
-def _train(run: RunFolder, ledger: Ledger, config: Config, world: bool, rng: np.random.Generator) -> None:
+def _train(run: RunFolder, ledger: Ledger, config: Config, simulated: bool, rng: np.random.Generator) -> None:
     classes = config.classes
     for epoch in range(1, 21):
         noise = float(rng.normal(0, 0.012))
@@ -335,7 +335,7 @@ def _train(run: RunFolder, ledger: Ledger, config: Config, world: bool, rng: np.
             test,
             0.8,
             names,
-            tuple(_examples(run, config, world, rng)),
+            tuple(_examples(run, config, simulated, rng)),
             counts,
         ),
     }
@@ -355,7 +355,7 @@ if __name__ == "__main__":
     from segsmith.report.report import build_report
 
     made, ledger, settings = make_run(
-        Path(sys.argv[1]), world=sys.argv[2:] != ["shapes"], prompts_per_class=8
+        Path(sys.argv[1]), simulated=sys.argv[2:] != ["shapes"], prompts_per_class=8
     )
     remember(made, ledger)
     print(build_report(made, ledger, settings))

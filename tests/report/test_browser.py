@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from make_run import make_run, remember
+from PIL import Image as PILImage
+from screenshot import screenshot
 
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
@@ -187,6 +189,35 @@ def test_lightbox_works_by_keyboard_and_returns_the_focus(browser):
     browser.press(Keys.ESCAPE)
     browser.until("!document.querySelector('#lightbox').open")
     assert browser.js("return document.activeElement.matches('#grid .thumb')")
+
+
+def test_a_note_typed_before_the_mark_is_kept_with_it(browser):
+    painted(browser)
+    browser.js("document.querySelector('#grid .thumb').click()")
+    browser.until("document.querySelector('#lightbox').open")
+    browser.js("document.querySelector('#lightbox-note').focus()")
+    browser.press("two cats")
+    browser.js("document.querySelector('#lightbox [data-mark=reject]').click()")
+    (note,) = browser.js("return [...marks.values()].map((mark) => mark.note)")
+    assert note == "two cats"
+
+
+def test_words_of_tables_stay_whole_on_a_phone(browser):
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    tall = browser.js("""
+        return [...document.querySelectorAll('.list thead th, .classes thead th')]
+            .filter((cell) => cell.offsetHeight > 40).map((cell) => cell.textContent)""")
+    assert tall == []
+
+
+def test_the_screenshot_for_the_readme_has_the_size_asked_for(made, tmp_path):
+    screenshot(made[0], tmp_path / "page.png", 640, 480)
+    with PILImage.open(tmp_path / "page.png") as image:
+        assert image.size == (640, 480)
+        assert len(image.convert("RGB").getcolors(maxcolors=1 << 24)) > 100
 
 
 def test_first_tab_stop_skips_the_navigation_and_the_map_reacts_to_keys(browser):
