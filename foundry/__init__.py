@@ -1,1 +1,1 @@
-"""Recipes of the packaged mini checkpoints: how each was trained, and how it is measured."""
+"""How the packaged mini checkpoints are trained and measured."""

@@ -1,10 +1,9 @@
-"""Train the mini CLIP on the simulator's world, export it as an open_clip folder, measure it.
+"""Train the mini CLIP on the simulator's world and export it as an open_clip folder.
 
     python -m foundry.mini_clip --minutes 40 --seed 0 --threads 1 --out segsmith/checkpoints/mini_clip
 
-Stopped by its own clock, which counts processor time, so that a busy machine takes longer but trains the
-same; with one thread a minute is a minute of one core. The same command goes on from the last checkpoint
-under ``foundry/cache``.
+Training stops after `--minutes` of processor time, so a busy machine takes longer but trains the same; with one
+thread, a minute is a minute of one core. The same command resumes from the last checkpoint in ``foundry/cache``.
 """
 
 from __future__ import annotations
@@ -40,15 +39,15 @@ STAGES = (
     (0.75, ((96, False, 0.6), (64, True, 0.4))),
     (1.00, ((128, False, 0.4), (96, False, 0.2), (64, True, 0.4))),
 )
-"""(share of the time budget up to which, (resolution in pixels, mosaic?, share of the steps) ...).
+"""Stages: (share of the time budget at the end, ((resolution in pixels, mosaic?, share of the steps), ...)).
 
-Small pictures are cheap, so they come first.
+Small images are cheap, so they come first.
 """
 EXPORT_EVERY_S = 8 * 60
 
 
 def model_config(vocab_size: int) -> dict[str, Any]:
-    """The open_clip configuration, as written to ``open_clip_config.json``."""
+    """The content of ``open_clip_config.json``."""
     vision = {
         "image_size": 128,
         "timm_model_name": mini.TOWER,
@@ -71,7 +70,7 @@ def model_config(vocab_size: int) -> dict[str, Any]:
 
 
 def build(out: Path) -> tuple[Any, Any]:
-    """The untrained model and its tokenizer; writes config and vocabulary to `out`."""
+    """The untrained model and its tokenizer; writes configuration and vocabulary to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     size = write_vocabulary(all_phrases(), out / BPE_FILE)
     (out / "open_clip_config.json").write_text(json.dumps(model_config(size), indent=2) + "\n")
@@ -82,7 +81,7 @@ def build(out: Path) -> tuple[Any, Any]:
 
 
 def export(weights: dict[str, torch.Tensor], out: Path) -> None:
-    """Write the weights as float16 safetensors; a reader sees the old file or the new one."""
+    """Write the weights atomically as float16 safetensors."""
     halves = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     aside = out / ".part-weights"
     save_file({key: value.contiguous() for key, value in halves.items()}, aside)
@@ -91,7 +90,7 @@ def export(weights: dict[str, torch.Tensor], out: Path) -> None:
 
 
 class Average:
-    """Exponential moving average of weights and batch-norm statistics; young averages forget faster."""
+    """Exponential moving average of weights and batch-norm statistics, whose decay rises with the step."""
 
     def __init__(self, model: torch.nn.Module, decay: float = 0.998) -> None:
         self.decay = decay
@@ -108,7 +107,7 @@ class Average:
 
 
 def view(progress: float, rng: np.random.Generator) -> tuple[int, bool]:
-    """Resolution of this step's pictures, and whether four of them make a mosaic."""
+    """Resolution of this step's images, and whether every four of them make a mosaic."""
     options = next(options for until, options in STAGES if progress < until)
     size, mosaic, _ = options[rng.choice(len(options), p=[share for *_, share in options])]
     return size, mosaic
@@ -117,9 +116,9 @@ def view(progress: float, rng: np.random.Generator) -> tuple[int, bool]:
 def train(
     out: Path, *, minutes: float, seed: int, batch: int, rate: float, pool_size: int, init: Path | None = None
 ) -> None:
-    """Train for `minutes` of processor time and export to `out`, and every few minutes on the way.
+    """Train for `minutes` of processor time; export to `out` at the end and every few minutes.
 
-    From the weights in the folder `init`, training skips the stage of small pictures.
+    If training starts from the weights in the folder `init`, it skips the stage of small images.
     """
     torch.manual_seed(seed)
     model, tokenizer = build(out)
@@ -155,8 +154,8 @@ def train(
             group["lr"] = lr
         pool.refresh(batch // 4)
         examples = pool.batch(batch)
-        pictures = augment(examples, size, generator)
-        losses = teacher.losses(model, anchors, pictures, examples, mosaic=mosaic)
+        views = augment(examples, size, generator)
+        losses = teacher.losses(model, anchors, views, examples, mosaic=mosaic)
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -182,11 +181,11 @@ def train(
             _save(state, model, anchors, average, optimizer, step, time.process_time() - started)
             logger.info("exported at step %d", step)
     export(average.weights, out)
-    state.unlink(missing_ok=True)  # a finished run is not gone on with: the same command trains anew
+    state.unlink(missing_ok=True)  # a finished training is not resumed: the same command trains again
     start = f", from {init.name}" if init is not None else ""
     done = f"{minutes:g} min of one core, seed {seed}, batch {batch}, rate {rate:g}{start}: {step} steps"
     (out / RECORD).write_text(done + "\n")
-    logger.info("done: %s, %d pictures drawn", done, pool.drawn)
+    logger.info("done: %s, %d images drawn", done, pool.drawn)
 
 
 def _save(
@@ -201,7 +200,7 @@ def _save(
 
 
 def _resume(path: Path, model: Any, anchors: Anchors, average: Average, optimizer: Any) -> tuple[int, float]:
-    """Steps done and seconds used by the run that `path` keeps; (0, 0) without one."""
+    """Number of steps and seconds of the training saved in `path`; (0, 0) without one."""
     if not path.is_file():
         return 0, 0.0
     saved = torch.load(path, weights_only=True)
@@ -209,23 +208,23 @@ def _resume(path: Path, model: Any, anchors: Anchors, average: Average, optimize
     anchors.load_state_dict(saved["anchors"])
     average.weights = saved["average"]
     optimizer.load_state_dict(saved["optimizer"])
-    logger.info("going on from step %d, %.1f min", saved["step"], saved["used"] / 60)
+    logger.info("resuming from step %d, %.1f min", saved["step"], saved["used"] / 60)
     return int(saved["step"]), float(saved["used"])
 
 
 def main() -> None:
-    """Train, then measure on unseen scenes and write the card."""
+    """Train and export."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=40, help="of processor time, all threads")
+    parser.add_argument("--minutes", type=float, default=40, help="processor time of all threads")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1.2e-3)
-    parser.add_argument("--pool", type=int, default=12_000, help="pictures kept in memory, 50 KB each")
+    parser.add_argument("--pool", type=int, default=12_000, help="images kept in memory, 50 KB each")
     parser.add_argument("--out", type=Path, default=Path("segsmith/checkpoints/mini_clip"))
-    parser.add_argument("--init", type=Path, help="go on from the weights in this folder")
+    parser.add_argument("--init", type=Path, help="start from the weights in this folder")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger().setLevel(logging.WARNING)

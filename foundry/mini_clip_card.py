@@ -1,4 +1,4 @@
-"""Measure the exported mini CLIP on scenes it never saw, and write its card.
+"""Measure the exported mini CLIP on scenes that were not in its training, and write its model card.
 
 python -m foundry.mini_clip_card --out segsmith/checkpoints/mini_clip
 """
@@ -28,13 +28,13 @@ from segsmith.world.scene import compose, random_spec
 from segsmith.world.sprites import STYLES, Style
 
 FIRST_SEED = 2**31
-"""Training draws scene seeds below this, so no measured scene was ever trained on."""
+"""Training uses scene seeds below this, so no measured scene was trained on."""
 BACKGROUND_PROMPTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
-Pictures = list[NDArray[np.uint8]]
+Images = list[NDArray[np.uint8]]
 
 
 def measure(encoder: OpenClipEncoder, per_class: int = 20) -> dict[str, float]:
-    """Every number of the card, shares in [0, 1], by name; `_syn` and `_real` are the sprite styles."""
+    """All numbers of the card by name; shares are in [0, 1], and names end in the sprite style if they have one."""
     out: dict[str, float] = {}
     voc = class_texts(encoder, VOC_CLASSES)
     everything = class_texts(encoder, NOUN_NAMES)
@@ -42,45 +42,45 @@ def measure(encoder: OpenClipEncoder, per_class: int = 20) -> dict[str, float]:
     light = encoder.embed_texts([f"a photo at {name}" for name in LIGHT_NAMES])
     weather = encoder.embed_texts([f"a photo in {name} weather" for name in WEATHER_NAMES])
     nothing = encoder.embed_texts(BACKGROUND_PROMPTS)
-    for style, tag in zip(STYLES, ("syn", "real"), strict=True):
+    for style in STYLES:
         rng = np.random.default_rng(1)
         names = [name for name in VOC_CLASSES for _ in range(per_class)]
         specs = [random_spec([name], rng, max_objects=1) for name in names]
-        pictures = draw(specs, style)
-        seen = encoder.embed_images(pictures)
+        images = draw(specs, style)
+        seen = encoder.embed_images(images)
         answer = np.array([VOC_CLASSES.index(name) for name in names])
-        out[f"voc_{tag}"] = _share((seen @ voc.T).argmax(1) == answer)
+        out[f"voc_{style}"] = _share((seen @ voc.T).argmax(1) == answer)
         not_night = np.array([spec.light != "night" for spec in specs])
-        out[f"voc_not_night_{tag}"] = _share(((seen @ voc.T).argmax(1) == answer)[not_night])
-        blurred = [_blur(picture) for picture in pictures]
-        out[f"voc_blurred_{tag}"] = _share((encoder.embed_images(blurred) @ voc.T).argmax(1) == answer)
-        out[f"place_{tag}"] = _right(seen, place, [PLACE_NAMES.index(s.place) for s in specs])
-        out[f"light_{tag}"] = _right(seen, light, [LIGHT_NAMES.index(s.light) for s in specs])
+        out[f"voc_not_night_{style}"] = _share(((seen @ voc.T).argmax(1) == answer)[not_night])
+        blurred = [_blur(image) for image in images]
+        out[f"voc_blurred_{style}"] = _share((encoder.embed_images(blurred) @ voc.T).argmax(1) == answer)
+        out[f"place_{style}"] = _right(seen, place, [PLACE_NAMES.index(s.place) for s in specs])
+        out[f"light_{style}"] = _right(seen, light, [LIGHT_NAMES.index(s.light) for s in specs])
         outside = np.array([s.place not in INDOOR for s in specs])
         skies = [WEATHER_NAMES.index(s.weather) for s in specs if s.place not in INDOOR]
-        out[f"weather_{tag}"] = _right(seen[outside], weather, skies)
+        out[f"weather_{style}"] = _right(seen[outside], weather, skies)
         background = (seen @ nothing.T).max(1) > (seen @ voc.T).max(1)
-        out[f"object_called_empty_{tag}"] = _share(background)
+        out[f"object_called_empty_{style}"] = _share(background)
 
         specs = [random_spec([name], rng, max_objects=1) for name in NOUN_NAMES]
         seen = encoder.embed_images(draw(specs, style, 100_000))
-        out[f"all_{tag}"] = _right(seen, everything, range(len(NOUN_NAMES)))
+        out[f"all_{style}"] = _right(seen, everything, range(len(NOUN_NAMES)))
         close = np.argsort(-seen @ everything.T, axis=1)[:, :5]
-        out[f"all_top5_{tag}"] = _share((close == np.arange(len(NOUN_NAMES))[:, None]).any(1))
+        out[f"all_top5_{style}"] = _share((close == np.arange(len(NOUN_NAMES))[:, None]).any(1))
 
         specs, both = pairs(rng, 10 * per_class)
         ranked = np.argsort(-encoder.embed_images(draw(specs, style, 200_000)) @ voc.T, axis=1)[:, :2]
         found = np.array([len(set(top) & set(pair)) for top, pair in zip(ranked, both, strict=True)])
-        out[f"two_recall_{tag}"], out[f"two_both_{tag}"] = float(found.mean() / 2), _share(found == 2)
+        out[f"two_recall_{style}"], out[f"two_both_{style}"] = float(found.mean() / 2), _share(found == 2)
 
         specs = [SceneSpec((), _any(PLACE_NAMES, rng), _any(LIGHT_NAMES, rng), "clear") for _ in range(100)]
         seen = encoder.embed_images(draw(specs, style, 300_000))
-        out[f"empty_{tag}"] = _share((seen @ nothing.T).max(1) > (seen @ voc.T).max(1))
+        out[f"empty_{style}"] = _share((seen @ nothing.T).max(1) > (seen @ voc.T).max(1))
     return out | measure_texts(encoder, voc) | measure_speed(encoder)
 
 
 def measure_texts(encoder: OpenClipEncoder, voc: NDArray[np.float32]) -> dict[str, float]:
-    """Do captions name their class, and how far do place and light move a caption (mean cosine)?"""
+    """Share of captions nearest to their class; mean cosines of prompts that differ in wording, place or light."""
     rng = np.random.default_rng(2)
     specs = [random_spec([name], rng, max_objects=1) for name in VOC_CLASSES for _ in range(5)]
     said = encoder.embed_texts([caption(spec, rng) for spec in specs])
@@ -98,12 +98,12 @@ def measure_texts(encoder: OpenClipEncoder, voc: NDArray[np.float32]) -> dict[st
 
 
 def measure_speed(encoder: OpenClipEncoder) -> dict[str, float]:
-    """Images a second, in batches of the encoder's size."""
-    pictures = [np.zeros((128, 128, 3), np.uint8)] * 128
-    encoder.embed_images(pictures[:8])
+    """Images embedded per second of processor time."""
+    images = [np.zeros((128, 128, 3), np.uint8)] * 128
+    encoder.embed_images(images[:8])
     started = time.process_time()
-    encoder.embed_images(pictures)
-    return {"images_per_cpu_second": len(pictures) / (time.process_time() - started)}
+    encoder.embed_images(images)
+    return {"images_per_cpu_second": len(images) / (time.process_time() - started)}
 
 
 def class_texts(encoder: OpenClipEncoder, names: Sequence[str]) -> NDArray[np.float32]:
@@ -111,13 +111,13 @@ def class_texts(encoder: OpenClipEncoder, names: Sequence[str]) -> NDArray[np.fl
     return encoder.embed_texts([f"a photo of a {spoken(NOUNS[name])}" for name in names])
 
 
-def draw(specs: Sequence[SceneSpec], style: Style, offset: int = 0) -> Pictures:
-    """The specs as pictures, from seeds that training never used."""
+def draw(specs: Sequence[SceneSpec], style: Style, offset: int = 0) -> Images:
+    """Draw the specs with seeds that training does not use."""
     return [compose(spec, FIRST_SEED + offset + i, style=style).image for i, spec in enumerate(specs)]
 
 
 def pairs(rng: np.random.Generator, count: int) -> tuple[list[SceneSpec], list[tuple[int, int]]]:
-    """Scenes with two different VOC classes, and their indices."""
+    """Scenes with two different VOC classes, and the indices of these."""
     specs, both = [], []
     for _ in range(count):
         first, second = (int(i) for i in rng.choice(20, 2, replace=False))
@@ -142,8 +142,8 @@ def write_card(numbers: dict[str, float], out: Path, run: str) -> None:
     write_atomic(out / "CARD.md", template.substitute(values).encode())
 
 
-def _blur(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(PILImage.fromarray(picture).filter(ImageFilter.GaussianBlur(2)))
+def _blur(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(PILImage.fromarray(image).filter(ImageFilter.GaussianBlur(2)))
 
 
 def _right(

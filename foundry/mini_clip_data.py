@@ -1,4 +1,4 @@
-"""Pictures with captions whose truth is known: the pool that the mini CLIP learns from."""
+"""Training data of the mini CLIP: images with captions whose truth is known."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from segsmith.world.sprites import STYLES
 GROUPS = frozenset(
     {"animal", "building", "device", "food", "furniture", "instrument", "person", "plant", "sport", "vehicle"}
 )
-"""Groups of nouns that are taught; VOC's classes all belong to one of them."""
+"""Groups of nouns in the training; they include all classes of VOC."""
 NOUN_NAMES = tuple(name for name, noun in NOUNS.items() if noun.group in GROUPS or name in VOC_CLASSES)
 PLACE_NAMES, LIGHT_NAMES, WEATHER_NAMES = tuple(PLACES), tuple(LIGHTS), tuple(WEATHERS)
 VOC_WEIGHT = 6.0
-"""How much likelier one of VOC's classes is than any other noun."""
+"""Probability of a VOC class relative to any other noun."""
 OBJECT_COUNTS = (0.06, 0.64, 0.24, 0.06)
-"""Share of pictures with 0, 1, 2 and 3 different nouns."""
+"""Share of images with 0, 1, 2 and 3 different nouns."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What a text says, or what a picture shows: noun indices, and attribute indices (-1: not said)."""
+    """What a text states or an image shows: indices of nouns and attributes (-1: not stated)."""
 
     nouns: frozenset[int]
     place: int = -1
@@ -52,9 +52,9 @@ class Claims:
 
 @dataclass(frozen=True)
 class Example:
-    """One picture, (size, size, 3) uint8, what it shows, and texts that are true of it.
+    """One (size, size, 3) uint8 image, what it shows, and texts that are true of it.
 
-    `box` encloses all objects: (x0, y0, x1, y1) as shares of the side; the whole picture without any.
+    `box` (x0, y0, x1, y1) encloses all objects, as fractions of the side; without objects it is the whole image.
     """
 
     image: NDArray[np.uint8]
@@ -64,7 +64,7 @@ class Example:
 
 
 def draw_spec(rng: np.random.Generator, probabilities: NDArray[np.float64] | None = None) -> SceneSpec:
-    """A scene: likely places half of the time, any place else; the same for light and weather."""
+    """A random scene; half of the time its place is a likely one, otherwise any place, and the same for the light."""
     p = noun_probabilities() if probabilities is None else probabilities
     chosen = rng.choice(len(p), size=rng.choice(4, p=OBJECT_COUNTS), replace=False, p=p)
     nouns = [NOUN_NAMES[i] for i in chosen]
@@ -83,9 +83,9 @@ def _object(noun: str, rng: np.random.Generator) -> ObjectSpec:
 
 
 def draw_example(rng: np.random.Generator, probabilities: NDArray[np.float64], size: int = 128) -> Example:
-    """A picture in either style with three texts: a full caption, a bare one and one in between.
+    """An image in either style with three texts: a full caption, one with nouns only, and one in between.
 
-    An object that ended up hidden is not claimed by `shows`.
+    `shows` does not include objects that are hidden behind others.
     """
     spec = draw_spec(rng, probabilities)
     style = STYLES[int(rng.random() < 0.5)]
@@ -128,7 +128,7 @@ def _partial(spec: SceneSpec, rng: np.random.Generator) -> tuple[str, Claims]:
 
 
 class Pool:
-    """A ring of examples in memory; old ones make room for new ones while training goes on."""
+    """A ring buffer of examples, in which new ones replace the oldest during training."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -138,7 +138,7 @@ class Pool:
         self.drawn = 0
 
     def refresh(self, count: int) -> None:
-        """Draw `count` new examples, each in place of the oldest once the pool is full."""
+        """Draw `count` new examples; each replaces the oldest one if the pool is full."""
         for _ in range(count):
             example = draw_example(self.rng, self.probabilities)
             if len(self.examples) < self.size:
@@ -154,7 +154,7 @@ class Pool:
 
 
 def multi_hot(claims: list[Claims]) -> torch.Tensor:
-    """(B, N) float32: which nouns each claims."""
+    """(B, N) float32: 1 for the nouns of each claim."""
     hot = torch.zeros(len(claims), len(NOUN_NAMES))
     for row, claim in enumerate(claims):
         hot[row, list(claim.nouns)] = 1
@@ -162,7 +162,7 @@ def multi_hot(claims: list[Claims]) -> torch.Tensor:
 
 
 def truth(shows: list[Claims], says: list[Claims]) -> torch.Tensor:
-    """(B, T) bool: is text t true of picture b? A text without nouns says that there are none."""
+    """(B, T) bool: whether text t is true of image b. A text without nouns states that there are no objects."""
     seen, said = multi_hot(shows), multi_hot(says)
     true = (seen @ said.T) >= said.sum(1)
     true &= (said.sum(1) > 0) | (seen.sum(1, keepdim=True) == 0)
@@ -174,14 +174,16 @@ def truth(shows: list[Claims], says: list[Claims]) -> torch.Tensor:
 
 
 CLOSE_UPS = 0.7
-"""Share of the training views that are cut close around the objects: small pictures of large objects
-teach a noun for a fraction of the cost of large pictures."""
+"""Share of the training views that are cropped close to the objects.
+
+Small images of large objects teach a noun at a fraction of the cost of large images.
+"""
 
 
 def augment(examples: Sequence[Example], size: int, generator: torch.Generator) -> torch.Tensor:
-    """(B, 3, size, size) views in about [-1, 1]: cut, mirrored, tinted, sometimes blurred.
+    """(B, 3, size, size) float32 views in about [-1, 1]: cropped, mirrored, tinted, sometimes blurred.
 
-    Every view keeps all objects in the frame, so it shows what the picture shows.
+    Every view contains all objects, so the texts stay true.
     """
     images = np.stack([example.image for example in examples])
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -195,7 +197,7 @@ def augment(examples: Sequence[Example], size: int, generator: torch.Generator) 
     needed = extent.max(1).values
     close = uniform(0, 1) < CLOSE_UPS
     zoom = torch.where(close, needed * uniform(1.02, 1.7), uniform(0.9, 1.12)).clamp(0.25, 1.12)
-    # Half the frame less half the box: how far the frame may move and still hold the box.
+    # Half the frame minus half the box: how far the frame may move and still contain the box.
     slack = (zoom.unsqueeze(1) - extent).clamp_min(0)
     centre = torch.where(close.unsqueeze(1), middle + slack * uniform(-1, 1, 2), uniform(-0.06, 0.06, 2))
     theta = torch.zeros(count, 2, 3)

@@ -1,8 +1,8 @@
-"""What the mini CLIP is taught, as losses on both towers.
+"""Losses of the mini CLIP, for both towers.
 
-The text tower is slow to learn from few pictures, so both towers first meet at anchors: one learned unit
-vector per noun and per place, light and weather. Pictures are classified by them, which is quick, and
-plain prompts ("a photo of a dog") are pulled onto them. The anchors are thrown away afterwards.
+The text tower learns slowly from few images, so both towers are aligned to anchors: one learned unit vector per noun,
+place, light and weather. Images are classified by the anchors, which is fast, and the embeddings of plain prompts ("a
+photo of a dog") are pulled towards them. The anchors are discarded after training.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from segsmith.world.language import LIGHTS, PLACES, WEATHERS, spoken
 from segsmith.world.nouns import NOUNS
 
 NOUN_PROMPTS = 40
-"""Plain noun prompts pulled onto their anchors in one step."""
+"""Number of plain noun prompts per step that are pulled towards their anchors."""
 NOISE_SHARE = 0.25
-"""Share of the captions that get stray words, so that unknown words do little harm."""
+"""Share of the captions with random extra words, so that unknown words have little effect."""
 PATCH_SHARE = 1 / 14
-"""Share of the patches, the best ones, whose mean score must name the object."""
+"""Share of the patches, those with the highest scores, whose mean is the image's score."""
 LOCAL_SHARE = 0.5
-"""Share of the steps in which the top blocks do without attention."""
+"""Share of the steps in which the top blocks have no attention between patches."""
 ATTRIBUTES = (
     ("place", PLACE_NAMES, PLACES),
     ("light", LIGHT_NAMES, LIGHTS),
     ("weather", WEATHER_NAMES, WEATHERS),
 )
 NOTHING = len(NOUN_NAMES)
-"""Row of the noun anchors that stands for a picture without objects."""
+"""Row of the noun anchors for an image without objects."""
 
 
 class Anchors(torch.nn.Module):
     """A learned vector per noun, one for "nothing", and one per place, light and weather.
 
-    `stem` classifies the pooled (B, stem_dim) features of the convolutional stem by noun, which teaches
-    the stem without waiting for the blocks above it (deep supervision, Lee et al. 2015).
+    `stem` classifies the pooled (B, stem_dim) features of the convolutional stem by noun, which trains the stem
+    directly (deep supervision, Lee et al. 2015).
     """
 
     def __init__(self, dim: int, stem_dim: int) -> None:
@@ -65,7 +65,7 @@ class Anchors(torch.nn.Module):
 
     @torch.no_grad()
     def start_from(self, teacher: Teacher, model: Any) -> None:
-        """Set the anchors to what a trained text tower says of their words."""
+        """Set the anchors to the embeddings of their words by a trained text tower."""
         prompts = {
             "noun": [f"a photo of a {spoken(NOUNS[name])}" for name in NOUN_NAMES] + ["an empty scene"]
         }
@@ -79,7 +79,7 @@ class Anchors(torch.nn.Module):
 
 
 class Teacher:
-    """Draws the texts of a step and compares both towers on them."""
+    """Draws the texts of a step and computes the losses of both towers."""
 
     def __init__(self, tokenizer: Any, rng: np.random.Generator) -> None:
         self.tokenizer = tokenizer
@@ -90,19 +90,19 @@ class Teacher:
         self,
         model: Any,
         anchors: Anchors,
-        pictures: torch.Tensor,
+        images: torch.Tensor,
         examples: Sequence[Example],
         *,
         mosaic: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """Named losses, each a weighted scalar, of a batch (B, 3, S, S) of pictures.
+        """Named losses, each a weighted scalar, of a batch of (B, 3, S, S) images.
 
-        With `mosaic` the network sees four pictures at once, as the quarters of one, and each quarter
-        must be read as if it were alone: patches learn to speak for their own place.
-        contrast: pictures and captions find each other; every true pair is a positive.
-        noun, word: picture and caption name their nouns, or that there is none. patch: so do the best
-        patches, which makes patch embeddings localise; stem: so does the convolutional stem alone.
-        place, light, weather: the picture's attributes. align: plain prompts meet their anchors.
+        With `mosaic`, every four images become the quarters of one, and each quarter is classified separately, so
+        that patch embeddings describe their own place.
+        contrast: images against captions; every true pair is a positive.
+        noun, word: image and caption against the anchors of their nouns, or of "nothing". patch: the same for the
+        best patches, so that patch embeddings localise; stem: the same for the convolutional stem.
+        place, light, weather: the image's attributes. align: plain prompts against their anchors.
         """
         shows = [example.shows for example in examples]
         chosen = [example.texts[int(self.rng.integers(len(example.texts)))] for example in examples]
@@ -111,7 +111,7 @@ class Teacher:
         texts = self.embed([self._noisy(text) for text, _ in chosen] + prompts, model)
         texts, prompted = texts[: len(chosen)], texts[len(chosen) :]
         local = bool(self.rng.random() < LOCAL_SHARE)
-        patches, stem = patch_embeddings(model, tile(pictures) if mosaic else pictures, local=local)
+        patches, stem = patch_embeddings(model, tile(images) if mosaic else images, local=local)
         if mosaic:
             patches, stem = untile(patches), untile(stem.movedim(1, -1)).movedim(-1, 1)
         image = functional.normalize(patches.mean((1, 2)), dim=-1)
@@ -140,7 +140,7 @@ class Teacher:
         return out
 
     def embed(self, texts: Sequence[str], model: Any, buckets: int = 4) -> torch.Tensor:
-        """(T, D) unit embeddings of texts, computed in groups of like length to save padding."""
+        """(T, D) unit embeddings of texts, computed in groups of similar length to save padding."""
         start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
         limit = model.context_length - 2
         rows = [[start, *self._encode(text)[:limit], end] for text in texts]
@@ -177,11 +177,12 @@ class Teacher:
 
 
 def patch_embeddings(
-    model: Any, pictures: torch.Tensor, *, local: bool = False
+    model: Any, images: torch.Tensor, *, local: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 3, S, S) -> (B, h, w, D) patch embeddings, whose mean embeds the picture; (B, F, h, w) stem features.
+    """Patch embeddings (B, h, w, D) and stem features (B, F, h, w) of (B, 3, S, S) images.
 
-    With `local` a patch attends to itself alone in the top blocks, as in the labeler's ViT.
+    The mean of the patch embeddings is the image's embedding. With `local`, patches only attend to themselves in the
+    top blocks, as in the labeler's ViT.
     """
     trunk = model.visual.trunk
     stems: list[torch.Tensor] = []
@@ -189,21 +190,21 @@ def patch_embeddings(
     if local:
         below = len(trunk.blocks) - LOCAL_BLOCKS
         (tokens,) = trunk.forward_intermediates(
-            pictures, indices=[below - 1], stop_early=True, intermediates_only=True, output_fmt="NLC"
+            images, indices=[below - 1], stop_early=True, intermediates_only=True, output_fmt="NLC"
         )
         alone = torch.full((tokens.shape[1],) * 2, -torch.inf).fill_diagonal_(0)
         for block in trunk.blocks[below:]:
             tokens = block(tokens, attn_mask=alone)
         tokens = trunk.norm(tokens)
     else:
-        tokens = trunk.forward_features(pictures)
+        tokens = trunk.forward_features(images)
     hook.remove()
     return model.visual.head(tokens).unflatten(1, stems[0].shape[-2:]), stems[0]
 
 
-def tile(pictures: torch.Tensor) -> torch.Tensor:
-    """(4 M, C, S, S) -> (M, C, 2 S, 2 S): each four in a row become the quarters of one."""
-    top_left, top_right, low_left, low_right = pictures.unflatten(0, (-1, 4)).unbind(1)
+def tile(images: torch.Tensor) -> torch.Tensor:
+    """(4 M, C, S, S) -> (M, C, 2 S, 2 S): every four images become the quarters of one."""
+    top_left, top_right, low_left, low_right = images.unflatten(0, (-1, 4)).unbind(1)
     rows = [torch.cat([top_left, top_right], 3), torch.cat([low_left, low_right], 3)]
     return torch.cat(rows, 2).contiguous(memory_format=torch.channels_last)
 
@@ -214,9 +215,9 @@ def untile(grid: torch.Tensor) -> torch.Tensor:
 
 
 def _encode_text(text: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """open_clip's TextTransformer on token rows, only as long as the longest.
+    """Unit embeddings of token rows by open_clip's TextTransformer, padded to the longest row only.
 
-    The module itself insists on its full length; it is causal, so nothing after the end counts.
+    The module's own forward requires the full context length; the tower is causal, so padding has no effect.
     """
     length = max(map(len, rows))
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
@@ -234,7 +235,7 @@ def _with_nothing(hot: torch.Tensor) -> torch.Tensor:
 
 
 def _several(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """Cross entropy against equal shares for all positives of a row; rows without one are left out."""
+    """Cross-entropy against equal shares for all positives of a row; rows without positives are left out."""
     target = positive.float()
     target = target / target.sum(1, keepdim=True).clamp_min(1)
     per_row = -(target * functional.log_softmax(logits, dim=1)).sum(1)

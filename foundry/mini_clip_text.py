@@ -1,4 +1,4 @@
-"""What the mini CLIP reads: its byte-pair vocabulary, and the phrases it is taught."""
+"""Texts of the mini CLIP: its byte-pair vocabulary, and the phrases of its training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from segsmith.world.language import (
 from segsmith.world.nouns import NOUNS, plurals
 
 FREQUENT_MERGES = 5000
-"""Merges kept whatever the world says, so that other words fall into few pieces."""
+"""Number of most frequent merges that are always kept, so that other words are split into few pieces."""
 
 NOUN_TEMPLATES = (
     "a photo of a {}", "a photo of a {}", "a photo of a {}.", "a {}", "{}", "a picture of a {}",
@@ -46,7 +46,7 @@ ATTRIBUTE_TEMPLATES = {
 
 
 def article(text: str) -> str:
-    """ "a apple" becomes "an apple"."""
+    """Corrects the article: "a apple" becomes "an apple"."""
     words = text.split(" ")
     for at, (word, following) in enumerate(pairwise(words)):
         if word == "a" and following[:1] in "aeiou" and following[:1]:
@@ -55,13 +55,13 @@ def article(text: str) -> str:
 
 
 def names(noun: str) -> tuple[str, ...]:
-    """All ways to call a noun; its own name and the spoken one first."""
+    """All names of a noun; its key and its ordinary spelling come first."""
     entry = NOUNS[noun]
     return tuple(dict.fromkeys((entry.name, spoken(entry), *entry.synonyms)))
 
 
 def noun_prompt(noun: str, rng: np.random.Generator, synonym_share: float = 0.25) -> str:
-    """ "a photo of a dog", in other words now and then."""
+    """A prompt such as "a photo of a dog", with a synonym in `synonym_share` of the cases."""
     said = names(noun)
     plain = said[: 2 if said[1:] and said[1] == spoken(NOUNS[noun]) else 1]
     name = _pick(said, rng) if rng.random() < synonym_share else _pick(plain, rng)
@@ -69,23 +69,23 @@ def noun_prompt(noun: str, rng: np.random.Generator, synonym_share: float = 0.25
 
 
 def empty_prompt(rng: np.random.Generator, places: tuple[str, ...] | None = None) -> str:
-    """A phrase for a picture without objects; with `places`, of one of those."""
+    """A phrase for an image without objects; with `places`, in one of these."""
     if places is None:
         return _pick(EMPTY_PHRASES, rng)
     return article(_pick(EMPTY_TEMPLATES, rng).format(_pick(places, rng)))
 
 
 def attribute_prompt(kind: str, said: tuple[str, ...], rng: np.random.Generator) -> str:
-    """A phrase for a place, light or weather; `said` starts with its canonical name."""
+    """A phrase for a place, light or weather; `said` are its names, the canonical one first."""
     word = said[0] if rng.random() < 0.6 else _pick(said, rng)
     return article(_pick(ATTRIBUTE_TEMPLATES[kind], rng).format(word))
 
 
 def write_vocabulary(texts: Iterable[str], path: Path) -> int:
-    """Cut open_clip's byte-pair merges down to the frequent ones and those `texts` need; the new size.
+    """Write open_clip's byte-pair merges, reduced to the frequent ones and those in `texts`; returns the new size.
 
-    Byte-pair encoding applies the earliest merge first, so a text whose merges are all kept is split
-    exactly as by the full vocabulary.
+    Byte-pair encoding applies the earliest merge first, so a text whose merges are all kept is split exactly as with
+    the full vocabulary.
     """
     full = SimpleTokenizer()
     rank = full.bpe_ranks
@@ -111,7 +111,7 @@ def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
 
 
 def all_phrases() -> list[str]:
-    """Everything the world can say, word by word: what the vocabulary must split as CLIP's own does."""
+    """All words of the world in context: the texts that the vocabulary must split as CLIP's does."""
     said = [*NOUN_TEMPLATES, *EMPTY_PHRASES, *EMPTY_TEMPLATES]
     said += [template for templates in ATTRIBUTE_TEMPLATES.values() for template in templates]
     for words in (PLACES, LIGHTS, WEATHERS, COLOURS, STATES):

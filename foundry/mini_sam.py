@@ -1,4 +1,4 @@
-"""Train the mini SAM on scenes of the simulator's world, and measure it on sprites it never saw.
+"""Train the mini SAM on scenes of the simulator's world, and measure it on sprites that are not in its training.
 
 python -m foundry.mini_sam --minutes 40 --seed 0 --threads 1 --out segsmith/checkpoints/mini_sam
 """
@@ -43,20 +43,20 @@ SIZES = SamSizes(
     stem_widths=(24, 48), decoder_heads=2,
 )  # fmt: skip
 HELD_OUT = held_out_nouns()
-"""Nouns no training scene holds."""
+"""Nouns that are in no training scene."""
 BATCH = 8
 PROMPTS = 4
 POOL = 6000
 LEARNING_RATE = 2e-3
 NOT_MATRICES = ("pos_embed", "_token", "embed.weight", "point_embeddings", "mask_downscaling")
-"""Parameters that AdamW trains although they have two dimensions: embeddings, and what never sees a gradient."""
+"""Parameters with two dimensions that AdamW trains: embeddings, and those that get no gradient."""
 EXPORT_EVERY_S = 480
 BINS = (0, 500, 1000, 2000, 1 << 30)
-"""Edges of the object sizes in pixels that `evaluate` reports apart."""
+"""Edges of the ranges of object sizes in pixels for which `evaluate` reports separate figures."""
 
 
 def train(out: Path, minutes: float, seed: int, pool_size: int, rate: float, init: Path | None) -> Sam:
-    """Train for `minutes` and export the averaged weights to `out` now and then; returns that average."""
+    """Train for `minutes`, exporting the averaged weights to `out` every few minutes; returns the averaged model."""
     fuse_attention()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -117,14 +117,14 @@ def train(out: Path, minutes: float, seed: int, pool_size: int, rate: float, ini
 
 
 def _quick_look(sam: Sam) -> dict[str, tuple[float, float]]:
-    """Per style: IoU from five points on a few scenes of unseen nouns, and that of the best candidate."""
+    """Per style, on a few scenes of unseen nouns: IoU from five points, and IoU of the best candidate."""
     segmenter = SamSegmenter(copy.deepcopy(sam), "average")
     results = {style: evaluate(segmenter, 24, 1, style, HELD_OUT) for style in STYLES}
     return {style: (round(r["iou_5"], 3), round(r["oracle_5"], 3)) for style, r in results.items()}
 
 
 def export(sam: Sam, out: Path) -> None:
-    """Write config.json and model.safetensors (float16) of a model of `SIZES`, each file whole or not at all."""
+    """Write config.json and model.safetensors (float16) of a model of `SIZES`, each atomically."""
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "config.json", config_json(SIZES).encode())
     state = {name: tensor.detach().half().contiguous() for name, tensor in sam.state_dict().items()}
@@ -142,10 +142,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean IoU over the objects of `n_scenes` scenes from points drawn uniformly on each object's skeleton.
 
-    Scenes hold 1 to 3 objects of `nouns`; objects under `MIN_OBJECT_PX` are left out. `astray` of an object's
-    points are moved to random pixels off it. For each N of `points`: ``iou_N`` of the candidate with the
-    highest predicted IoU, ``oracle_N`` of the best candidate, ``score_N`` the mean predicted IoU;
-    ``iou`` is that of the last N, ``iou_LOW_HIGH`` splits it by visible pixels, and ``objects`` counts.
+    Scenes have 1 to 3 objects of `nouns`; objects smaller than `MIN_OBJECT_PX` are left out. `astray` of an object's
+    points are moved to random pixels outside it. For each N in `points`, ``iou_N`` is the IoU of the candidate with
+    the highest predicted IoU, ``oracle_N`` that of the best candidate, and ``score_N`` the mean predicted IoU.
+    ``iou`` is ``iou_N`` of the last N, ``iou_LOW_HIGH`` the same for a range of visible pixels, and ``objects`` the
+    number of objects.
     """
     rng, specs = np.random.default_rng([seed, 7]), np.random.default_rng([seed, 8])
     rows: dict[int, list[tuple[float, float, float]]] = {n: [] for n in points}
@@ -180,7 +181,7 @@ def evaluate(
 
 
 def main() -> None:
-    """Train, export, then log the figures of the model card."""
+    """Train, export, and log the figures of the model card."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Scenes, prompts and truths that the mini SAM learns from."""
+"""Training data of the mini SAM: scenes, point prompts and true masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIN_OBJECT_PX = 40
 
 
 def held_out_nouns() -> tuple[str, ...]:
-    """VOC's 20 classes and 80 other nouns whose sprites no training scene holds."""
+    """The 20 classes of VOC and 80 other nouns, whose sprites are in no training scene."""
     others = [name for name in NOUNS if name not in VOC_CLASSES]
     others.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
     return (*VOC_CLASSES, *sorted(others[:80]))
@@ -34,7 +34,7 @@ def training_nouns() -> tuple[str, ...]:
 
 
 def few_objects(nouns: Sequence[str], rng: np.random.Generator) -> SceneSpec:
-    """A random spec with 1 to 3 objects in all."""
+    """A random spec with 1 to 3 objects in total."""
     while True:
         spec = random_spec(nouns, rng, max_objects=3)
         if sum(item.count for item in spec.objects) <= 3:
@@ -42,7 +42,7 @@ def few_objects(nouns: Sequence[str], rng: np.random.Generator) -> SceneSpec:
 
 
 class Pool:
-    """Scenes in memory: images (N, H, W, 3), instance ids (N, H, W), and the ids again on skeletons only."""
+    """Scenes in memory: images (N, H, W, 3), instance ids (N, H, W), and the ids on the skeletons only."""
 
     def __init__(self, nouns: Sequence[str], count: int, seed: int, size: int = 128) -> None:
         self.nouns, self.size, self.drawn = nouns, size, 0
@@ -73,10 +73,10 @@ class Pool:
 def draw_points(
     mask: NDArray[np.bool_], skeleton: NDArray[np.bool_], count: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """(count, 2) points (x, y): mostly on the skeleton, as SeSAM step 2; some inside, inexact or astray.
+    """(count, 2) float32 points (x, y), mostly on the skeleton, as in SeSAM's step 2; others anywhere in the mask.
 
-    Seeds made by a classifier are imperfect, so a set of three or more has one point off the object in one
-    case of seven, and one set in ten is off by a pixel or two.
+    A classifier's seeds are imperfect, so 15 % of the sets of three or more points have one point anywhere in the
+    image, and 10 % of the sets are inexact by a pixel or two.
     """
     source = skeleton if rng.random() < 0.75 else mask
     ys, xs = np.nonzero(source)
@@ -92,12 +92,12 @@ def draw_points(
 
 @dataclass(frozen=True)
 class Batch:
-    """B images and P prompts about them.
+    """B images and P prompts for them.
 
-    `images` (B, 3, H, W) float 0..255; `owners` (P,) image index; `points` (P, N, 2) as (x, y), one N for
-    all, because the inference path adds no filling tokens either; `truth` (P, 1, H, W) float, 0 or 1;
-    `layout` (B, 4, H / 2, W / 2) float: object or not, border or not, and the way to the object's middle
-    as (dx, dy) in units of 32 pixels.
+    `images` is (B, 3, H, W) float in [0, 255]; `owners` (P,) is each prompt's image; `points` is (P, N, 2) as (x, y),
+    with the same N for all prompts because inference has no padding tokens either; `truth` is (P, 1, H, W) float, 0
+    or 1; `layout` is (B, 4, H / 2, W / 2) float: object or not, border or not, and the offset (dx, dy) to the
+    object's centre in units of 32 pixels.
     """
 
     images: Tensor
@@ -123,7 +123,7 @@ def layout_of(instances: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def draw_batch(pool: Pool, batch: int, prompts: int, rng: np.random.Generator) -> Batch:
-    """Random scenes of the pool, flipped and recoloured, with `prompts` prompts each."""
+    """Random scenes of the pool, flipped and with changed colours, with `prompts` prompts each."""
     count = 5 if rng.random() < 0.4 else int(rng.integers(1, 9))
     images: list[NDArray[np.float32]] = []
     owners, points, truths, layouts = [], [], [], []
@@ -152,7 +152,7 @@ def draw_batch(pool: Pool, batch: int, prompts: int, rng: np.random.Generator) -
 
 
 def jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The image as float 0..255 with other colours, contrast and noise."""
+    """The image as float32 in [0, 255] with random colours, contrast and noise."""
     out = image.astype(np.float32)
     if rng.random() < 0.3:
         out = out[..., rng.permutation(3)]

@@ -1,4 +1,4 @@
-"""The mini SAM under training: prompts of several images decoded together, and what is learnt from them."""
+"""Losses of the mini SAM, and decoding of the prompts of several images together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def decode_pairs(sam: Sam, embeddings: Tensor, owners: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """`MaskDecoder.predict_masks` for prompts of several images: (P, K + 1, h, w) logits, (P, K + 1) IoUs."""
+    """`MaskDecoder.predict_masks` for prompts of several images: (P, K + 1, h, w) logits and (P, K + 1) IoUs."""
     decoder, encoder = sam.mask_decoder, sam.prompt_encoder
     labels = torch.ones(points.shape[:2])
     sparse, dense = encoder(points=(points, labels), boxes=None, masks=None)
@@ -29,7 +29,7 @@ def decode_pairs(sam: Sam, embeddings: Tensor, owners: Tensor, points: Tensor) -
 
 
 def mask_loss(logits: Tensor, truth: Tensor, border: Tensor) -> Tensor:
-    """Per mask: dice plus cross-entropy that counts the pixels near the border five times. (P, K)."""
+    """(P, K) loss per mask: dice plus cross-entropy with five times the weight near the border."""
     weight = 0.25 + border
     entropy = F.softplus(logits) - logits * truth
     entropy = (entropy * weight).sum((2, 3)) / weight.sum((2, 3))
@@ -40,10 +40,11 @@ def mask_loss(logits: Tensor, truth: Tensor, border: Tensor) -> Tensor:
 
 
 def loss_of(masks: Tensor, ious: Tensor, truth: Tensor) -> Tensor:
-    """Mask and IoU losses of (P, K + 1, h, w) logits and (P, K + 1) predicted IoUs, a scalar.
+    """Scalar mask and IoU loss of (P, K + 1, h, w) logits and (P, K + 1) predicted IoUs.
 
-    The candidate with the highest predicted IoU, the one that will be used, is judged at full resolution;
-    the best candidate (SAM, section 3: only the lowest loss counts) and the mean of all coarsely.
+    The mask loss is computed at full resolution for the candidate with the highest predicted IoU, which is the one
+    that will be used, and at low resolution for the best candidate (SAM, section 3: only the lowest loss counts) and
+    for all.
     """
     coarse = F.interpolate(truth, masks.shape[-2:], mode="area")
     border = F.max_pool2d(coarse, 3, 1, 1) + F.max_pool2d(-coarse, 3, 1, 1)
@@ -61,10 +62,9 @@ def loss_of(masks: Tensor, ious: Tensor, truth: Tensor) -> Tensor:
 
 
 class LayoutHead(nn.Module):
-    """Guesses `Batch.layout` from the embedding; used in training only.
+    """Predicts `Batch.layout` from the image embedding; used in training only.
 
-    It hands the image encoder a lesson about every pixel, where the prompts teach it only through the
-    decoder.
+    It trains the image encoder with a target for every pixel, where the prompts train it only through the decoder.
     """
 
     def __init__(self, width: int) -> None:
@@ -72,7 +72,7 @@ class LayoutHead(nn.Module):
         self.project = nn.Conv2d(width, 4 * 16, 1)
 
     def forward(self, embeddings: Tensor, layout: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """The scalar loss of the predicted layout."""
         guess = F.pixel_shuffle(self.project(embeddings), 4)
         solid = F.binary_cross_entropy_with_logits(guess[:, 0], layout[:, 0])
         border = F.binary_cross_entropy_with_logits(guess[:, 1], layout[:, 1], pos_weight=torch.tensor(3.0))
@@ -82,7 +82,7 @@ class LayoutHead(nn.Module):
 
 
 def fuse_attention() -> None:
-    """Swap segment-anything's attention for torch's fused kernel, the same function, in this process."""
+    """Replace segment-anything's attention by torch's equivalent fused kernel, in this process."""
     EncoderAttention.forward = _encoder_attention
     DecoderAttention.forward = _decoder_attention
 
