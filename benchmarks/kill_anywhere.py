@@ -1,10 +1,12 @@
-"""Kill a build at random moments over its whole length, let the same command go on, and compare.
+"""Kill a command at random moments over its whole length, give the same command again, and compare the results.
 
-    python -m benchmarks.kill_anywhere --kills 60 --seed 0 --out kills.json
+    python -m benchmarks.kill_anywhere --kills 60 --seed 0 --out kills.json     # build
+    python -m benchmarks.kill_anywhere --scenario all --kills 10                # and train, refine, augment, ...
 
-The processes are forked from a server that has imported the heavy libraries, so a killed build costs seconds. The
-language model is scripted (its answer follows from its question) unless ``--llama`` asks for the real server;
-its answers vary from run to run, so then only what the ledger had promised before the kill is compared.
+The exit code is 1 if a killed run differs from an untouched one. Processes are forked from a server that has imported
+the heavy libraries, so a killed build costs seconds. The language model is scripted (its answer follows from its
+question) unless ``--llama`` asks for the real server; its answers vary from run to run, so then only what the ledger
+had promised before the kill is compared.
 """
 
 from __future__ import annotations
@@ -257,20 +259,40 @@ def kill_anywhere(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--llama", action="store_true", help="the real llama.cpp server writes the prompts")
+    from benchmarks.kill_commands import SCENARIOS, kill_commands
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--scenario", choices=("build", *SCENARIOS, "all"), default="build", help="what is killed"
+    )
+    parser.add_argument("--kills", type=int, default=60, help="per scenario (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--llama", action="store_true", help="build: the real llama.cpp server writes the prompts"
+    )
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        figures = kill_anywhere(
-            Path(folder), given.kills, given.seed, llama=given.llama, say=lambda line: print(line, flush=True)
-        )
+    names = ("build", *SCENARIOS) if given.scenario == "all" else (given.scenario,)
+    figures = {}
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            if name == "build":
+                figures[name] = kill_anywhere(
+                    Path(folder), given.kills, given.seed, llama=given.llama, say=_say
+                )
+            else:
+                figures[name] = kill_commands(name, Path(folder), given.kills, given.seed, say=_say)
     text = json.dumps(figures, indent=1)
     print(text)
     if given.out:
         given.out.write_text(text)
+    sys.exit(any(found["different"] or found["half-written or unknown files"] for found in figures.values()))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

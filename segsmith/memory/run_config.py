@@ -76,7 +76,12 @@ def write_record(path: Path, record: RunRecord) -> None:
 
 
 def resumed(before: RunRecord, now: Config, where: Path) -> RunRecord:
-    """The record of a run that resumes with settings `now`; `SegsmithError` where others than `FREE` differ."""
+    """The record of a run that resumes with settings `now`; `SegsmithError` where others than `FREE` differ.
+
+    `now` may also hold the judge settings that `segsmith rejudge` put in force, as `build --from` reads them.
+    """
+    if now.judge == before.config.judge:
+        now = now.model_copy(update={"judge": before.asked.judge})
     different = [
         (key, old, new)
         for key, old, new in _differences(before.asked.model_dump(mode="json"), now.model_dump(mode="json"))

@@ -82,7 +82,7 @@ def test_the_history_of_an_image(facts):
         "seed 0",
         "accepted, ok",
         "cat 0.900",
-        "ViT    cat, bus",
+        "ViT       cat, bus",
         "bus 6.2%",
         "nice one",
     ):

@@ -27,7 +27,7 @@ def test_a_build_killed_anywhere_ends_as_if_it_had_not_been(tmp_path):
         [sys.executable, "-m", "benchmarks.kill_anywhere", "--kills", "3", "--seed", "7", "--out", str(figures)],
         cwd=ROOT, check=True, timeout=500,
     )  # fmt: skip
-    found = json.loads(figures.read_text())
+    found = json.loads(figures.read_text())["build"]
     assert found["different"] == []
     assert found["identical"] == found["memory consistent"] == 3
     assert found["half-written or unknown files"] == found["lost pictures"] == 0

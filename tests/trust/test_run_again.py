@@ -164,3 +164,12 @@ def test_every_command_that_writes_leaves_a_run_that_another_process_holds(run, 
             code, _, said = segsmith(*command)
             assert (code, said.count("Traceback")) == (2, 0), command
             assert f"process {os.getpid()}" in " ".join(said.split()), command
+
+
+def test_a_rejudged_run_is_continued_by_its_own_run_toml(run, segsmith):
+    segsmith("rejudge", run, "--threshold", "cat=1.0")
+    again = ("build", "--from", run / "run.toml", "--out", run, "--set", "budget.max_images=1")
+    code, _, said = segsmith(*again, parts={"chat": ScriptedChat()})
+    assert (code, said) == (0, "")
+    assert read_record(run / "run.toml").config.judge.thresholds == {"cat": 1.0}
+    assert read_record(run / "run.toml").asked.judge.thresholds == {}
