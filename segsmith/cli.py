@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segsmith.commands import about, augment, build, datasets, ledger, models, plan, review, runs, train, weak  # noqa: F401
+from segsmith.commands import verify as verify
 from segsmith.commands.console import app, err, parts_of_this_call
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown

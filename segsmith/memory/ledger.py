@@ -401,6 +401,19 @@ class Ledger:
             [(r.image_id, _dump(r.pixels), r.ignore_share, _dump(r.sources), r.sha256) for r in rows],
         )
 
+    def forget_images(self, ids: Iterable[str]) -> None:
+        """Delete images with everything that was derived from them, so that they are drawn again."""
+        of_image = [("images", "id"), *((t, "image_id") for t in ("verdicts", "evidence", "labels", "masks"))]
+        keys = [(i,) for i in ids]
+        with self.transaction():
+            for table, column in reversed(of_image):
+                self._db.executemany(f"DELETE FROM {table} WHERE {column}=?", keys)
+
+    def forget_masks(self, ids: Iterable[str]) -> None:
+        """Delete masks, so that they are made again."""
+        with self.transaction():
+            self._db.executemany("DELETE FROM masks WHERE image_id=?", [(i,) for i in ids])
+
     def add_usage(self, row: UsageRow) -> None:
         self._append(
             "usage",
