@@ -124,10 +124,10 @@ def verify(run: str | Path, *, repair: bool = False) -> Verification:
             *_results(folder, ledger),
             *_part_files(folder),
         )
-        marked = _mark(folder, ledger, findings) if repair else ()
-        return Verification(
-            len(ledger.images()), len(ledger.masks()), ledger.finished_at is not None, findings, marked
+        found = Verification(
+            len(ledger.images()), len(ledger.masks()), ledger.finished_at is not None, findings
         )
+        return replace(found, marked=_mark(folder, ledger, findings)) if repair else found
 
 
 # -- checks -----------------------------------------------------------------------------------------
