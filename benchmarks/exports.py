@@ -18,7 +18,7 @@ from pathlib import Path
 
 from segsmith.datasets.detect import EXPORTS
 from segsmith.datasets.export import export_dataset
-from segsmith.datasets.records import Collection, collect
+from segsmith.datasets.run_dataset import collect
 from segsmith.datasets.validate import validate
 from segsmith.testing import made_up_run
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 def throughput(folder: Path, images: int, size: int) -> None:
     run, ledger, config = made_up_run(folder / "run", images, size)
-    data = Collection(run, config.classes, collect(run, ledger, config), "")
+    data = collect(run, ledger, config)
     print(
         f"{images} images of {size} px\n\nformat      files    MB  export s   copy s  ratio  img/s  validate s"
     )

@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +31,8 @@ MAX_PIXELS = 50_000_000
 """Largest image or mask that is decoded (about 7,000 x 7,000)."""
 MAX_IMAGE_BYTES = 512 << 20
 """Largest image file that is opened."""
+MAX_SCANS = 50
+"""Scans of a progressive JPEG; encoders write about ten."""
 
 ORIENTATION = 0x0112
 """EXIF tag."""
@@ -116,23 +118,41 @@ class NotAnIndexMap(UnreadableImage):
 
 
 class Conversion(StrEnum):
-    """What `open_image` changed to get 8-bit RGB; the value completes "the image was ..."."""
+    """What `open_image` changes to get 8-bit RGB; the value completes "3 images were ..."."""
 
-    ORIENTED = "rotated as its EXIF orientation says"
-    COLOUR_SPACE = "converted from CMYK or YCbCr"
-    DEPTH = "reduced from 16 to 8 bits"
-    FRAME = "cut to the first of its frames"
-    ALPHA = "stripped of its transparency"
+    ORIENTED = "rotated as their EXIF orientation says"
+    COLOUR_SPACE = "converted from CMYK or YCbCr to RGB"
+    DEPTH = "reduced from 16 to 8 bits per channel"
+    FRAME = "reduced to the first of several frames"
+    ALPHA = "read without their alpha channel"
+
+
+def conversion_notes(counts: Mapping[Conversion, int]) -> list[str]:
+    """One sentence for each conversion, with the number of images it was applied to."""
+    return [
+        f"{counts[kind]} image{'s' * (counts[kind] != 1)} {'were' if counts[kind] != 1 else 'was'} {kind}."
+        for kind in Conversion
+        if counts.get(kind)
+    ]
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file says of itself, without being decoded: `size` is the upright (H, W)."""
+
+    size: tuple[int, int]
+    format: str
+    """One of `IMAGE_FORMATS`."""
+    conversions: tuple[Conversion, ...]
+    """Empty if the pixels are those stored; grey and palette images become RGB without loss."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """`pixels` is (H, W, 3) uint8 RGB, upright; `format` is one of `IMAGE_FORMATS`."""
+    """`pixels` is (H, W, 3) uint8 RGB, upright."""
 
     pixels: NDArray[np.uint8]
-    format: str
-    conversions: tuple[Conversion, ...] = ()
-    """Empty if the pixels are those stored (grey and palette images lose nothing)."""
+    header: ImageHeader
 
 
 @dataclass(frozen=True)
@@ -148,25 +168,21 @@ def open_image(source: Path | bytes) -> DecodedImage:
 
     Only `IMAGE_FORMATS`, at most `MAX_PIXELS` and one frame are decoded. Of animated and multi-page files
     the first frame counts, the EXIF orientation is applied, CMYK becomes RGB, the upper 8 of 16 bits are
-    kept, and transparency is dropped; `DecodedImage.conversions` lists what was done. Raises
+    kept, and an alpha channel is ignored; `ImageHeader.conversions` lists what was done. Raises
     `UnreadableImage`, or `FileNotFoundError` where there is no file.
     """
-    with _opened(source, IMAGE_FORMATS) as image:
-        depth, frames, orientation = _depth(image), getattr(image, "is_animated", False), _orientation(image)
-        done = [Conversion.FRAME] if frames else []
+    with _opened(source) as image:
+        header, depth, orientation = _header(image), _depth(image), _orientation(image)
         image.load()
-        # Pillow has turned TIFF upright already, and removed the tag.
+        # Pillow turns TIFF upright itself, and then removes the tag.
         turn = orientation and _orientation(image)
-        upright = image.transpose(TRANSPOSES[orientation]) if turn else image
-        if orientation:
-            done.append(Conversion.ORIENTED)
-        if image.mode in ("CMYK", "YCbCr"):
-            done.append(Conversion.COLOUR_SPACE)
-        if depth == 16:
-            done.append(Conversion.DEPTH)
-        if _has_transparency(image):
-            done.append(Conversion.ALPHA)
-        return DecodedImage(_rgb(upright, depth), _format(image), tuple(done))
+        return DecodedImage(_rgb(image.transpose(TRANSPOSES[orientation]) if turn else image, depth), header)
+
+
+def read_header(source: Path | bytes) -> ImageHeader:
+    """Read what `open_image` would give, from the header alone; same errors, except for damaged pixels."""
+    with _opened(source) as image:
+        return _header(image)
 
 
 def read_image(source: Path | bytes) -> NDArray[np.uint8]:
@@ -180,7 +196,7 @@ def open_index_map(source: Path | bytes) -> IndexMap:
     Raises `NotAnIndexMap` for colours, 16 bits, transparency, several frames, an EXIF orientation and
     lossy formats; else as `open_image`.
     """
-    with _opened(source, IMAGE_FORMATS) as image:
+    with _opened(source) as image:
         if image.format not in MASK_FORMATS:
             raise NotAnIndexMap(f"{_format(image)} is lossy, so its values are not class indices")
         if getattr(image, "is_animated", False):
@@ -199,17 +215,8 @@ def read_index_map(source: Path | bytes) -> NDArray[np.uint8]:
     return open_index_map(source).indices
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) of the image that `open_image` would give, from the file's header; same errors."""
-    with _opened(path, IMAGE_FORMATS) as image:
-        width, height = image.size
-        # Pillow states the upright size of TIFF.
-        turned = _orientation(image) in (5, 6, 7, 8) and image.format != "TIFF"
-        return (width, height) if turned else (height, width)
-
-
 @contextmanager
-def _opened(source: Path | bytes, formats: tuple[str, ...]) -> Iterator[PILImage.Image]:
+def _opened(source: Path | bytes) -> Iterator[PILImage.Image]:
     """An image whose header is read and whose size is allowed, not yet decoded."""
     too_large = f"it has more than {MAX_PIXELS:,} pixels, the most that segsmith decodes"
     try:
@@ -220,19 +227,47 @@ def _opened(source: Path | bytes, formats: tuple[str, ...]) -> Iterator[PILImage
             if about.st_size > MAX_IMAGE_BYTES:
                 raise UnreadableImage(f"it has more than {MAX_IMAGE_BYTES >> 20} MiB")
         with PILImage.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS
         ) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(too_large)
+            if image.info.get("progressive") and _scans(source) > MAX_SCANS:
+                raise UnreadableImage(f"it is a progressive JPEG of more than {MAX_SCANS} scans")
             yield image
     except (UnreadableImage, FileNotFoundError, PermissionError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"it is not a {', '.join(formats[:-1])} or {formats[-1]} image") from error
+        raise UnreadableImage(
+            f"it is not a {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]} image"
+        ) from error
     except PILImage.DecompressionBombError as error:
         raise UnreadableImage(too_large) from error
     except Exception as error:  # Pillow's decoders raise errors of every class on damaged files
         raise UnreadableImage(f"it cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def _scans(source: Path | bytes) -> int:
+    """Scans of a JPEG; each costs a pass over all pixels, however few bytes it has."""
+    return (source if isinstance(source, bytes) else source.read_bytes()).count(b"\xff\xda")
+
+
+def _header(image: PILImage.Image) -> ImageHeader:
+    width, height = image.size
+    orientation = _orientation(image)
+    # Pillow states the upright size of TIFF.
+    turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"
+    done = {
+        Conversion.ORIENTED: orientation != 0,
+        Conversion.COLOUR_SPACE: image.mode in ("CMYK", "YCbCr"),
+        Conversion.DEPTH: _depth(image) == 16,
+        Conversion.FRAME: getattr(image, "is_animated", False),
+        Conversion.ALPHA: "A" in image.mode.upper() or "transparency" in image.info,
+    }
+    return ImageHeader(
+        (width, height) if turned else (height, width),
+        _format(image),
+        tuple(kind for kind, was_done in done.items() if was_done),
+    )
 
 
 def _format(image: PILImage.Image) -> str:
@@ -257,13 +292,6 @@ def _depth(image: PILImage.Image) -> int:
     if image.mode == "1":
         return 1
     return next((bits for bits in (2, 4) if f"L;{bits}" in raw), 8)
-
-
-def _has_transparency(image: PILImage.Image) -> bool:
-    """Is a pixel not opaque? An alpha channel alone loses nothing when it is dropped."""
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] != 255
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -72,12 +72,11 @@ def validate(
 
 def _original(run: Path) -> Any:
     """What the run exports."""
-    from segsmith.datasets.records import Collection, collect
+    from segsmith.datasets.run_dataset import collect
     from segsmith.graph.context import RunContext
 
     deps = RunContext.open(run)
     try:
-        records = collect(deps.run, deps.ledger, deps.config)
-        return Collection(deps.run, deps.config.classes, records, card="")
+        return collect(deps.run, deps.ledger, deps.config)
     finally:
         deps.close()

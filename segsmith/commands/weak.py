@@ -217,7 +217,7 @@ def _show_quality(truth: Path, given: Path, out_dir: Path) -> None:
 
     data = VocFolder(given, "train")
     exact = ImportedSplit(truth, "train", data.classes)
-    maps = {item.id: exact.raw(i)[1] for i, item in enumerate(exact.source.items)}
+    maps = {item.id: exact.raw(i)[1] for i, item in enumerate(exact.source.records)}
     seeds, first = out_dir / "seeds.zip", out_dir / "checkpoints" / "training" / "sam-0.zip"
     stages = {
         "patch scores, before SAM": maps_of_file(seeds, data.ids) if seeds.exists() else None,

@@ -25,11 +25,11 @@ WORLDS = {
 def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str:
     """Markdown without a front matter. Nothing in it depends on when it is written."""
     masks, tallies = ledger.masks(), ledger.tallies()
-    generated = [r for r in records if r.source == "generated"]
+    generated = [r for r in records if r.origin is not None and r.origin.source == "generated"]
     rows = [masks[r.id] for r in generated]
     evaluation = ledger.evaluation
     # Prompts are what models wrote: as one line of an indented block they cannot become Markdown.
-    texts = dict.fromkeys(" ".join(r.prompt.text.split()) for r in generated)
+    texts = dict.fromkeys(" ".join(r.origin.prompt.split()) for r in generated if r.origin is not None)
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
     )
@@ -47,7 +47,7 @@ def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str
         sam=config.labeler.use_sam,
         seed=config.seed,
         size=config.images.size,
-        backends=sorted({r.backend for r in generated}),
+        backends=sorted({r.origin.backend for r in generated if r.origin is not None}),
         models=list(ledger.models().values()),
         examples=list(texts)[:: max(1, len(texts) // EXAMPLE_PROMPTS)][:EXAMPLE_PROMPTS],
         scores=[(words, evaluation[key].miou) for key, words in WORLDS.items() if key in evaluation],
@@ -65,7 +65,7 @@ def _class(
     return {
         "index": index,
         "name": _cell(name),
-        "images": sum(name in r.labels for r in records),
+        "images": sum(name in (r.labels or ()) for r in records),
         "pixels": share,
         "yield_": f"{tally.accepted} of {tally.judged}" if tally.judged else "-",
     }

@@ -1,4 +1,4 @@
-"""The formats segsmith writes and reads; a format is a writer, a reader, and how to tell it."""
+"""The formats that segsmith writes and reads: a format is a writer, a reader, and a way to recognise it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segsmith.datasets.formats import coco, cvat, folder, huggingface, voc, webdataset, yolo
-from segsmith.datasets.labelled_dataset import DataError, LabelledDataset
-from segsmith.datasets.records import Collection
+from segsmith.datasets.records import DataError, LabelledDataset
+from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.staging import Sink
 from segsmith.errors import SegsmithError
 
 
 @dataclass(frozen=True)
 class Format:
-    """`write` fills a folder; `read` opens one, with the library its users use where there is one.
+    """`write` fills a folder; `read` opens one.
 
-    `version` goes up when the files change, so that an export of an older segsmith is written anew.
-    `read` raises `DataError` where nothing can be read at all. Without `write` a format is only imported.
+    `version` goes up when the files change, so that an export by an older segsmith is written anew.
+    `read` raises `DataError` if nothing can be read at all. A format without `write` is only imported.
     """
 
     name: str
     recognises: Callable[[Path], bool]
     read: Callable[[Path], LabelledDataset]
-    write: Callable[[Sink, Collection], None] | None = None
+    write: Callable[[Sink, RunDataset], None] | None = None
     version: int = 1
 
 
@@ -53,17 +53,17 @@ def detect(root: Path) -> Format:
         if form.recognises(root):
             return form
     raise SegsmithError(
-        f"{root} is no dataset that segsmith knows.",
+        f"{root} is not a dataset in a format that segsmith reads.",
         "Name the folder that holds ImageSets/Segmentation (VOC, CVAT), annotations/*.json (COCO), data.yaml "
         "(Ultralytics), *.tar (WebDataset), */metadata.jsonl (Hugging Face), or a folder of images per class.",
     )
 
 
 def open_dataset(root: Path) -> LabelledDataset:
-    """A dataset of any format; `SegsmithError` that names the file where nothing can be read of it."""
+    """A dataset of any format; `SegsmithError` that names the file if nothing can be read of it."""
     try:
         return detect(root).read(root)
     except DataError as error:
         raise SegsmithError(
-            f"{root}: {error.problem.where}: {error.problem.text}.", "Mend that file."
+            f"{root}: {error.problem.where}: {error.problem.text}.", "Fix that file."
         ) from None

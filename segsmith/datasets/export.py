@@ -1,15 +1,15 @@
-"""Writing a run's dataset in a format, whole or not at all."""
+"""Writing a run's dataset in a format, completely or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segsmith.config import Config
 from segsmith.datasets.card import write_card
 from segsmith.datasets.detect import EXPORTS, FORMATS
-from segsmith.datasets.records import Collection, collect
+from segsmith.datasets.run_dataset import collect
 from segsmith.datasets.staging import replace_folder
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger
@@ -31,23 +31,23 @@ def export_dataset(
 ) -> ExportSummary:
     """Write the accepted, masked images in a format of `EXPORTS`; `out` defaults to ``dataset/<form>`` in the run.
 
-    Label maps keep their indices (0 background, 1.. in the order of `config.classes`, 255 unknown). All is
-    written to a sibling folder and renamed, so a reader never finds half an export. An identical export is
-    left alone; an older one goes only when the new one stands. The caller holds the run folder
-    (`RunFolder.held`).
+    Label maps keep their indices (0 background, 1.. in the order of `config.classes`, 255 unknown).
+    Everything is written to a sibling folder and renamed, so a reader never finds half an export. An
+    identical export is left alone; an older one is removed only after the new one is in place. The caller
+    holds the run folder (`RunFolder.held`).
 
-    Raises `SegsmithError` when nothing can be exported, a picture does not fit its mask, or `out` holds
-    files that no export put there.
+    Raises `SegsmithError` when nothing can be exported, an image does not fit its mask, another process
+    exports to `out`, or `out` holds files that no export wrote.
     """
     if form not in EXPORTS:
         raise SegsmithError(
-            f"{form!r} is no format that segsmith writes.", f"Use one of {', '.join(EXPORTS)}."
+            f"segsmith does not write the format {form!r}.", f"Use one of {', '.join(EXPORTS)}."
         )
-    records = collect(run, ledger, config)
-    data = Collection(run, config.classes, records, write_card(ledger, config, records))
+    data = collect(run, ledger, config)
+    data = replace(data, card=write_card(ledger, config, data.records))
     out = run.dataset / form if out is None else out
     chosen = FORMATS[form]
     assert chosen.write is not None
     write = chosen.write
     written = replace_folder(out, data.digest(f"{form}-{chosen.version}"), lambda sink: write(sink, data))
-    return ExportSummary(out, len(records), data.counts, written)
+    return ExportSummary(out, len(data.records), data.counts, written)

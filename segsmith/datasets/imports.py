@@ -1,99 +1,124 @@
-"""Foreign datasets as something to train or test on: what is usable of them, with classes matched by name."""
+"""Foreign datasets as data to train or test on: their usable records, with classes matched by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segsmith.datasets.dataset_files import class_name_problem, name_problem
 from segsmith.datasets.detect import open_dataset
-from segsmith.datasets.labelled_dataset import DataError, Item, Problem
+from segsmith.datasets.objects import histogram
 from segsmith.datasets.palette import VOID
+from segsmith.datasets.records import DataError, Problem, Record, Sample
 from segsmith.errors import SegsmithError
+from segsmith.files import Conversion
 
-UNSAFE = {"bad_file", "duplicate_class", "duplicate_id"}
-"""Problems after which nobody can say which label belongs to which image."""
+UNSAFE = {"bad_file", "duplicate_class", "duplicate_id", "too_many_classes"}
+"""Problems after which it is unknown which label belongs to which image."""
 
 
 @dataclass(frozen=True)
 class ImportedDataset:
-    """What is sound of a dataset; `skipped` names every file left out, and why."""
+    """The usable records of a dataset.
+
+    `skipped` names every file left out or repaired, and why; `conversions` counts the images that are not
+    used as they are stored.
+    """
 
     root: Path
     classes: tuple[str, ...]
-    items: tuple[Item, ...]
+    records: tuple[Record, ...]
     skipped: tuple[Problem, ...]
     has_label_maps: bool
     knows_background: bool = True
+    conversions: Mapping[Conversion, int] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, int]:
-        """Split -> usable images."""
-        names = sorted({item.split for item in self.items})
-        return {name: sum(item.split == name for item in self.items) for name in names}
+        """Split -> number of usable images."""
+        names = sorted({record.split for record in self.records})
+        return {name: sum(record.split == name for record in self.records) for name in names}
 
 
 def import_dataset(root: Path, split: str | None = None) -> ImportedDataset:
-    """Open a dataset of VOC, COCO, a folder per class, or any other format with files of its own.
+    """Open a dataset in any format with one file per image: VOC, COCO, a folder per class and others.
 
-    Every image (of one split, or all) is read once. One that is missing, corrupt, of another size than its
-    label map, or with an undefined index or class is skipped and named. Raises `SegsmithError` where
-    skipping is not safe: classes or ids are ambiguous, a list is damaged, or nothing is left.
+    Every image (of one split, or all) is read once. An image is skipped and named if it is missing, corrupt, of
+    another size than its label map, or has an undefined index, an unlisted class or an unusable name. Raises
+    `SegsmithError` where skipping is not safe: ambiguous classes or ids, a damaged list, no usable image.
     """
     data = open_dataset(root)
     if data.format == "webdataset":
         raise SegsmithError(
-            f"{root} holds shards, which are read in one sweep only.",
+            f"{root} holds WebDataset shards, which allow no access to single images.",
             "Unpack them, or name the dataset in another format.",
         )
     for problem in data.problems:
         if problem.kind in UNSAFE:
-            raise SegsmithError(f"{root}: {problem.where}: {problem.text}.", "Mend that file.")
-    items, skipped = [], list(data.problems)
-    for item in data:
-        if split is not None and item.split != split:
+            raise SegsmithError(f"{root}: {problem.where}: {problem.text}.", "Fix that file.")
+    for name in data.classes:
+        if unusable := class_name_problem(name):
+            raise SegsmithError(f"{root}: the class name {name!r} {unusable}.", "Rename that class.")
+    records, skipped = [], list(data.problems)
+    conversions: Counter[Conversion] = Counter()
+    for record in data:
+        if split is not None and record.split != split:
             continue
         try:
-            _check(item, data.classes)
+            sample = _checked(record, data.classes)
         except DataError as error:
             skipped.append(error.problem)
         else:
-            items.append(item)
-    if not items:
-        have = ", ".join(sorted({i.split for i in data if i.split})) or "none"
+            records.append(record)
+            skipped += sample.problems
+            conversions.update(sample.conversions)
+    if not records:
+        have = ", ".join(sorted({r.split for r in data if r.split})) or "none"
         reason = f" The first of {len(skipped)} problems: {skipped[0]}." if skipped else ""
         raise SegsmithError(
             f"{root} has no usable image{f' in split {split!r}' if split else ''}.{reason}",
             f"Splits of this dataset: {have}.",
         )
     return ImportedDataset(
-        root, data.classes, tuple(items), tuple(skipped), data.has_label_maps, data.knows_background
+        root,
+        data.classes,
+        tuple(records),
+        tuple(skipped),
+        data.has_label_maps,
+        data.knows_background,
+        conversions,
     )
 
 
-def _check(item: Item, classes: Sequence[str]) -> None:
-    image, label_map = item.load()
-    for name in item.labels or ():
+def _checked(record: Record, classes: Sequence[str]) -> Sample:
+    if problem := name_problem(record.id):
+        raise DataError("bad_name", record.where, f"the id {record.id!r} {problem}")
+    sample = record.load()
+    for name in record.labels or ():
         if name not in classes:
-            raise DataError("unknown_class", item.where, f"is labelled {name!r}, which is not listed")
-    if label_map is None:
-        return
-    if label_map.shape != image.shape[:2]:
-        raise DataError("wrong_size", item.where, f"image {image.shape[:2]}, label map {label_map.shape}")
-    values = np.unique(label_map)
-    undefined = values[(values > len(classes)) & (values != VOID)]
+            raise DataError("unknown_class", record.where, f"is labelled {name!r}, which is not listed")
+    if sample.label_map is None:
+        return sample
+    if sample.label_map.shape != sample.image.shape[:2]:
+        text = f"the image is {sample.image.shape[:2]} pixels (H, W), its mask {sample.label_map.shape}"
+        raise DataError("wrong_size", record.where, text)
+    undefined = np.flatnonzero(histogram(sample.label_map)[len(classes) + 1 : VOID]) + len(classes) + 1
     if undefined.size:
-        raise DataError("undefined_index", item.where, f"the label map holds {undefined.tolist()}")
+        text = f"the mask holds {undefined.tolist()}, but there are {len(classes)} classes"
+        raise DataError("undefined_index", record.where, text)
+    return sample
 
 
 def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
-    """Their names -> ours, of those that are the same but for case, spaces, hyphens and underscores.
+    """Their names -> ours, of those equal but for case, spaces, hyphens and underscores.
 
-    So VOC's "pottedplant" is "potted plant". Raises `SegsmithError` when two names of one side become one,
+    So VOC's "pottedplant" is "potted plant". Raises `SegsmithError` when two names of one side become equal,
     or when no name is in both.
     """
     known, found = _plain(ours), _plain(theirs)
@@ -119,7 +144,7 @@ def _plain(names: Sequence[str]) -> dict[str, str]:
 
 
 class ImportedSplit:
-    """A split as the segmenter's evaluation reads it, its label maps in the indices of `classes`.
+    """A split as the evaluation of a segmenter reads it, its label maps in the indices of `classes`.
 
     A pixel of a class that is not in `classes` is background, as it is for a segmenter that does not know
     the class; `ignored_classes` names those.
@@ -130,7 +155,7 @@ class ImportedSplit:
         self.source = import_dataset(root, split)
         if not self.source.has_label_maps:
             raise SegsmithError(
-                f"{root} has image labels alone.",
+                f"{root} has image labels only.",
                 "Name a dataset with masks: VOC, COCO, Ultralytics or CVAT.",
             )
         matched = match_classes(self.source.classes, classes)
@@ -142,7 +167,7 @@ class ImportedSplit:
                 self._table[index] = self.classes.index(matched[name]) + 1
 
     def __len__(self) -> int:
-        return len(self.source.items)
+        return len(self.source.records)
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
@@ -151,6 +176,6 @@ class ImportedSplit:
 
     def raw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """(H, W, 3) image and (H, W) label map."""
-        image, label_map = self.source.items[index].load()
-        assert label_map is not None
-        return image, self._table[label_map]
+        sample = self.source.records[index].load()
+        assert sample.label_map is not None
+        return sample.image, self._table[sample.label_map]

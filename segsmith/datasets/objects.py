@@ -1,4 +1,4 @@
-"""Objects of a label map: each connected part of a class."""
+"""What a label map holds: its values, and its objects, the connected parts of a class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,25 @@ from skimage.measure import label
 from segsmith.datasets.palette import VOID
 
 MAX_OBJECTS = 254
-"""What an 8-bit object map can number beside background (0) and unknown (255)."""
+"""How many objects an 8-bit object map can number, besides background (0) and unknown (255)."""
+CHUNK = 1 << 20
+
+
+def histogram(label_map: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(256,) number of pixels of each value.
+
+    In chunks, because `np.bincount` turns every pixel into eight bytes.
+    """
+    flat = label_map.ravel()
+    total = np.zeros(256, np.int64)
+    for start in range(0, flat.size, CHUNK):
+        total += np.bincount(flat[start : start + CHUNK], minlength=256)
+    return total
+
+
+def present_classes(label_map: NDArray[np.uint8]) -> tuple[int, ...]:
+    """Class indices from 1 that occur in a label map, ascending."""
+    return tuple(int(v) for v in np.flatnonzero(histogram(label_map)) if v not in (0, VOID))
 
 
 def number_objects(label_map: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -24,7 +42,7 @@ def number_objects(label_map: NDArray[np.uint8]) -> NDArray[np.int32]:
 def object_map(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W) object numbers as VOC stores them: 0 background, 255 unknown.
 
-    Of more than `MAX_OBJECTS` parts the largest keep a number, in their order, and the rest become unknown.
+    Of more than `MAX_OBJECTS` parts the largest keep a number, in their order, and the others become unknown.
     """
     numbers = number_objects(label_map)
     sizes = np.bincount(numbers.ravel())[1:]
@@ -36,10 +54,10 @@ def object_map(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def components(mask: NDArray[np.bool_], min_area_px: int = 1) -> list[NDArray[np.bool_]]:
-    """Instances of one class (SeSAM, step 1): 8-connected (H, W) bool blobs, the largest first.
+    """Instances of one class (SeSAM, step 1): 8-connected (H, W) bool components, the largest first.
 
-    Blobs under `min_area_px` pixels are left out; when all are, the largest stays, so that a labelled
-    class is never lost. An empty mask gives an empty list.
+    Components under `min_area_px` pixels are left out; if all are smaller, the largest is kept, so that a
+    labelled class is never lost. An empty mask gives an empty list.
     """
     labelled = label(mask, connectivity=2)
     areas = np.bincount(labelled.ravel())[1:]

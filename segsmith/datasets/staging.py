@@ -1,22 +1,27 @@
-"""A dataset folder that is there whole or not at all: written aside, listed in a manifest, then renamed."""
+"""A dataset folder that appears complete or not at all: staged beside its place, listed in a manifest, renamed."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from segsmith.errors import SegsmithError
 from segsmith.files import sha256_of
 
 MANIFEST = "manifest.json"
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What `flock` says on file systems that have no locks."""
 
 
 class Sink:
-    """Takes the files of an export and remembers what they were."""
+    """Takes the files of an export and keeps their hashes for the manifest."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -30,7 +35,7 @@ class Sink:
         self._files[name] = hashlib.sha256(data).hexdigest()
 
     def path(self, name: str) -> Path:
-        """Where a file belongs, its folder made; one not written through `put` is to be told by `adopt`."""
+        """Where a file belongs; its folder is created. Files not written through `put` need an `adopt`."""
         path = self.root / name
         if path.parent not in self._made:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,41 +47,83 @@ class Sink:
         self._files[name] = sha256_of(self.root / name)
 
     def close(self, digest: str) -> None:
-        """Write the manifest, the last file of all."""
+        """Write the manifest, which is the last file of an export."""
         text = json.dumps({"digest": digest, "files": dict(sorted(self._files.items()))}, indent=1)
         (self.root / MANIFEST).write_text(text)
 
 
 def replace_folder(out: Path, digest: str, write: Callable[[Sink], None]) -> bool:
-    """Let `write` fill a folder beside `out` and put it in its place; False where an identical one stands.
+    """Let `write` fill a folder beside `out` and move it into place; False where an identical one exists.
 
-    An older export steps aside and goes only when the new one stands; what a killed export left is
-    cleaned up. Raises `SegsmithError` when `out` holds files that no export put there.
+    An older export is moved away and removed only after the new one is in place; what a killed export left
+    is cleaned up. Raises `SegsmithError` when another process exports to `out`, or when `out` holds files
+    that no export wrote.
     """
-    aside, staging = out.with_name(f".{out.name}.old"), out.with_name(f".{out.name}.part")
-    _recover(out, aside)
-    if is_whole(out, digest):
-        return False
-    _refuse_foreign(out)
+    previous, staging = out.with_name(f".{out.name}.old"), out.with_name(f".{out.name}.part")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        sink = Sink(staging)
-        write(sink)
-        sink.close(digest)
-        os.sync()  # one for all files is cheaper than one for each
-        _swap(staging, out, aside)
+        with _locked(out, staging):
+            _recover(out, previous)
+            if is_whole(out, digest):
+                return False
+            _refuse_foreign(out)
+            sink = Sink(staging)
+            write(sink)
+            sink.close(digest)
+            os.sync()  # one for all files is cheaper than one for each
+            _swap(staging, out, previous)
     except OSError as error:
         raise SegsmithError(
-            f"The export to {out} failed: {error.strerror or error}.", "Make room, or name another --out."
+            f"The export to {out} failed: {error.strerror or error}.",
+            "Make room, or name another folder with --out.",
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return True
 
 
+@contextmanager
+def _locked(out: Path, staging: Path) -> Iterator[None]:
+    """An empty staging folder, held against other processes until it is moved to `out` or removed.
+
+    The folder itself is the lock, so that no lock file stays behind. Where the file system has no locks,
+    two exports to one folder at the same time are not noticed.
+    """
+    handle = _hold(out, staging)
+    held = os.fstat(handle)
+    try:
+        for left in staging.iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield
+    finally:
+        if staging.exists() and os.path.samestat(held, staging.stat()):
+            shutil.rmtree(staging, ignore_errors=True)
+        os.close(handle)
+
+
+def _hold(out: Path, staging: Path) -> int:
+    """The handle of the locked staging folder."""
+    while True:
+        staging.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # another process has just finished with it
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise SegsmithError(
+                f"Another process is exporting to {out}.", "Wait for it, or name another folder with --out."
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(handle)
+                raise
+        if staging.exists() and os.path.samestat(os.fstat(handle), staging.stat()):
+            return handle
+        os.close(handle)  # its holder moved or removed it between the two calls
+
+
 def is_whole(folder: Path, digest: str) -> bool:
-    """Does the folder hold the export of this digest, every file as it was written?"""
+    """Does the folder hold the export with this digest, every file as it was written?"""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return manifest["digest"] == digest and all(
@@ -89,28 +136,28 @@ def is_whole(folder: Path, digest: str) -> bool:
 def _refuse_foreign(out: Path) -> None:
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).exists())):
         raise SegsmithError(
-            f"{out} holds something that segsmith did not export; it is left alone.",
+            f"{out} holds something that segsmith did not export, so it is not replaced.",
             "Name a new or empty folder.",
         )
 
 
-def _recover(out: Path, aside: Path) -> None:
+def _recover(out: Path, previous: Path) -> None:
     """Finish what an export that was killed between or after its two renames left behind."""
-    if aside.exists() and out.exists():
-        shutil.rmtree(aside)
-    elif aside.exists():
-        os.replace(aside, out)
+    if previous.exists() and out.exists():
+        shutil.rmtree(previous)
+    elif previous.exists():
+        os.replace(previous, out)
 
 
-def _swap(staging: Path, out: Path, aside: Path) -> None:
-    """Put `staging` in the place of `out`; whatever fails or stops half-way, one whole export stays."""
+def _swap(staging: Path, out: Path, previous: Path) -> None:
+    """Put `staging` in the place of `out`; whatever fails or stops half-way, one complete export remains."""
     had_one = out.exists()
     if had_one:
-        os.replace(out, aside)
+        os.replace(out, previous)
     try:
         os.replace(staging, out)
     except OSError:
         if had_one:
-            os.replace(aside, out)
+            os.replace(previous, out)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)

@@ -1,17 +1,17 @@
-"""A VOC-layout dataset as tensors.
+"""A VOC-layout dataset with random access, as training reads it.
 
 Layout, as our own export writes it: ``JPEGImages/<id>.png`` (or .jpg), ``SegmentationClass/<id>.png``
-(palette or grey indices), ``ImageSets/Segmentation/<split>.txt`` (an id a line) and ``classes.txt`` (a name
-a line; line i is index i, 0 is background, 255 unknown). ``labels.csv``, where there is one, names the classes
-of whole images (columns image_id and classes, the latter separated by ``|``).
+(palette or grey indices), ``ImageSets/Segmentation/<split>.txt`` (one id a line) and ``classes.txt`` (one name
+a line; line i is index i, 0 is background, 255 unknown). ``labels.csv``, if present, names the classes of whole
+images (columns image_id and classes, the latter separated by ``|``) and whether they are real (`source`).
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -22,14 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from segsmith.datasets.dataset_files import DatasetFiles, class_name_problem, name_problem
+from segsmith.datasets.objects import histogram
+from segsmith.datasets.records import DataError
+from segsmith.datasets.voc_layout import CLASS_NAMES, CLASSES, IMAGES, LABELS, SETS, image_labels
 from segsmith.errors import SegsmithError
-from segsmith.files import NotAnIndexMap, image_size, read_image, read_index_map
+from segsmith.files import Conversion, ImageHeader, NotAnIndexMap, read_header, read_image, read_index_map
 from segsmith.types import IGNORE
 
 T = TypeVar("T")
 
 RAM_BYTES = 1 << 30
 """Datasets whose pixels fit in this are read once and kept as uint8."""
+SAMPLED = 2000
+"""Images of a larger dataset whose pixels `VocFolder.class_pixels` counts."""
 
 
 class VocFolder(Dataset[tuple[Tensor, Tensor]]):
@@ -43,27 +49,32 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         self.root = root
         self.split = split
         self.classes = read_classes(root)
-        self.ids = _read_ids(root, split)
-        self._image_labels = _read_image_labels(root, self.classes)
-        self._images = [_image_path(root, name) for name in self.ids]
-        self._labels = [root / "SegmentationClass" / f"{name}.png" for name in self.ids]
+        self._files = DatasetFiles(root)
+        self.ids = self._read_ids()
+        self._image_labels, self._sources = self._read_labels()
+        self._images = [self._image_path(name) for name in self.ids]
+        self._labels = [self._inside(f"{CLASSES}/{name}.png") for name in self.ids]
         pixels = sum(math.prod(size) for size in self.sizes)
         self._kept = [self._read(i) for i in range(len(self))] if pixels * 4 <= RAM_BYTES else None
 
     @cached_property
+    def _headers(self) -> list[ImageHeader]:
+        return [self._decoded(path, read_header) for path in self._images]
+
+    @property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) of every image, from the file headers."""
-        return [self._decoded(path, image_size) for path in self._images]
+        return [header.size for header in self._headers]
 
-    @cached_property
+    @property
+    def conversions(self) -> Mapping[Conversion, int]:
+        """How many images are converted when they are read, by kind."""
+        return Counter(kind for header in self._headers for kind in header.conversions)
+
+    @property
     def real(self) -> list[bool]:
         """Is an image real? By ``source`` in labels.csv; all are where nothing says so."""
-        path = self.root / "labels.csv"
-        if not path.exists():
-            return [True] * len(self)
-        with path.open(newline="", encoding="utf-8") as file:
-            source = {row.get("image_id"): row.get("source") for row in csv.DictReader(file)}
-        return [source.get(name) != "generated" for name in self.ids]
+        return [self._sources.get(name) != "generated" for name in self.ids]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,8 +89,7 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
 
     def present(self, index: int) -> tuple[int, ...]:
         """Class indices from 1 that the image's mask or ``labels.csv`` names, ascending; () if neither does."""
-        counts = np.bincount(self.raw(index)[1].ravel(), minlength=256)
-        drawn = {int(v) for v in np.nonzero(counts[1:IGNORE])[0] + 1}
+        drawn = {int(v) for v in np.nonzero(histogram(self.raw(index)[1])[1:IGNORE])[0] + 1}
         return tuple(sorted(drawn | self._image_labels.get(self.ids[index], set())))
 
     @property
@@ -88,18 +98,17 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         return self._kept is not None
 
     def class_pixels(self, rates: Sequence[float] = ()) -> NDArray[np.int64]:
-        """(C + 1,) pixels of background and each class; of a large dataset, in some thousand images.
+        """(C + 1,) pixels of background and each class; of a larger dataset, in about `SAMPLED` images.
 
         `rates` are how often each image counts, once if empty.
         """
         total = np.zeros(256)
-        for index in range(0, len(self), 1 if self.in_memory else max(1, len(self) // 2000)):
-            count = np.bincount(self.raw(index)[1].ravel(), minlength=256)
-            total += count * (rates[index] if rates else 1)
+        for index in range(0, len(self), 1 if self.in_memory else max(1, len(self) // SAMPLED)):
+            total += histogram(self.raw(index)[1]) * (rates[index] if rates else 1)
         return np.rint(total[: len(self.classes) + 1]).astype(np.int64)
 
     def fingerprint(self) -> str:
-        """Changes when an id, an image or a label does; of a large dataset, when a file's size does."""
+        """Changes when an id, an image or a label does; for a larger dataset, when a file's size does."""
         digest = hashlib.sha256("\n".join((*self.classes, "", *self.ids)).encode())
         digest.update(repr(self.real).encode())
         digest.update(repr([sorted(self._image_labels.get(name, ())) for name in self.ids]).encode())
@@ -120,11 +129,12 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
                 f"{label_path} is {_by(label.shape)} pixels, but its image is {_by(image.shape)}.",
                 "Save the label at the size of the image.",
             )
-        wrong = np.setdiff1d(np.unique(label), [*range(len(self.classes) + 1), IGNORE])
-        if wrong.size:
+        undefined = np.flatnonzero(histogram(label)[len(self.classes) + 1 : IGNORE])
+        if undefined.size:
             raise SegsmithError(
-                f"{label_path} holds index {wrong[0]}, but classes.txt has {len(self.classes)} classes.",
-                "Add the class to classes.txt, or fix the label.",
+                f"{label_path} holds index {undefined[0] + len(self.classes) + 1}, but {CLASS_NAMES} has "
+                f"{len(self.classes)} classes.",
+                f"Add the class to {CLASS_NAMES}, or fix the label.",
             )
         return image, label
 
@@ -142,61 +152,65 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         except OSError as error:
             raise SegsmithError(f"{path} cannot be read: {error}.", "Replace the file.") from None
 
+    def _read_ids(self) -> list[str]:
+        path = f"{SETS}/{self.split}.txt"
+        have = ", ".join(sorted(p.stem for p in self._files.files(SETS, ".txt"))) or "none"
+        ids = _lines(self._files, path, f"Splits of this dataset: {have}.")
+        for name in ids:
+            if problem := name_problem(name):
+                raise SegsmithError(f"{self.root / path}: the id {name!r} {problem}.", "Rename that image.")
+        return ids
+
+    def _read_labels(self) -> tuple[dict[str, set[int]], dict[str, str]]:
+        """Image id -> class indices, and image id -> source, from ``labels.csv``."""
+        index_of = {name: i for i, name in enumerate(self.classes, 1)}
+        try:
+            rows = image_labels(self._files)
+            labels = {name: {index_of[c] for c in row.classes} for name, row in rows.items()}
+        except (DataError, KeyError) as error:
+            reason = error.problem.text if isinstance(error, DataError) else f"names the class {error}"
+            raise SegsmithError(
+                f"{self.root / LABELS} {reason}.",
+                f"Fix that file: columns image_id and classes, classes of {CLASS_NAMES} separated by |.",
+            ) from None
+        return labels, {name: row.source for name, row in rows.items()}
+
+    def _image_path(self, name: str) -> Path:
+        for suffix in (".png", ".jpg", ".jpeg"):
+            path = self._inside(f"{IMAGES}/{name}{suffix}")
+            if path.exists():
+                return path
+        raise SegsmithError(
+            f"{self.root / IMAGES} has no image {name!r} (.png or .jpg).", "Export the dataset again."
+        )
+
+    def _inside(self, name: str) -> Path:
+        try:
+            return self._files.path(name)
+        except DataError as error:
+            raise SegsmithError(f"{self.root / name} {error.problem.text}.") from None
+
 
 def read_classes(root: Path) -> tuple[str, ...]:
     """Class names of a VOC-layout dataset, index 1 first."""
-    names = _lines(root / "classes.txt", "Name the root of a dataset that segsmith exported.")
+    names = _lines(DatasetFiles(root), CLASS_NAMES, "Name the root of a dataset that segsmith exported.")
+    remedy = "Fix that file: one class a line, in the order of the label indices from 1."
     if not names or len(names) > IGNORE - 1 or len(set(names)) != len(names) or "background" in names:
         raise SegsmithError(
-            f"{root / 'classes.txt'} must name 1 to {IGNORE - 1} classes, each once, without background.",
-            "Mend that file: one class a line, in the order of the label indices from 1.",
+            f"{root / CLASS_NAMES} must name 1 to {IGNORE - 1} classes, each once, without background.",
+            remedy,
         )
+    for name in names:
+        if problem := class_name_problem(name):
+            raise SegsmithError(f"{root / CLASS_NAMES}: the class name {name!r} {problem}.", remedy)
     return tuple(names)
 
 
-def _read_ids(root: Path, split: str) -> list[str]:
-    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    have = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-    return _lines(path, f"Splits of this dataset: {have}.")
-
-
-def _read_image_labels(root: Path, classes: Sequence[str]) -> dict[str, set[int]]:
-    """Image id -> class indices, from ``labels.csv``; empty without that file."""
-    path = root / "labels.csv"
-    if not path.exists():
-        return {}
-    index_of = {name: i for i, name in enumerate(classes, 1)}
+def _lines(files: DatasetFiles, name: str, remedy: str) -> list[str]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {
-                row["image_id"]: {
-                    index_of[name] for name in filter(None, (row.get("classes") or "").split("|"))
-                }
-                for row in csv.DictReader(file)
-            }
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
-        raise SegsmithError(
-            f"{path} cannot be read ({type(error).__name__}: {error}).",
-            "Mend that file: columns image_id and classes, classes of classes.txt separated by |.",
-        ) from None
-
-
-def _lines(path: Path, remedy: str) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SegsmithError(f"{path} cannot be read: {reason}.", remedy) from None
-
-
-def _image_path(root: Path, name: str) -> Path:
-    for suffix in (".png", ".jpg", ".jpeg"):
-        path = root / "JPEGImages" / f"{name}{suffix}"
-        if path.exists():
-            return path
-    raise SegsmithError(
-        f"{root / 'JPEGImages'} has no image {name!r} (.png or .jpg).", "Export the dataset again."
-    )
+        return files.lines(name)
+    except DataError as error:
+        raise SegsmithError(f"{files.root / name} cannot be read: {error.problem.text}.", remedy) from None
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The one writer of the PASCAL VOC segmentation layout; where the bytes go is the caller's business."""
+"""The PASCAL VOC segmentation layout: its names, its only writer, and its image labels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segsmith.datasets.dataset_files import DatasetFiles, class_name_problem, name_problem
 from segsmith.datasets.palette import voc_palette
-from segsmith.files import png_bytes
+from segsmith.datasets.records import DataError
+from segsmith.errors import SegsmithError
+from segsmith.files import PART, png_bytes
 
 IMAGES, CLASSES, OBJECTS, SETS = (
     "JPEGImages",
@@ -23,13 +27,19 @@ IMAGES, CLASSES, OBJECTS, SETS = (
     "ImageSets/Segmentation",
 )
 CLASS_NAMES = "classes.txt"
+LABELS = "labels.csv"
 
 Put = Callable[[str, bytes], None]
 """Stores bytes under a path relative to the dataset, "/" between its parts."""
+Pair = tuple[str, NDArray[np.uint8], NDArray[np.uint8]]
+"""Id, (H, W, 3) image, (H, W) label map."""
 
 
 class VocLayout:
-    """Writes images and masks as they come, and the lists of names at the end."""
+    """Writes images and masks as they come, and the lists of names at the end.
+
+    Raises `SegsmithError` for an id or a class name that the layout cannot hold, such as ``../x``.
+    """
 
     def __init__(self, put: Put, splits: Sequence[str]) -> None:
         self._put = put
@@ -45,6 +55,8 @@ class VocLayout:
         object_map: NDArray[np.uint8] | None = None,
     ) -> None:
         """Store one image, an encoded file with its suffix (``(".jpg", b"...")``), and its (H, W) maps."""
+        if problem := name_problem(name):
+            raise SegsmithError(f"The image id {name!r} {problem}.", "Rename that image.")
         suffix, data = image
         self._put(f"{IMAGES}/{name}{suffix}", data)
         self._put(f"{CLASSES}/{name}.png", png_bytes(label_map, self._palette))
@@ -54,6 +66,9 @@ class VocLayout:
 
     def finish(self, classes: Sequence[str]) -> None:
         """Store the list of each split, ``trainval`` where there are both, and the class names."""
+        for name in classes:
+            if problem := class_name_problem(name):
+                raise SegsmithError(f"The class name {name!r} {problem}.", "Rename that class.")
         lists = dict(self._members)
         if {"train", "val"} <= lists.keys():
             lists["trainval"] = [*lists["train"], *lists["val"]]
@@ -66,9 +81,6 @@ def _lines(names: Sequence[str]) -> bytes:
     return "".join(f"{name}\n" for name in names).encode()
 
 
-Pair = tuple[str, NDArray[np.uint8], NDArray[np.uint8]]
-
-
 def write_voc(
     folder: Path,
     classes: Sequence[str],
@@ -77,15 +89,16 @@ def write_voc(
 ) -> None:
     """Write (id, (H, W, 3) image, (H, W) label map) triples in PASCAL VOC's layout, all of it or nothing.
 
-    Images are PNG, so that a test sees exactly the pixels that were made. `image_labels` (id -> class names),
-    read when all pictures are written, goes to ``labels.csv``.
+    Images are PNG, so that a test sees exactly the pixels that were made. `image_labels` (id -> class names)
+    is read after all images are written, and goes to ``labels.csv``. Raises `SegsmithError` if `folder` came
+    into being meanwhile, or for names that the layout cannot hold.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=PART))
 
     def put(name: str, data: bytes) -> None:
-        (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        (aside / name).write_bytes(data)
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).write_bytes(data)
 
     try:
         layout = VocLayout(put, tuple(splits))
@@ -94,11 +107,17 @@ def write_voc(
                 layout.add(split, name, (".png", png_bytes(image)), label_map)
         layout.finish(classes)
         if image_labels:
-            put("labels.csv", _labels_csv(image_labels))
-        aside.chmod(0o755)
-        os.rename(aside, folder)
+            put(LABELS, _labels_csv(image_labels))
+        staging.chmod(0o755)
+        try:
+            os.rename(staging, folder)
+        except OSError as error:
+            raise SegsmithError(
+                f"The dataset cannot be moved to {folder}: {error.strerror or error}.",
+                "Name a new folder with --out.",
+            ) from None
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
@@ -108,3 +127,27 @@ def _labels_csv(image_labels: Mapping[str, Sequence[str]]) -> bytes:
     writer.writerow(["image_id", "classes"])
     writer.writerows([name, "|".join(labels)] for name, labels in image_labels.items())
     return text.getvalue().encode()
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """One row of ``labels.csv``: `source` is "generated" or "real", "" where the column is missing."""
+
+    classes: tuple[str, ...]
+    source: str
+
+
+def image_labels(files: DatasetFiles) -> dict[str, ImageLabels]:
+    """Image id -> its row in ``labels.csv``; empty without that file.
+
+    Raises `DataError` where it cannot be read, or has no columns image_id and classes.
+    """
+    if not (files.root / LABELS).exists():
+        return {}
+    rows = files.rows(LABELS)
+    if rows and not {"image_id", "classes"} <= rows[0].keys():
+        raise DataError("bad_file", LABELS, "has no columns image_id and classes")
+    return {
+        row["image_id"]: ImageLabels(tuple(filter(None, row["classes"].split("|"))), row.get("source", ""))
+        for row in rows
+    }

@@ -55,11 +55,6 @@ def weaken(label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generato
     return weak
 
 
-def present_classes(label_map: NDArray[np.uint8]) -> tuple[int, ...]:
-    """Class indices from 1 that occur in a label map, ascending."""
-    return tuple(int(v) for v in np.unique(label_map) if v not in (0, IGNORE))
-
-
 def kind_of(weak_maps: Iterable[NDArray[np.uint8]]) -> WeakKind | None:
     """Which kind of weak labels (H, W) uint8 maps hold, as most of their pieces look; None: dense masks.
 

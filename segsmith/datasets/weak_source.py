@@ -1,18 +1,20 @@
-"""A foreign dataset as weak labels: what is usable of it, and everything a person should be told about the rest."""
+"""A foreign dataset as weak labels: its usable images, and what the user should know of the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.datasets.imports import ImportedDataset, import_dataset
-from segsmith.datasets.labelled_dataset import Item, Problem
-from segsmith.datasets.weak_labels import WeakKind, kind_of, present_classes
+from segsmith.datasets.objects import present_classes
+from segsmith.datasets.records import Problem, Record
+from segsmith.datasets.weak_labels import WeakKind, kind_of
 from segsmith.errors import SegsmithError
+from segsmith.files import Conversion
 from segsmith.types import IGNORE
 
 SPLITS = ("train", "val", "test")
@@ -20,57 +22,60 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class WeakSource:
-    """Split train with weak labels, and whatever other splits there are with their own labels.
+    """Split train with weak labels, and the other splits with their own labels.
 
-    `skipped` are the problems of files left out or mended; `empty` the training images on which nothing is
-    labelled, `never` the classes that no training image shows; `image_labels` those of the training images.
+    `skipped` are the problems of files left out or repaired; `empty` the training images on which nothing is
+    labelled, `never` the classes that no training image shows; `image_labels` the classes of the training
+    images by id; `conversions` counts the images that are not used as they are stored.
     """
 
     classes: tuple[str, ...]
     kind: WeakKind
-    splits: Mapping[str, tuple[Item, ...]]
+    splits: Mapping[str, tuple[Record, ...]]
     skipped: tuple[Problem, ...]
     empty: tuple[str, ...]
     never: tuple[str, ...]
     image_labels: Mapping[str, tuple[str, ...]]
     zero_is_drawn: bool
+    conversions: Mapping[Conversion, int] = field(default_factory=dict)
 
     def pairs(self, split: str) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
-        """(id, image, label map) of each picture; in split train 255 where nobody drew."""
-        for item in self.splits[split]:
-            image, label_map = item.load()
+        """(id, image, label map) of each image; in split train, pixels without a label are 255."""
+        for record in self.splits[split]:
+            sample = record.load()
+            label_map = sample.label_map
             if label_map is None:
-                label_map = np.full(image.shape[:2], IGNORE, np.uint8)
+                label_map = np.full(sample.image.shape[:2], IGNORE, np.uint8)
             weak = split == "train" and not self.zero_is_drawn
-            yield item.id, image, undrawn(label_map) if weak else label_map
+            yield record.id, sample.image, undrawn(label_map) if weak else label_map
 
 
 def undrawn(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The map with 255 for 0: nobody said that these pixels are background."""
+    """The map with 255 for 0: these pixels are not known to be background."""
     return np.where(label_map == 0, IGNORE, label_map).astype(np.uint8)
 
 
 def open_weak(root: Path, kind: WeakKind | None, zero_is_drawn: bool = True) -> WeakSource:
     """Read a dataset of any format that segsmith knows, and check that its labels are of `kind` (None: any).
 
-    A COCO file that does not say which pixels are unknown has drawn no background, whatever `zero_is_drawn`
+    A COCO file that does not state which pixels are unknown labels no background, whatever `zero_is_drawn`
     says. Files that cannot be used are skipped and named, as in `import_dataset`. Raises `SegsmithError` where
-    that is not safe: no split to train on, ids that clash, dense masks, or labels of a kind that cannot be meant.
+    that is not safe: no split to train on, ids that clash, dense masks, or labels of another kind than `kind`.
     """
     found = import_dataset(root)
     zero_is_drawn = zero_is_drawn and found.knows_background
     splits = _splits(found)
     train = splits["train"]
-    for items in splits.values():
-        _refuse_clashes(items)
-    pictures: dict[str, tuple[int, ...]] = {}
-    seen = kind_of(_watched(train, zero_is_drawn, pictures))
+    for records in splits.values():
+        _refuse_clashes(records)
+    shown_in: dict[str, tuple[int, ...]] = {}
+    seen = kind_of(_label_maps(train, zero_is_drawn, shown_in))
     labels = {
-        item.id: tuple(
-            sorted({*(item.labels or ()), *(found.classes[i - 1] for i in pictures[item.id])},
+        record.id: tuple(
+            sorted({*(record.labels or ()), *(found.classes[i - 1] for i in shown_in[record.id])},
                    key=found.classes.index)
         )
-        for item in train
+        for record in train
     }  # fmt: skip
     kind = _agreed(root, kind, seen, labels)
     shown = {name for names in labels.values() for name in names}
@@ -83,30 +88,31 @@ def open_weak(root: Path, kind: WeakKind | None, zero_is_drawn: bool = True) -> 
         tuple(name for name in found.classes if name not in shown),
         labels,
         zero_is_drawn,
+        found.conversions,
     )
 
 
-def _splits(found: ImportedDataset) -> dict[str, tuple[Item, ...]]:
-    """Items under train, val and test; "train2017" is train, and a dataset without splits is all train."""
+def _splits(found: ImportedDataset) -> dict[str, tuple[Record, ...]]:
+    """Records of train, val and test; "train2017" is train, and a dataset without splits is all train."""
     if set(found.splits) == {""}:
-        return {"train": found.items}
-    splits = {name: tuple(item for item in found.items if item.split.startswith(name)) for name in SPLITS}
+        return {"train": found.records}
+    splits = {name: tuple(r for r in found.records if r.split.startswith(name)) for name in SPLITS}
     if not splits["train"]:
         raise SegsmithError(
             f"{found.root} has no split train, only {', '.join(sorted(found.splits))}.",
             "List the images to train on in ImageSets/Segmentation/train.txt (VOC) or "
             "annotations/instances_train.json (COCO).",
         )
-    return {name: items for name, items in splits.items() if items}
+    return {name: records for name, records in splits.items() if records}
 
 
-def _watched(
-    items: tuple[Item, ...], zero_is_drawn: bool, pictures: dict[str, tuple[int, ...]]
+def _label_maps(
+    records: tuple[Record, ...], zero_is_drawn: bool, shown_in: dict[str, tuple[int, ...]]
 ) -> Iterator[NDArray[np.uint8]]:
-    """The label maps one after the other; notes the classes of each picture in passing."""
-    for item in items:
-        label_map = item.load()[1]
-        pictures[item.id] = () if label_map is None else present_classes(label_map)
+    """The label maps one by one; `shown_in` collects the classes of each image."""
+    for record in records:
+        label_map = record.load().label_map
+        shown_in[record.id] = () if label_map is None else present_classes(label_map)
         if label_map is not None:
             yield label_map if zero_is_drawn else undrawn(label_map)
 
@@ -116,14 +122,14 @@ def _agreed(
 ) -> WeakKind:
     if not any(labels.values()):
         raise SegsmithError(
-            f"No class is labelled in split train of {root}: every mask is 255, and no image label is stated.",
+            f"No class is labelled in split train of {root}: every mask is 255, and there are no image labels.",
             "Draw at least a point on each object, add labels.csv (image_id, classes), or start from a class "
             "list with `segsmith build`.",
         )
     if seen is None:
         raise SegsmithError(
-            f"The masks in split train of {root} label every pixel: there is nothing to refine.",
-            "Type --zero-is-undrawn if index 0 means that nobody drew there; `segsmith weaken` makes weak labels.",
+            f"The masks in split train of {root} label every pixel, so there is nothing to refine.",
+            'Type --zero-is-undrawn if index 0 means "not labelled"; `segsmith weaken` makes weak labels.',
         )
     if asked is not None and (asked == "image") != (seen == "image"):
         there = "no pixel is labelled" if seen == "image" else f"the labels look like {seen}"
@@ -133,12 +139,11 @@ def _agreed(
     return asked or seen
 
 
-def _refuse_clashes(items: tuple[Item, ...]) -> None:
+def _refuse_clashes(records: tuple[Record, ...]) -> None:
     ids = set()
-    for item in items:
-        path = PurePosixPath(item.id)
-        if path.is_absolute() or ".." in path.parts:
-            raise SegsmithError(f"{item.where}: the id {item.id!r} leaves the dataset.", "Rename that image.")
-        if item.id in ids:
-            raise SegsmithError(f"{item.where}: two images have the id {item.id!r}.", "Rename one of them.")
-        ids.add(item.id)
+    for record in records:
+        if record.id in ids:
+            raise SegsmithError(
+                f"{record.where}: two images have the id {record.id!r}.", "Rename one of them."
+            )
+        ids.add(record.id)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from segsmith.datasets.objects import present_classes
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
-from segsmith.datasets.weak_labels import WeakKind, present_classes, weaken
+from segsmith.datasets.weak_labels import WeakKind, weaken
 from segsmith.errors import SegsmithError
 from segsmith.ids import seed_of
 from segsmith.protocols import PatchClassifier

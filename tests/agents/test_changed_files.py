@@ -9,7 +9,7 @@ import pytest
 from segsmith.agents.judge.agent import JudgeAgent
 from segsmith.config import JudgeConfig
 from segsmith.datasets.export import export_dataset
-from segsmith.datasets.records import Collection, collect
+from segsmith.datasets.run_dataset import collect
 from segsmith.errors import SegsmithError
 from segsmith.testing import CLASSES, made_up_run
 
@@ -65,6 +65,6 @@ def test_an_export_notices_changed_masks(made, how):
         run.mask(one).write_bytes(png_bytes(np.zeros((64, 64), np.uint8)))
     with pytest.raises(SegsmithError, match=f"mask of {one} is not the file"):
         export_dataset(run, ledger, config, "voc")
-    original = Collection(run, config.classes, collect(run, ledger, config), card="")  # of `validate --run`
+    original = collect(run, ledger, config)  # of `validate --run`
     with pytest.raises(SegsmithError, match=f"mask of {one} is not the file"):
-        original.read(original.records[0])
+        original.records[0].load()

@@ -25,7 +25,7 @@ def segsmith(*words):
 
 
 def test_export_then_validate_and_the_exit_codes(made_up, tmp_path):
-    run, out = made_up[0].run.root, tmp_path / "out 100% {a}"
+    run, out = made_up.run.root, tmp_path / "out 100% {a}"
     done = segsmith("export", run, "--format", "webdataset", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "40 images" in done.stdout
@@ -42,7 +42,7 @@ def test_export_then_validate_and_the_exit_codes(made_up, tmp_path):
 
 
 def test_a_killed_export_leaves_no_half_dataset(made_up, tmp_path):
-    run, out = made_up[0].run.root, tmp_path / "coco"
+    run, out = made_up.run.root, tmp_path / "coco"
     words = [sys.executable, "-m", "segsmith.cli", "export", str(run), "--format", "coco", "--out", str(out)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     while process.poll() is None and not (tmp_path / ".coco.part").exists():
@@ -58,7 +58,7 @@ def test_a_killed_export_leaves_no_half_dataset(made_up, tmp_path):
 
 @pytest.mark.parametrize("form", EXPORTS)
 def test_every_format_says_where_each_image_comes_from(made_up, form):
-    data, folders = made_up
+    data, folders = made_up.data, made_up.folders
     root, want = folders[form], {r.id: r.provenance() for r in data.records}
     if form == "voc":
         with (root / "labels.csv").open(newline="") as file:
@@ -86,7 +86,7 @@ def test_every_format_says_where_each_image_comes_from(made_up, form):
 
 
 def test_data_yaml_has_no_path_of_this_machine_and_background_first(made_up):
-    content = yaml.safe_load((made_up[1]["yolo"] / "data.yaml").read_text())
+    content = yaml.safe_load((made_up.folders["yolo"] / "data.yaml").read_text())
     assert content["names"][0] == "background"
     assert "path" not in content
 
@@ -95,7 +95,7 @@ def test_the_hub_metadata_of_the_card_and_the_users_loader(made_up, tmp_path, mo
     datasets = pytest.importorskip("datasets")
     from huggingface_hub import DatasetCard
 
-    data, folders = made_up
+    data, folders = made_up.data, made_up.folders
     card = DatasetCard.load(folders["hf"] / "README.md")
     assert card.data.to_dict()["class_names"] == list(data.classes)
     assert card.data.license == "other"
@@ -110,9 +110,9 @@ def test_the_hub_metadata_of_the_card_and_the_users_loader(made_up, tmp_path, mo
 
 
 def test_the_card_names_models_licences_yield_quality_and_limits(made_up, tmp_path):
-    deps = RunContext.open(shutil.copytree(made_up[0].run.root, tmp_path / "copy"))
+    deps = RunContext.open(shutil.copytree(made_up.run.root, tmp_path / "copy"))
     try:
-        text = write_card(deps.ledger, deps.config, made_up[0].records)
+        text = write_card(deps.ledger, deps.config, made_up.data.records)
         assert "| images | made-up | 1 | Apache-2.0 | package |" in text
         assert "| 1 | cat |" in text
         assert "10 of 10" in text
@@ -121,7 +121,7 @@ def test_the_card_names_models_licences_yield_quality_and_limits(made_up, tmp_pa
         assert "\n\n    a cat | number 0" in text
         deps.ledger.evaluation = {"test_set": Evaluation(0.4321, {}, 0.5, ())}
         deps.ledger.log("missing", **{"class": "bus", "have": 3, "want": 9})
-        text = write_card(deps.ledger, deps.config, made_up[0].records)
+        text = write_card(deps.ledger, deps.config, made_up.data.records)
         assert "0.432" in text
         assert "Class bus has 3 of 9" in text
     finally:
@@ -129,8 +129,8 @@ def test_the_card_names_models_licences_yield_quality_and_limits(made_up, tmp_pa
 
 
 def test_an_image_that_is_not_the_one_drawn_is_refused(made_up, tmp_path):
-    deps = RunContext.open(shutil.copytree(made_up[0].run.root, tmp_path / "copy"))
-    one, other = made_up[0].records[0].id, made_up[0].records[1].id
+    deps = RunContext.open(shutil.copytree(made_up.run.root, tmp_path / "copy"))
+    one, other = made_up.data.records[0].id, made_up.data.records[1].id
     shutil.copy(deps.run.image(one), deps.run.image(other))
     try:
         with pytest.raises(SegsmithError, match="not the file that the run drew"):

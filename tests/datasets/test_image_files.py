@@ -12,9 +12,10 @@ from segsmith.files import (
     Conversion,
     NotAnIndexMap,
     UnreadableImage,
-    image_size,
+    conversion_notes,
     open_image,
     open_index_map,
+    read_header,
     read_image,
     read_index_map,
 )
@@ -40,7 +41,7 @@ def test_every_allowed_format_is_read_whatever_its_name(tmp_path, form):
     path = tmp_path / "image.xyz"
     path.write_bytes(encoded(IMAGE, form))
     decoded = open_image(path)
-    assert (decoded.format, decoded.conversions) == (form, ())
+    assert (decoded.header.format, decoded.header.conversions) == (form, ())
     assert decoded.pixels.shape == (20, 30, 3)
     if form in ("PNG", "BMP", "TIFF"):
         np.testing.assert_array_equal(decoded.pixels, PIXELS)
@@ -63,17 +64,18 @@ def test_the_exif_orientation_is_applied_and_reported(tmp_path, form, value, upr
     path = tmp_path / "image.png"
     path.write_bytes(encoded(IMAGE, form, exif=oriented(value)))
     decoded = open_image(path)
-    assert decoded.conversions == (Conversion.ORIENTED,)
+    assert decoded.header.conversions == (Conversion.ORIENTED,)
     plain = read_image(encoded(IMAGE, form))
     np.testing.assert_array_equal(decoded.pixels, upright(plain))
-    assert image_size(path) == decoded.pixels.shape[:2]
+    assert read_header(path) == decoded.header
+    assert decoded.header.size == decoded.pixels.shape[:2]
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_sixteen_bits_keep_their_upper_eight(form):
     grey = np.random.default_rng(1).integers(0, 1 << 16, (20, 30)).astype(np.uint16)
     decoded = open_image(encoded(PILImage.fromarray(grey), form))
-    assert decoded.conversions == (Conversion.DEPTH,)
+    assert decoded.header.conversions == (Conversion.DEPTH,)
     np.testing.assert_array_equal(decoded.pixels[:, :, 1], grey >> 8)
 
 
@@ -90,12 +92,16 @@ def test_sixteen_bits_keep_their_upper_eight(form):
 )
 def test_what_is_converted_is_reported(image, form, options, conversion):
     decoded = open_image(encoded(image, form, **options))
-    assert decoded.conversions == (conversion,)
+    assert decoded.header.conversions == (conversion,)
     assert decoded.pixels.shape == (20, 30, 3)
 
 
-def test_an_opaque_alpha_channel_is_no_conversion():
-    assert open_image(encoded(IMAGE.convert("RGBA"), "PNG")).conversions == ()
+def test_conversions_are_worded_with_their_number():
+    notes = conversion_notes({Conversion.DEPTH: 1, Conversion.ORIENTED: 3})
+    assert notes == [
+        "3 images were rotated as their EXIF orientation says.",
+        "1 image was reduced from 16 to 8 bits per channel.",
+    ]
 
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(w) file pop\nshowpage\n"
@@ -110,6 +116,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\
         (encoded(IMAGE.convert("L"), "PNG")[:300], "cannot be decoded"),
         (encoded(IMAGE.convert("F"), "TIFF"), "32-bit"),
         (encoded(PILImage.new("L", (MAX_PIXELS // 5000 + 1, 5000)), "PNG"), "50,000,000 pixels"),
+        (encoded(IMAGE.convert("L"), "JPEG", progressive=True) + b"\xff\xda" * 50, "scans"),
         (encoded(PILImage.new("1", (20_000, 20_000)), "PNG"), "50,000,000 pixels"),
     ],
 )

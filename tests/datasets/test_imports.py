@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 from planted_defects import edit_json, edit_mask, first, set_pixel, train_json, truncate
+from pycocotools.mask import decode
 
 from segsmith.datasets.formats import coco
 from segsmith.datasets.imports import ImportedSplit, import_dataset, match_classes
@@ -17,24 +18,24 @@ from segsmith.errors import SegsmithError
 @pytest.fixture
 def copy(made_up, tmp_path):
     """`copy(form)`: an export to spoil."""
-    return lambda form: shutil.copytree(made_up[1][form], tmp_path / form)
+    return lambda form: shutil.copytree(made_up.folders[form], tmp_path / form)
 
 
 @pytest.mark.parametrize("form", ["voc", "coco", "yolo", "cvat", "hf"])
 def test_an_export_comes_back_as_the_run(made_up, form):
-    data, folders = made_up
+    data, folders = made_up.data, made_up.folders
     imported = import_dataset(folders[form])
     assert imported.classes == data.classes
     assert imported.skipped == ()
     records = {r.id: r for r in data.records}
-    assert {i.id for i in imported.items} == set(records)
-    for item in imported.items:
+    assert {i.id for i in imported.records} == set(records)
+    for item in imported.records:
         record = records[item.id]
         assert (item.split, item.labels) == (record.split, record.labels)
-        image, label_map = item.load()
-        np.testing.assert_array_equal(label_map, data.read(record).label_map)
+        sample, original = item.load(), record.load()
+        np.testing.assert_array_equal(sample.label_map, original.label_map)
         if form != "voc":
-            np.testing.assert_array_equal(image, data.read(record).image)
+            np.testing.assert_array_equal(sample.image, original.image)
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,8 +47,8 @@ def test_coco_annotations_give_the_label_map_back_with_right_areas_and_boxes(hei
     )
     label_map = np.array(rows, np.uint8)
     rebuilt = np.zeros_like(label_map)
-    for a in coco._annotations(label_map):
-        mask = coco._decode(a["segmentation"], "", "", label_map.shape)
+    for a in coco.annotations_of(label_map):
+        mask = decode(a["segmentation"]).astype(bool)
         ys, xs = np.nonzero(mask)
         assert a["area"] == len(xs)
         assert a["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
@@ -72,7 +73,7 @@ def test_unsound_files_are_named_counted_and_skipped(copy):
     edit_mask(sorted(root.glob("SegmentationClass/*.png"))[2], lambda m: m[:-3])
     imported = import_dataset(root)
     assert sorted(p.kind for p in imported.skipped) == ["corrupt_image", "undefined_index", "wrong_size"]
-    assert len(imported.items) == 37
+    assert len(imported.records) == 37
     bad = first(root, "JPEGImages/*.jpg").name
     assert any(bad in str(p) for p in imported.skipped)
 
@@ -81,7 +82,7 @@ def test_an_unlisted_category_costs_its_image_and_a_repeated_one_the_dataset(cop
     root = copy("coco")
     edit_json(train_json(root), lambda c: c["annotations"][0].__setitem__("category_id", 91))
     imported = import_dataset(root)
-    assert len(imported.items) == 39
+    assert len(imported.records) == 39
     assert "unknown_class" in {p.kind for p in imported.skipped}
     edit_json(train_json(root), lambda c: c["categories"][0].__setitem__("name", "dog"))
     with pytest.raises(SegsmithError, match="dog"):
@@ -106,9 +107,9 @@ def test_classes_are_matched_by_name_never_by_index(copy):
     truth = ImportedSplit(copy("yolo"), "train", ours)
     assert set(split.ignored_classes) == {"dog", "bus"}
     assert split.sizes == [(64, 64)] * len(split)
-    by_id = {item.id: truth.raw(i)[1] for i, item in enumerate(truth.source.items)}
+    by_id = {item.id: truth.raw(i)[1] for i, item in enumerate(truth.source.records)}
     seen = set()
-    for i, item in enumerate(split.source.items):
+    for i, item in enumerate(split.source.records):
         np.testing.assert_array_equal(split.raw(i)[1], by_id[item.id])
         seen |= set(np.unique(split.raw(i)[1]).tolist())
     assert seen == {0, 1, 3, 255}
@@ -145,10 +146,10 @@ def test_a_folder_per_class_gives_image_labels(tmp_path, splits):
         (base / "cat/2.png").write_bytes(b"no picture")
     imported = import_dataset(tmp_path)
     assert imported.classes == ("cat", "potted plant")
-    assert {i.labels for i in imported.items} == {("cat",), ("potted plant",)}
+    assert {i.labels for i in imported.records} == {("cat",), ("potted plant",)}
     assert imported.splits == ({"train": 4, "val": 4} if splits else {"": 4})
     assert {p.kind for p in imported.skipped} == {"corrupt_image"}
-    with pytest.raises(SegsmithError, match="image labels alone"):
+    with pytest.raises(SegsmithError, match="image labels only"):
         ImportedSplit(tmp_path, "train" if splits else "", ("cat",))
 
 
@@ -165,8 +166,8 @@ def test_coco_polygons_and_overlaps(tmp_path):
         ],
     }  # fmt: skip
     (tmp_path / "train.json").write_text(json.dumps(content))
-    (item,) = import_dataset(tmp_path).items
-    _, label_map = item.load()
+    (item,) = import_dataset(tmp_path).records
+    label_map = item.load().label_map
     assert [label_map[3, 3], label_map[3, 5], label_map[3, 7], label_map[3, 9]] == [1, 255, 2, 0]
 
 

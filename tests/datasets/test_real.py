@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from segsmith.datasets.detect import EXPORTS
 from segsmith.datasets.export import export_dataset
 from segsmith.datasets.imports import import_dataset
-from segsmith.datasets.records import collect
+from segsmith.datasets.run_dataset import collect
 from segsmith.datasets.survey import keep, survey
 from segsmith.datasets.validate import validate
 from segsmith.errors import SegsmithError
@@ -54,7 +54,7 @@ def test_the_copy_is_byte_for_byte_and_made_once(folders, tmp_path):
     found = survey(folders, run, SHARES, 0)
     real = keep(found)
     assert RealSet.open(run / "real") == real
-    for item, image in zip(found.source.items, real.images, strict=True):
+    for item, image in zip(found.source.records, real.images, strict=True):
         assert real.image(image).read_bytes() == item.image_path.read_bytes()
     shutil.rmtree(folders)
     assert keep(found) == real
@@ -63,21 +63,21 @@ def test_the_copy_is_byte_for_byte_and_made_once(folders, tmp_path):
 
 @pytest.mark.parametrize("form", ["voc", "coco"])
 def test_splits_labels_and_label_maps_are_those_of_the_dataset(made_up, tmp_path, form):
-    data, exports = made_up
+    data, exports = made_up.data, made_up.folders
     real = keep(survey(exports[form], tmp_path, SHARES, 0))
     records = {r.id: r for r in data.records}
     assert len(real.images) == len(records)
     for image in real.images:
         record = records[image.original]
         assert (image.split, image.labels, image.masked) == (record.split, record.labels, True)
-        np.testing.assert_array_equal(real.read_mask(image), data.read(record).label_map)
+        np.testing.assert_array_equal(real.read_mask(image), record.load().label_map)
 
 
 @pytest.fixture(scope="module")
 def enlarged(made_up, tmp_path_factory):
     """The made-up run again, as one that enlarges its own VOC export (JPEG, so nothing is the same file)."""
     run, ledger, config = made_up_run(tmp_path_factory.mktemp("enlarged") / "run", 40, size=64)
-    keep(survey(made_up[1]["voc"], run.root, SHARES, 0))
+    keep(survey(made_up.folders["voc"], run.root, SHARES, 0))
     yield run, ledger, config
     ledger.close()
 
@@ -85,9 +85,9 @@ def enlarged(made_up, tmp_path_factory):
 @pytest.mark.parametrize("form", EXPORTS)
 def test_every_format_holds_both_and_tells_them_apart(enlarged, form):
     run, ledger, config = enlarged
-    records = collect(run, ledger, config)
-    assert [r.source for r in records] == ["real"] * 40 + ["generated"] * 40
-    assert {r.split for r in records if r.source == "generated"} == {"train"}
+    records = collect(run, ledger, config).records
+    assert [r.origin.source for r in records] == ["real"] * 40 + ["generated"] * 40
+    assert {r.split for r in records if r.origin.source == "generated"} == {"train"}
     folder = export_dataset(run, ledger, config, form).folder
     texts = [p.read_text("utf-8") for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".jsonl")]
     if form != "webdataset":  # inside its shards
@@ -106,9 +106,9 @@ def test_in_voc_real_images_stay_the_files_they_were(enlarged, made_up):
     real = {row["image_id"] for row in rows if row["source"] == "real"}
     assert len(real) == 40
     for name in real:
-        original = made_up[1]["voc"] / "JPEGImages" / f"{name.removeprefix('real-')}.jpg"
+        original = made_up.folders["voc"] / "JPEGImages" / f"{name.removeprefix('real-')}.jpg"
         assert (folder / "JPEGImages" / f"{name}.jpg").read_bytes() == original.read_bytes()
-    assert len(import_dataset(folder).items) == 80
+    assert len(import_dataset(folder).records) == 80
 
 
 def spoilt(folders, how):
@@ -127,12 +127,12 @@ def spoilt(folders, how):
 @pytest.mark.parametrize("how", ["one image", "a name no prompt can hold"])
 def test_what_cannot_be_learnt_from_is_refused(folders, tmp_path, how):
     spoilt(folders, how)
-    with pytest.raises(SegsmithError, match=r"too few|other characters"):
+    with pytest.raises(SegsmithError, match=r"too few|may only contain"):
         survey(folders, tmp_path / "run", SHARES, 0)
 
 
 def test_an_image_in_two_lists_is_taken_once(made_up, tmp_path):
-    root = shutil.copytree(made_up[1]["voc"], tmp_path / "voc")
+    root = shutil.copytree(made_up.folders["voc"], tmp_path / "voc")
     lists = root / "ImageSets" / "Segmentation"
     (lists / "val.txt").unlink()  # so that trainval is a list of its own
     found = survey(root, tmp_path / "run", SHARES, 0)

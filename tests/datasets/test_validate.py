@@ -7,7 +7,7 @@ from segsmith.datasets.validate import KINDS, validate
 
 @pytest.mark.parametrize("form", EXPORTS)
 def test_no_alarm_on_a_clean_export(made_up, form):
-    data, folders = made_up
+    data, folders = made_up.data, made_up.folders
     found = validate(folders[form], data)
     assert found.problems == []
     assert found.format == form
@@ -17,7 +17,7 @@ def test_no_alarm_on_a_clean_export(made_up, form):
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: f"{d.form}: {d.name}")
 def test_each_planted_defect_is_found(made_up, tmp_path, defect):
-    data, folders = made_up
+    data, folders = made_up.data, made_up.folders
     root = spoiled(folders[defect.form], tmp_path, defect)
     found = validate(root, data if defect.with_run else None)
     assert defect.kind in {p.kind for p in found.problems}

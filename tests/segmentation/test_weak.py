@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segsmith.datasets.objects import components
-from segsmith.datasets.weak_labels import KINDS, kind_of, present_classes, weaken
+from segsmith.datasets.objects import components, present_classes
+from segsmith.datasets.weak_labels import KINDS, kind_of, weaken
 
 MAPS = arrays(
     np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.sampled_from([0, 1, 2, 255])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from segsmith.config import LabelerConfig
+from segsmith.datasets.objects import present_classes
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import write_voc
-from segsmith.datasets.weak_labels import present_classes
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.masks import MaskSettings
 from segsmith.segmentation.sources import Prediction

@@ -1,6 +1,6 @@
 """CVAT "Segmentation mask 1.1" (docs.cvat.ai, format-smask): VOC's folders, masks painted in colours.
 
-``labelmap.txt`` gives every colour a name, the unknown pixels' (index 255) too: without it CVAT refuses the
+``labelmap.txt`` names every colour, including that of unknown pixels (index 255): without it CVAT rejects the
 upload with "Undeclared label". ``labels.json`` is what CVAT's label constructor takes under "Raw".
 """
 
@@ -13,39 +13,32 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segsmith.datasets.labelled_dataset import (
-    DataError,
-    Item,
-    LabelledDataset,
-    Pixels,
-    Problem,
-    lossless,
-    open_picture,
-    rgb,
-    stray_masks,
-)
+from segsmith.datasets.dataset_files import DatasetFiles, header_of
 from segsmith.datasets.objects import object_map
 from segsmith.datasets.palette import VOID, voc_palette
-from segsmith.datasets.records import Collection, metadata_lines, read_metadata
+from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
+from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
 from segsmith.datasets.voc_layout import CLASSES, IMAGES, OBJECTS, SETS
-from segsmith.files import png_bytes
+from segsmith.files import MASK_FORMATS, MAX_IMAGE_BYTES, png_bytes
 
 LABELMAP = "labelmap.txt"
 FILES = """Zip the content of this folder and upload it as "Segmentation mask 1.1"; create the labels of the
-project before, by pasting `labels.json` into the label constructor ("Raw").
+project first, by pasting `labels.json` into the label constructor ("Raw").
 
-- `JPEGImages/`: the pictures. `SegmentationClass/`, `SegmentationObject/`: masks in the colours of `labelmap.txt`,
-  and each connected part of a class in a colour of its own.
-- `ImageSets/Segmentation/`: names of each split. `metadata.jsonl`: where each picture comes from."""
+- `JPEGImages/`: the images. `SegmentationClass/`, `SegmentationObject/`: masks in the colours of `labelmap.txt`,
+  and each connected part of a class in its own colour.
+- `ImageSets/Segmentation/`: names of each split. `metadata.jsonl`: the origin of each image."""
+SUFFIXES = (".png", ".jpg")
 
 
-def write(sink: Sink, data: Collection) -> None:
+def write(sink: Sink, data: RunDataset) -> None:
     """Write the dataset; unknown pixels get the label "ignored"."""
     palette = voc_palette()
     for record in data.records:
-        sample = data.read(record)
+        sample = record.load()
+        assert sample.label_map is not None
         sink.put(f"{IMAGES}/{record.id}.png", sample.png)
         sink.put(f"{CLASSES}/{record.id}.png", png_bytes(palette[sample.label_map]))
         sink.put(f"{OBJECTS}/{record.id}.png", png_bytes(palette[object_map(sample.label_map)]))
@@ -65,7 +58,7 @@ def write(sink: Sink, data: Collection) -> None:
         if index
     ]
     sink.put("labels.json", json.dumps(raw, indent=1).encode())
-    sink.put("metadata.jsonl", metadata_lines(data))
+    sink.put("metadata.jsonl", data.metadata_lines())
     sink.put("README.md", data.readme(FILES))
 
 
@@ -75,42 +68,47 @@ def recognises(root: Path) -> bool:
 
 
 def read(root: Path) -> LabelledDataset:
-    """Read as the documentation describes: a mask is a picture of colours, each of which the label map names."""
-    classes, table = _labelmap(root)
+    """Read as the documentation describes: a mask is an image of colours, each of which the label map names."""
+    files = DatasetFiles(root)
+    classes, table = _labelmap(files)
     problems: list[Problem] = []
-    labels = read_metadata(root / "metadata.jsonl")
-    items = []
+    labels = files.metadata()
+    records = []
     listed = set()
-    for path in sorted((root / SETS).glob("*.txt")):
-        for name in filter(None, (line.strip() for line in path.read_text("utf-8").splitlines())):
+    for path in files.files(SETS, ".txt"):
+        for name in files.lines(path):
             listed.add(name)
-            image = next((p for s in (".png", ".jpg") if (p := root / IMAGES / f"{name}{s}").exists()), None)
-            load = partial(_load, root, name, image, table)
-            items.append(Item(name, path.stem, f"{path.name}: {name}", load, labels.get(name), image))
-    problems += stray_masks(root, CLASSES, listed)
-    return LabelledDataset("cvat", root, classes, items, problems, exact_images=lossless(items))
+            paths = [f"{IMAGES}/{name}{suffix}" for suffix in SUFFIXES]
+            image = next((p for p in paths if files.is_file(p)), paths[0])
+            load = partial(_load, files, name, image, table)
+            where = f"{path.name}: {name}"
+            records.append(Record(name, path.stem, where, load, labels.get(name), root / image))
+    problems += files.stray_masks(CLASSES, listed)
+    return LabelledDataset("cvat", root, classes, records, problems, exact_images=lossless(records))
 
 
-def _labelmap(root: Path) -> tuple[tuple[str, ...], dict[int, int]]:
+def _labelmap(files: DatasetFiles) -> tuple[tuple[str, ...], dict[int, int]]:
     """Class names in their order, and packed colour -> index; VOC's colour of 255 is unknown."""
     names: list[str] = []
     table: dict[int, int] = {}
     void = _pack(voc_palette()[VOID])
-    for number, line in enumerate((root / LABELMAP).read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(files.text(LABELMAP).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         where = f"{LABELMAP} line {number}"
         try:
             name, colour, _, _ = line.split(":")
             packed = _pack(np.array([int(v) for v in colour.split(",")], np.uint8))
-        except (ValueError, OverflowError, IndexError):
-            raise DataError("bad_file", where, f"is not name:r,g,b:parts:actions ({line!r})") from None
+        except (ValueError, OverflowError):
+            raise DataError("bad_file", where, f"is not name:r,g,b:parts:actions ({line[:100]!r})") from None
         if packed in table:
             raise DataError("duplicate_class", where, f"{name!r} has the colour of another label")
         if packed == void or name == "ignored":
             table[packed] = VOID
         elif name == "background":
             table[packed] = 0
+        elif len(names) == VOID - 1:
+            raise DataError("too_many_classes", where, f"is one label more than {VOID - 1}")
         else:
             names.append(name)
             table[packed] = len(names)
@@ -124,24 +122,33 @@ def _pack(colours: NDArray[np.uint8]) -> int:
     return red << 16 | green << 8 | blue
 
 
-def _load(root: Path, name: str, image: Path | None, table: dict[int, int]) -> Pixels:
-    mask_path = root / CLASSES / f"{name}.png"
-    mask = rgb(open_picture(mask_path, "corrupt_mask")).astype(np.int64)
-    packed, inverse = np.unique(mask @ (1 << 16, 1 << 8, 1), return_inverse=True)
-    for colour in packed:
-        if int(colour) not in table:
-            red, green, blue = int(colour) >> 16, int(colour) >> 8 & 255, int(colour) & 255
-            raise DataError("undefined_index", mask_path.name, f"colour {red},{green},{blue} is in no label")
-    label_map = np.array([table[int(c)] for c in packed], np.uint8)[inverse].reshape(mask.shape[:2])
-    if not (root / OBJECTS / f"{name}.png").exists():
-        raise DataError(
-            "missing_file", f"{OBJECTS}/{name}.png", "CVAT needs an object mask beside each class mask"
-        )
-    objects = rgb(open_picture(root / OBJECTS / f"{name}.png", "corrupt_mask"))
-    if objects.shape != mask.shape:
-        raise DataError(
-            "wrong_size", f"{OBJECTS}/{name}.png", f"is {objects.shape[:2]}, its class mask {mask.shape[:2]}"
-        )
-    if image is None:
-        raise DataError("missing_file", f"{IMAGES}/{name}.png", "the file is not there")
-    return rgb(open_picture(image)), label_map
+def _load(files: DatasetFiles, name: str, image: str, table: dict[int, int]) -> Sample:
+    label_map = _label_map(files, f"{CLASSES}/{name}.png", table)
+    objects = f"{OBJECTS}/{name}.png"
+    data = files.read(objects, MAX_IMAGE_BYTES, "corrupt_mask")
+    size = header_of(data, objects, "corrupt_mask").size
+    if size != label_map.shape:
+        raise DataError("wrong_size", objects, f"is {size} pixels (H, W), its class mask {label_map.shape}")
+    return files.sample(image, lambda: label_map)
+
+
+def _label_map(files: DatasetFiles, mask: str, table: dict[int, int]) -> NDArray[np.uint8]:
+    """(H, W) uint8 of a mask in colours."""
+    data = files.read(mask, MAX_IMAGE_BYTES, "corrupt_mask")
+    try:
+        sample = Sample(data, None).decode()
+    except OSError as error:
+        raise DataError("corrupt_mask", mask, str(error)) from None
+    if sample.conversions or sample.format not in MASK_FORMATS:
+        raise DataError("colour_mask", mask, "is not an 8-bit RGB image in a lossless format")
+    label_map = np.empty(sample.image.shape[:2], np.uint8)
+    # Row by row, since sorting packed colours takes eight bytes a pixel.
+    for row, colours in zip(label_map, sample.image, strict=True):
+        red, green, blue = colours.astype(np.uint32).T
+        packed, inverse = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+        undefined = next((int(c) for c in packed if int(c) not in table), None)
+        if undefined is not None:
+            colour = ",".join(str(undefined >> shift & 255) for shift in (16, 8, 0))
+            raise DataError("undefined_index", mask, f"colour {colour} is in no label")
+        row[:] = np.array([table[int(c)] for c in packed], np.uint8)[inverse.ravel()]
+    return label_map

@@ -5,57 +5,46 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from segsmith.datasets.labelled_dataset import (
-    IMAGE_SUFFIXES,
-    Item,
-    LabelledDataset,
-    Pixels,
-    Problem,
-    open_picture,
-    rgb,
-)
+from segsmith.datasets.dataset_files import DatasetFiles
+from segsmith.datasets.records import IMAGE_SUFFIXES, LabelledDataset, Problem, Record
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def recognises(root: Path) -> bool:
-    """Sub-folders with pictures right inside them, perhaps under split folders."""
-    return bool(_class_folders(root))
+    """Sub-folders that directly hold images, with or without split folders above."""
+    return bool(_class_folders(DatasetFiles(root)))
 
 
 def read(root: Path) -> LabelledDataset:
     """Each image has one label, the name of its folder; class order is alphabetical."""
-    folders = _class_folders(root)
+    files = DatasetFiles(root)
+    folders = _class_folders(files)
     classes = tuple(sorted({path.name for _, path in folders}))
     problems: list[Problem] = []
-    items = []
+    records = []
     for split, folder in folders:
-        for path in sorted(folder.iterdir()):
-            where = str(path.relative_to(root))
+        for path in files.files(folder):
+            where = files.where(path)
             if path.suffix.lower() not in IMAGE_SUFFIXES:
-                problems.append(Problem("stray_file", where, "is no picture"))
+                problems.append(Problem("stray_file", where, "is not an image"))
                 continue
             # Two classes may each have a 1.jpg.
             name = f"{folder.name}/{path.stem}"
-            items.append(Item(name, split, where, partial(_load, path), (folder.name,), path))
+            records.append(Record(name, split, where, partial(files.sample, path), (folder.name,), path))
     return LabelledDataset(
-        "folders", root, classes, items, problems, has_label_maps=False, exact_images=False
+        "folders", root, classes, records, problems, has_label_maps=False, exact_images=False
     )
 
 
-def _load(path: Path) -> Pixels:
-    return rgb(open_picture(path)), None
-
-
-def _class_folders(root: Path) -> list[tuple[str, Path]]:
+def _class_folders(files: DatasetFiles) -> list[tuple[str, Path]]:
     """(split, folder) of every class folder."""
-    children = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    children = _folders(files, files.root)
     splits = [p for p in children if p.name in SPLIT_NAMES]
     if splits and len(splits) == len(children):
-        return [
-            (SPLIT_NAMES[split.name], p)
-            for split in splits
-            for p in sorted(split.iterdir())
-            if p.is_dir() and not p.name.startswith(".")
-        ]
-    return [("", p) for p in children if any(f.suffix.lower() in IMAGE_SUFFIXES for f in p.iterdir())]
+        return [(SPLIT_NAMES[split.name], p) for split in splits for p in _folders(files, split)]
+    return [("", p) for p in children if files.files(p, *IMAGE_SUFFIXES)]
+
+
+def _folders(files: DatasetFiles, parent: Path) -> list[Path]:
+    return [p for p in sorted(parent.iterdir()) if not p.name.startswith(".") and files.is_dir(p)]

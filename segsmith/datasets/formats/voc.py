@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
-import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,74 +13,66 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from segsmith.datasets.labelled_dataset import (
-    DataError,
-    Item,
-    LabelledDataset,
-    Pixels,
-    Problem,
-    indices,
-    lossless,
-    open_picture,
-    rgb,
-    stray_masks,
-)
+from segsmith.datasets.dataset_files import DatasetFiles
 from segsmith.datasets.objects import object_map
-from segsmith.datasets.records import Collection
+from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
+from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
-from segsmith.datasets.voc_layout import CLASS_NAMES, CLASSES, IMAGES, SETS, VocLayout
+from segsmith.datasets.voc_layout import CLASS_NAMES, CLASSES, IMAGES, LABELS, SETS, VocLayout, image_labels
 
 JPEG_QUALITY = 95
-FILES = f"""- `JPEGImages/<id>.jpg`: the pictures (JPEG, quality {JPEG_QUALITY}).
+FILES = f"""- `JPEGImages/<id>.jpg`: the images (JPEG, quality {JPEG_QUALITY}).
 - `SegmentationClass/<id>.png`: palette PNG of class indices; 0 is background, 255 is unknown (ignore it).
 - `SegmentationObject/<id>.png`: each connected part of a class has a number; 255 is unknown.
 - `ImageSets/Segmentation/`: ids of train, val, test and trainval. `classes.txt`: line n is index n.
-- `labels.csv`: classes of each image (separated by `|`), its prompt, split, seed, image model, scores,
+- `labels.csv`: for each image its classes (separated by `|`), prompt, split, seed, image model, scores,
   and whether it is real or generated (`source`)."""
 SUFFIXES = (".jpg", ".png", ".jpeg")
+
+ANNOTATIONS = 500
+"""Annotation files that are searched for the names of objects."""
+MAX_XML_BYTES = 1 << 20
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-"""Indices 1 to 20 of the VOC 2007 to 2012 challenges, which ship without a list of names."""
+"""Indices 1 to 20 of the VOC 2007 to 2012 challenges, which are distributed without a list of names."""
 
 
-def write(sink: Sink, data: Collection) -> None:
+def write(sink: Sink, data: RunDataset) -> None:
     """Write the dataset; ``labels.csv`` holds image labels and provenance."""
     layout = VocLayout(sink.put, SPLITS)
     for record in data.records:
-        sample = data.read(record)
-        layout.add(
-            record.split,
-            record.id,
-            (".jpg", sample.jpeg or _jpeg(sample.image)),
-            sample.label_map,
-            object_map(sample.label_map),
-        )
+        sample = record.load()
+        assert sample.label_map is not None
+        jpeg = sample.jpeg or jpeg_bytes(sample.image)
+        layout.add(record.split, record.id, (".jpg", jpeg), sample.label_map, object_map(sample.label_map))
     layout.finish(data.classes)
-    sink.put("labels.csv", _labels_csv(data).encode())
+    sink.put(LABELS, _labels_csv(data).encode())
     sink.put("README.md", data.readme(FILES))
 
 
-def _jpeg(image: NDArray[np.uint8]) -> bytes:
+def jpeg_bytes(image: NDArray[np.uint8]) -> bytes:
+    """The JPEG that an export holds in place of a generated (H, W, 3) image."""
     file = io.BytesIO()
-    # Without chroma subsampling: at 128 px it would smear colour across object borders.
+    # Without chroma subsampling, which would smear colour across object borders at 128 px.
     PILImage.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return file.getvalue()
 
 
-def _labels_csv(data: Collection) -> str:
+def _labels_csv(data: RunDataset) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = ["image_id", "classes", "prompt", "split", "seed", "backend", "prompt_family", "scores"]
     writer.writerow([*columns, "source"])
     for r in data.records:
-        scores = "|".join(f"{name}={value}" for name, value in r.scores.items())
-        writer.writerow(
-            [r.id, "|".join(r.labels), r.prompt.text, r.split, r.seed, r.backend, r.family, scores, r.source]
-        )
+        assert r.origin is not None
+        o = r.origin
+        scores = "|".join(f"{name}={value}" for name, value in o.scores.items())
+        labels = "|".join(r.labels or ())
+        writer.writerow([r.id, labels, o.prompt, r.split, o.seed, o.backend, o.family, scores, o.source])
     return text.getvalue()
 
 
@@ -91,77 +82,44 @@ def recognises(root: Path) -> bool:
 
 
 def read(root: Path) -> LabelledDataset:
-    """Read with torchvision's `VOCSegmentation`; pictures it cannot name (PNG) are opened with Pillow."""
+    """Read image sets, classes and image labels; of images JPEG is preferred to PNG."""
+    files = DatasetFiles(root)
     problems: list[Problem] = []
-    classes = _classes(root, problems)
-    sets = _image_sets(root, problems)
-    labels = _labels(root)
-    entries = [(split, name, _image_path(root, name)) for split, names in sets.items() for name in names]
-    reader = _VocReader(root) if all(path.suffix == ".jpg" for *_, path in entries) else None
-    items = []
+    classes = _classes(files, problems)
+    sets = _image_sets(files, problems)
+    try:
+        labels = image_labels(files)
+    except DataError as error:
+        labels = {}
+        problems.append(error.problem)
+    records = []
     for split, names in sets.items():
-        for position, name in enumerate(names):
-            load = _loader(root, name, reader, split, position)
-            path = _image_path(root, name)
-            items.append(Item(name, split, f"{SETS}/{split}.txt: {name}", load, labels.get(name), path))
-    listed = {name for names in sets.values() for name in names}
-    problems += stray_masks(root, CLASSES, listed)
-    return LabelledDataset("voc", root, classes, items, problems, exact_images=lossless(items))
+        for name in names:
+            image = _image_path(files, name)
+            load = partial(_load, files, image, f"{CLASSES}/{name}.png")
+            stated = labels[name].classes if name in labels else None
+            records.append(Record(name, split, f"{SETS}/{split}.txt: {name}", load, stated, root / image))
+    problems += files.stray_masks(CLASSES, {name for names in sets.values() for name in names})
+    return LabelledDataset("voc", root, classes, records, problems, exact_images=lossless(records))
 
 
-class _VocReader:
-    """torchvision finds a dataset only under VOCdevkit/VOC2007, so a link of that name points at it.
-
-    The year 2007 is the one in which torchvision has a test set.
-    """
-
-    def __init__(self, root: Path) -> None:
-        folder = tempfile.TemporaryDirectory(prefix="segsmith-voc-")
-        weakref.finalize(self, folder.cleanup)
-        self._base = Path(folder.name)
-        (self._base / "VOCdevkit").mkdir()
-        (self._base / "VOCdevkit" / "VOC2007").symlink_to(root.resolve(), target_is_directory=True)
-        self._open: dict[str, Any] = {}
-
-    def read(self, split: str, position: int) -> tuple[PILImage.Image, PILImage.Image]:
-        from torchvision.datasets import VOCSegmentation
-
-        if split not in self._open:
-            self._open[split] = VOCSegmentation(str(self._base), year="2007", image_set=split)
-        image, mask = self._open[split][position]
-        mask.load()
-        return image, mask
+def _load(files: DatasetFiles, image: str, mask: str) -> Sample:
+    return files.sample(image, lambda: files.index_map(mask).indices)
 
 
-def _loader(root: Path, name: str, reader: _VocReader | None, split: str, position: int) -> Any:
-    image_path, mask_path = _image_path(root, name), root / CLASSES / f"{name}.png"
-
-    def load() -> Pixels:
-        if reader is not None and split in (*SPLITS, "trainval"):
-            try:
-                image, mask = reader.read(split, position)
-                return rgb(image), indices(mask, mask_path.name)
-            except (OSError, SyntaxError, ValueError):
-                pass  # say below which of the two files it is
-        image, mask = open_picture(image_path), open_picture(mask_path, "corrupt_mask")
-        return rgb(image), indices(mask, mask_path.name)
-
-    return load
+def _image_path(files: DatasetFiles, name: str) -> str:
+    paths = [f"{IMAGES}/{name}{suffix}" for suffix in SUFFIXES]
+    return next((path for path in paths if files.is_file(path)), paths[0])
 
 
-def _image_path(root: Path, name: str) -> Path:
-    paths = [root / IMAGES / f"{name}{suffix}" for suffix in SUFFIXES]
-    return next((path for path in paths if path.exists()), paths[0])
-
-
-def _image_sets(root: Path, problems: list[Problem]) -> dict[str, list[str]]:
+def _image_sets(files: DatasetFiles, problems: list[Problem]) -> dict[str, list[str]]:
     """Split -> names, of the sets that do not merely join others."""
     sets = {}
-    for path in sorted((root / SETS).glob("*.txt")):
+    for path in files.files(SETS, ".txt"):
         try:
-            sets[path.stem] = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(Problem("bad_file", f"{SETS}/{path.name}", f"cannot be read ({error})"))
+            sets[path.stem] = files.lines(path)
+        except DataError as error:
+            problems.append(error.problem)
     if {"train", "val"} <= sets.keys():
         joined = sets.pop("trainval", None)
         if joined is not None and sorted(joined) != sorted(sets["train"] + sets["val"]):
@@ -173,14 +131,10 @@ def _image_sets(root: Path, problems: list[Problem]) -> dict[str, list[str]]:
     return sets
 
 
-def _classes(root: Path, problems: list[Problem]) -> tuple[str, ...]:
-    """From classes.txt; else VOC's own twenty, if the object names in Annotations bear that out."""
-    path = root / CLASS_NAMES
-    if path.exists():
-        try:
-            names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise DataError("bad_file", CLASS_NAMES, f"cannot be read ({error})") from None
+def _classes(files: DatasetFiles, problems: list[Problem]) -> tuple[str, ...]:
+    """From classes.txt; else VOC's own twenty, if the names of objects in Annotations agree."""
+    if files.is_file(CLASS_NAMES):
+        names = files.lines(CLASS_NAMES)
         if not names:
             raise DataError("bad_file", CLASS_NAMES, "names no class")
         problems.extend(
@@ -190,31 +144,22 @@ def _classes(root: Path, problems: list[Problem]) -> tuple[str, ...]:
         return tuple(names)
     found = {
         node.text or ""
-        for file in sorted((root / "Annotations").glob("*.xml"))[:500]
-        for node in _objects(file)
+        for path in files.files("Annotations", ".xml")[:ANNOTATIONS]
+        for node in _objects(files, path)
     }
     if found and found <= set(VOC_CLASSES):
         return VOC_CLASSES
     raise DataError(
         "no_classes",
         CLASS_NAMES,
-        "is missing, so nobody knows what the indices mean; write one class a line, line i for index i",
+        "is missing, so the meaning of the indices is unknown; write one class a line, line i for index i",
     )
 
 
-def _objects(path: Path) -> list[Any]:
+def _objects(files: DatasetFiles, path: Path) -> list[Any]:
     try:
-        return ElementTree.parse(path).getroot().findall("object/name")
-    except (ElementTree.ParseError, OSError):
+        text = files.text(path, MAX_XML_BYTES)
+        # A document type is where XML defines entities that expand to gigabytes.
+        return [] if "<!" in text.replace("<!--", "") else ElementTree.fromstring(text).findall("object/name")
+    except (DataError, ElementTree.ParseError, ValueError):
         return []
-
-
-def _labels(root: Path) -> dict[str, tuple[str, ...]]:
-    path = root / "labels.csv"
-    if not path.exists():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {r["image_id"]: tuple(filter(None, r["classes"].split("|"))) for r in csv.DictReader(file)}
-    except (KeyError, UnicodeDecodeError, csv.Error, AttributeError):
-        return {}

@@ -6,7 +6,6 @@ ids, so that every shard is a fair mixture of the classes. ``dataset.json`` list
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -14,17 +13,27 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
-
-from segsmith.datasets.labelled_dataset import DataError, Item, LabelledDataset, Pixels, Problem, indices, rgb
-from segsmith.datasets.records import Collection
+from segsmith.datasets.dataset_files import (
+    DatasetFiles,
+    index_map_of,
+    labels_in,
+    name_problem,
+    parse_json,
+    sample_of,
+)
+from segsmith.datasets.formats.tar_reader import TarError, members
+from segsmith.datasets.palette import VOID
+from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample
+from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.staging import Sink
+from segsmith.files import MAX_IMAGE_BYTES
 from segsmith.ids import seed_of
 
 INDEX = "dataset.json"
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 1 << 30
+MAX_SAMPLE_BYTES = 2 * MAX_IMAGE_BYTES
+"""Largest sample that is held in memory."""
 FILES = """- `<split>-<number>.tar`: shards of at most 10,000 samples or about 1 GiB. A sample is `<id>.png`,
   `<id>.mask.png` (grey values are class indices) and `<id>.json` (classes, prompt, seed, scores ...).
 - `dataset.json`: class names (the first is index 1) and the number of samples in each shard.
@@ -32,12 +41,12 @@ FILES = """- `<split>-<number>.tar`: shards of at most 10,000 samples or about 1
 `webdataset.WebDataset(shards).decode("pil")` turns the mask into RGB of three equal channels; take one of them."""
 
 
-def write(sink: Sink, data: Collection) -> None:
-    """Write the shards, a stream for each split."""
+def write(sink: Sink, data: RunDataset) -> None:
+    """Write the shards, one stream per split."""
     with ExitStack() as stack:
         writers = {split: stack.enter_context(_Shards(sink, split)) for split, n in data.counts.items() if n}
         for record in sorted(data.records, key=lambda r: (seed_of(r.id), r.id)):
-            sample = data.read(record)
+            sample = record.load()
             writers[record.split].write(
                 {
                     "__key__": record.id,
@@ -100,95 +109,123 @@ class _Shards:
 
 
 def recognises(root: Path) -> bool:
-    """Tar files beside an index, or alone."""
+    """Tar files, with or without an index."""
     return any(root.glob("*.tar"))
 
 
 def read(root: Path) -> LabelledDataset:
-    """Read with webdataset, shard after shard; samples are not kept."""
+    """Read shard after shard; samples are not kept.
+
+    The shards are read as plain tar files: webdataset's own reader takes a name such as ``pipe:rm x`` or
+    ``http://...`` in the index as a command to run or a page to fetch.
+    """
+    files = DatasetFiles(root)
     try:
-        index = json.loads((root / INDEX).read_text("utf-8"))
-        classes, shards = tuple(index["classes"]), dict(index["shards"])
-    except FileNotFoundError:
-        raise DataError("no_classes", INDEX, "is missing, so nobody knows what the indices mean") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError("bad_file", INDEX, f"is no index of shards ({error})") from None
+        index = files.json(INDEX)
+    except DataError as error:
+        if error.problem.kind != "missing_file":
+            raise
+        text = "is missing, so the meaning of the indices is unknown"
+        raise DataError("no_classes", INDEX, text) from None
+    classes, shards = _index(index)
     problems = []
     for name in sorted({p.name for p in root.glob("*.tar")} ^ set(shards)):
-        missing = name in shards
-        text = "is in the index but not in the folder" if missing else "is not in the index"
-        problems.append(Problem("missing_file" if missing else "stray_file", name, text))
-    return LabelledDataset("webdataset", root, classes, _Samples(root, shards), problems)
+        if name in shards:
+            plain = "/" not in name and name_problem(name) is None
+            text = "is in the index but not in the folder" if plain else "is not the name of a file here"
+            problems.append(Problem("missing_file" if plain else "outside_path", name, text))
+        else:
+            problems.append(Problem("stray_file", name, "is not in the index"))
+    here = {name: count for name, count in shards.items() if "/" not in name and files.is_file(name)}
+    return LabelledDataset("webdataset", root, classes, _Records(files, here), problems)
 
 
-class _Samples:
-    """The items of all shards, read anew at each walk."""
+def _index(index: Any) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Class names, and the number of samples of each shard."""
+    classes = labels_in(index.get("classes")) if isinstance(index, dict) else None
+    shards = index.get("shards") if isinstance(index, dict) else None
+    if not classes or not isinstance(shards, dict) or not all(isinstance(n, int) for n in shards.values()):
+        raise DataError("bad_file", INDEX, "does not list classes and shards")
+    if len(classes) >= VOID:
+        raise DataError("too_many_classes", INDEX, f"names more than {VOID - 1} classes")
+    return classes, shards
 
-    def __init__(self, root: Path, shards: Mapping[str, int]) -> None:
-        self._root = root
+
+class _Records:
+    """The records of all shards, read again at each iteration."""
+
+    def __init__(self, files: DatasetFiles, shards: Mapping[str, int]) -> None:
+        self._files = files
         self._shards = shards
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Record]:
         for name, expected in self._shards.items():
-            if (self._root / name).exists():
-                yield from self._walk(name, expected)
+            yield from self._of_shard(name, expected)
 
-    def _walk(self, name: str, expected: int) -> Iterator[Item]:
-        from webdataset import WebDataset
-
+    def _of_shard(self, name: str, expected: int) -> Iterator[Record]:
         split = name.rpartition("-")[0]
         count = 0
         try:
-            for sample in WebDataset([str(self._root / name)], shardshuffle=False, empty_check=False):
+            for key, parts in _samples(self._files.path(name)):
                 count += 1
-                where = f"{name}: {sample['__key__']}"
-                yield Item(sample["__key__"], split, where, partial(_load, sample, where), _labels(sample))
-        except Exception as error:  # noqa: BLE001  webdataset re-raises whatever tarfile and itself meet
+                where = f"{name}: {key}"
+                yield Record(key, split, where, partial(_load, parts, where), _labels(parts))
+        except (TarError, OSError) as error:
             yield _broken(
-                split, name, DataError("corrupt_shard", name, f"cannot be read to its end ({error})")
+                split, name, DataError("corrupt_shard", name, f"cannot be read to its end: it {error}")
             )
-            return
-        if count != expected:
-            text = f"holds {count} samples, the index says {expected}"
-            yield _broken(split, name, DataError("corrupt_shard", name, text))
+        else:
+            if count != expected:
+                text = f"holds {count} samples, the index says {expected}"
+                yield _broken(split, name, DataError("corrupt_shard", name, text))
 
 
-def _broken(split: str, name: str, error: DataError) -> Item:
-    return Item(f"({name})", split, name, _raiser(error))
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, suffix -> content) of neighbouring files with the same key, the path up to the name's first dot."""
+    key, parts, size = "", dict[str, bytes](), 0
+    for path_name, content in members(path, MAX_IMAGE_BYTES):
+        folder, slash, name = path_name.rpartition("/")
+        stem, _, suffix = name.partition(".")
+        if folder + slash + stem != key:
+            if parts:
+                yield key, parts
+            key, parts, size = folder + slash + stem, {}, 0
+        size += len(content)
+        if size > MAX_SAMPLE_BYTES:
+            raise TarError(f"holds a sample {key!r} of more than {MAX_SAMPLE_BYTES >> 20} MiB")
+        parts[suffix.lower()] = content
+    if parts:
+        yield key, parts
 
 
-def _raiser(error: DataError) -> Callable[[], Pixels]:
-    def load() -> Pixels:
+def _broken(split: str, name: str, error: DataError) -> Record:
+    return Record(f"({name})", split, name, _raiser(error))
+
+
+def _raiser(error: DataError) -> Callable[[], Sample]:
+    def load() -> Sample:
         raise error
 
     return load
 
 
-def _labels(sample: Mapping[str, bytes]) -> tuple[str, ...] | None:
+def _labels(parts: Mapping[str, bytes]) -> tuple[str, ...] | None:
     try:
-        return tuple(json.loads(sample["json"])["classes"])
-    except (KeyError, ValueError, TypeError):
+        about = parse_json(parts["json"].decode("utf-8"), "")
+    except (KeyError, UnicodeDecodeError, DataError):
         return None
+    return labels_in(about.get("classes")) if isinstance(about, dict) else None
 
 
-def _load(sample: Mapping[str, bytes], where: str) -> Pixels:
+def _load(parts: Mapping[str, bytes], where: str) -> Sample:
     for part in ("png", "mask.png", "json"):
-        if part not in sample:
+        if part not in parts:
             raise DataError("missing_file", where, f"has no .{part}")
     try:
-        json.loads(sample["json"])
-    except ValueError as error:
-        raise DataError("bad_file", where, f"its .json is not JSON ({error})") from None
-    mask = _picture(sample["mask.png"], "corrupt_mask", where)
-    if mask.mode == "P":
-        raise DataError("colour_mask", where, "is a palette picture; webdataset would decode its colours")
-    return rgb(_picture(sample["png"], "corrupt_image", where)), indices(mask, where)
-
-
-def _picture(data: bytes, kind: str, where: str) -> PILImage.Image:
-    try:
-        picture = PILImage.open(io.BytesIO(data))
-        picture.load()
-        return picture
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(kind, where, f"cannot be decoded ({error})") from None
+        parse_json(parts["json"].decode("utf-8"), where)
+    except UnicodeDecodeError as error:
+        raise DataError("bad_file", where, f"its .json is not UTF-8 ({error})") from None
+    mask = index_map_of(parts["mask.png"], where)
+    if mask.has_palette:
+        raise DataError("colour_mask", where, "is a palette image; webdataset would decode its colours")
+    return sample_of(parts["png"], mask.indices, where)

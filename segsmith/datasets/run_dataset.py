@@ -1,0 +1,172 @@
+"""The dataset that a run exports: its accepted, masked images, with their splits and origins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from segsmith.config import Config
+from segsmith.datasets.palette import VOID
+from segsmith.datasets.records import Origin, Record, Sample
+from segsmith.datasets.splits import SPLITS, split_by_group
+from segsmith.errors import SegsmithError
+from segsmith.files import read_header, read_index_map, sha256_of
+from segsmith.memory.ledger import Ledger, prompt_families
+from segsmith.memory.real_images import RealSet
+from segsmith.memory.run_folder import RunFolder
+
+REDO = "Restore the file from a copy, or build again into another folder with --out."
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """Files of one image of a run."""
+
+    image: Path
+    mask: Path
+    sha256: str
+    """Of the image; "" where the ledger does not state it."""
+    mask_sha256: str = ""
+    """Of the mask; "" where the ledger does not state it."""
+
+    def load(self, name: str, classes: int) -> Sample:
+        """Image and mask; `SegsmithError` when a file is missing, damaged, another one, or does not fit."""
+        try:
+            data, mask = self.image.read_bytes(), self.mask.read_bytes()
+            label_map, size = read_index_map(mask), read_header(data).size
+            sample = Sample(data, label_map)
+            if not self.sha256:
+                sample.decode()  # nothing else tells whether the file is whole
+        except FileNotFoundError as error:
+            raise _missing(error.filename) from None
+        except OSError as error:
+            raise SegsmithError(f"Image {name} or its mask cannot be read: {error}.", REDO) from None
+        self._check(name, hashlib.sha256(data).hexdigest(), hashlib.sha256(mask).hexdigest())
+        if label_map.shape != size:
+            raise SegsmithError(f"Image {name} is {size} pixels (H, W), its mask {label_map.shape}.", REDO)
+        undefined = label_map[(label_map > classes) & (label_map != VOID)]
+        if undefined.size:
+            raise SegsmithError(f"The mask of {name} holds index {undefined[0]}, which no class has.", REDO)
+        return sample
+
+    def hashes(self, name: str) -> tuple[str, str]:
+        """SHA-256 of the image and of the mask; `SegsmithError` when a file is missing or another one."""
+        try:
+            found = self.sha256 or sha256_of(self.image), sha256_of(self.mask)
+        except FileNotFoundError as error:
+            raise _missing(error.filename) from None
+        self._check(name, *found)
+        return found
+
+    def _check(self, name: str, image: str, mask: str) -> None:
+        if self.sha256 not in ("", image):
+            raise SegsmithError(f"Image {name} is not the file that the run drew.", REDO)
+        if self.mask_sha256 not in ("", mask):
+            raise SegsmithError(f"The mask of {name} is not the file that the run made.", REDO)
+
+
+@dataclass(frozen=True)
+class RunDataset:
+    """All that an export writes; `Record.load` reads one image at a time and raises `SegsmithError`.
+
+    `card` is the text of the README, without its section on files.
+    """
+
+    classes: tuple[str, ...]
+    records: tuple[Record, ...]
+    stored: Mapping[str, StoredImage]
+    card: str = ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images in each split."""
+        return {split: sum(r.split == split for r in self.records) for split in SPLITS}
+
+    def readme(self, files: str) -> bytes:
+        """The card, with a section on the files of a format."""
+        return f"{self.card}\n## Files\n\n{files}\n".encode()
+
+    def metadata_lines(self) -> bytes:
+        """The provenance of every image, one JSON object a line."""
+        return "".join(json.dumps(r.provenance(), ensure_ascii=False) + "\n" for r in self.records).encode()
+
+    def digest(self, form: str) -> str:
+        """SHA-256 of all that decides an export in the format `form`, "name-version"."""
+        digest = hashlib.sha256(json.dumps([form, self.classes, self.card]).encode())
+        for record in self.records:
+            image, mask = self.stored[record.id].hashes(record.id)
+            digest.update(json.dumps([record.provenance(), image, mask]).encode())
+        return digest.hexdigest()
+
+
+def collect(run: RunFolder, ledger: Ledger, config: Config) -> RunDataset:
+    """Accepted, masked images in the order they were drawn; splits keep prompt families together.
+
+    A run that enlarges a dataset has the real images first, in their own splits, and all generated ones in
+    train, so that val and test hold real images only. Image labels are the relabeller's, else CLIP's, else
+    the prompt's. Raises `SegsmithError` when there is no image to export.
+    """
+    prompts = {p.id: p for p in ledger.prompts()}
+    families = prompt_families(prompts.values())
+    masks, verdicts = ledger.masks(), ledger.verdicts()
+    masked = masks.keys() - ledger.rejected("mask")
+    by_source = [ledger.labels(source) for source in ("relabel", "clip", "prompt")]
+    images = [image for image in ledger.accepted() if image.id in masked]
+    if not images:
+        raise SegsmithError(
+            "No image is both accepted and masked yet, so there is nothing to export.",
+            "Rerun the same `segsmith build` command to resume the run.",
+        )
+    labels = {}
+    for image in images:
+        row = next((rows[image.id] for rows in by_source if image.id in rows), None)
+        labels[image.id] = prompts[image.prompt_id].classes if row is None else row.classes
+    groups = {image.id: families[image.prompt_id] for image in images}
+    real = RealSet.open(run.real)
+    split_of = dict.fromkeys(groups, "train")
+    if real is None:
+        for split, ids in split_by_group(groups, labels, config.splits, config.seed).items():
+            split_of |= dict.fromkeys(ids, split)
+    records, stored = _real_records(real, config.classes)
+    for image in images:
+        prompt = prompts[image.prompt_id]
+        scores = verdicts[image.id].scores if image.id in verdicts else {}
+        origin = Origin(prompt.text, prompt.id, groups[image.id], image.seed, image.backend, scores)
+        files = StoredImage(run.image(image.id), run.mask(image.id), image.sha256, masks[image.id].sha256)
+        stored[image.id] = files
+        records.append(_record(image.id, split_of[image.id], labels[image.id], origin, files, config.classes))
+    return RunDataset(config.classes, tuple(records), stored)
+
+
+def _real_records(
+    real: RealSet | None, classes: tuple[str, ...]
+) -> tuple[list[Record], dict[str, StoredImage]]:
+    """The images that a run enlarges, with their own labels and label maps."""
+    records: list[Record] = []
+    stored: dict[str, StoredImage] = {}
+    for item in real.images if real is not None else ():
+        assert real is not None
+        if real.mask(item).exists():
+            origin = Origin(family=item.id, source="real", original=item.original)
+            stored[item.id] = StoredImage(real.image(item), real.mask(item), item.sha256)
+            records.append(_record(item.id, item.split, item.labels, origin, stored[item.id], classes))
+    return records, stored
+
+
+def _record(
+    name: str,
+    split: str,
+    labels: tuple[str, ...],
+    origin: Origin,
+    files: StoredImage,
+    classes: tuple[str, ...],
+) -> Record:
+    return Record(name, split, name, partial(files.load, name, len(classes)), labels, files.image, origin)
+
+
+def _missing(path: object) -> SegsmithError:
+    return SegsmithError(f"{path} is in the run's ledger but not in its folder.", REDO)
