@@ -620,6 +620,8 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
 
     Settings may have the names that earlier versions wrote (`RENAMED`). Raises `SegsmithError`.
     """
+    if not isinstance(values, Mapping):
+        raise SegsmithError(f"The settings in {source} are not a table.", "Name a file of settings.")
     try:
         return Config(**_with_current_names(values))
     except ValidationError as error:

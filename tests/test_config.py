@@ -6,6 +6,7 @@ import pytest
 
 from segsmith.config import Config, check_class_names, config_toml, load_config, merged_config, parse_config
 from segsmith.errors import SegsmithError
+from segsmith.memory.run_config import read_record
 
 
 def test_flag_wins_over_environment_over_file_over_preset(tmp_path, monkeypatch):
@@ -115,6 +116,27 @@ def test_an_environment_variable_that_cannot_be_read_gives_one_line(monkeypatch)
     monkeypatch.setenv("SEGSMITH_JUDGE", "{")
     with pytest.raises(SegsmithError, match=r"judge.*SEGSMITH_JUDGE__TOP_K") as error:
         load_config()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "config = 3",
+        "versions = 3\n[config]\nseed = 1",
+        "rejudged = 3\n[config]\nseed = 1",
+        "[config]\nllm = 3",
+        f"seed = {'[' * 5000}{']' * 5000}",
+        "[config]\nclasses = ['cat\\n']",
+        "[config.judge]\ntop_k = -1",
+        "[rejudged]\ntop_k = -1",
+    ],
+)
+def test_a_damaged_run_toml_gives_one_line(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(SegsmithError) as error:
+        _ = read_record(tmp_path / "run.toml").config
+    assert "run.toml" in str(error.value)
     assert "\n" not in str(error.value)
 
 

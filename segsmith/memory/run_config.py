@@ -54,11 +54,13 @@ def read_record(path: Path) -> RunRecord:
     """Read a ``run.toml``. Raises `SegsmithError` that names the file and what is wrong with it."""
     try:
         values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise SegsmithError(
             f"{path} cannot be read: {reason}.", "Name the run.toml of a run folder."
         ) from None
+    if not all(isinstance(values.get(name, {}), Mapping) for name in ("versions", "rejudged")):
+        raise SegsmithError(f"{path} is not a run.toml.", "Name the run.toml of a run folder.")
     asked = parse_config(values.get("config", values), source=str(path))
     return RunRecord(asked, values.get("versions", {}), values.get("rejudged", {}))
 

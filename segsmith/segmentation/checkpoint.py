@@ -49,7 +49,7 @@ DAMAGED_PICKLE = (
     zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError,
     AttributeError,
 )  # fmt: skip
-"""What `torch.load` raises for damaged files; it has no error type of its own."""
+"""What `torch.load` raises for damaged files; it has no specific error type."""
 LONGEST_NAME = 200
 LARGEST_SIDE_PX = 100_000
 

@@ -1,4 +1,4 @@
-"""Weak labels say less than full ones, and nothing else."""
+"""Weak labels are a subset of the full labels."""
 
 import numpy as np
 import pytest
@@ -45,11 +45,11 @@ def test_every_piece_of_every_class_is_drawn_on(label_map, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_seed_decides(kind):
+def test_the_seed_determines_the_weak_labels(kind):
     assert np.array_equal(weaken(scene(), kind, rng(3)), weaken(scene(), kind, rng(3)))
 
 
-def test_points_are_one_pixel_a_piece():
+def test_points_are_one_pixel_per_component():
     weak = weaken(scene(), "points", rng())
     assert [(weak == value).sum() for value in (0, 1, 2)] == [
         2,
@@ -58,7 +58,7 @@ def test_points_are_one_pixel_a_piece():
     ]  # the hole is a second background piece
 
 
-def test_more_work_says_more():
+def test_kinds_that_take_more_effort_label_more_pixels():
     shares = [
         (weaken(scene(), kind, rng()) != 255).mean() for kind in ("image", "points", "scribbles", "coarse")
     ]
@@ -75,17 +75,17 @@ def test_a_scribble_is_one_line_inside_the_object():
     assert ys.max() - ys.min() > 12
 
 
-def test_image_labels_are_the_classes_in_the_picture():
+def test_image_labels_are_the_classes_in_the_image():
     assert present_classes(scene()) == (1, 2)
     assert present_classes(np.full((4, 4), 255, np.uint8)) == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_kind_of_weak_labels_shows(kind):
+def test_the_kind_of_weak_labels_is_recognised(kind):
     assert kind_of([weaken(scene(), kind, rng(seed)) for seed in range(3)]) == kind
 
 
-def test_dense_masks_are_no_weak_labels():
+def test_dense_masks_are_not_weak_labels():
     assert kind_of([scene()]) is None
 
 
