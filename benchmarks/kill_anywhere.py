@@ -24,10 +24,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from segsmith.events import EpochFinished, Event, ImagesDrawn, RoundPlanned, Stage, StageStarted
 from segsmith.testing import ScriptedChat, fingerprint, leftovers, small_config
 
 FORK = multiprocessing.get_context("forkserver")
@@ -38,7 +38,6 @@ PRELOAD = (
     "segsmith.tools.llm.chat", "segsmith.tools.vision.sam", "segsmith.tools.images.simulator",
     "segsmith.tools.vision.vit",
 )  # fmt: skip
-Watch = Callable[[dict[str, Any]], None]
 STAGES = ("starting", "writing prompts", "drawing", "judging", "relabelling", "segmenting", "exporting",
           "training", "evaluating and report")  # fmt: skip
 
@@ -60,11 +59,8 @@ class CountingBackend:
             yield drawn
 
 
-def build_once(config: Any, out: Path, journal: Path, llama: bool, watch: Watch | None) -> None:
-    """One sitting of a build; what it does goes to `journal`, a line each.
-
-    `watch` sees every event and steps through the build's pauses as a person would.
-    """
+def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:
+    """One sitting of a build; what it does goes to `journal`, a line each."""
     from segsmith.graph.context import open_image_backend
     from segsmith.workflows.build import build_run
 
@@ -80,28 +76,26 @@ def build_once(config: Any, out: Path, journal: Path, llama: bool, watch: Watch 
         )
     tell("start", str(os.getpid()))
     tell("stage", STAGES[0])
-    for event in build_run(config, out, "kill_anywhere", step=watch is not None, parts=parts):
-        if watch:
-            watch(event)
+    for event in build_run(config, out, "kill_anywhere", parts=parts):
         if stage := _begun(event):
             tell("stage", stage)
-        if event["kind"] == "epoch":
-            tell("epoch", str(event["epoch"]))
+        if isinstance(event, EpochFinished):
+            tell("epoch", str(event.epoch))
     tell("end", "")
 
 
-def _begun(event: dict[str, Any]) -> str:
+def _begun(event: Event) -> str:
     """The stage that begins with an event of the build, "" for none."""
-    if event["kind"] == "route":
-        return {"need_prompts": STAGES[1], "draw": STAGES[2]}.get(event["reason"], "")
-    if event["kind"] == "draw" and event["done"] == event["total"]:
+    if isinstance(event, RoundPlanned):
+        return {"need_prompts": STAGES[1], "draw": STAGES[2]}.get(event.reason, "")
+    if isinstance(event, ImagesDrawn) and event.done == event.total:
         return STAGES[3]
-    if event["kind"] == "stage":
-        return str(STAGES[-1] if event["name"] == "evaluating" else event["name"])
+    if isinstance(event, StageStarted):
+        return STAGES[-1] if event.stage is Stage.EVALUATING else event.stage.value
     return ""
 
 
-def _child(config: Any, out: Path, journal: Path, llama: bool, watch: Watch | None) -> None:
+def _child(config: Any, out: Path, journal: Path, llama: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -110,7 +104,7 @@ def _child(config: Any, out: Path, journal: Path, llama: bool, watch: Watch | No
     os.dup2(quiet, 2)
     # SIGKILL loses no page that was written, only a power cut does; and this waits for all disks of the machine.
     os.sync = lambda: None
-    build_once(config, out, journal, llama, watch)
+    build_once(config, out, journal, llama)
 
 
 def sitting(
@@ -120,10 +114,9 @@ def sitting(
     *,
     kill_after: float | None = None,
     llama: bool = False,
-    watch: Watch | None = None,
 ) -> bool:
     """Run a sitting, killing it after so many seconds; True when it came to its end, False when it was killed."""
-    process = FORK.Process(target=_child, args=(config, out, journal, llama, watch))
+    process = FORK.Process(target=_child, args=(config, out, journal, llama))
     process.start()
     process.join(kill_after)
     if process.is_alive():

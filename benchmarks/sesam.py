@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segsmith.commands.console import settings_of
-from segsmith.commands.weak import REFINE
-from segsmith.config import Config, load_config
+from segsmith.config import Config
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
 from segsmith.files import write_atomic
@@ -37,7 +35,8 @@ from segsmith.segmentation.weak_refiner import WeakRefiner
 from segsmith.tools.images.simulator import real_world
 from segsmith.tools.vision.clip import OpenClipEncoder
 from segsmith.tools.vision.sam import SamSegmenter
-from segsmith.workflows.weak_labels import weaken_dataset
+from segsmith.workflows.refine import refine_config
+from segsmith.workflows.weaken import weaken_dataset
 
 CLASSES = ("cat", "bus", "bicycle", "chair")
 SIZE_PX = 64
@@ -125,11 +124,7 @@ def result_file(seed: int, part: str) -> Path:
 
 def settings(changes: dict[str, Any]) -> Config:
     """The settings of `segsmith refine`, for this network, with `changes`."""
-    tree = settings_of(list(REFINE))
-    for key, value in (NETWORK | changes).items():
-        section, name = key.split(".")
-        tree.setdefault(section, {})[name] = value
-    return load_config(flags=tree)
+    return refine_config(NETWORK | changes)
 
 
 def supervised(seed: int) -> dict[str, Any]:

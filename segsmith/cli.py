@@ -1,7 +1,4 @@
-"""The `segsmith` command: the only room that prints or exits. Torch is imported inside commands alone.
-
-One module per family of commands; importing it registers them on the app.
-"""
+"""The `segsmith` command. Importing a module of `commands` registers its commands; torch is imported inside them."""
 
 from __future__ import annotations
 
@@ -9,14 +6,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from segsmith.commands import about, augment, build, datasets, ledger, models, plan, review, runs, train, weak  # noqa: F401
-from segsmith.commands import verify as verify
+from segsmith.commands import about, build, datasets, models, review, runs, train, verify  # noqa: F401
 from segsmith.commands.console import app, err, parts_of_this_call
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
 
 INTERRUPTED = 130
-"""The exit code that typer makes of Ctrl-C."""
+"""Typer's exit code for Ctrl-C."""
 
 
 def main(parts: Mapping[str, Any] | None = None) -> None:
@@ -32,7 +28,7 @@ def main(parts: Mapping[str, Any] | None = None) -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            err.print("stopped; the same command goes on from here")
+            err.print("stopped; run the same command again to resume")
         raise
 
 

@@ -630,9 +630,8 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
 
 def merged_config(config: Config, changes: Mapping[str, Any], source: str) -> Config:
     """`config` with a nested mapping of changes applied, validated again; raises `SegsmithError`."""
-    return parse_config(
-        _deep_merge(config.model_dump(exclude_none=True), _with_current_names(changes)), source
-    )
+    values = {**config.model_dump(exclude_none=True), "offline": config.offline}  # which a dump leaves out
+    return parse_config(_deep_merge(values, _with_current_names(changes)), source)
 
 
 def api_key() -> str | None:

@@ -11,10 +11,11 @@ from PIL import Image as PILImage
 from segsmith.agents.labeler import LabelerAgent
 from segsmith.config import load_config
 from segsmith.datasets.voc_layout import write_voc
+from segsmith.events import Status
 from segsmith.testing import ScriptedChat
 from segsmith.tools.images.simulator import real_world
-from segsmith.workflows import build as run_module
-from segsmith.workflows.augment import plan_enlargement
+from segsmith.workflows.augment import plan_enlargement, training_share
+from segsmith.workflows.build import build_run
 
 CLASSES = ("cat", "bus")
 SMALL = {
@@ -105,14 +106,9 @@ def test_so_does_a_setting(voc, tmp_path, segsmith, more, words):
         (2, 19, "at least 75%"),
     ],
 )
-def test_it_says_how_much_of_the_training_is_real(voc, tmp_path, segsmith, monkeypatch, add, epochs, said):
-    monkeypatch.setattr("segsmith.commands.augment.run_build", lambda *_, **__: None)
-    code, text, _ = segsmith(
-        "augment", "--dataset", voc, "--add-per-class", add, "--out", tmp_path / "run", "--preset", "sim",
-        "--set", f"trainer.epochs={epochs}",
-    )  # fmt: skip
-    assert code == 0
-    assert said in " ".join(text.split())
+def test_it_says_how_much_of_the_training_is_real_images(voc, tmp_path, add, epochs, said):
+    settings = load_config(flags={"per_class": add, "trainer": {"epochs": epochs}})
+    assert said in training_share(plan_enlargement(settings, voc, tmp_path / "run")).message
 
 
 def test_a_folder_of_something_else_is_left_alone(voc, tmp_path, segsmith):
@@ -156,7 +152,7 @@ def enlarge():
 
     def events(dataset, out):
         plan = plan_enlargement(load_config(flags=SMALL), dataset, out)
-        return run_module.build_run(plan.config, out, prepare=plan.prepare, parts={"chat": ScriptedChat()})
+        return build_run(plan.config, out, prepare=plan.prepare, parts={"chat": ScriptedChat()})
 
     return events
 
@@ -178,7 +174,7 @@ def test_a_run_broken_off_goes_on_without_the_dataset_and_ends_with_both(
             list(enlarge(tmp_path / "real", out))
     (tmp_path / "real").rename(tmp_path / "gone")
     *_, end = enlarge(tmp_path / "real", out)
-    assert end["kind"] == "end"
+    assert end.status is Status.FINISHED
     with (out / "dataset/voc/labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["source"] for row in rows} == {"real", "generated"}
@@ -190,11 +186,9 @@ def test_a_run_broken_off_goes_on_without_the_dataset_and_ends_with_both(
         assert shown <= {CLASSES_SORTED.index(name) + 1 for name in row["classes"].split("|")}
     assert {row["split"] for row in rows if row["source"] == "generated"} == {"train"}
     assert (out / "checkpoints" / "segmenter.safetensors").exists()
-    assert (
-        f"beside {sum(row['source'] == 'real' for row in rows)} real ones"
-        in (out / "report.html").read_text()
-    )
-    assert [e["kind"] for e in enlarge(tmp_path / "real", out)] == ["already_done"]
+    real = sum(row["source"] == "real" for row in rows)
+    assert f"in addition to {real} real images" in (out / "report.html").read_text()
+    assert [e.status for e in enlarge(tmp_path / "real", out)] == [Status.ALREADY_FINISHED]
 
 
 CLASSES_SORTED = sorted(CLASSES)  # folders are listed by name

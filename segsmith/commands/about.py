@@ -1,4 +1,4 @@
-"""Commands that tell about segsmith itself: `nouns`, `diagram`."""
+"""Commands about segsmith itself: `nouns`, `diagram`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from segsmith.commands.console import app, out
 
 @app.command()
 def nouns() -> None:
-    """List every class the simulator can draw."""
+    """List every class that the simulator can draw."""
     from segsmith.world.nouns import NOUNS
 
     out.print(", ".join(sorted(NOUNS)))
@@ -17,7 +17,7 @@ def nouns() -> None:
 
 @app.command()
 def diagram() -> None:
-    """Print the agents' graph as Mermaid."""
+    """Print the graph of the agents as a Mermaid diagram."""
     from segsmith.graph.diagram import mermaid
 
     typer.echo(mermaid())

@@ -1,44 +1,21 @@
-"""Commands on datasets: `export`, `validate`."""
+"""Commands on datasets: `validate`, `weaken`, `refine`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segsmith.commands.console import app, out, quiet_libraries
+from segsmith.commands.console import app, out, print_path, quiet_libraries, screen, settings_of
+from segsmith.commands.train import print_training
 from segsmith.terminal_text import shown
+
+if TYPE_CHECKING:
+    from segsmith.workflows.refine import Refinement
 
 SHOWN = 50
 """Problems printed; the rest is counted."""
-
-
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
-    form: Annotated[
-        str, typer.Option("--format", help="voc, coco, yolo, cvat, webdataset or hf (Hugging Face)")
-    ] = "voc",
-    out_dir: Annotated[
-        Path | None, typer.Option("--out", help="else dataset/FORMAT in the run folder")
-    ] = None,
-) -> None:
-    """Write a run's dataset in a format that other tools read."""
-    quiet_libraries()
-    from segsmith.datasets.export import export_dataset
-    from segsmith.graph.context import RunContext
-
-    deps = RunContext.open(run)
-    try:
-        with deps.run.held():
-            summary = export_dataset(deps.run, deps.ledger, deps.config, form, out_dir)
-    finally:
-        deps.close()
-    splits = ", ".join(f"{name} {n}" for name, n in summary.splits.items())
-    state = "" if summary.written else " (was there already)"
-    out.print(f"{summary.images} images: {splits}{state}")
-    out.print(shown(str(summary.folder)), soft_wrap=True)
 
 
 @app.command()
@@ -46,14 +23,15 @@ def validate(
     dataset: Annotated[Path, typer.Argument(help="a dataset folder, exported by segsmith or not")],
     run: Annotated[Path | None, typer.Option(help="run folder to compare every pixel and label with")] = None,
 ) -> None:
-    """Read a dataset with its users' library and list what is wrong; exit code 1 if anything is."""
+    """Read a dataset with the library that its users use, and list what is wrong; exit code 1 if anything is."""
     quiet_libraries()
     from collections import Counter
 
     from segsmith.datasets.validate import KINDS
     from segsmith.datasets.validate import validate as check
+    from segsmith.workflows.run import open_run
 
-    found = check(dataset, None if run is None else _original(run))
+    found = check(dataset, None if run is None else open_run(run).exported())
     splits = ", ".join(f"{name or 'no split'} {n}" for name, n in sorted(found.splits.items()))
     out.print(
         f"{found.format}: {found.images} images ({splits or 'none'}), {len(found.classes)} classes",
@@ -67,16 +45,92 @@ def validate(
         out.print(f"{count:6} {kind}: {KINDS[kind]}", soft_wrap=True)
     if found.problems:
         raise typer.Exit(1)
-    out.print("Nothing is wrong." if run is None else "Nothing is wrong, and all of it is as in the run.")
+    out.print("No problems found." if run is None else "No problems found; everything is as in the run.")
 
 
-def _original(run: Path) -> Any:
-    """What the run exports."""
-    from segsmith.datasets.run_dataset import collect
-    from segsmith.graph.context import RunContext
+@app.command()
+def weaken(
+    dataset: Annotated[Path, typer.Option(help="a dataset in PASCAL VOC's layout, fully labelled")],
+    out_dir: Annotated[Path, typer.Option("--out", help="new folder for the copy")],
+    kind: Annotated[str, typer.Option(help="points, scribbles, coarse or image")] = "points",
+    seed: Annotated[int, typer.Option(help="another seed draws other points and lines")] = 0,
+) -> None:
+    """Copy a dataset with weak labels in split train, to measure how well `refine` restores the full ones."""
+    quiet_libraries()
+    from segsmith.workflows.weaken import weak_kind, weaken_dataset
 
-    deps = RunContext.open(run)
-    try:
-        return collect(deps.run, deps.ledger, deps.config)
-    finally:
-        deps.close()
+    share = weaken_dataset(dataset, out_dir, weak_kind(kind, "--kind"), seed)
+    out.print(f"{kind}: {share:.2%} of the pixels of split train keep their label")
+    print_path(out_dir)
+
+
+@app.command()
+def refine(
+    dataset: Annotated[
+        Path,
+        typer.Option(
+            help="VOC, COCO or a folder of images per class; in VOC masks, 255 marks undrawn pixels"
+        ),
+    ],
+    out_dir: Annotated[
+        Path,
+        typer.Option("--out", help="folder for masks and segmenter; the same command resumes if it stopped"),
+    ],
+    weak: Annotated[
+        str | None, typer.Option(help="points, scribbles, coarse or image; default: detected")
+    ] = None,
+    zero_is_undrawn: Annotated[
+        bool,
+        typer.Option(
+            "--zero-is-undrawn", help="index 0 in a mask means that nothing was drawn, not background"
+        ),
+    ] = False,
+    truth: Annotated[
+        Path | None, typer.Option(help="the same images fully labelled; prints the quality of the masks")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="another seed places other points for SAM")] = 0,
+    train: Annotated[bool, typer.Option(help="train a segmenter, and use it to improve the masks")] = True,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="a labeler or trainer setting, e.g. trainer.epochs=40; may be repeated",
+        ),
+    ] = None,
+) -> None:
+    """Turn weak labels into dense masks with SAM, and train a segmenter on them (SeSAM).
+
+    Drawn pixels keep their label; pixels that cannot be decided stay 255. Rerun the command to resume.
+    """
+    quiet_libraries()
+    from segsmith.workflows.refine import refine as run_refine
+    from segsmith.workflows.train import is_main_process
+
+    refinement = run_refine(
+        dataset,
+        out_dir,
+        weak=weak,
+        zero_is_undrawn=zero_is_undrawn,
+        truth=truth,
+        seed=seed,
+        train=train,
+        settings=settings_of(set_),
+        screen=screen(),
+    )
+    if is_main_process():
+        _print_refinement(refinement)
+
+
+def _print_refinement(refinement: Refinement) -> None:
+    if refinement.training is not None:
+        print_training(refinement.training)
+    if refinement.components:
+        rejected = {reason: n for reason, n in sorted(refinement.components.items()) if reason != "ok"}
+        reasons = ", ".join(f"{reason} {n}" for reason, n in rejected.items()) or "none"
+        out.print(
+            f"components outlined by SAM: {refinement.components.get('ok', 0)}; without an outline: {reasons}"
+        )
+    for stage, quality in refinement.quality.items():
+        out.print(f"{stage}: {quality.known:.1%} of the pixels labelled, mIoU on them {quality.miou:.3f}")
+    print_path(refinement.dataset)

@@ -1,81 +1,195 @@
-"""Commands on what a run left: `evaluate`, `report`, `gallery`."""
+"""Commands on an existing run: `ledger`, `rejudge`, `report`, `gallery`, `export`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from segsmith.commands.console import app, err, out, quiet_libraries
+from segsmith.commands.console import app, err, out, print_path, quiet_libraries, settings_of
+from segsmith.commands.options import RunArgument
+from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
+
+if TYPE_CHECKING:
+    from segsmith.workflows.rejudge import Rejudged
 
 
 @app.command()
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="a segmenter.safetensors of a run, or its folder")],
-    dataset: Annotated[Path, typer.Option(help="VOC, COCO, Ultralytics, CVAT or Hugging Face folder")],
-    split: Annotated[str, typer.Option(help="which of its splits")] = "val",
+def ledger(
+    run: RunArgument,
+    class_name: Annotated[str, typer.Option("--class", help="only this class")] = "",
+    prompts: Annotated[bool, typer.Option("--prompts", help="also list every admitted prompt")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Intersection over union of a trained segmenter on a labelled dataset, class by class.
+    """Show how many prompts and images reached each step, and why the others did not."""
+    from segsmith.workflows.run import open_run
 
-    Classes are matched by name; what the segmenter does not know is background.
-    """
-    quiet_libraries()
-    from segsmith.datasets.imports import ImportedSplit
-    from segsmith.segmentation.inference import evaluate_on
+    opened = open_run(run)
+    if class_name and class_name not in opened.classes:
+        raise SegsmithError(
+            f"This run has no class {class_name!r}.", f"Name one of: {', '.join(opened.classes)}."
+        )
+    funnel = opened.funnel((class_name,) if class_name else ())
+    if as_json:
+        shown_keys = {key: value for key, value in funnel.items() if prompts or key != "prompts"}
+        typer.echo(json.dumps(shown_keys, indent=1))
+        return
+    _print_steps(funnel)
+    _print_reasons(funnel)
+    if prompts:
+        _print_prompts(funnel["prompts"])
 
-    def open_split(classes: tuple[str, ...]) -> ImportedSplit:
-        data = ImportedSplit(dataset, split, classes)
-        for problem in data.source.skipped:
-            err.print(f"[yellow]skipped[/yellow] {shown(str(problem))}", soft_wrap=True)
-        if data.ignored_classes:
-            out.print(f"counted as background: {shown(', '.join(data.ignored_classes))}", soft_wrap=True)
-        return data
 
-    score = evaluate_on(checkpoint, open_split)
+def _print_steps(funnel: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("class")
-    table.add_column("IoU", justify="right")
-    for name, iou in score.iou_per_class.items():
-        table.add_row(shown(name), "absent" if iou != iou else f"{iou:.3f}")
+    for step in funnel["steps"]:
+        table.add_column(step, justify="right")
+    for name, counts in {**funnel["classes"], "all": funnel["all"]}.items():
+        table.add_row(shown(name), *(str(counts[step]) for step in funnel["steps"]))
     out.print(table)
-    out.print(f"mIoU [b]{score.miou:.3f}[/b]   pixel accuracy {score.pixel_accuracy:.3f}")
+
+
+def _print_reasons(funnel: dict[str, Any]) -> None:
+    for title, counts in (
+        ("rejected images", funnel["image_rejects"]),
+        ("dropped or rewritten prompts", funnel["prompt_rejects"]),
+    ):
+        reasons = ", ".join(f"{shown(reason)} {n}" for reason, n in counts.items()) or "none"
+        out.print(f"{title}: {reasons}", soft_wrap=True)
+
+
+def _print_prompts(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("prompt", "class", "drawn", "accepted", "text"):
+        table.add_column(heading, justify="right" if heading in ("drawn", "accepted") else "left")
+    for row in rows:
+        table.add_row(
+            shown(row["id"]), shown(row["class"]), str(row["drawn"]), str(row["accepted"]), shown(row["text"])
+        )
+    out.print(table)
+
+
+@app.command()
+def rejudge(
+    run: RunArgument,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[CLASS=]NUMBER",
+            help="probability that an image must reach, for all classes (0.4) or one (cat=0.4); may be repeated",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a setting of the judge, e.g. judge.top_k=3"),
+    ] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="return to the settings that the run was built with")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would change")] = False,
+) -> None:
+    """Judge every image again with other settings, from stored measurements; draws nothing and loads no model."""
+    from segsmith.workflows.rejudge import rejudge as judge_again
+    from segsmith.workflows.run import open_run
+
+    result = judge_again(
+        run,
+        thresholds=_thresholds(threshold or [], open_run(run).classes),
+        settings=settings_of(set_),
+        calibrated=calibrated,
+        dry_run=dry_run,
+    )
+    _print_changes(result)
+    _print_what_is_left(result)
+
+
+def _thresholds(texts: list[str], classes: tuple[str, ...]) -> dict[str, float] | None:
+    """``["0.4", "cat=0.5"]`` as a threshold by class."""
+    thresholds: dict[str, float] = {}
+    for text in texts:
+        name, sign, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise SegsmithError(
+                f"--threshold {text!r} is not a number.", "Type --threshold 0.4 or --threshold cat=0.4."
+            ) from None
+        thresholds.update(dict.fromkeys([name] if sign else classes, number))
+    return thresholds or None
+
+
+def _print_changes(result: Rejudged) -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("class", "threshold", "newly accepted", "newly rejected", "accepted", "wanted"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for name in result.config.classes:
+        changes = [change for change in result.judgement.changes if change.class_name == name]
+        gained = sum(change.after.accepted for change in changes)
+        table.add_row(
+            shown(name), f"{result.judgement.decision.thresholds[name]:.3f}", str(gained),
+            str(len(changes) - gained), str(result.judgement.accepted[name]), str(result.config.wanted[name]),
+        )  # fmt: skip
+    out.print(table)
+
+
+def _print_what_is_left(result: Rejudged) -> None:
+    if not result.judgement.changes:
+        out.print("No verdict changes; labels, masks and dataset stay as they are.")
+        return
+    written = "The verdicts are recorded." if result.written else "Nothing was written."
+    missing = ", ".join(f"{shown(name)} {n}" for name, n in result.missing.items())
+    more = f" It first draws more images, because some are missing: {missing}." if missing else ""
+    out.print(
+        f"{written} Rerun the same `segsmith build` command to update labels, masks, dataset, segmenter and "
+        f"evaluation.{more}",
+        soft_wrap=True,
+    )
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
-    open_: Annotated[bool, typer.Option("--open", help="show it in the web browser")] = False,
+    run: RunArgument,
+    open_: Annotated[bool, typer.Option("--open", help="open it in the web browser")] = False,
 ) -> None:
-    """Write report.html of a run again, whatever state it is in."""
+    """Write report.html of a run again, whatever state the run is in."""
     import webbrowser
 
-    from segsmith.report.report import build_report
+    from segsmith.workflows.run import open_run
 
-    path = _write_of_run(run, build_report)
+    path = open_run(run).write_report()
+    print_path(path)
     if open_ and not webbrowser.open(path.resolve().as_uri()):
-        err.print("no web browser was found; open the file above in one")
+        err.print("No web browser was found. Open the file above in one.")
 
 
 @app.command()
-def gallery(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
-    """Write gallery.png: the best pictures of each class above their masks."""
-    from segsmith.report.gallery import write_gallery
+def gallery(run: RunArgument) -> None:
+    """Write gallery.png: the best images of each class above their masks."""
+    from segsmith.workflows.run import open_run
 
-    _write_of_run(run, write_gallery)
+    print_path(open_run(run).write_gallery())
 
 
-def _write_of_run(run: Path, write: Callable[[Any, Any, Any], Path]) -> Path:
-    """Let `write` make its file from a run's folder, ledger and config, and say where it lies."""
-    from segsmith.graph.context import RunContext
+@app.command()
+def export(
+    run: RunArgument,
+    format_: Annotated[
+        str, typer.Option("--format", help="voc, coco, yolo, cvat, webdataset or hf (Hugging Face)")
+    ] = "voc",
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="folder to write; default: dataset/FORMAT in the run folder")
+    ] = None,
+) -> None:
+    """Write the dataset of a run in a format that other tools read."""
+    quiet_libraries()
+    from segsmith.workflows.run import open_run
 
-    deps = RunContext.open(run)
-    try:
-        path = write(deps.run, deps.ledger, deps.config)
-    finally:
-        deps.close()
-    out.print(shown(str(path)), soft_wrap=True)
-    return path
+    summary = open_run(run).export_summary(format_, out_dir)
+    splits = ", ".join(f"{name} {n}" for name, n in summary.splits.items())
+    out.print(f"{summary.images} images: {splits}{'' if summary.written else ' (already exported)'}")
+    print_path(summary.folder)

@@ -1,72 +1,93 @@
-"""The command `train`, and the training that other commands end with."""
+"""Commands on segmenters: `train`, `evaluate`, `predict`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from segsmith.commands.console import app, out, quiet_libraries, settings_of
-from segsmith.terminal_text import shown
+from segsmith.commands.console import (
+    app,
+    out,
+    print_path,
+    print_scores,
+    quiet_libraries,
+    screen,
+    settings_of,
+)
+from segsmith.commands.options import TrainerSet
 
 if TYPE_CHECKING:
-    from segsmith.config import Config
-    from segsmith.segmentation.trainer import TrainResult
+    from segsmith.workflows.train import Training
+
+CheckpointArgument = Annotated[
+    Path, typer.Argument(help="segmenter.safetensors of a run, or the folder that holds it")
+]
 
 
 @app.command()
 def train(
     dataset: Annotated[Path, typer.Option(help="a dataset in PASCAL VOC's layout, with a split train")],
-    out_dir: Annotated[Path, typer.Option("--out", help="folder for the segmenter; the same goes on")],
+    out_dir: Annotated[
+        Path,
+        typer.Option("--out", help="folder for the segmenter; the same command resumes if it stopped"),
+    ],
     seed: Annotated[int, typer.Option(help="the same seed and data give the same segmenter")] = 0,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="trainer setting, e.g. --set trainer.epochs=40")
-    ] = None,
+    set_: TrainerSet = None,
 ) -> None:
-    """Train a segmenter on a labelled dataset; killed, the same command goes on.
+    """Train a segmenter on a labelled dataset. Rerun the command to resume.
 
     On several GPUs: accelerate launch --num_processes 2 -m segsmith.cli train ...
     """
     quiet_libraries()
-    from segsmith.config import load_config
+    from segsmith.workflows.train import is_main_process
+    from segsmith.workflows.train import train as run_train
 
-    one_voice()
-    config = load_config(flags=settings_of(["trainer.encoder_init=none", *(set_ or [])]))
-    train_and_show(dataset, out_dir, config, seed)
-
-
-def one_voice() -> None:
-    """Under ``accelerate launch`` only the main process prints."""
-    from segsmith.segmentation.trainer import processes
-
-    out.quiet = not processes().is_main_process
+    training = run_train(dataset, out_dir, seed=seed, settings=settings_of(set_), screen=screen())
+    if is_main_process():
+        print_training(training)
 
 
-def train_and_show(dataset: Path, out_dir: Path, config: Config, seed: int, sam: Any = None) -> TrainResult:
-    """Train, with `sam` as the trainer's source of SAM's labels, and print what came of it."""
-    from segsmith.segmentation.trainer import EpochReport
-    from segsmith.segmentation.trainer import train as run
-    from segsmith.tools.vision.clip import OpenClipEncoder
+@app.command()
+def evaluate(
+    checkpoint: CheckpointArgument,
+    dataset: Annotated[Path, typer.Option(help="VOC, COCO, Ultralytics, CVAT or Hugging Face folder")],
+    split: Annotated[str, typer.Option(help="name of the split")] = "val",
+) -> None:
+    """Print the intersection over union of a segmenter on a labelled dataset, class by class.
 
-    tower = None
-    if config.trainer.encoder_init == "clip":
-        tower = OpenClipEncoder.load(config.judge.clip, "cpu").tower
-    with out.status("training") as status:
+    Classes are matched by name; a class that the segmenter does not know counts as background.
+    """
+    quiet_libraries()
+    from segsmith.workflows.evaluate import evaluate as run_evaluate
 
-        def told(report: EpochReport) -> None:
-            status.update(f"training, epoch {report.epoch}/{report.epochs}, loss {report.loss:.3f}")
+    evaluation = run_evaluate(checkpoint, dataset, split=split, screen=screen())
+    print_scores(evaluation)
+    out.print(f"mIoU [b]{evaluation.miou:.3f}[/b]   pixel accuracy {evaluation.pixel_accuracy:.3f}")
 
-        result = run(dataset, out_dir, config.trainer, seed, clip_tower=tower, sam=sam, on_epoch=told)
-    last = result.reports[-1]
-    stopped = " (stopped early: no progress on split val)" if last.epoch < last.epochs else ""
-    out.print(f"epochs {last.epoch}{stopped}, loss {last.loss:.4f}")
-    if result.validation is not None:
-        table = Table("class", "IoU", box=None, pad_edge=False)
-        for name, iou in result.validation.iou_per_class.items():
-            table.add_row(shown(name), "absent" if iou != iou else f"{iou:.3f}")
-        out.print(table)
-        out.print(f"mIoU on split val [b]{result.validation.miou:.3f}[/b]")
-    out.print(shown(str(result.checkpoint)), soft_wrap=True)
-    return result
+
+@app.command()
+def predict(
+    checkpoint: CheckpointArgument,
+    images: Annotated[Path, typer.Argument(help="an image, or a folder of images")],
+    out_dir: Annotated[Path, typer.Option("--out", help="folder for the label maps")],
+) -> None:
+    """Write the label maps of images as palette PNGs: 0 is background, 1.. the classes of the segmenter."""
+    quiet_libraries()
+    from segsmith.workflows.predict import write_predictions
+
+    count = write_predictions(checkpoint, images, out_dir)
+    out.print("1 label map" if count == 1 else f"{count} label maps")
+    print_path(out_dir)
+
+
+def print_training(training: Training) -> None:
+    """Epochs, scores and the path of the segmenter."""
+    last = training.epochs[-1]
+    early = " (stopped early: no progress on split val)" if training.stopped_early else ""
+    out.print(f"epochs {last.epoch}{early}, loss {last.loss:.4f}")
+    if training.validation is not None:
+        print_scores(training.validation)
+        out.print(f"mIoU on split val [b]{training.validation.miou:.3f}[/b]")
+    print_path(training.segmenter)

@@ -1,4 +1,4 @@
-"""What nodes are given: config, ledger, and agents that open their models when first asked."""
+"""The runtime context of the nodes: config, ledger, and agents whose models are opened on first use."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from segsmith.agents.prompt.agent import PromptAgent
 from segsmith.agents.prompt.label_sets import LabelSets
 from segsmith.agents.region_check import RegionCheck
 from segsmith.config import Config, api_key
-from segsmith.errors import SegsmithError
 from segsmith.graph.finalize import Finalizer
 from segsmith.memory.ledger import Ledger, UsageRow
 from segsmith.memory.real_images import RealSet
-from segsmith.memory.run_config import check_fixed_settings, read_record
+from segsmith.memory.run_config import check_fixed_settings, record_of
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import ImageBackend
 
@@ -33,7 +32,7 @@ Made = TypeVar("Made")
 
 
 class once(Generic[Made]):
-    """A property made on first use, by one thread: nodes of one step run side by side."""
+    """A property that is computed on first use, by one thread only: nodes of one step run side by side."""
 
     def __init__(self, make: Callable[[Any], Made]) -> None:
         self._make = make
@@ -52,9 +51,9 @@ class once(Generic[Made]):
 class RunContext:
     """Everything the nodes of one run need, opened on first use and closed together.
 
-    LangGraph hands it to each node as ``runtime.context``. A run that resumes behind the prompts starts no language
-    model; one that only exports loads no CLIP. `parts` (``{"chat": ...}``, by the names of the properties below)
-    replaces what the config would open: tests and benchmarks pass fakes there.
+    LangGraph passes it to each node as ``runtime.context``. A run that has all its prompts starts no LLM, and one
+    that only exports loads no CLIP. `parts` (``{"chat": ...}``, by the names of the properties below) replaces what
+    the config would open; tests and benchmarks pass fakes.
     """
 
     config: Config
@@ -78,20 +77,16 @@ class RunContext:
         self._opening = threading.RLock()
         self._made: dict[str, Any] = dict(self.parts)
         self.stopping = threading.Event()
-        """Set when the user stops the run: nodes end at the next step they can."""
+        """Set when the user stops the run; nodes then return as soon as they can."""
 
     @classmethod
     def open(cls, root: Path) -> RunContext:
-        """The context of an existing run folder, by the settings in its ``run.toml``.
+        """The context of an existing run folder, with the settings in its ``run.toml``.
 
-        Raises `SegsmithError` where there is none.
+        Raises `SegsmithError` for a folder without a run.
         """
         folder = RunFolder(root)
-        if not folder.config.exists():
-            raise SegsmithError(
-                f"{root} is not a run folder (no run.toml).", "Start one with `segsmith build`."
-            )
-        return cls(read_record(folder.config).config, folder)
+        return cls(record_of(folder).config, folder)
 
     def __enter__(self) -> RunContext:
         return self
@@ -100,17 +95,17 @@ class RunContext:
         self.close()
 
     def use(self, **parts: Any) -> RunContext:
-        """Take these parts instead of opening what the config names, where they need the context itself."""
+        """Use these parts in place of what the config names; for parts that need the context themselves."""
         self._made.update(parts)
         return self
 
     def release_images(self) -> None:
-        """Free the device of the image model: the line has moved on. It opens again if it must draw again."""
+        """Release the image model from the device; it is opened again if more images must be drawn."""
         if "backend" in self._made:
             self._made["backend"].close()
 
     def close(self) -> None:
-        """Stop the servers this run started, free the image model, close its files."""
+        """Stop the servers that this run started, release the image model and close its files."""
         if "chat" in self._made:
             self._log_llm_trouble(self._made["chat"])
         self.release_images()
@@ -120,7 +115,7 @@ class RunContext:
 
     @once
     def chat(self) -> OpenAIChat:
-        """The language model; a local server is started by the first question and stopped by `close`."""
+        """The LLM; the first request starts a local server, and `close` stops it."""
         from segsmith.tools.llm.chat import open_chat
 
         limit = self.config.budget.max_usd
@@ -135,7 +130,7 @@ class RunContext:
         )
 
     def usd_spent(self) -> float:
-        """Money this run took so far, over all its sittings, by the prices in the config."""
+        """US dollars spent so far, over all sessions, by the prices in the config."""
         return sum(row.usd for row in self.ledger.usage().values())
 
     def _note_llm(self, spent: Spent) -> None:
@@ -150,7 +145,7 @@ class RunContext:
         self.ledger.add_usage(row)
 
     def _log_llm_trouble(self, chat: OpenAIChat) -> None:
-        """What went wrong in this sitting; calls, tokens and money are in the ledger already."""
+        """Log what went wrong in this session; calls, tokens and costs are in the ledger already."""
         usage = chat.usage.snapshot()
         trouble = {key: usage[key] for key in ("retries", "bad_replies")} | {"restarts": chat.restarts}
         if any(trouble.values()):
@@ -158,7 +153,7 @@ class RunContext:
 
     @once
     def encoder(self) -> Any:
-        """The `ImageTextEncoder`; also the source of the towers that ViT and segmenter start from."""
+        """The CLIP of the judge. ViT and segmenter start from its image tower."""
         from segsmith.tools.vision.clip import OpenClipEncoder
 
         compute = self.config.compute
@@ -166,12 +161,12 @@ class RunContext:
 
     @once
     def backend(self) -> ImageBackend:
-        """What draws; a local pipeline is loaded at the first image."""
+        """The image model; a local pipeline is loaded for the first image."""
         return open_image_backend(self.config)
 
     @once
     def real(self) -> RealSet | None:
-        """The real images that the run enlarges; None in a build from nothing."""
+        """The real images that the run adds to; None in a build from a class list."""
         return RealSet.open(self.run.real)
 
     # -- agents -----------------------------------------------------------------------------------
@@ -238,7 +233,7 @@ class RunContext:
 
     @once
     def finalizer(self) -> Finalizer:
-        """Export, training and evaluation: what the graph does once labels and masks stand."""
+        """Export, training and evaluation, once labels and masks are final."""
         return Finalizer(self)
 
     def _label_sets(self) -> LabelSets | None:
@@ -253,9 +248,9 @@ class RunContext:
         return RealClassifier(self._classifier, self.ledger, self.run, self.real, settings.min_skill)
 
     def _synonyms(self) -> Callable[[str], tuple[str, ...]]:
-        """Other words for a class: the simulator's, which draws only its own nouns; else the name alone.
+        """Other words for a class: the simulator's, which draws only its own nouns; else only the name.
 
-        With a real image model any noun is a class, and a sprite's synonym could be another thing.
+        Any noun may be a class of another image model, where a synonym of the simulator could mean another thing.
         """
         if self.config.images.backend == "simulator":
             from segsmith.tools.images.simulator import synonyms
@@ -276,7 +271,7 @@ class RunContext:
 
 
 def open_image_backend(config: Config) -> ImageBackend:
-    """The image model that a config names; nothing is loaded before its first `draw`."""
+    """The image model that a config names; it is loaded by its first `draw`."""
     images = config.images
     if images.backend == "diffusion":
         from segsmith.tools.images.diffusion import DiffusionBackend

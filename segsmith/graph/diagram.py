@@ -1,7 +1,7 @@
 """The graph as Mermaid, for the README and `segsmith diagram`.
 
-LangGraph's own drawing keeps one label per pair of nodes and draws a deferred node's edges in the wrong
-place, so reasons would get lost; this reads nodes, edges and routes from the builder itself.
+LangGraph's own drawing keeps one label per pair of nodes and misplaces the edges of a deferred node, so reasons would
+be lost; this module reads nodes, edges and routes from the builder.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ NAMES = {START: "start((start))", END: "done((end))"}
 
 
 def mermaid() -> str:
-    """Mermaid flowchart of the main graph, and of the prompt agent's sub-graph that runs once per class.
+    """Mermaid flowchart of the main graph, and of the prompt agent's sub-graph, which runs once per class.
 
-    A solid arrow is always taken, a dotted one for the reasons written on it.
+    A solid arrow is always taken, a dotted one only for the reasons written on it.
     """
     from segsmith.graph.graph import build_graph, build_prompt_graph
 
@@ -29,7 +29,7 @@ def mermaid() -> str:
 
 
 def _arrows(builder: Any, prefix: str) -> Iterator[str]:
-    """One line per edge, and one per pair of nodes that routes join, with all their reasons."""
+    """One line per edge, and one with all reasons per pair of nodes that a route connects."""
     for source, target in sorted(builder.edges):
         yield f"    {_node(source, prefix)} --> {_node(target, prefix)}"
     for source, branches in sorted(builder.branches.items()):

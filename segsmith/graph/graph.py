@@ -1,8 +1,8 @@
 """The whole graph: every node, edge and route, readable from top to bottom.
 
-Nodes read state, make one or two calls and return what changed. Routes return reasons; one map per fork
-turns reasons into nodes, and the reasons are the labels of the diagram. Every node may run twice (a crash
-between its work and its checkpoint): ids and the ledger make that harmless.
+Nodes read state, make one or two calls and return what changed. Routes return reasons; one map per fork turns reasons
+into nodes, and the reasons are the labels of the diagram. A node that crashes between its work and its checkpoint
+runs again, which is harmless because ids follow from content and every write to the ledger is an upsert.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from langgraph.types import Send
 
 from segsmith.agents.director import ClassProgress, cap_reached, plan_round, spent
 from segsmith.agents.prompt.draft import Draft
+from segsmith.events import ImagesDrawn, MasksMade, RoundJudged, Stage, StageStarted
 from segsmith.graph.context import RunContext
 from segsmith.graph.review_nodes import pause
 from segsmith.graph.state import PromptResult, PromptState, RunState
@@ -40,12 +41,12 @@ def propose(state: PromptState, runtime: Context) -> dict[str, Any]:
 
 
 def critique(state: PromptState, runtime: Context) -> dict[str, Any]:
-    """Find what is wrong with each draft; cheapest test first."""
+    """Find what is wrong with each draft, with the cheapest test first."""
     return {"drafts": _stored(runtime.context.prompt_agent.critique(_drafts(state)))}
 
 
 def admit(state: PromptState, runtime: Context) -> dict[str, Any]:
-    """Remember the drafts without a problem."""
+    """Store the drafts without a problem in the prompt memory and the ledger."""
     drafts = _drafts(state)
     ids = runtime.context.prompt_agent.admit([draft for draft in drafts if draft.problem is None])
     rest = [draft for draft in drafts if draft.problem is not None or draft.id not in ids]
@@ -53,13 +54,13 @@ def admit(state: PromptState, runtime: Context) -> dict[str, Any]:
 
 
 def refine(state: PromptState, runtime: Context) -> dict[str, Any]:
-    """Rewrite the rejected drafts, told why they were rejected and what to keep away from."""
+    """Rewrite the rejected drafts, with the reason for the rejection and the prompts to stay away from."""
     agent = runtime.context.prompt_agent
     return {"drafts": _stored(agent.refine(_drafts(state))), "refines": state["refines"] + 1}
 
 
 def drop(state: PromptState, runtime: Context) -> dict[str, Any]:
-    """Give up on what is still rejected; counted under its reason."""
+    """Drop the drafts that are still rejected; each is counted under its reason."""
     runtime.context.prompt_agent.drop(_drafts(state))
     return {"drafts": []}
 
@@ -73,7 +74,7 @@ def _stored(drafts: Sequence[Draft]) -> list[dict[str, Any]]:
 
 
 def route_drafts(state: PromptState, runtime: Context) -> Literal["all_admitted", "rejected", "hopeless"]:
-    """After `admit`: is something left, and may it be refined once more?"""
+    """After `admit`: whether drafts are left, and whether they may be refined once more."""
     if not state["drafts"]:
         return "all_admitted"
     rounds = runtime.context.config.prompts.max_refines
@@ -104,7 +105,7 @@ def direct(state: RunState, runtime: Context) -> dict[str, Any]:
     context = runtime.context
     waiting = context.image_agent.waiting()
     idle = dict(state.get("idle", {}))
-    if state.get("reason") == "need_prompts":  # and now none came: that is a round without progress, too
+    if state.get("reason") == "need_prompts":  # a round that wrote no prompt made no progress either
         for name in state["write"]:
             idle[name] = idle.get(name, 0) + (not waiting.get(name))
     counts = context.ledger.tallies()
@@ -129,7 +130,7 @@ def direct(state: RunState, runtime: Context) -> dict[str, Any]:
 def route_plan(state: RunState) -> list[str | Send]:
     """After `direct`: its reason, and one `write_prompts` for each class that is short of prompts.
 
-    While this round's prompts are drawn, the next round's are written.
+    The next round's prompts are written while this round's are drawn.
     """
     writers: list[str | Send] = [
         Send(
@@ -148,7 +149,7 @@ def route_plan(state: RunState) -> list[str | Send]:
 
 def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     """Draw this round's prompts."""
-    context, tell = runtime.context, get_stream_writer()
+    context, emit = runtime.context, get_stream_writer()
     limit = context.config.budget.max_images
     left = None if limit is None else max(0, limit - len(context.ledger.images()))
     prompts = [context.ledger.prompt(p) for p in state["draw"]]
@@ -158,16 +159,16 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     def on_batch(so_far: int, total: int) -> None:
         nonlocal done
         done = so_far
-        tell({"kind": "draw", "done": so_far, "total": total})
-        # A round can take hours and dollars: these caps hold within it. The batch is saved already.
+        emit(ImagesDrawn(so_far, total))
+        # A round can take hours and dollars, so these caps hold within it. This batch is saved already.
         if cap_reached(
             context.config.budget.model_copy(update={"max_images": None}), 0, -1, spent(context.ledger)
         ):
-            raise _Enough
+            raise _CapReached
 
     counts = context.ledger.tallies()
     lacking = {c: n - counts.get(c, ClassTally()).accepted for c, n in context.config.wanted.items()}
-    with suppress(_Enough):
+    with suppress(_CapReached):
         context.image_agent.draw(
             prompts, state.get("round", 0), limit=left, lacking=lacking, on_batch=on_batch
         )
@@ -175,75 +176,73 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     return {}
 
 
-class _Enough(Exception):
+class _CapReached(Exception):
     """A cap was reached between two batches."""
 
 
 def judge(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Measure the new pictures, decide about all, and send failed prompts back."""
-    context, tell = runtime.context, get_stream_writer()
+    """Measure the new images, decide about all of them, and return failed prompts to the prompt agent."""
+    context, emit = runtime.context, get_stream_writer()
     context.judge_agent.judge()
     asked = {context.ledger.prompt(p).class_name for p in state["draw"]}
-    # By round, not by a count before and after: a node that runs twice must say the same.
+    # By round, not by a count before and after, because a node that runs twice must return the same.
     new = [i for i in context.ledger.accepted() if i.round == state.get("round", 0)]
     gained = {context.ledger.prompt(image.prompt_id).class_name for image in new}
     idle = dict(state.get("idle", {}))
     for name in asked:
         idle[name] = 0 if name in gained else idle.get(name, 0) + 1
     returned = context.judge_agent.returned(state["draw"])
-    tell({"kind": "judge", "tallies": context.ledger.tallies()})
+    emit(RoundJudged(context.ledger.tallies()))
     return {"round": state.get("round", 0) + 1, "idle": idle, "returned": returned}
 
 
 def label(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Relabel every accepted picture by a ViT that did not train on it."""
-    context, tell = runtime.context, get_stream_writer()
+    """Relabel every accepted image by a ViT that was not trained on it."""
+    context, emit = runtime.context, get_stream_writer()
     context.release_images()
-    tell({"kind": "stage", "name": "relabelling"})
+    emit(StageStarted(Stage.RELABELLING))
     changed = context.labeler_agent.relabel()
     context.ledger.log("relabelled", changed=changed)
     return {}
 
 
 def segment(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Masks from patch scores and SAM."""
-    context, tell = runtime.context, get_stream_writer()
-    tell({"kind": "stage", "name": "segmenting"})
-    context.labeler_agent.segment(
-        on_batch=lambda done, total: tell({"kind": "segment", "done": done, "total": total})
-    )
+    """Make masks from patch scores and SAM."""
+    context, emit = runtime.context, get_stream_writer()
+    emit(StageStarted(Stage.SEGMENTING))
+    context.labeler_agent.segment(on_batch=lambda done, total: emit(MasksMade(done, total)))
     return {}
 
 
-# -- a person's look; without --step these pass straight through ------------------------------------
+# -- review; without ``step`` these nodes return at once ---------------------------------------------
 
 
 def review_prompts(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Pause at prompts nobody has looked at."""
+    """Pause at prompts that nobody has looked at."""
     pause(runtime.context, "prompt")
     return {}
 
 
 def review_verdicts(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Pause at new or changed verdicts; where a person says otherwise, judge again around that."""
+    """Pause at new or changed verdicts; where the reviewer overrules one, judge the others again."""
     pause(runtime.context, "verdict")
     return {}
 
 
 def review_labels(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Pause at labels."""
+    """Pause at new or changed labels."""
     pause(runtime.context, "label")
     return {}
 
 
 def review_masks(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Pause at masks."""
+    """Pause at new or changed masks."""
     pause(runtime.context, "mask")
     return {}
 
 
 def route_masks(state: RunState, runtime: Context) -> Literal["masks_stand", "labels_edited"]:
-    """After `review_masks`: a mask whose labels a person changed is made, and shown, again."""
+    """After `review_masks`: a mask whose labels the reviewer changed is made and shown again."""
     lagging = runtime.context.step and review.lagging_masks(runtime.context.ledger)
     return "labels_edited" if lagging else "masks_stand"
 
@@ -253,25 +252,25 @@ def route_masks(state: RunState, runtime: Context) -> Literal["masks_stand", "la
 
 def export(state: RunState, runtime: Context) -> dict[str, Any]:
     """Write the dataset in PASCAL VOC's layout, split by prompt family."""
-    context, tell = runtime.context, get_stream_writer()
-    tell({"kind": "stage", "name": "exporting"})
+    context, emit = runtime.context, get_stream_writer()
+    emit(StageStarted(Stage.EXPORTING))
     context.finalizer.export()
     context.ledger.built_from = review.inputs(context.ledger)
     return {}
 
 
 def train(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Hand the dataset to the trainer's tool."""
-    context, tell = runtime.context, get_stream_writer()
-    tell({"kind": "stage", "name": "training"})
-    context.finalizer.train(on_epoch=lambda report: tell({"kind": "epoch", **report}))
+    """Train the segmenter on the exported dataset."""
+    context, emit = runtime.context, get_stream_writer()
+    emit(StageStarted(Stage.TRAINING))
+    context.finalizer.train(on_epoch=emit)
     return {}
 
 
 def evaluate(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Test the segmenter on the held-out split and, in the simulator, on the real-style world."""
-    context, tell = runtime.context, get_stream_writer()
-    tell({"kind": "stage", "name": "evaluating"})
+    """Score the segmenter on held-out images and, with the simulator, on its test set."""
+    context, emit = runtime.context, get_stream_writer()
+    emit(StageStarted(Stage.EVALUATING))
     context.ledger.evaluation = context.finalizer.evaluate()
     context.ledger.finished_at = time.time()
     return {}
@@ -280,7 +279,7 @@ def evaluate(state: RunState, runtime: Context) -> dict[str, Any]:
 def build_graph(checkpointer: Any = None, context_schema: type[RunContext] = RunContext) -> Any:
     """The compiled graph; with a checkpointer it can be resumed by thread id."""
     graph = StateGraph(RunState, context_schema=context_schema)
-    # Deferred: with writers and drawers running side by side, the director waits for the slower.
+    # Deferred, so that the director waits for the slower of writing and drawing, which run side by side.
     graph.add_node(direct, defer=True)
     graph.add_node("write_prompts", build_prompt_graph())
     for node in (draw, judge, label, segment, export, train, evaluate):

@@ -1,4 +1,4 @@
-"""Nodes at which the graph pauses for a reviewer; without ``step`` they pass straight through."""
+"""The pause of the review nodes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from segsmith.review.decisions import overruled, pending
 
 
 def pause(context: RunContext, kind: DecisionKind) -> None:
-    """Stop the graph until nothing of `kind` waits for a look; without ``step`` pass straight through.
+    """Interrupt the graph until the reviewer has seen everything of `kind`; without ``step`` return at once.
 
-    What a person decides about verdicts may let other pictures in, which then wait in their turn.
+    A decision about a verdict may let other images in, which the reviewer is then asked about, too.
     """
     while True:
         if kind == "verdict" and overruled(context.ledger):

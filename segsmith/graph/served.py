@@ -1,4 +1,4 @@
-"""The graph as LangGraph's own server runs it: a run is named by the path of its folder."""
+"""The graph for LangGraph's server, where a run is named by the path of its folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from segsmith.graph.graph import build_graph
 
 @dataclass(init=False, eq=False)
 class ServedRun(RunContext):
-    """The context that the server makes of ``{"path": "runs/pets", "step": true}``.
+    """The context that the server creates from ``{"path": "runs/pets", "step": true}``.
 
-    It must be a dataclass: LangGraph turns a mapping into a context only for those, and shows its fields in Studio.
+    It is a dataclass because LangGraph turns a mapping into a context only for those, and shows its fields in Studio.
     """
 
     path: str = ""

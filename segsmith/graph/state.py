@@ -1,4 +1,4 @@
-"""What travels along the graph: ids, numbers and short text. Data lies in the ledger.
+"""The state of the graph: ids, numbers and short text. The data itself is in the ledger.
 
 The whole state is stored at every step, so it must stay small whatever the size of the run.
 """
@@ -13,23 +13,23 @@ class RunState(TypedDict, total=False):
     """State of the main graph."""
 
     round: int
-    """Rounds of drawing finished. Written by `judge`."""
+    """Number of finished rounds of drawing. Written by `judge`."""
     idle: dict[str, int]
     """Class -> rounds in a row without a newly accepted image. Written by `judge`, read by `direct`."""
     reason: str
-    """Why the graph goes where it goes. Written by `direct`, read by the route behind it."""
+    """Why the director chose the next node. Written by `direct`, read by the route after it."""
     draw: list[str]
     """Prompt ids to draw in this round. Written by `direct`, read by `draw`."""
     write: dict[str, int]
     """Class -> prompts to write. Written by `direct`, read by the fan-out to `write_prompts`."""
     returned: dict[str, list[str]]
-    """Class -> prompts whose images all failed, for the prompt agent to refine. Written by `judge`."""
+    """Class -> ids of prompts whose images were all rejected, for the prompt agent to refine. Written by `judge`."""
     admitted: Annotated[int, operator.add]
-    """Prompts admitted so far. Added to by each `write_prompts`, which run side by side: hence the reducer."""
+    """Number of prompts admitted so far. A reducer, because several `write_prompts` add to it at once."""
     missing: dict[str, int]
-    """Class -> accepted images short of the quota when the run stopped early. Written by `direct`."""
+    """Class -> accepted images short of the quota when drawing ended early. Written by `direct`."""
     cap: str
-    """The cap that ended the drawing, "" for none. Written by `direct`."""
+    """The cap that ended drawing, "" for none. Written by `direct`."""
 
 
 class PromptState(TypedDict, total=False):
@@ -39,17 +39,17 @@ class PromptState(TypedDict, total=False):
     wanted: int
     round: int
     returned: list[str]
-    """Prompt ids to refine first, because the judge refused all their images."""
+    """Ids of prompts to refine first, because the judge rejected all their images."""
     drafts: list[dict[str, Any]]
-    """Drafts on their way, as `Draft.to_state` writes them. Replaced by each step."""
+    """The drafts being worked on, as `Draft.to_state` writes them. Replaced by each step."""
     refines: int
-    """Refinements done; `prompts.max_refines` bounds them."""
+    """Number of refinements so far, at most `prompts.max_refines`."""
 
     admitted: int
-    """Prompts admitted. The only field handed back; the prompts themselves are in the ledger."""
+    """Number of prompts admitted. The only field that is returned; the prompts themselves are in the ledger."""
 
 
 class PromptResult(TypedDict):
-    """What the sub-graph hands back to the main graph."""
+    """What the sub-graph returns to the main graph."""
 
     admitted: int

@@ -15,6 +15,7 @@ from segsmith.config import Config, merged_config, parse_config
 from segsmith.errors import SegsmithError
 from segsmith.files import write_atomic
 from segsmith.memory.ledger import Ledger
+from segsmith.memory.run_folder import RunFolder
 
 RECORDED_VERSIONS = (
     "segsmith", "torch", "torchvision", "timm", "open_clip_torch", "segment-anything", "langgraph", "chromadb",
@@ -63,6 +64,15 @@ def read_record(path: Path) -> RunRecord:
         raise SegsmithError(f"{path} is not a run.toml.", "Name the run.toml of a run folder.")
     asked = parse_config(values.get("config", values), source=str(path))
     return RunRecord(asked, values.get("versions", {}), values.get("rejudged", {}))
+
+
+def record_of(folder: RunFolder) -> RunRecord:
+    """The record of an existing run; `SegsmithError` for a folder that holds none."""
+    if not folder.config.exists():
+        raise SegsmithError(
+            f"{folder.root} is not a run folder (no run.toml).", "Start one with `segsmith build`."
+        )
+    return read_record(folder.config)
 
 
 def write_record(path: Path, record: RunRecord) -> None:

@@ -1,40 +1,122 @@
-"""`segsmith augment` before its graph runs: the real dataset is looked through, and what it lacks becomes quotas.
+"""Add generated images to a real dataset (IAA): find what it lacks, turn that into quotas, and build.
 
-The rest is the very graph of a build. What differs follows from the config and from ``real/`` in the run folder:
-label sets for the prompts, a second judge, teachers for the relabelling ViT, and real images beside the drawn ones.
+The graph is that of a build. What differs follows from the config and from ``real/`` in the run folder: label sets
+for the prompts, a second judge, real training images for the relabelling ViT, and real images beside the generated
+ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from segsmith.agents.prompt.label_sets import count_classes, rare_pairs, share_out
 from segsmith.config import Config, merged_config
+from segsmith.errors import SegsmithError
+from segsmith.events import Notice, RealImagesRead
 from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_folder import RunFolder
+from segsmith.workflows.build import Parts, run_with_display
+from segsmith.workflows.preflight import check_classes
+from segsmith.workflows.progress import Callback, Screen, open_display
+from segsmith.workflows.resume import check_folder
+from segsmith.workflows.reviewing import Reviewer, terminal_reviewer
+from segsmith.workflows.run import Run
+from segsmith.workflows.settings import Settings, overrides, resolve
+
+ENOUGH = 0.75
+"""Share of real images in training that the warning about too few epochs aims at."""
 
 
 @dataclass(frozen=True)
 class Enlargement:
-    """What is to be done. `prepare` copies the real images; `build_run` calls it when the folder is its own."""
+    """What is to be added to a real dataset."""
 
     config: Config
     real: RealSet
     have: Mapping[str, int]
     """Class -> real images of split train that show it."""
     rare: list[tuple[str, str, int]]
-    """Pairs of classes and the real images that show both, rarest first."""
+    """Pairs of classes and the number of real images that show both, rarest first."""
     prepare: Callable[[], object]
+    """Copies the real images; `build_run` calls it when this process holds the folder."""
+
+
+def augment(
+    dataset: str | Path,
+    out: str | Path,
+    *,
+    add_per_class: int,
+    preset: str | None = None,
+    config: str | Path | Config | None = None,
+    settings: Settings | None = None,
+    seed: int | None = None,
+    memory: str | Path | None = None,
+    max_images: int | None = None,
+    max_hours: float | None = None,
+    max_usd: float | None = None,
+    offline: bool = False,
+    step: bool = False,
+    reviewer: Reviewer | None = None,
+    on_event: Callback | None = None,
+    progress: bool = True,
+    screen: Screen | None = None,
+    parts: Parts | None = None,
+    command: str = "",
+) -> Run:
+    """Find what a real dataset lacks, add generated images, and train on both. The same call resumes.
+
+    Real images keep their labels and masks, and their splits; every generated image goes to split train.
+
+    Args:
+        dataset: folder of the real dataset: VOC, COCO, one sub-folder of images per class, and others.
+        out: run folder.
+        add_per_class: generated images to add per class, on average; rare classes get more.
+
+    All other arguments are those of `build`. Raises `SegsmithError` for everything that a user can fix.
+    """
+    if add_per_class < 1:
+        raise SegsmithError(
+            f"--add-per-class {add_per_class} adds nothing.", "Type a number of at least 1, e.g. 40."
+        )
+    changes = overrides(
+        settings,
+        per_class=add_per_class,
+        seed=seed,
+        memory=memory,
+        offline=offline,
+        max_images=max_images,
+        max_hours=max_hours,
+        max_usd=max_usd,
+    )
+    root, out = Path(dataset), Path(out)
+    check_folder(RunFolder(out))
+    with open_display(on_event, progress, screen) as display:
+        settled, choice = resolve(preset=preset, config=config, changes=changes, run=out)
+        plan = plan_enlargement(settled, root, out)
+        check_classes(plan.config)
+        display.show(_summary(plan))
+        display.show(training_share(plan))
+        if choice.why:
+            display.show(Notice(f"preset {choice.preset}: {choice.why}"))
+        return run_with_display(
+            plan.config,
+            out,
+            display,
+            reviewer=reviewer or (terminal_reviewer((screen or Screen()).out) if step else None),
+            parts=parts,
+            command=command,
+            prepare=plan.prepare,
+        )
 
 
 def plan_enlargement(settings: Config, dataset: Path, out: Path) -> Enlargement:
-    """Survey `dataset`, or take the copy in the run folder `out` where there is one; nothing is written.
+    """Survey `dataset`, or the copy of it that the run folder `out` holds already. Nothing is written.
 
-    ``settings.per_class`` images are added for each class on average, divided by `share_out`; for a class that
-    ``settings.quotas`` names, as many as it says.
-    Raises `SegsmithError` for a dataset that cannot be used.
+    ``settings.per_class`` images are added for each class on average, distributed by `share_out`; a class in
+    ``settings.quotas`` gets the number given there. Raises `SegsmithError` for a dataset that cannot be used.
     """
     from segsmith.datasets.survey import keep, survey
 
@@ -56,3 +138,34 @@ def plan_enlargement(settings: Config, dataset: Path, out: Path) -> Enlargement:
         str(dataset),
     )
     return Enlargement(config, real, have, rare_pairs(real.label_sets, real.classes), prepare)
+
+
+def _summary(plan: Enlargement) -> RealImagesRead:
+    splits = [image.split for image in plan.real.images]
+    return RealImagesRead(
+        splits={split: splits.count(split) for split in dict.fromkeys(splits)},
+        masked=any(image.masked for image in plan.real.images),
+        in_training=dict(plan.have),
+        to_add=dict(plan.config.wanted),
+        never_together=tuple((one, other) for one, other, count in plan.rare if not count),
+        skipped=plan.real.skipped,
+    )
+
+
+def training_share(plan: Enlargement) -> Notice:
+    """How much of the training is real images; a warning where generated images would get no time at all."""
+    from segsmith.segmentation.recipe import real_share
+
+    n_real = sum(image.split == "train" for image in plan.real.images)
+    n_added = sum(plan.config.wanted.values())
+    trainer = plan.config.trainer
+    share = real_share(trainer, [True] * n_real + [False] * n_added)
+    if share < 1:
+        return Notice(f"training: at least {share:.0%} of the images shown are real")
+    enough = math.ceil(trainer.real_passes * n_real / (n_real + n_added) / ENOUGH)
+    return Notice(
+        f"In {trainer.epochs} epochs each real image is shown fewer than {trainer.real_passes} times, so the "
+        f"segmenter is trained on real images only. With --set trainer.epochs={enough}, "
+        f"{1 - ENOUGH:.0%} of the images shown are generated.",
+        warning=True,
+    )

@@ -1,35 +1,161 @@
-"""One run from start to end, or from where it stopped: the run folder, its lock, the checkpointer, the stream."""
+"""Build a dataset and a segmenter from a class list: from the settings to the finished run folder."""
 
 from __future__ import annotations
 
 import os
 import resource
-import sqlite3
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from segsmith.agents.director import cap_reached, spent
-from segsmith.config import Config
+from segsmith.config import Config, merged_config
 from segsmith.errors import SegsmithError
-from segsmith.files import PART
+from segsmith.events import Event, Notice, ReviewNeeded, RoundPlanned, SessionEnded, SessionStarted, Status
 from segsmith.graph.context import RunContext
-from segsmith.memory.ledger import Ledger, RunSummary
-from segsmith.memory.run_config import RunRecord, installed_versions, read_record, resumed, write_record
+from segsmith.memory.ledger import RunSummary
+from segsmith.memory.run_config import RunRecord, installed_versions, read_record, write_record
 from segsmith.memory.run_folder import RunFolder
-from segsmith.review.decisions import REENTER, stale
-from segsmith.workflows.environment_errors import one_line
+from segsmith.workflows.environment_errors import translate
 from segsmith.workflows.interrupt import stop_on_interrupt
 from segsmith.workflows.model_provenance import model_rows
-from segsmith.workflows.preflight import check_models
+from segsmith.workflows.models import fetch_missing
+from segsmith.workflows.preflight import check_classes, check_models, check_tracing
+from segsmith.workflows.progress import Callback, Display, Screen, open_display
+from segsmith.workflows.resume import record_for, reentry, starts_over, waiting
+from segsmith.workflows.reviewing import Reviewer, ask, terminal_reviewer
+from segsmith.workflows.run import Run
+from segsmith.workflows.settings import Settings, overrides, resolve
 
 THREAD = "build"
 RECURSION_LIMIT = 10_000
-"""Steps of one invocation; the director's own budget ends a run long before."""
-Event = dict[str, Any]
-_NOTHING = object()
+"""Steps of one invocation; the director's budget ends a run long before."""
+_FINISHED = object()
+
+Parts = Mapping[str, Any]
+"""What replaces the parts that the config would open, by the names of the properties of `RunContext`."""
+
+
+def build(
+    classes: str | Sequence[str] = (),
+    out: str | Path = "runs/run",
+    *,
+    per_class: int | None = None,
+    preset: str | None = None,
+    config: str | Path | Config | None = None,
+    settings: Settings | None = None,
+    from_run: str | Path | None = None,
+    seed: int | None = None,
+    memory: str | Path | None = None,
+    max_images: int | None = None,
+    max_hours: float | None = None,
+    max_usd: float | None = None,
+    offline: bool = False,
+    step: bool = False,
+    reviewer: Reviewer | None = None,
+    on_event: Callback | None = None,
+    progress: bool = True,
+    screen: Screen | None = None,
+    parts: Parts | None = None,
+    command: str = "",
+) -> Run:
+    """Write prompts, draw, judge, relabel, segment, export, train and evaluate.
+
+    The same call on the same `out` resumes a run that was stopped or killed; no work is repeated. On a finished run
+    it does nothing but make again what is missing or out of date.
+
+    Args:
+        classes: class names, e.g. ``["cat", "dog"]``, in the order of the masks' indices from 1.
+        out: run folder.
+        per_class: accepted images wanted of each class.
+        preset: ``sim``, ``cpu``, ``gpu`` or ``hosted``; None picks the best one for this machine.
+        config: TOML file of settings, or a `Config` made by `load_config`, which needs no preset.
+        settings: any setting, e.g. ``{"judge.top_k": 3}``; wins over `config`.
+        from_run: ``run.toml`` of another run, whose settings are used in place of a preset.
+        seed: another seed gives other prompts and images.
+        memory: folder of a prompt memory that several runs share; None keeps one in the run folder.
+        max_images: images drawn at most.
+        max_hours: hours of writing and drawing at most, over all sessions.
+        max_usd: US dollars spent on hosted models at most.
+        offline: fetch nothing; a missing model is an error.
+        step: pause at prompts, verdicts, labels and masks for a reviewer.
+        reviewer: called at each pause with a `Pause`; returning False stops the build. Without one, `step` asks in
+            the terminal. A reviewer implies `step`.
+        on_event: called with every `Event`, in place of the progress display.
+        progress: show a progress display in a terminal or notebook.
+        screen: consoles for the progress display.
+        parts: replaces models or agents, e.g. ``{"chat": my_chat_model}``.
+        command: what the report names as the command of this run.
+
+    Returns the run. Raises `SegsmithError`, whose message names the fix, for everything that a user can fix.
+    """
+    changes = overrides(
+        settings,
+        classes=classes,
+        per_class=per_class,
+        seed=seed,
+        memory=memory,
+        offline=offline,
+        max_images=max_images,
+        max_hours=max_hours,
+        max_usd=max_usd,
+    )
+    with open_display(on_event, progress, screen) as display:
+        if from_run is not None:
+            if preset or config:
+                raise SegsmithError("--from brings all settings.", "Leave --preset and --config out.")
+            settled = _settings_of(Path(from_run), changes, display)
+        else:
+            settled, choice = resolve(preset=preset, config=config, changes=changes, run=Path(out))
+            if choice.why:
+                display.show(Notice(f"preset {choice.preset}: {choice.why}"))
+        return run_with_display(
+            settled,
+            Path(out),
+            display,
+            reviewer=reviewer or (terminal_reviewer((screen or Screen()).out) if step else None),
+            parts=parts,
+            command=command,
+        )
+
+
+def run_with_display(
+    config: Config,
+    out: Path,
+    display: Display,
+    *,
+    reviewer: Reviewer | None,
+    parts: Parts | None,
+    command: str,
+    prepare: Callable[[], object] = lambda: None,
+) -> Run:
+    """Check, fetch models and build, with every event on `display`; the figures are kept for `plan`."""
+    for warning in (*check_classes(config), *check_tracing(config)):
+        display.show(Notice(warning, warning=True))
+    fetch_missing(config, display.show)
+
+    def in_the_foreground(pause: Any) -> bool | None:
+        assert reviewer is not None
+        with display.hidden():
+            return reviewer(pause)
+
+    ended = None
+    for event in build_run(
+        config,
+        out,
+        command,
+        reviewer=in_the_foreground if reviewer else None,
+        prepare=prepare,
+        parts=parts,
+    ):
+        display.show(event)
+        if isinstance(event, SessionEnded):
+            ended = event
+    run = Run(out, ended)
+    if ended and ended.status == Status.FINISHED:
+        run.remember_figures()
+    return run
 
 
 def build_run(
@@ -37,43 +163,36 @@ def build_run(
     out: Path,
     command: str = "",
     *,
-    step: bool = False,
+    reviewer: Reviewer | None = None,
     prepare: Callable[[], object] = lambda: None,
-    parts: Mapping[str, Any] | None = None,
+    parts: Parts | None = None,
 ) -> Generator[Event]:
-    """Run the graph in `out`, yielding progress events; resumes or says ``{"kind": "already_done"}``.
+    """Run the graph in `out` and yield its events, `SessionEnded` last; resumes, and closing it early loses nothing.
 
-    With `step` it yields ``pause`` (review: kind of decision, subjects, deps) at each review node with something
-    to look at, and goes on when the next event is asked for. A finished run whose decisions have changed since
-    is taken up again where they count. `prepare` is called once the folder is this process's own, before
-    anything else is written there; it may be called again by a later session. `parts` replaces what the config
-    would open (see `RunContext`).
-
-    Events: ``start`` (resumed: bool), those the nodes stream (``draw``, ``judge``, ``stage``, ``segment``,
-    ``epoch``), ``route`` (reason) and ``end``. Raises `SegsmithError` for what a user can mend.
+    With a `reviewer` the graph pauses wherever something has not been looked at. `prepare` is called when this
+    process holds the folder, before anything else is written there; a later session may call it again. `parts`
+    replaces what the config would open (see `RunContext`). Raises `SegsmithError` for everything that a user can fix.
     """
-    from langgraph.checkpoint.sqlite import SqliteSaver
     from langgraph.types import Command
 
+    from segsmith.graph.checkpoints import open_checkpoints
     from segsmith.graph.graph import build_graph
 
     run = RunFolder(out)
     with ExitStack() as stack:
-        stack.enter_context(one_line(run.root))
-        anew = _starts_over(run, config)
-        record = RunRecord(config, installed_versions()) if anew else _record_of(run, config)
+        stack.enter_context(translate(run.root))
+        anew = starts_over(run, config)
+        record = RunRecord(config, installed_versions()) if anew else record_for(run, config)
         config = record.config
         check_models(config, ask_llm=not run.config.exists())
         run.create()
         stack.enter_context(run.held())
         prepare()
         write_record(run.config, record)
-        deps = RunContext(config, run, step=step, parts=parts or {})
-        stack.callback(deps.close)
-        stack.enter_context(stop_on_interrupt(deps.stopping))
-        checkpoints = sqlite3.connect(run.graph, check_same_thread=False)
-        stack.callback(checkpoints.close)
-        saver = SqliteSaver(checkpoints)
+        context = RunContext(config, run, step=reviewer is not None, parts=parts or {})
+        stack.callback(context.close)
+        stack.enter_context(stop_on_interrupt(context.stopping))
+        saver = stack.enter_context(open_checkpoints(run.graph))
         if anew:
             saver.delete_thread(THREAD)
         graph = build_graph(saver)
@@ -83,134 +202,89 @@ def build_run(
             "max_concurrency": max(2, config.llm.concurrency),
         }
         snapshot = graph.get_state(options)
-        if snapshot.values and (node := _taken_up_at(deps, snapshot)):
+        if snapshot.values and (node := reentry(context, snapshot)):
             graph.update_state(options, {}, as_node=node)
-            deps.ledger.finished_at = None
+            context.ledger.finished_at = None
             snapshot = graph.get_state(options)
-        if snapshot.values and not _waiting(snapshot):
-            if (
-                deps.ledger.unmeasured()
-            ):  # an earlier version stored no measurements, and `rejudge` needs them
-                deps.judge_agent.measure()
-            if not run.report.exists():  # it was killed between its last node and its report
-                _write_report(deps)
-            yield {"kind": "already_done", **_ending(deps, snapshot.values)}
+        if snapshot.values and not waiting(snapshot):
+            if not run.report.exists():  # an earlier session was killed between its last node and the report
+                _write_report(context)
+            yield _ended(Status.ALREADY_FINISHED, snapshot.values)
             return
-        yield {"kind": "start", "resumed": bool(snapshot.values), "tallies": deps.ledger.tallies()}
-        deps.ledger.versions = installed_versions()
-        deps.ledger.add_models(model_rows(config))
-        clock = _Clock(deps, command)
+        yield SessionStarted(bool(snapshot.values), dict(config.wanted), context.ledger.tallies())
+        context.ledger.versions = installed_versions()
+        context.ledger.add_models(model_rows(config))
+        clock = _Clock(context, command)
         given: Any = None if snapshot.values else {"round": 0}
-        while given is not _NOTHING:
+        while given is not _FINISHED:
             stream = graph.stream(
                 given,
                 options,
-                context=deps,
+                context=context,
                 stream_mode=["custom", "updates"],
                 durability="sync",
             )
-            given = _NOTHING
+            given = _FINISHED
             for mode, item in stream:
                 clock.save()
                 if mode == "custom":
                     yield item
                 elif "direct" in item:
-                    yield {"kind": "route", "reason": item["direct"]["reason"]}
+                    yield RoundPlanned(item["direct"]["reason"])
                 elif "__interrupt__" in item:
                     asked = item["__interrupt__"][0].value
                     given = Command(resume=True)
-            if given is not _NOTHING:
+            if given is not _FINISHED:
+                assert reviewer is not None
                 with clock.stopped():
-                    yield {
-                        "kind": "pause",
-                        "review": asked["kind"],
-                        "subjects": asked["subjects"],
-                        "deps": deps,
-                    }
+                    yield ReviewNeeded(asked["kind"], tuple(asked["subjects"]))
+                    if ask(reviewer, context, asked["kind"], asked["subjects"]) == "stop":
+                        yield _ended(Status.STOPPED, graph.get_state(options).values)
+                        return
         clock.save()
-        _write_report(deps)
-        yield {"kind": "end", **_ending(deps, graph.get_state(options).values)}
+        _write_report(context)
+        yield _ended(Status.FINISHED, graph.get_state(options).values)
 
 
-def _starts_over(run: RunFolder, config: Config) -> bool:
-    """Did a sitting with another config end here before its first prompt?
-
-    Say because its language model could not start. Then the run may begin again with what is typed now.
-    """
-    if not run.config.exists() or not run.ledger.exists() or read_record(run.config).asked == config:
-        return False
-    with closing(Ledger(run.ledger)) as ledger:
-        return not (ledger.prompts() or ledger.guidance(active_only=False))
-
-
-def _record_of(run: RunFolder, config: Config) -> RunRecord:
-    """What ``run.toml`` is to hold; refuses a folder that holds something else, before anything is written."""
-    if run.root.exists() and not run.root.is_dir():
-        raise SegsmithError(f"{run.root} is a file.", "Name a folder with --out.")
-    try:
-        entries = list(run.root.iterdir()) if run.root.exists() else []
-    except OSError as error:
-        raise SegsmithError(f"Cannot read {run.root}: {error.strerror}.", "Name another --out.") from None
-    if not run.config.exists():
-        ours = {"images", "masks", "checkpoints", "real", ".writable", ".lock"}
-        strange = [p.name for p in entries if p.name not in ours and not p.name.startswith(PART)]
-        if strange:
-            raise SegsmithError(
-                f"{run.root} is not empty and not a run folder (it holds {sorted(strange)[0]!r}).",
-                "Name a new folder with --out.",
-            )
-        return RunRecord(config, installed_versions())
-    return resumed(read_record(run.config), config, run.root)
+def _settings_of(path: Path, changes: Settings, display: Display) -> Config:
+    """The settings in the ``run.toml`` of another run, with a notice where package versions differ."""
+    record = read_record(path)
+    installed = installed_versions()
+    other = [name for name, version in record.versions.items() if installed.get(name, version) != version]
+    if other:
+        display.show(
+            Notice(f"other package versions than in that run, so images may differ: {', '.join(other)}", True)
+        )
+    return merged_config(record.config, changes, str(path))
 
 
-def _taken_up_at(deps: RunContext, snapshot: Any) -> str:
-    """The node behind which a run goes on because what it was built from has changed; "" where nothing has.
-
-    By `segsmith rejudge`, by a person's decisions, or by a raised cap.
-    """
-    if not _waiting(snapshot) and (changed := stale(deps.ledger)):
-        return REENTER[changed]
-    drawing_ended = snapshot.values.get("reason") in ("budget_spent", "nothing_accepted")
-    if not drawing_ended or "direct" in _waiting(snapshot):
-        return ""
-    images, rounds = len(deps.ledger.images()), snapshot.values.get("round", 0)
-    cap = cap_reached(deps.config.budget, images, rounds, spent(deps.ledger))
-    return "judge" if cap != snapshot.values.get("cap", "") else ""
-
-
-def _waiting(snapshot: Any) -> tuple[str, ...]:
-    """Nodes the run goes on with; none when it is done.
-
-    Not ``snapshot.next``: that leaves out a node that ended just before the process did, though all that
-    comes after it is still to be done.
-    """
-    return tuple(task.name for task in snapshot.tasks)
+def _ended(status: Status, state: Mapping[str, Any]) -> SessionEnded:
+    return SessionEnded(status, state.get("reason", ""), dict(state.get("missing", {})), state.get("cap", ""))
 
 
 class _Clock:
-    """Wall time over all sittings of a run, and this process's peak memory, kept in the ledger."""
+    """Wall time over all sessions of a run, and this process's peak memory, kept in the ledger."""
 
-    def __init__(self, deps: RunContext, command: str) -> None:
-        self._deps = deps
-        self._before = deps.ledger.summary
+    def __init__(self, context: RunContext, command: str) -> None:
+        self._ledger = context.ledger
+        self._before = context.ledger.summary
         self._started = time.monotonic()
         self._command = command
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """A person's time to think is not the run's."""
+        """Do not count the time that a reviewer takes to decide."""
         since = time.monotonic()
         yield
         self._started += time.monotonic() - since
 
     def save(self) -> None:
         elapsed = time.monotonic() - self._started
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-            1 if os.uname().sysname == "Darwin" else 1024
-        )
-        drawing = [detail for _, _, detail in self._deps.ledger.events("drawn")]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = peak / 1024 if os.uname().sysname != "Darwin" else peak / 1024**2
+        drawing = [detail for _, _, detail in self._ledger.events("drawn")]
         images, seconds = (sum(d[key] for d in drawing) for key in ("images", "seconds"))
-        self._deps.ledger.summary = RunSummary(
+        self._ledger.summary = RunSummary(
             wall_seconds=self._before.wall_seconds + elapsed,
             peak_memory_mb=max(memory, self._before.peak_memory_mb),
             images_per_second=images / seconds if seconds else 0.0,
@@ -218,25 +292,7 @@ class _Clock:
         )
 
 
-def _write_report(deps: RunContext) -> None:
+def _write_report(context: RunContext) -> None:
     from segsmith.report.report import build_report
 
-    build_report(deps.run, deps.ledger, deps.config)
-
-
-def _ending(deps: RunContext, state: Mapping[str, Any]) -> Event:
-    """What the closing summary needs."""
-    verdicts = deps.ledger.verdicts().values()
-    masks = deps.ledger.masks().values()
-    return {
-        "reason": state.get("reason", ""),
-        "missing": state.get("missing", {}),
-        "cap": state.get("cap", ""),
-        "tallies": deps.ledger.tallies(),
-        "drawn": len(deps.ledger.images()),
-        "accepted": sum(v.accepted for v in verdicts),
-        "ignore_share": sum(m.ignore_share for m in masks) / max(len(masks), 1),
-        "evaluation": deps.ledger.evaluation,
-        "summary": deps.ledger.summary,
-        "run": deps.run,
-    }
+    build_report(context.run, context.ledger, context.config)

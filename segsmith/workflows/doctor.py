@@ -1,4 +1,4 @@
-"""What `segsmith doctor` looks at: can this machine run a config, and if not, what to do."""
+"""Whether this machine can run a config, and if not, what to do (`segsmith doctor`)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FETCHED = ("hub", "url")
 
 MIN_MEMORY = 4 * GB
 RUN_DISK = 2 * GB
-"""Room for the pictures and checkpoints of a small run."""
+"""Disk space for the images and checkpoints of a small run, in bytes."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One thing looked at. `remedy` may also stand beside something that is well enough."""
+    """The result of one check. A check that passes may have a `remedy`, too, where something could be better."""
 
     what: str
     ok: bool
@@ -34,7 +34,7 @@ class Line:
 
 
 def examine(config: Config) -> Iterator[Line]:
-    """Line after line, the slow one (a question to the language model) last."""
+    """The checks one after the other; the slow one, a question to the LLM, comes last."""
     if config.offline:
         go_offline()
     machine = look(cache_dir())
@@ -45,7 +45,7 @@ def examine(config: Config) -> Iterator[Line]:
     yield _gpu(config, machine)
     yield _memory(machine)
     yield _disk(machine, sum(n.known.size if n.known else 0 for n in missing))
-    # One look at the hub answers for all: a model that `build` can fetch by itself is no obstacle.
+    # The hub is asked once for all models. A missing model that `build` can fetch is not an error.
     reachable = any(n.kind in FETCHED for n in missing) and not config.offline and hub_answers()
     for need in needs:
         yield _model(need, need in missing, reachable, config.preset)
@@ -61,8 +61,8 @@ def _model(need: Need, missing: bool, reachable: bool, preset: str) -> Line:
         return Line(need.role, False, f"{need.where} does not exist", "Name a file or folder that exists.")
     remedy = f"Type: segsmith models pull --preset {preset}"
     if need.kind in FETCHED and reachable:
-        return Line(need.role, True, f"{need.name} is not here; build fetches it", remedy)
-    return Line(need.role, False, f"{need.name} is not here", remedy)
+        return Line(need.role, True, f"{need.name} is not on this machine; build fetches it", remedy)
+    return Line(need.role, False, f"{need.name} is not on this machine", remedy)
 
 
 def _python() -> Line:
@@ -72,7 +72,7 @@ def _python() -> Line:
 
 
 def _torch() -> Line:
-    """Imported here and not before: a torch that cannot start is what a doctor is asked about."""
+    """torch is imported only here, because one that cannot be imported is among the things to report."""
     try:
         import torch
         import torchvision  # noqa: F401
@@ -96,12 +96,11 @@ def _gpu(config: Config, machine: Machine) -> Line:
     found = f"{best.name}, {best.free / GB:.0f} of {best.total / GB:.0f} GB free, {needed / GB:.0f} GB needed"
     if best.free >= needed:
         return Line("gpu", True, found)
-    return Line("gpu", False, found, "Stop what else runs on it, or name smaller models (docs/models.md).")
+    return Line("gpu", False, found, "Stop other programs on it, or name smaller models (docs/models.md).")
 
 
 def gpu_bytes(config: Config) -> int:
-    """GPU memory a config takes at its fullest: the language model's and the image model's beside the judge,
-    or the masks' or the segmenter's after these are let go."""
+    """Maximum GPU memory of a config, in bytes: LLM, image model and judge together, or later masks or segmenter."""
     by_role = {need.role: need.known.gpu_bytes if need.known else 0 for need in needs_of(config)}
     drawing = sum(by_role.get(role, 0) for role in ("llm", "images", "judge"))
     return max(drawing, by_role.get("masks", 0), by_role.get("segmenter", 0))
@@ -111,12 +110,12 @@ def _memory(machine: Machine) -> Line:
     found = f"{machine.memory / GB:.0f} GB, {machine.cores} cores"
     if machine.memory >= MIN_MEMORY:
         return Line("memory", True, found)
-    return Line("memory", False, found, f"At least {MIN_MEMORY // GB} GB are needed.")
+    return Line("memory", False, found, f"segsmith needs at least {MIN_MEMORY // GB} GB.")
 
 
 def _disk(machine: Machine, to_fetch: int) -> Line:
     wanted = to_fetch + RUN_DISK
-    found = f"{machine.free_disk / GB:.0f} GB free, {wanted / GB:.0f} GB needed with models to fetch"
+    found = f"{machine.free_disk / GB:.0f} GB free, {wanted / GB:.0f} GB needed, with models to fetch"
     if machine.free_disk >= wanted:
         return Line("disk", True, found)
     return Line("disk", False, found, "Free space, or set SEGSMITH_CACHE and HF_HOME to another disk.")
@@ -127,15 +126,20 @@ class _Answer(BaseModel):
 
 
 def _language_model(config: Config, here: bool) -> Line:
-    """Asks one short question; vLLM, which takes minutes to start, is only looked for."""
+    """Ask the LLM one short question. vLLM takes minutes to start, so for that only the package is checked."""
     if config.llm.server == "vllm":
         ok = installed("vllm")
         return Line("answers", ok, "vLLM is installed (not started)" if ok else "vLLM is not installed",
                     "" if ok else "Type: pip install 'segsmith[vllm]'")  # fmt: skip
     if not here:
-        return Line("answers", False, "not asked, its file is missing")
+        return Line("answers", False, "not asked: the model file is missing")
     if config.offline and config.llm.server == "openai" and not is_local(config.llm.base_url):
-        return Line("answers", False, "not asked: --offline", "Leave --offline out, or name a local server.")
+        return Line(
+            "answers",
+            False,
+            "not asked, because of --offline",
+            "Leave --offline out, or name a local server.",
+        )
     from segsmith.tools.llm.chat import open_chat
 
     started = time.monotonic()
@@ -145,5 +149,10 @@ def _language_model(config: Config, here: bool) -> Line:
     except SegsmithError as error:
         return Line("answers", False, error.message, error.remedy)
     except BadReply:
-        return Line("answers", False, "answers, but not in the schema", "Name a model that follows a schema.")
+        return Line(
+            "answers",
+            False,
+            "answers, but not in the requested schema",
+            "Name a model that can follow a JSON schema.",
+        )
     return Line("answers", True, f"{config.llm.model} answered in {time.monotonic() - started:.1f} s")

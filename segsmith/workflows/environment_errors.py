@@ -1,4 +1,4 @@
-"""What a machine can do to a run, said in one line: full disks, folders made read-only, memory that ran out."""
+"""Errors of the machine (a full disk, a read-only folder, no memory left) as one line that names the fix."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from pathlib import Path
 
 from segsmith.errors import OutOfMemory, SegsmithError
 
-AGAIN = "then start the same command again; it goes on from here."
+RESUME = "then run the same command again; it resumes from here."
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def one_line(folder: Path) -> Iterator[None]:
-    """Turn what the machine raises into a `SegsmithError` with the remedy; everything else passes."""
+def translate(folder: Path) -> Iterator[None]:
+    """Raise a `SegsmithError` in place of an error that the machine caused; every other exception passes through."""
     try:
         yield
     except SegsmithError:
         raise
     except Exception as error:
-        known = explained(error, folder)
+        known = explain(error, folder)
         if known is None:
             raise
         raise known from error
 
 
-def explained(error: BaseException, folder: Path) -> SegsmithError | None:
-    """The error in a user's words, looking through what wraps it; None for what is a fault of the program."""
+def explain(error: BaseException, folder: Path) -> SegsmithError | None:
+    """The error, or the one behind it, in words for users; None for a bug in the program."""
     for cause in _causes(error):
-        said = str(cause).lower()
+        text = str(cause).lower()
         if isinstance(cause, SegsmithError):
             return cause
-        if (isinstance(cause, OSError) and cause.errno in FULL) or _is_full(cause, said):
-            return SegsmithError(f"The disk is full: {_where(cause, folder)}.", f"Make space, {AGAIN}")
-        if (isinstance(cause, OSError) and cause.errno in DENIED) or "readonly database" in said:
+        if (isinstance(cause, OSError) and cause.errno in FULL) or _is_full(text):
+            return SegsmithError(f"The disk is full: {_place(cause, folder)}.", f"Free some space, {RESUME}")
+        if (isinstance(cause, OSError) and cause.errno in DENIED) or "readonly database" in text:
             return SegsmithError(
-                f"{_where(cause, folder)} may not be written to any more.", f"Make it writable, {AGAIN}"
+                f"{_place(cause, folder)} is no longer writable.", f"Make it writable, {RESUME}"
             )
         if isinstance(cause, OutOfMemory | MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return SegsmithError(
-                f"Memory ran out ({_first_line(cause) or type(cause).__name__}).",
-                f"Close other programs or lower images.batch_size, {AGAIN}",
+                f"Out of memory ({_first_line(cause) or type(cause).__name__}).",
+                f"Close other programs or lower images.batch_size, {RESUME}",
             )
         if isinstance(cause, sqlite3.DatabaseError):
             return SegsmithError(
-                f"The ledger in {folder} failed ({_first_line(cause)}).", f"Check the disk, {AGAIN}"
+                f"A database in {folder} failed ({_first_line(cause)}).", f"Check the disk, {RESUME}"
             )
         if isinstance(cause, OSError):
             reason = cause.strerror or _first_line(cause)
-            return SegsmithError(f"{_where(cause, folder)}: {reason}.", f"Mend that, {AGAIN}")
+            return SegsmithError(f"{_place(cause, folder)}: {reason}.", f"Fix that, {RESUME}")
     return None
 
 
@@ -65,12 +65,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _is_full(cause: BaseException, said: str) -> bool:
-    """Chroma and safetensors have no errno; SQLite neither."""
-    return any(words in said for words in ("disk is full", "no space left on device", "(code: 13)"))
+def _is_full(text: str) -> bool:
+    """Errors of Chroma, safetensors and SQLite carry no errno."""
+    return any(words in text for words in ("disk is full", "no space left on device", "(code: 13)"))
 
 
-def _where(cause: BaseException, folder: Path) -> str:
+def _place(cause: BaseException, folder: Path) -> str:
     name = getattr(cause, "filename", None)
     return str(name if name and ".part-" not in str(name) else folder)
 

@@ -1,40 +1,45 @@
-"""What a run will take, before it starts: from figures measured on this machine, else from stated ones.
+"""What a run will take, before it starts: from figures measured on this machine, else from published ones.
 
-Every finished run leaves its figures in ``figures.json`` of the cache folder, one entry for each set of
-models: runs lie wherever people put them, so their ledgers cannot be found again, and a few numbers are all
-that is worth keeping.
+Every finished run leaves its figures in ``figures.json`` of the cache folder, one entry for each set of models,
+because run folders may be anywhere and cannot be found again.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from segsmith.agents.director import PRIOR_ACCEPTED, PRIOR_JUDGED
 from segsmith.config import Config, cache_dir
+from segsmith.errors import SegsmithError
+from segsmith.events import Notice
 from segsmith.files import write_atomic
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.weights.hub import find
 from segsmith.tools.weights.model_requirements import needs_of
 from segsmith.workflows.doctor import gpu_bytes
+from segsmith.workflows.progress import Screen, open_display
+from segsmith.workflows.run import open_run
+from segsmith.workflows.settings import Settings, overrides, resolve
 
 MIN_IMAGES = 20
-"""A run that drew fewer measured nothing worth keeping."""
+"""A run that drew fewer images is too short to measure anything."""
 TOKENS_IN, TOKENS_OUT = 500.0, 90.0
-"""LLM tokens per admitted prompt where nothing was measured: three short calls (ours, from sim runs)."""
+"""LLM tokens per admitted prompt where nothing was measured: three short requests (ours, from sim runs)."""
 BYTES_PER_PIXEL = 2.0
-"""PNG and its mask, and their copy in the dataset, on disk; noise-like pictures take more (ours)."""
+"""Of an image, its mask and their copies in the dataset, on disk; noisy images take more (ours)."""
 OTHER_SECONDS = 1.0
-"""Judge, labels, masks and training per accepted image where nothing was measured (ours)."""
+"""Seconds per accepted image for judge, labels, masks and training where nothing was measured (ours)."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What runs with one set of models took, per thing made."""
+    """What runs with one set of models took, per prompt or image."""
 
     accepted_share: float
     seconds_per_image: float
@@ -48,9 +53,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes in bytes, time in hours, money in US dollars; `sources` says where each figure is from."""
+    """Sizes in bytes, time in hours, money in US dollars."""
 
+    wanted: int
+    """Accepted images."""
     images: int
+    """Images to draw for them."""
+    images_per_prompt: int
     prompts: int
     tokens_in: int
     tokens_out: int
@@ -60,10 +69,42 @@ class Estimate:
     gpu: int
     usd: float
     sources: dict[str, str]
+    """Where the ``yield`` and the ``time`` come from."""
+
+
+def plan_build(
+    classes: str | Sequence[str] = (),
+    *,
+    per_class: int | None = None,
+    preset: str | None = None,
+    config: str | Path | Config | None = None,
+    settings: Settings | None = None,
+    offline: bool = False,
+    like: str | Path | None = None,
+    screen: Screen | None = None,
+) -> Estimate:
+    """Estimate what a build with these arguments takes (see `build`). Nothing is drawn, asked or fetched.
+
+    `like` is a finished run whose figures are used. Raises `SegsmithError` for bad settings, or where `like` drew too
+    little to measure anything.
+    """
+    changes = overrides(settings, classes=classes, per_class=per_class, offline=offline)
+    settled, choice = resolve(preset=preset, config=config, changes=changes)
+    if not settled.classes:
+        raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")
+    with open_display(None, True, screen) as display:
+        if choice.why:
+            display.show(Notice(f"preset {choice.preset}: {choice.why}"))
+    figures = recall(settled)
+    if like is not None:
+        figures = open_run(like).figures()
+        if figures is None:
+            raise SegsmithError(f"{like} drew too few images to measure anything.", "Name a finished run.")
+    return estimate(settled, figures)
 
 
 def estimate(config: Config, figures: Figures | None) -> Estimate:
-    """Images at the expected yield, and what follows from them."""
+    """The images to draw at the expected yield, and what follows from them."""
     used = figures or stated(config)
     accepted = sum(config.wanted.values())
     images = math.ceil(accepted / used.accepted_share)
@@ -73,7 +114,9 @@ def estimate(config: Config, figures: Figures | None) -> Estimate:
     seconds = images * used.seconds_per_image + accepted * used.other_seconds_per_accepted
     missing = [n for n in needs_of(config) if find(n) is None]
     return Estimate(
+        wanted=accepted,
         images=images,
+        images_per_prompt=config.images.per_prompt,
         prompts=prompts,
         tokens_in=tokens_in,
         tokens_out=tokens_out,
@@ -91,7 +134,7 @@ def _llm_usd(config: Config, tokens_in: int, tokens_out: int) -> float:
 
 
 def stated(config: Config) -> Figures:
-    """Figures for models nobody ran here: the catalogue's, and the director's own prior for the yield."""
+    """Figures for models that no run has used here: the catalogue's, and the director's prior for the yield."""
     known = {n.role: n.known for n in needs_of(config)}["images"]
     size = config.images.size
     return Figures(
@@ -102,7 +145,7 @@ def stated(config: Config) -> Figures:
         tokens_out_per_prompt=TOKENS_OUT,
         bytes_per_image=BYTES_PER_PIXEL * size * size,
         usd_per_image=config.images.hosted.usd_per_image or 0.0,
-        source="the director's prior, 3 of 5; no run with these models was measured here",
+        source="3 of 5, the director's prior; no run with these models was measured on this machine",
     )
 
 
@@ -110,8 +153,12 @@ def _time_source(config: Config, figures: Figures | None) -> str:
     if figures is not None:
         return figures.source
     known = {n.role: n.known for n in needs_of(config)}["images"]
-    drawing = known.seconds_source if known and known.seconds_source else "drawing unknown and left out"
-    return f"{drawing}; the rest a guess, {OTHER_SECONDS:g} s per accepted image"
+    drawing = (
+        known.seconds_source
+        if known and known.seconds_source
+        else "drawing not included, its speed is unknown"
+    )
+    return f"{drawing}; everything else assumed to take {OTHER_SECONDS:g} s per accepted image"
 
 
 # -- figures that were measured -------------------------------------------------------------------------
@@ -123,13 +170,13 @@ def figures_file() -> Path:
 
 
 def key_of(config: Config) -> str:
-    """Runs with one key take alike: the same models, picture size and steps."""
+    """Runs with equal keys are comparable: the same models, image size, denoising steps and epochs."""
     names = "|".join(f"{need.role}={need.name}" for need in needs_of(config))
     return f"{names}|{config.images.size}px|{config.images.steps} steps|{config.trainer.epochs} epochs"
 
 
 def measure(ledger: Ledger, run: RunFolder, config: Config) -> Figures | None:
-    """The figures of one run, or None when it drew too little to tell."""
+    """The figures of one run; None when it drew too few images."""
     tallies = ledger.tallies().values()
     drawn, judged, accepted = (sum(getattr(t, k) for t in tallies) for k in ("drawn", "judged", "accepted"))
     prompts = sum(t.admitted for t in tallies)
@@ -164,7 +211,7 @@ def _bytes(run: RunFolder) -> int:
 
 
 def remember(config: Config, figures: Figures | None) -> None:
-    """Keep a finished run's figures for `recall`; the newest run with a key replaces the one before."""
+    """Keep the figures of a finished run for `recall`; a newer run with the same key replaces an older one."""
     if figures is None:
         return
     kept = _read()
@@ -175,11 +222,11 @@ def remember(config: Config, figures: Figures | None) -> None:
 
 
 def recall(config: Config) -> Figures | None:
-    """Figures of the newest run with the same models, or None."""
+    """Figures of the newest run with the same models; None if there is none."""
     values = _read().get(key_of(config))
     try:
         return None if values is None else Figures(**values)
-    except TypeError:  # of another version of segsmith
+    except TypeError:  # written by another version of segsmith
         return None
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C reaches nodes, which run in threads of their own and would else finish what they began."""
+"""Ctrl-C for the nodes, which run in threads of their own and would otherwise finish what they have begun."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def stop_on_interrupt(stopping: threading.Event) -> Iterator[None]:
-    """Set `stopping` at SIGINT, then do what was done before; in another thread than the main one do nothing."""
+    """Set `stopping` at SIGINT, then call the previous handler. Does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

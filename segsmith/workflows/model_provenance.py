@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from segsmith import __version__
 from segsmith.config import Config
+from segsmith.files import sha256_of
 from segsmith.memory.ledger import ModelRow
 from segsmith.tools.weights.catalogue import Kind, Need
 from segsmith.tools.weights.hub import Found, find
@@ -22,9 +22,10 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".gguf")
 
 
 def model_rows(config: Config) -> list[ModelRow]:
-    """One row a role, with the commit, licence and hash of the weights where they are known or here.
+    """One row per role, with commit, licence and hash of the weights where they are known.
 
-    What is part of this package has its version for a revision; the segmenter is trained here, from these settings.
+    The revision of a model that is part of this package is the version of the package. The segmenter is trained in
+    the run itself.
     """
     rows = [_row(need, find(need) or Found(Path())) for need in needs_of(config)]
     known = {row.role for row in rows}
@@ -45,7 +46,7 @@ def _row(need: Need, found: Found) -> ModelRow:
 
 
 def _hash_of(path: Path) -> str:
-    """SHA-256 of a weights file, or of the one in a folder; "" where there is none or several."""
+    """SHA-256 of a weights file, or of the only one in a folder; "" where a folder holds none or several."""
     files = (
         [path] if path.is_file() else [f for f in path.glob("*") if f.suffix in WEIGHTS] if path.name else []
     )
@@ -57,5 +58,4 @@ def _hash_of(path: Path) -> str:
 
 @lru_cache(maxsize=16)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

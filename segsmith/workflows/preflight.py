@@ -1,15 +1,51 @@
-"""Checks before a run starts: models, image backend and LLM, so that what is missing is said at once."""
+"""Checks before a run starts, so that whatever is missing is reported at once."""
 
 from __future__ import annotations
+
+import os
 
 from segsmith.config import Config, api_key
 from segsmith.errors import SegsmithError
 
+TRACING = ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING", "LANGCHAIN_TRACING_V2")
+"""Environment variables with which LangGraph sends every step of a run to LangSmith."""
+
+
+def check_classes(config: Config) -> list[str]:
+    """Check the class list, and return warnings about it.
+
+    Raises `SegsmithError` where there is no class, or one that the simulator cannot draw.
+    """
+    if not config.classes:
+        raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")
+    if config.images.backend != "simulator":
+        return []
+    from segsmith.tools.images.simulator import check_drawable, untaught
+
+    check_drawable(config.classes)
+    unknown = untaught(config.classes) if config.judge.clip == "mini" else ()
+    if not unknown:
+        return []
+    return [f"The mini CLIP was not trained on {', '.join(unknown)}; expect few accepted images of them."]
+
+
+def check_tracing(config: Config) -> list[str]:
+    """A warning where the environment makes LangGraph send the run to LangSmith; `SegsmithError` when offline."""
+    names = [name for name in TRACING if os.environ.get(name, "").lower() in ("true", "1")]
+    if not names:
+        return []
+    if config.offline:
+        raise SegsmithError(
+            f"{names[0]} is set, so LangGraph would send the run to LangSmith, and --offline forbids that.",
+            f"Type: unset {names[0]}",
+        )
+    return [f"{names[0]} is set: LangGraph sends prompts and state of this run to LangSmith."]
+
 
 def check_images(config: Config) -> None:
-    """See that the image backend can start; a pipeline that is not here yet is fetched.
+    """Check that the image backend can start, fetching a pipeline that is not on this machine.
 
-    Raises `SegsmithError` with what to type.
+    Raises `SegsmithError` that names what to type.
     """
     if config.images.backend == "diffusion":
         from segsmith.tools.images.diffusion import check_diffusion
@@ -21,18 +57,17 @@ def check_images(config: Config) -> None:
         check_hosted(config.images, api_key=api_key(), max_usd=config.budget.max_usd)
     if config.images.filter.enabled and config.images.backend != "diffusion":
         raise SegsmithError(
-            "The online filter looks into a local diffusion process; there is none.",
+            "The online filter works inside a local diffusion process, and images.backend is not diffusion.",
             "Set images.filter.enabled = false, or images.backend = 'diffusion'.",
         )
 
 
 def check_models(config: Config, *, ask_llm: bool = True) -> None:
-    """Fetch what is missing (offline: refuse), open every model file a config names, once, and let it go; build the
-    segmenter once, too.
+    """Fetch missing model files, load every model once and release it, and build the segmenter once.
 
-    So what is missing or broken is said before the run starts. Raises `SegsmithError` with what to type. No
-    server is started; one named by its URL is asked only where `ask_llm`, since a run that is past its
-    prompts needs none.
+    A missing or broken model is thus reported before the run folder is touched. No server is started. A server named
+    by its URL is asked only with `ask_llm`, because a run that has all its prompts needs none. Raises `SegsmithError`
+    that names what to type.
     """
     from segsmith.segmentation.network import build_segmenter
     from segsmith.tools.llm.chat import check_llm

@@ -1,152 +1,328 @@
-"""The live picture of a build, drawn on the console that the CLI hands over."""
+"""How events become visible: bars and lines on a console, the caller's own callback, or nothing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 
+from segsmith.events import (
+    Downloading,
+    EpochFinished,
+    Event,
+    ImagesDrawn,
+    MasksMade,
+    Notice,
+    RealImagesRead,
+    RoundJudged,
+    RoundPlanned,
+    SessionStarted,
+    Stage,
+    StageStarted,
+    WeakLabelsRead,
+)
+from segsmith.terminal_text import shown
 from segsmith.types import ClassTally
 
 STAGES = {
-    "relabelling": "relabelling every picture with a ViT that did not train on it",
-    "segmenting": "masks: seeds, skeleton points, SAM",
-    "exporting": "writing the dataset",
-    "training": "training the segmenter",
-    "evaluating": "evaluating",
+    Stage.RELABELLING: "relabelling each image with a ViT that was not trained on it",
+    Stage.SEGMENTING: "making masks: seeds, points on the skeleton, SAM",
+    Stage.EXPORTING: "writing the dataset",
+    Stage.TRAINING: "training the segmenter",
+    Stage.EVALUATING: "evaluating the segmenter",
+    Stage.SEEDING: "training the patch classifier on the image labels",
+    Stage.REFINING: "refining the masks with SAM",
 }
+ROUTES = {"need_prompts": "writing prompts", "draw": "drawing images, and writing the next prompts"}
+NAMED = 10
+"""Files and classes printed of each problem; the rest is counted."""
+LONGEST_NAME = 40
+
+Callback = Callable[[Event], None]
 
 
-class BuildProgress:
-    """One bar per class (accepted over quota, yield), one line for what goes on, images/s and time left.
+class Display(Protocol):
+    """Where the events of a workflow go."""
 
-    Where the console is no terminal it prints a line per judged round and per stage instead.
-    """
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        ...
 
-    def __init__(self, console: Console, quotas: Mapping[str, int]) -> None:
-        self._console = console
-        self._on_screen: Live | None = None
-        self._quotas = quotas
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            auto_refresh=False,
-        )
-        self._bars: dict[str, TaskID] = {
-            name: self._progress.add_task(escape(name), total=quota, note="")
-            for name, quota in quotas.items()
-        }
-        self._line = self._progress.add_task("[dim]starting[/dim]", total=None, note="")
-        self._drawing_s = 0.0
-        self._drawn = 0
-        self._since: float | None = None
-        self._started = time.monotonic()
-        self._accepted_at_start = 0
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Keep the screen free, for a conversation with the reviewer."""
+        ...
 
-    def __enter__(self) -> BuildProgress:
-        self.unhide()
+    def __enter__(self) -> Display: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The consoles of a `ConsoleDisplay`. Standard output may be a terminal, a notebook or a file."""
+
+    out: Console = field(default_factory=lambda: Console(highlight=False))
+    warnings: Console = field(default_factory=lambda: Console(highlight=False, stderr=True))
+
+
+def open_display(on_event: Callback | None, progress: bool, screen: Screen | None = None) -> Display:
+    """The caller's callback if there is one, else bars and lines on a screen, or nothing without `progress`."""
+    if on_event is not None:
+        return CallbackDisplay(on_event)
+    if not progress:
+        return CallbackDisplay(lambda event: None)
+    return ConsoleDisplay(screen or Screen())
+
+
+class CallbackDisplay:
+    """Passes every event to a function."""
+
+    def __init__(self, on_event: Callback) -> None:
+        self.show = on_event
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        yield
+
+    def __enter__(self) -> CallbackDisplay:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.update(self._line, visible=False)
-        if self._on_screen:
-            self._on_screen.stop()
+        pass
 
-    def hide(self) -> None:
-        """Take the live picture off the screen, for a conversation."""
-        if self._on_screen:
-            self._on_screen.transient = True
-            self._on_screen.stop()
-            self._on_screen = None
 
-    def unhide(self) -> None:
-        """Put the live picture on the screen, if that is a terminal."""
-        if self._console.is_terminal:
-            # A new one: a `Live` that starts again would overwrite as many lines as it had left.
-            self._on_screen = Live(self._progress, console=self._console, refresh_per_second=10)
-            self._on_screen.start()
+class ConsoleDisplay:
+    """One bar per class (accepted of wanted, yield), one line for the current stage, images/s and time left.
 
-    def show(self, event: Mapping[str, Any]) -> None:
-        """Take one event of `build_run`."""
-        handler = getattr(self, f"_on_{event['kind']}", None)
+    On a console that is neither a terminal nor a notebook it prints one line per judged round and per stage.
+    """
+
+    def __init__(self, screen: Screen) -> None:
+        self._console = console = screen.out
+        self._is_live = console.is_terminal or console.is_jupyter
+        self._warnings = console if self._is_live else screen.warnings
+        self._live: Live | None = None
+        self._build = _progress(
+            console,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._files = _progress(
+            console,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+        )
+        self._shown = self._build
+        self._bars: dict[str, TaskID] = {}
+        self._line: TaskID | None = None
+        self._file_bars: dict[tuple[str, str], TaskID] = {}
+        self._models: set[str] = set()
+        self._wanted: Mapping[str, int] = {}
+        self._drawing_since: float | None = None
+        self._started = time.monotonic()
+        self._accepted_at_start = 0
+
+    def __enter__(self) -> ConsoleDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._line is not None:
+            self._build.update(self._line, visible=False)
+        self._stop()
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the bars off the screen."""
+        was_live = self._live is not None
+        if self._live:
+            self._live.transient = True
+        self._stop()
+        yield
+        if was_live:
+            self._start(self._shown)
+
+    def show(self, event: Event) -> None:
+        """Render one event."""
+        handler: Callable[[Event], None] | None = getattr(self, f"_on_{event.kind}", None)
         if handler:
             handler(event)
 
-    def _on_start(self, event: Mapping[str, Any]) -> None:
-        tallies = event["tallies"]
-        self._accepted_at_start = sum(t.accepted for t in tallies.values())
-        if event["resumed"]:
-            self._console.print(f"going on: {self._accepted_at_start} images are accepted already")
-        self._tallies(tallies)
+    # -- before a build -------------------------------------------------------------------------------
 
-    def _on_route(self, event: Mapping[str, Any]) -> None:
-        words = {"need_prompts": "writing prompts", "draw": "drawing, and writing the next prompts"}
-        if event["reason"] in words:
-            self._say(words[event["reason"]], quiet=True)
-        if event["reason"] == "draw":
-            self._since, self._drawn = time.monotonic(), 0
+    def _on_notice(self, event: Notice) -> None:
+        if event.warning:
+            self._warnings.print(f"[yellow]{shown(event.message)}[/yellow]", soft_wrap=True)
+        else:
+            self._print(event.message)
 
-    def _on_draw(self, event: Mapping[str, Any]) -> None:
-        rate = event["done"] / (time.monotonic() - self._since) if self._since else 0.0
-        self._say(
-            f"drawing {event['done']}/{event['total']} at {rate:.0f} images/s", event["done"], event["total"],
-            quiet=True,
-        )  # fmt: skip
+    def _on_download(self, event: Downloading) -> None:
+        if event.model not in self._models:
+            self._models.add(event.model)
+            self._console.print(f"downloading {event.role}: {shown(event.model)}", soft_wrap=True)
+        if not self._is_live:
+            return
+        self._start(self._files)
+        key = (event.model, event.file)
+        if key not in self._file_bars:
+            name = (
+                event.file if len(event.file) <= LONGEST_NAME else f"...{event.file[-(LONGEST_NAME - 3) :]}"
+            )
+            self._file_bars[key] = self._files.add_task(shown(name), total=event.total or None)
+        self._files.update(self._file_bars[key], completed=event.done, total=event.total or None)
 
-    def _on_judge(self, event: Mapping[str, Any]) -> None:
-        self._tallies(event["tallies"])
-        accepted = sum(t.accepted for t in event["tallies"].values())
-        drawn = sum(t.drawn for t in event["tallies"].values())
-        wanted = sum(self._quotas.values())
+    def _on_real_images(self, event: RealImagesRead) -> None:
+        self._list("files skipped", event.skipped)
+        counts = ", ".join(f"{split} {n}" for split, n in event.splits.items())
+        labels = "with label maps" if event.masked else "with image labels only"
+        self._print(f"{sum(event.splits.values())} real images ({counts}), {labels}")
+        table = Table(box=None, pad_edge=False)
+        for heading in ("class", "real images, train", "images to add"):
+            table.add_column(heading, justify="left" if heading == "class" else "right")
+        for name, count in event.in_training.items():
+            table.add_row(shown(name), str(count), str(event.to_add[name]))
+        self._console.print(table)
+        self._list(
+            "pairs of classes that no real image shows together",
+            [f"{one} + {other}" for one, other in event.never_together],
+        )
+
+    def _on_weak_labels(self, event: WeakLabelsRead) -> None:
+        counts = ", ".join(f"{split} {n}" for split, n in event.splits.items())
+        self._print(f"weak labels: {event.label_kind}; images: {counts}")
+        if not event.zero_is_drawn:
+            self._print("index 0 means undrawn: no pixel of split train is known to be background")
+        self._list("files skipped or repaired", event.problems)
+        self._list("training images without a label", event.unlabelled)
+        self._list("classes that no training image shows", event.never_shown)
+
+    # -- a build --------------------------------------------------------------------------------------
+
+    def _on_start(self, event: SessionStarted) -> None:
+        self._wanted = event.wanted
+        self._accepted_at_start = sum(tally.accepted for tally in event.tallies.values())
+        self._started = time.monotonic()
+        if event.resumed:
+            self._print(f"resuming; {self._accepted_at_start} images are accepted already")
+        for name, wanted in event.wanted.items():
+            self._bars[name] = self._build.add_task(shown(name), total=wanted, note="")
+        self._update_bars(event.tallies)
+        self._say("starting", quiet=True)
+
+    def _on_route(self, event: RoundPlanned) -> None:
+        if event.reason in ROUTES:
+            self._say(ROUTES[event.reason], quiet=True)
+        if event.reason == "draw":
+            self._drawing_since = time.monotonic()
+
+    def _on_draw(self, event: ImagesDrawn) -> None:
+        rate = event.done / (time.monotonic() - self._drawing_since) if self._drawing_since else 0.0
+        text = f"drawing {event.done}/{event.total} at {rate:.0f} images/s"
+        self._say(text, event.done, event.total, quiet=True)
+
+    def _on_judge(self, event: RoundJudged) -> None:
+        self._update_bars(event.tallies)
+        accepted = sum(tally.accepted for tally in event.tallies.values())
+        drawn = sum(tally.drawn for tally in event.tallies.values())
+        wanted = sum(self._wanted.values())
         left = self._time_left(accepted, wanted)
         self._say(f"judged: {accepted}/{wanted} accepted of {drawn} drawn{left}", accepted, wanted)
 
-    def _on_stage(self, event: Mapping[str, Any]) -> None:
-        self._say(STAGES[event["name"]])
+    def _on_stage(self, event: StageStarted) -> None:
+        self._say(STAGES[event.stage])
 
-    def _on_segment(self, event: Mapping[str, Any]) -> None:
-        self._say(f"masks {event['done']}/{event['total']}", event["done"], event["total"], quiet=True)
+    def _on_segment(self, event: MasksMade) -> None:
+        self._say(f"masks {event.done}/{event.total}", event.done, event.total, quiet=True)
 
-    def _on_epoch(self, event: Mapping[str, Any]) -> None:
-        miou = event.get("val_miou")
-        quality = f", held-out mIoU {miou:.3f}" if miou is not None else ""
+    def _on_epoch(self, event: EpochFinished) -> None:
+        quality = f", mIoU on split val {event.miou:.3f}" if event.miou is not None else ""
         self._say(
-            f"training, epoch {event['epoch']}/{event['epochs']}, loss {event['loss']:.3f}{quality}",
-            event["epoch"],
-            event["epochs"],
-            quiet=event["epoch"] < event["epochs"],
+            f"training, epoch {event.epoch}/{event.epochs}, loss {event.loss:.3f}{quality}",
+            event.epoch,
+            event.epochs,
+            quiet=event.epoch < event.epochs,
         )
 
-    def _tallies(self, tallies: Mapping[str, ClassTally]) -> None:
+    # -- drawing --------------------------------------------------------------------------------------
+
+    def _update_bars(self, tallies: Mapping[str, ClassTally]) -> None:
         for name, task in self._bars.items():
             tally = tallies.get(name, ClassTally())
-            judged, accepted = tally.judged, tally.accepted
-            share = f"  yield {accepted / judged:4.0%}" if judged else ""
-            self._progress.update(task, completed=accepted, note=f"{accepted:>4}/{self._quotas[name]}{share}")
+            share = f"  yield {tally.accepted / tally.judged:4.0%}" if tally.judged else ""
+            note = f"{tally.accepted:>4}/{self._wanted[name]}{share}"
+            self._build.update(task, completed=tally.accepted, note=note)
 
     def _time_left(self, accepted: int, wanted: int) -> str:
         gained = accepted - self._accepted_at_start
         if gained <= 0 or accepted >= wanted:
             return ""
         seconds = (time.monotonic() - self._started) / gained * (wanted - accepted)
-        return (
-            f", about {seconds / 60:.0f} min of drawing left"
-            if seconds > 60
-            else ", under a minute of drawing left"
-        )
+        minutes = f"about {seconds / 60:.0f} min" if seconds > 60 else "under a minute"
+        return f", {minutes} of drawing left"
 
     def _say(self, text: str, done: int | None = None, total: int | None = None, quiet: bool = False) -> None:
-        if self._on_screen:
-            self._progress.update(self._line, description=escape(text), completed=done or 0, total=total)
+        """Replace the line of the current stage; without a live screen print it, unless it is `quiet`."""
+        if self._is_live:
+            if self._line is None:
+                self._line = self._build.add_task("", total=None, note="")
+            self._build.update(self._line, description=shown(text), completed=done or 0, total=total)
+            self._start(self._build)
         elif not quiet:
-            self._console.print(text, soft_wrap=True)
+            self._print(text)
+
+    def _list(self, what: str, names: Sequence[str]) -> None:
+        """How many, and the first of them."""
+        if not names:
+            return
+        self._warnings.print(f"[yellow]{what}[/yellow]: {len(names)}", soft_wrap=True)
+        for name in names[:NAMED]:
+            self._warnings.print(f"  {shown(name)}", soft_wrap=True)
+        if len(names) > NAMED:
+            self._warnings.print(f"  ... and {len(names) - NAMED} more")
+
+    def _print(self, text: str) -> None:
+        self._console.print(shown(text), soft_wrap=True)
+
+    def _start(self, progress: Progress) -> None:
+        """Put bars on the screen in place of those that are there."""
+        if self._live is not None and self._shown is progress:
+            return
+        self._stop()
+        self._shown = progress
+        # A new `Live` each time: one that starts again would overwrite the lines printed in between.
+        self._live = Live(progress, console=self._console, refresh_per_second=10)
+        self._live.start()
+
+    def _stop(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+
+def _progress(console: Console, *columns: ProgressColumn) -> Progress:
+    return Progress(*columns, console=console, auto_refresh=False)

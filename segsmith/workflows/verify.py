@@ -232,7 +232,7 @@ def _results(folder: RunFolder, ledger: Ledger) -> Iterator[Finding]:
     """The dataset, the segmenter and the report of a finished run."""
     if ledger.finished_at is None or ledger.built_from is None:
         return
-    damaged = list(_damaged_files(folder.voc))
+    damaged = list(damaged_files(folder.voc))
     yield from (Finding(Defect.DATASET, f"dataset/voc/{name}") for name in damaged)
     if not damaged:
         exported = _exported(folder)
@@ -246,7 +246,7 @@ def _results(folder: RunFolder, ledger: Ledger) -> Iterator[Finding]:
         yield Finding(Defect.REPORT, folder.report.name)
 
 
-def _damaged_files(dataset: Path) -> Iterator[str]:
+def damaged_files(dataset: Path) -> Iterator[str]:
     """Names of a dataset's files that are missing or differ from its manifest; the manifest itself, if unreadable."""
     try:
         files = json.loads((dataset / MANIFEST).read_text("utf-8"))["files"]

@@ -4,6 +4,7 @@ import pytest
 
 from segsmith.config import Config, LLMConfig
 from segsmith.errors import SegsmithError
+from segsmith.events import Status
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
 from segsmith.prompts.vocabulary import load_vocabulary
@@ -68,7 +69,7 @@ def test_a_llama_cpp_process_behind_a_url_serves_a_whole_build(tmp_path, monkeyp
         where = server.endpoint()
         monkeypatch.setenv("OPENAI_API_KEY", where.api_key)
         events = build(config_for(where.base_url, model="smollm2-135m-instruct"), tmp_path / "run")
-        assert events[-1]["kind"] == "end"
+        assert events[-1].status is Status.FINISHED
         usage = check_whole(tmp_path / "run", where.api_key)
     assert usage.calls >= 4
     assert usage.tokens_in > 100
@@ -88,12 +89,12 @@ def test_a_build_outlives_a_server_that_spoils_a_third_of_its_replies_and_dies_o
     server.port = 0  # it comes back somewhere else
     server.open()
     config = config_for(server.url, usd_per_million_in=1.0, usd_per_million_out=4.0)
-    assert build(config, tmp_path / "run")[-1]["kind"] == "end"
+    assert build(config, tmp_path / "run")[-1].status is Status.FINISHED
     usage = check_whole(tmp_path / "run", KEY)
     answered = sum(fault in (None, "half") for fault in server.happened)
     assert usage.tokens_in == 100 * answered
     assert usage.usd == pytest.approx(answered * (100 * 1.0 + 20 * 4.0) / 1e6)
-    assert build(config, tmp_path / "run")[-1]["kind"] == "already_done"
+    assert build(config, tmp_path / "run")[-1].status is Status.ALREADY_FINISHED
     server.close()
 
 

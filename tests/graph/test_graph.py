@@ -114,92 +114,94 @@ def make(tmp_path):
         config = Config(**{"classes": ("cat", "dog"), "per_class": 6, **settings})
         run = RunFolder(tmp_path / "run")
         run.create()
-        deps = RunContext(config, run)
+        context = RunContext(config, run)
         steps = Labeler()
-        deps.use(
-            prompt_agent=Prompts(deps.ledger, mute),
+        context.use(
+            prompt_agent=Prompts(context.ledger, mute),
             backend=InstantImages(size=8),
-            judge_agent=Judge(deps.ledger, config.per_class, refuse),
+            judge_agent=Judge(context.ledger, config.per_class, refuse),
             labeler_agent=steps,
             finalizer=Finalizer(steps),
         )
-        made.append(deps)
-        return deps
+        made.append(context)
+        return context
 
     yield make
-    for deps in made:
-        deps.close()
+    for context in made:
+        context.close()
 
 
-def run(deps, graph=None, start=True):
+def run(context, graph=None, start=True):
     options = {"configurable": {"thread_id": "t"}, "recursion_limit": 500}
     return (graph or build_graph(InMemorySaver())).invoke(
-        {"round": 0} if start else None, options, context=deps
+        {"round": 0} if start else None, options, context=context
     )
 
 
-def accepted(deps):
-    return {c: t.accepted for c, t in deps.ledger.tallies().items()}
+def accepted(context):
+    return {c: t.accepted for c, t in context.ledger.tallies().items()}
 
 
 def test_it_goes_round_until_every_class_has_its_quota_and_then_to_the_end(make):
-    deps = make()
-    state = run(deps)
+    context = make()
+    state = run(context)
     assert state["reason"] == "quota_met"
-    assert accepted(deps) == {"cat": 6, "dog": 6}
-    assert deps.labeler_agent.steps == ["label", "segment", "export", "train"]
-    assert deps.ledger.evaluation == {"test_set": SCORE}
-    assert deps.backend.closed  # labelling has the device to itself
-    assert state["admitted"] == len(deps.ledger.prompts("admitted"))
+    assert accepted(context) == {"cat": 6, "dog": 6}
+    assert context.labeler_agent.steps == ["label", "segment", "export", "train"]
+    assert context.ledger.evaluation == {"test_set": SCORE}
+    assert context.backend.closed  # labelling has the device to itself
+    assert state["admitted"] == len(context.ledger.prompts("admitted"))
 
 
 def test_a_class_that_is_never_accepted_stalls_and_the_rest_is_labelled(make):
-    deps = make(refuse=("dog",), budget={"patience": 2})
-    state = run(deps)
+    context = make(refuse=("dog",), budget={"patience": 2})
+    state = run(context)
     assert state["reason"] == "stalled"
     assert state["missing"] == {"dog": 6}
-    assert deps.labeler_agent.steps[-1] == "train"
-    assert [d["class"] for _, _, d in deps.ledger.events("missing")] == ["dog"]
+    assert context.labeler_agent.steps[-1] == "train"
+    assert [d["class"] for _, _, d in context.ledger.events("missing")] == ["dog"]
 
 
 def test_a_class_nobody_can_write_for_is_given_up(make):
-    deps = make(mute=("dog",), budget={"patience": 2})
-    assert run(deps)["missing"] == {"dog": 6}
-    dropped = deps.ledger.prompts("dropped")
+    context = make(mute=("dog",), budget={"patience": 2})
+    assert run(context)["missing"] == {"dog": 6}
+    dropped = context.ledger.prompts("dropped")
     assert dropped
     assert {p.class_name for p in dropped} == {"dog"}
 
 
 def test_nothing_accepted_ends_without_labelling(make):
-    deps = make(refuse=("cat", "dog"), budget={"patience": 1})
-    assert run(deps)["reason"] == "nothing_accepted"
-    assert deps.labeler_agent.steps == []
+    context = make(refuse=("cat", "dog"), budget={"patience": 1})
+    assert run(context)["reason"] == "nothing_accepted"
+    assert context.labeler_agent.steps == []
 
 
 def test_the_image_budget_holds(make):
-    deps = make(budget={"max_images": 9})
-    assert run(deps)["reason"] == "budget_spent"
-    assert len(deps.backend.requests) == 9
+    context = make(budget={"max_images": 9})
+    assert run(context)["reason"] == "budget_spent"
+    assert len(context.backend.requests) == 9
 
 
 def test_after_a_crash_nothing_is_made_twice(make):
-    deps = make()
+    context = make()
     graph = build_graph(InMemorySaver())
-    deps.judge_agent.crash_once = True
+    context.judge_agent.crash_once = True
     with pytest.raises(KeyboardInterrupt):
-        run(deps, graph)
-    drawn = len(deps.backend.requests)
+        run(context, graph)
+    drawn = len(context.backend.requests)
     assert drawn > 0
-    state = run(deps, graph, start=False)
+    state = run(context, graph, start=False)
     assert state["reason"] == "quota_met"
-    assert len(deps.backend.requests) == len(deps.ledger.images())
-    assert accepted(deps) == {"cat": 6, "dog": 6}
+    assert len(context.backend.requests) == len(context.ledger.images())
+    assert accepted(context) == {"cat": 6, "dog": 6}
 
 
 def test_only_the_first_round_waits_for_prompts(make):
-    deps = make(per_class=30)
+    context = make(per_class=30)
     options = {"configurable": {"thread_id": "t"}, "recursion_limit": 500}
-    updates = build_graph(InMemorySaver()).stream({"round": 0}, options, context=deps, stream_mode="updates")
+    updates = build_graph(InMemorySaver()).stream(
+        {"round": 0}, options, context=context, stream_mode="updates"
+    )
     reasons = [update["direct"]["reason"] for update in updates if "direct" in update]
     assert reasons[0] == "need_prompts"
     assert reasons.count("need_prompts") == 1

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from segsmith.config import load_config
+from segsmith.events import ImagesDrawn, SessionEnded, Status
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
 from segsmith.workflows.build import build_run
@@ -36,14 +37,13 @@ def test_it_completes_and_the_books_agree_with_the_servers(tmp_path):
     with image_server(busy=0.3, broken=0.2, slow=0.1, refusals=0.1, delay_s=0.2) as server:
         config = settings(server.url)
         stopped = build_run(config, out)
-        for event in stopped:  # the first sitting ends while pictures are drawn
-            if event["kind"] == "draw":
+        for event in stopped:  # the first session ends while images are drawn
+            if isinstance(event, ImagesDrawn):
                 break
         stopped.close()
         *_, end = build_run(config, out)
         account = server.account
-        assert end["kind"] == "end"
-        assert end["reason"] == "quota_met"
+        assert end == SessionEnded(Status.FINISHED, "quota_met")
         assert set(account.drawn.values()) == {1}
         requests = account.requests
         assert requests > len(account.drawn) + len(account.refused)  # it did misbehave
@@ -55,5 +55,5 @@ def test_it_completes_and_the_books_agree_with_the_servers(tmp_path):
         assert usage.usd == pytest.approx(PRICE * len(images))
         assert reasons["refused"] == len(account.refused)
         assert (out / "report.html").exists()
-        assert [e["kind"] for e in build_run(config, out)] == ["already_done"]
+        assert [e.status for e in build_run(config, out)] == [Status.ALREADY_FINISHED]
         assert account.requests == requests

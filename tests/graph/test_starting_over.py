@@ -5,6 +5,7 @@ import struct
 import pytest
 
 from segsmith.errors import SegsmithError
+from segsmith.events import SessionStarted
 from segsmith.memory.ledger import Ledger, PromptRow
 from segsmith.memory.run_config import read_record
 from segsmith.testing import small_config
@@ -28,9 +29,9 @@ def test_other_settings_after_a_language_model_that_could_not_start(tmp_path, un
     assert read_record(run / "run.toml").asked.llm.gguf == unservable
     # The next sitting gets as far as its first event, which is all that could be refused.
     right = small_config(per_class=2, classes=("bus",))
-    sitting = build_run(right, run)
-    assert next(sitting) == {"kind": "start", "resumed": False, "tallies": {}}
-    sitting.close()
+    session = build_run(right, run)
+    assert next(session) == SessionStarted(False, {"bus": 2}, {})
+    session.close()
     assert read_record(run / "run.toml").asked == right
 
 

@@ -7,6 +7,7 @@ from small_run import KEY, SMALL
 
 from segsmith.testing import ScriptedChat, small_config
 from segsmith.workflows.build import build_run
+from segsmith.workflows.run import Run
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,10 @@ def run(finished, tmp_path):
 
 @pytest.fixture
 def build():
-    """Build with the scripted language model; returns the last event."""
-    return lambda config, out: list(build_run(config, out, "segsmith build", parts={"chat": ScriptedChat()}))[
-        -1
-    ]
+    """Build with the scripted language model; returns the run."""
+
+    def build(config, out):
+        *_, ended = build_run(config, out, "segsmith build", parts={"chat": ScriptedChat()})
+        return Run(out, ended)
+
+    return build

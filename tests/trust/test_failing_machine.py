@@ -12,7 +12,7 @@ from segsmith.graph.context import open_image_backend
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import ScriptedChat, leftovers, small_config
 from segsmith.workflows.build import build_run
-from segsmith.workflows.environment_errors import explained, one_line
+from segsmith.workflows.environment_errors import explain, translate
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def events_of(out, wrap):
 
 
 def build(out, wrap):
-    return [event["kind"] for event in events_of(out, wrap)][-1]
+    return [event.kind for event in events_of(out, wrap)][-1]
 
 
 @pytest.mark.parametrize(
@@ -40,24 +40,24 @@ def build(out, wrap):
         (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
         (
             OSError(errno.EROFS, "Read-only file system", "/r/images/x.png"),
-            "/r/images/x.png may not be written",
+            "/r/images/x.png is no longer writable",
         ),
         (sqlite3.OperationalError("database or disk is full"), "disk is full"),
-        (sqlite3.OperationalError("attempt to write a readonly database"), "may not be written"),
-        (MemoryError(), "Memory ran out"),
-        (OutOfMemory("CUDA out of memory"), "Memory ran out"),
+        (sqlite3.OperationalError("attempt to write a readonly database"), "no longer writable"),
+        (MemoryError(), "Out of memory"),
+        (OutOfMemory("CUDA out of memory"), "Out of memory"),
         (OSError(errno.EIO, "Input/output error", "/r/a"), "Input/output error"),
     ],
 )
 def test_what_a_machine_does_is_one_line_with_the_remedy(tmp_path, error, words):
-    with pytest.raises(SegsmithError, match=words) as caught, one_line(tmp_path):
+    with pytest.raises(SegsmithError, match=words) as caught, translate(tmp_path):
         raise error
     assert "same command again" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_fault_of_the_program_stays_visible(tmp_path):
-    assert explained(ValueError("a bug"), tmp_path) is None
+    assert explain(ValueError("a bug"), tmp_path) is None
 
 
 def test_a_backend_out_of_memory_ends_in_one_line_and_the_run_goes_on(tmp_path, scripted):
@@ -121,7 +121,7 @@ def test_a_folder_made_read_only_in_mid_run(small_disk, scripted):
         return Backend()
 
     scripted["backend"] = then_read_only
-    with pytest.raises(SegsmithError, match="may not be written to any more"):
+    with pytest.raises(SegsmithError, match="is no longer writable"):
         build(small_disk / "run", scripted)
     subprocess.run(["umount", str(small_disk / "run" / "images")], check=True)
     scripted["backend"] = lambda inner: inner
@@ -140,7 +140,7 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
 def test_a_run_left_inside_a_node_is_not_taken_for_a_finished_one(tmp_path, scripted, kind):
     events = events_of(tmp_path / "run", scripted)
     for event in events:
-        if event["kind"] == kind:
+        if event.kind == kind:
             events.close()  # what a Ctrl-C or an error of the caller does; the node itself may end yet
             break
     assert build(tmp_path / "run", scripted) == "end"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from small_run import SMALL
 
+from segsmith.events import StageStarted
 from segsmith.memory.ledger import DecisionRow, Ledger
 from segsmith.review import decisions as review
 from segsmith.testing import ScriptedChat, fingerprint, small_config
@@ -35,22 +36,17 @@ def test_a_build_killed_anywhere_ends_as_if_it_had_not_been(tmp_path):
     assert found["most again"]["epoch"] <= 1
 
 
-def a_person(event, die_at):
-    """Decides otherwise about two verdicts and a label, then dies (SIGKILL) at a pause or a stage."""
-    if event["kind"] == "pause":
-        ledger, kind = event["deps"].ledger, event["review"]
-        for subject, action, value in wanted(ledger, kind, sorted(event["subjects"])):
-            row = DecisionRow(kind, subject, action, value, "mine", "terminal")
-            review.record(event["deps"], review.check_decision(event["deps"], row))
-        if kind == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        review.mark_seen(ledger, kind, event["subjects"])
-    if event.get("name") == die_at:
+def overrule(pause, die_at):
+    """A reviewer that overrules two verdicts and a label, and kills its process at the pause `die_at`."""
+    for subject, action, value in wanted(pause.run.ledger, pause.kind, sorted(pause.subjects)):
+        row = DecisionRow(pause.kind, subject, action, value, "mine", "terminal")
+        review.record(pause.run, review.check_decision(pause.run, row))
+    if pause.kind == die_at:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wanted(ledger, kind, subjects):
-    """What the person decides: once about verdicts, once about a label."""
+    """What the reviewer decides: once about verdicts, once about a label."""
     if ledger.decisions(kind):
         return []
     if kind == "verdict":
@@ -61,38 +57,38 @@ def wanted(ledger, kind, subjects):
     return [(subjects[0], "edit", {"labels": ["cat", "dog"]})] if kind == "label" else []
 
 
-def build_in_child(config, out, watch):
-    """Build in a process that `watch` may kill; True if the build came to its end."""
+def build_in_child(config, out, reviewer, die_at=""):
+    """Build in a process that dies at a stage or in its reviewer; True if the build came to its end."""
     FORK.set_forkserver_preload(
         ["segsmith.graph.graph", "segsmith.tools.vision.clip", "segsmith.tools.vision.vit"]
     )
-    child = FORK.Process(target=_child, args=(config, out, watch))
+    child = FORK.Process(target=_child, args=(config, out, reviewer, die_at))
     child.start()
     child.join()
     assert child.exitcode in (0, -signal.SIGKILL)
     return child.exitcode == 0
 
 
-def _child(config, out, watch):
+def _child(config, out, reviewer, die_at):
     import torch
 
     from segsmith.workflows.build import build_run
 
     torch.set_num_threads(1)
-    for event in build_run(config, out, step=watch is not None, parts={"chat": ScriptedChat()}):
-        if watch is not None:
-            watch(event)
+    for event in build_run(config, out, reviewer=reviewer, parts={"chat": ScriptedChat()}):
+        if isinstance(event, StageStarted) and event.stage == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
 def test_decisions_of_a_run_that_is_killed_stand_and_outrank_the_agents(tmp_path):
     config = small_config(**SMALL)
-    never = partial(a_person, die_at="never")
+    never = partial(overrule, die_at="never")
     assert build_in_child(config, tmp_path / "whole", never)
     want = fingerprint(tmp_path / "whole")
     for die_at in ("label", "training"):
         run = tmp_path / die_at
-        assert not build_in_child(config, run, partial(a_person, die_at=die_at))
+        assert not build_in_child(config, run, partial(overrule, die_at=die_at), die_at)
         assert build_in_child(config, run, None)  # the same command, without pauses
         got = fingerprint(run)
         assert {k for k in want | got if want.get(k) != got.get(k)} == set(), die_at

@@ -6,10 +6,12 @@ import os
 from small_run import KEY, SMALL
 
 from segsmith.config import merged_config
+from segsmith.events import ReviewNeeded, Status
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_config import read_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import ScriptedChat, fingerprint, small_config
+from segsmith.workflows.build import build_run
 
 
 def test_the_funnel_narrows_and_adds_up(finished, segsmith):
@@ -45,39 +47,39 @@ def test_rejudging_shows_first_then_writes_and_the_build_goes_on_from_there(run,
     assert "Nothing was written" in text
     assert fingerprint(run) == before
     code, text, _ = segsmith("rejudge", run, "--threshold", "cat=1.0")
-    assert "made again" in text
+    assert "to update labels" in text
     assert read_record(run / "run.toml").config.judge.thresholds == {"cat": 1.0}
     capped = merged_config(config, {"budget": {"max_images": 1}}, "test")  # judge again, but draw no more
-    end = build(capped, run)
-    assert end["kind"] == "end"
-    assert end["tallies"]["cat"].accepted == 0
-    assert end["missing"] == {"cat": 3}
+    again = build(capped, run)
+    assert again.ended.status is Status.FINISHED
+    assert again.tallies["cat"].accepted == 0
+    assert again.ended.missing == {"cat": 3}
     exported = (run / "dataset" / "provenance.jsonl").read_text().splitlines()
     assert {json.loads(line)["class"] for line in exported} == {"dog"}
     segsmith("rejudge", run, "--calibrated")
-    assert build(config, run)["tallies"]["cat"].accepted == 3
+    assert build(config, run).tallies["cat"].accepted == 3
 
 
 def test_a_cap_holds_on_resume_is_said_and_may_be_raised(tmp_path, build):
     config = small_config(**SMALL)
     capped = merged_config(config, {"budget": {"max_images": 5}}, "test")
-    end = build(capped, tmp_path / "run")
-    assert end["drawn"] == 5
-    assert end["cap"] == "max_images = 5"
-    assert end["missing"]
+    run = build(capped, tmp_path / "run")
+    assert drawn(run) == 5
+    assert run.ended.cap == "max_images = 5"
+    assert run.ended.missing == run.missing
     again = build(capped, tmp_path / "run")
-    assert (again["kind"], again["drawn"]) == ("already_done", 5)
-    end = build(config, tmp_path / "run")
-    assert end["reason"] == "quota_met"
+    assert (again.ended.status, drawn(again)) == (Status.ALREADY_FINISHED, 5)
+    run = build(config, tmp_path / "run")
+    assert run.ended.reason == "quota_met"
     assert read_record(tmp_path / "run" / "run.toml").asked.budget.max_images is None
 
 
 def test_hours_and_dollars_stop_a_run_too(tmp_path, build):
     config = small_config(**SMALL)
     (tmp_path / "run").mkdir()
-    end = build(merged_config(config, {"budget": {"max_hours": 1e-7}}, "test"), tmp_path / "run")
-    assert end["cap"].startswith("max_hours")
-    assert end["missing"]
+    run = build(merged_config(config, {"budget": {"max_hours": 1e-7}}, "test"), tmp_path / "run")
+    assert run.ended.cap.startswith("max_hours")
+    assert run.ended.missing
 
 
 def test_run_toml_builds_the_same_dataset_again(finished, tmp_path, segsmith, monkeypatch):
@@ -119,12 +121,17 @@ def test_a_conversation_is_taken_up_at_the_very_item_before_any_model_is_loaded(
     tmp_path, segsmith, monkeypatch
 ):
     from segsmith.tools.vision.clip import OpenClipEncoder
-    from segsmith.workflows import build as run_module
 
     run = tmp_path / "run"
-    events = run_module.build_run(small_config(**SMALL), run, step=True, parts={"chat": ScriptedChat()})
-    total = len(next(event["subjects"] for event in events if event["kind"] == "pause"))
-    events.close()
+    pauses = []
+    stop = build_run(
+        small_config(**SMALL),
+        run,
+        reviewer=lambda pause: pauses.append(pause),
+        parts={"chat": ScriptedChat()},
+    )
+    total = len(next(event.subjects for event in stop if isinstance(event, ReviewNeeded)))
+    stop.close()
     monkeypatch.setattr(OpenClipEncoder, "load", lambda *_: 1 / 0)
     for number in (1, 2):
         typed = iter(["reject I saw enough of these"])
@@ -133,17 +140,21 @@ def test_a_conversation_is_taken_up_at_the_very_item_before_any_model_is_loaded(
         assert code == 0
         assert f"prompt {number} of {total}" in said
         assert f"prompt {number + 1} of {total}" in said
-        assert f"stopped here; go on with: segsmith step {run}" in said
+        assert f"stopped; continue with: segsmith step {run}" in said
 
 
 def test_ctrl_c_says_how_to_go_on(run, segsmith, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("segsmith.commands.build.run_build", stopped)
+    monkeypatch.setattr("segsmith.workflows.build.build", stopped)
     code, _, said = segsmith("build", "--from", run / "run.toml", "--out", run)
     assert code == 130
-    assert "same command goes on" in said
+    assert "run the same command again to resume" in said
+
+
+def drawn(run):
+    return sum(tally.drawn for tally in run.tallies.values())
 
 
 def quit_():

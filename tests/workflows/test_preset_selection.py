@@ -36,14 +36,14 @@ def world(monkeypatch):
     ("gpus", "here", "online", "offline", "vllm", "picked", "words", "looks"),
     [
         ((), (), True, False, True, "sim", "no GPU", 0),
-        ((), ("cpu",), False, True, True, "cpu", "are here", 0),
+        ((), ("cpu",), False, True, True, "cpu", "on this machine", 0),
         ((8,), (), True, False, True, "sim", "8 GB", 0),
-        ((8, 24), (), True, False, True, "gpu", "hub is in reach", 1),
-        ((24,), (), False, False, True, "sim", "out of reach", 1),
-        ((24,), ("gpu",), False, True, True, "gpu", "models are here", 0),
-        ((24,), (), True, True, True, "sim", "out of reach", 0),
+        ((8, 24), (), True, False, True, "gpu", "hub answers", 1),
+        ((24,), (), False, False, True, "sim", "does not answer", 1),
+        ((24,), ("gpu",), False, True, True, "gpu", "models are on this machine", 0),
+        ((24,), (), True, True, True, "sim", "nothing may be fetched", 0),
         ((80,), (), True, False, False, "sim", "vLLM is not installed", 0),
-        ((80,), ("cpu",), False, False, True, "cpu", "out of reach", 1),
+        ((80,), ("cpu",), False, False, True, "cpu", "does not answer", 1),
     ],
 )
 def test_auto_picks_what_the_machine_can_run_and_says_why(

@@ -1,4 +1,4 @@
-"""Datasets with weak labels: made from full ones to measure with, and refined with SAM to dense ones (SeSAM)."""
+"""Dense label maps from weak ones (SeSAM), and how good they are where the truth is known."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from segsmith.datasets.objects import present_classes
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
-from segsmith.datasets.weak_labels import WeakKind, weaken
-from segsmith.errors import SegsmithError
 from segsmith.ids import seed_of
 from segsmith.protocols import PatchClassifier
 from segsmith.segmentation.masks import MaskSettings, plan_mask
@@ -29,43 +27,22 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class MaskQuality:
-    """Label maps against the truth: mIoU over the pixels that are not 255, and their share; both in [0, 1]."""
+    """Label maps against the truth; both figures are in [0, 1]."""
 
     miou: float
+    """Over the pixels that are not 255."""
     known: float
-
-
-def weaken_dataset(root: Path, out: Path, kind: WeakKind, seed: int) -> float:
-    """Copy a VOC-layout dataset with weak labels in split train; returns the share of its pixels still labelled.
-
-    Splits val and test keep their full labels: they measure. Of kind "image" the classes of each training image
-    go to ``labels.csv``. Raises `SegsmithError` for an unusable dataset or an `out` that exists.
-    """
-    if out.exists():
-        raise SegsmithError(f"{out} exists already.", "Name a new folder with --out.")
-    train = VocFolder(root, "train")
-    shares: list[float] = []
-    labels: dict[str, list[str]] = {}
-
-    def weak_pairs() -> Iterator[Pair]:
-        for name, image, label_map in items_of(train):
-            weak = weaken(label_map, kind, np.random.default_rng(seed_of("weaken", seed, name)))
-            shares.append(float((weak != IGNORE).mean()))
-            if kind == "image":
-                labels[name] = [train.classes[i - 1] for i in present_classes(label_map)]
-            yield name, image, weak
-
-    write_voc(out, train.classes, {"train": weak_pairs(), **measuring_splits(root)}, labels)
-    return float(np.mean(shares)) if shares else 0.0
+    """Share of all pixels that are not 255."""
 
 
 def find_seeds(
     root: Path, path: Path, classifier: PatchClassifier, settings: MaskSettings, seed: int
 ) -> None:
-    """Seeds for a dataset with image labels alone, written to `path` as label maps (`save_maps`).
+    """Seeds for a dataset with image labels only, written to `path` as label maps (`save_maps`).
 
-    As in a build: the classifier is trained on the image labels, predicts each image by a fold that did not
-    see it, and a class's seed is where its patch scores are high. Only classes the image is labelled with.
+    As in a build, the classifier is trained on the image labels and scores each image by a fold that did not see it;
+    the seed of a class is where its patch scores are high. An image gets seeds only for the classes it is labelled
+    with.
     """
     train = VocFolder(root, "train")
     present = [train.present(index) for index in range(len(train))]
@@ -80,7 +57,7 @@ def find_seeds(
             rng = np.random.default_rng(seed_of("seeds", seed, name))
             plan = plan_mask(scores, [i - 1 for i in indices], image.shape[:2], rng, settings)
             drawn = np.full(image.shape[:2], IGNORE, np.uint8)
-            # Seeds overlap only where a class was outscored everywhere: the smaller keeps its few pixels.
+            # Seeds overlap only where a class was outscored everywhere; the smaller one keeps its few pixels.
             for index, mask in sorted(plan.seeds.items(), key=lambda item: -item[1].sum()):
                 drawn[mask] = index + 1
             yield drawn
@@ -91,10 +68,10 @@ def find_seeds(
 def write_dense(
     root: Path, out: Path, refiner: WeakRefiner, opinions: Iterable[Prediction] | None, threshold: float
 ) -> None:
-    """Copy a VOC-layout dataset with split train's weak labels made dense.
+    """Copy a dataset in VOC's layout with the weak labels of split train made dense.
 
-    What was drawn stays; then SAM's masks hold; where those are 255, what the teacher is at least `threshold`
-    sure of. Without `opinions` there is no teacher.
+    Drawn pixels keep their label. The others get SAM's label, and where that is 255, the teacher's label if its
+    probability is at least `threshold`. Without `opinions` there is no teacher.
     """
     train = VocFolder(root, "train")
 
@@ -116,7 +93,7 @@ def quality(
     truth: Mapping[str, NDArray[np.uint8]],
     classes: tuple[str, ...],
 ) -> MaskQuality:
-    """Score (id, (H, W) label map) pairs against the truth of the same ids; ids without a truth do not count."""
+    """Score (id, (H, W) label map) pairs against the truth of the same ids; an id without a truth is left out."""
     known = []
 
     def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -131,12 +108,12 @@ def quality(
 
 
 def maps_of_split(root: Path, split: str = "train") -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """(id, label map) of a VOC-layout split."""
+    """(id, label map) pairs of a split in VOC's layout."""
     return ((name, label_map) for name, _, label_map in items_of(VocFolder(root, split)))
 
 
 def maps_of_file(path: Path, names: list[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """(id, label map) of a file that `save_maps` wrote."""
+    """(id, label map) pairs of a file that `save_maps` wrote."""
     return ((name, pixels_of(png)) for name, png in zip(names, load_maps(path, names), strict=True))
 
 
@@ -146,6 +123,6 @@ def items_of(data: VocFolder) -> Iterator[Pair]:
 
 
 def measuring_splits(root: Path) -> dict[str, Iterable[Pair]]:
-    """The splits other than train that the dataset has, as they are."""
+    """The splits val and test that the dataset has, unchanged."""
     there = [s for s in SPLITS[1:] if (root / "ImageSets" / "Segmentation" / f"{s}.txt").exists()]
     return {split: items_of(VocFolder(root, split)) for split in there}

@@ -14,7 +14,8 @@ from segsmith.segmentation.weak_refiner import WeakRefiner
 from segsmith.tools.images.simulator import real_world
 from segsmith.tools.vision.sam import SamSegmenter
 from segsmith.types import PatchScores
-from segsmith.workflows.weak_labels import find_seeds, maps_of_file, quality, weaken_dataset, write_dense
+from segsmith.workflows.dense_labels import find_seeds, maps_of_file, quality, write_dense
+from segsmith.workflows.weaken import weaken_dataset
 
 CLASSES = ("cat", "bus")
 SETTINGS = MaskSettings.of(LabelerConfig())

@@ -1,0 +1,232 @@
+"""Weak labels (points, scribbles, coarse polygons, image labels) refined to dense masks and a segmenter (SeSAM)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segsmith.config import Config, load_config
+from segsmith.errors import SegsmithError
+from segsmith.events import Event, Stage, StageStarted, WeakLabelsRead
+from segsmith.files import write_atomic
+from segsmith.workflows.dense_labels import MaskQuality
+from segsmith.workflows.progress import Callback, Screen, open_display
+from segsmith.workflows.settings import Settings, nested
+from segsmith.workflows.train import Training, train_segmenter
+from segsmith.workflows.weaken import weak_kind
+
+if TYPE_CHECKING:
+    from segsmith.datasets.weak_labels import WeakKind
+    from segsmith.datasets.weak_source import WeakSource
+    from segsmith.protocols import PointSegmenter
+    from segsmith.segmentation.weak_refiner import WeakRefiner
+
+DEFAULTS: Settings = {"trainer.encoder_init": "none", "trainer.teacher_weight": 1, "labeler.border_px": 0}
+"""Settings of `refine` that differ from those of a build; the caller's settings come after them."""
+
+Show = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What `refine` made."""
+
+    dataset: Path
+    """The dataset with dense masks in split train, in PASCAL VOC's layout."""
+    label_kind: WeakKind
+    training: Training | None
+    """None where no segmenter was trained."""
+    components: Mapping[str, int] = field(default_factory=dict)
+    """How the labelled components were resolved -> their number; ``ok`` are those that SAM outlined. Empty when an
+    earlier call had made the masks."""
+    quality: Mapping[str, MaskQuality] = field(default_factory=dict)
+    """Stage -> quality of its label maps, where the truth is known."""
+
+    @property
+    def segmenter(self) -> Path | None:
+        """The trained ``segmenter.safetensors``."""
+        return None if self.training is None else self.training.segmenter
+
+
+def refine(
+    dataset: str | Path,
+    out: str | Path,
+    *,
+    weak: str | None = None,
+    zero_is_undrawn: bool = False,
+    truth: str | Path | None = None,
+    seed: int = 0,
+    train: bool = True,
+    settings: Settings | None = None,
+    on_event: Callback | None = None,
+    progress: bool = True,
+    screen: Screen | None = None,
+) -> Refinement:
+    """Turn weak labels into dense masks with SAM, and train a segmenter on both; the same call resumes.
+
+    Drawn pixels keep their label; pixels that neither SAM nor the segmenter can decide stay 255.
+
+    Args:
+        dataset: folder in VOC or COCO format, or with one sub-folder of images per class. In VOC masks, 255 marks
+            pixels where nothing was drawn.
+        out: folder for ``voc/`` (the dense masks), ``checkpoints/`` (the segmenter) and the state to resume from.
+        weak: ``points``, ``scribbles``, ``coarse`` or ``image``; None detects it.
+        zero_is_undrawn: index 0 in a mask means that nothing was drawn there, not background.
+        truth: the same images with full labels; the result then states the quality of the masks.
+        seed: another seed places other points for SAM.
+        train: train a segmenter, and use it to improve the masks.
+        settings: settings of sections ``labeler`` and ``trainer``, e.g. ``{"trainer.epochs": 40}``.
+        on_event: called with every event, in place of the progress display.
+        progress: show a progress display in a terminal or notebook.
+
+    Raises `SegsmithError` for a dataset or a setting that cannot be used, and for an `out` made with others.
+    """
+    from segsmith.segmentation.inference import checkpoint_predictions
+    from segsmith.segmentation.trainer import processes
+    from segsmith.tools.vision.sam import SamSegmenter
+    from segsmith.workflows.dense_labels import write_dense
+
+    root, out = Path(dataset), Path(out)
+    kind = None if weak is None else weak_kind(weak, "--weak")
+    config = refine_config(settings)
+    segmenter = SamSegmenter.load(config.labeler.sam, config.compute.device, config.compute.precision)
+    group = processes()
+    with open_display(on_event, progress and group.is_main_process, screen) as display:
+        with group.main_process_first():  # the other processes then find the files that it wrote
+            given, kind = _given(root, out, kind, zero_is_undrawn, config, seed, display.show)
+            seeds = _seeds(given, out / "seeds.zip", config, seed, display.show) if kind == "image" else None
+        refiner = _refiner(segmenter, config, seed, seeds)
+        training, opinions = None, None
+        if train:
+            checkpoints = out / "checkpoints"
+            training = train_segmenter(given, checkpoints, config, seed, show=display.show, sam=refiner)
+            opinions = checkpoint_predictions(checkpoints, given, config.trainer.drawn_classes_only)
+        voc = out / "voc"
+        if group.is_main_process and not voc.exists():
+            display.show(StageStarted(Stage.REFINING))
+            write_dense(given, voc, refiner, opinions, config.trainer.teacher_threshold)
+        group.wait_for_everyone()
+        quality: Mapping[str, MaskQuality] = {}
+        if truth is not None and group.is_main_process:
+            quality = _quality(Path(truth), given, out)
+        components = {reason.removeprefix("sam:"): n for reason, n in refiner.how.items()}
+        return Refinement(voc, kind, training, components, quality)
+
+
+def refine_config(settings: Settings | None = None) -> Config:
+    """The config of `refine` with these settings on top."""
+    return load_config(flags=nested({**DEFAULTS, **(settings or {})}))
+
+
+def _given(
+    dataset: Path,
+    out: Path,
+    kind: WeakKind | None,
+    zero_is_undrawn: bool,
+    config: Config,
+    seed: int,
+    show: Show,
+) -> tuple[Path, WeakKind]:
+    """The dataset that is trained on, ``OUT/given`` in VOC's layout, and the kind of its labels."""
+    from segsmith.datasets.voc_layout import write_voc
+    from segsmith.datasets.weak_source import open_weak
+
+    source = open_weak(dataset, kind, not zero_is_undrawn)
+    record = f"{dataset.resolve()}\n{source.kind}\n{zero_is_undrawn}\n{seed}\n{config.model_dump_json()}\n"
+    given = out / "given"
+    if not _is_ours(out, record) or not given.exists():
+        show(_summary(source))
+        pairs = {split: source.pairs(split) for split in source.splits}
+        write_voc(given, source.classes, pairs, source.image_labels)
+    return given, source.kind
+
+
+def _summary(source: WeakSource) -> WeakLabelsRead:
+    return WeakLabelsRead(
+        label_kind=source.kind,
+        splits={split: len(items) for split, items in source.splits.items()},
+        zero_is_drawn=source.zero_is_drawn,
+        problems=tuple(map(str, source.skipped)),
+        unlabelled=source.empty,
+        never_shown=source.never,
+    )
+
+
+def _is_ours(out: Path, record: str) -> bool:
+    """Whether `out` was made with the same arguments. A new folder is marked with them.
+
+    Raises `SegsmithError` for a folder that was made with other arguments, or that holds something else.
+    """
+    note = out / "refine.txt"
+    if note.exists() and note.read_text("utf-8") == record:
+        return True
+    if out.exists() and any(out.iterdir()):
+        raise SegsmithError(
+            f"{out} exists already and was not made with this dataset and these settings.",
+            "Name a new folder with --out.",
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, record.encode())
+    except OSError as error:
+        raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Name another folder.") from None
+    return False
+
+
+def _seeds(given: Path, path: Path, config: Config, seed: int, show: Show) -> Path:
+    """Seeds from patch scores, for image labels."""
+    from segsmith.datasets.voc_folder import read_classes
+    from segsmith.segmentation.masks import MaskSettings
+    from segsmith.tools.vision.clip import OpenClipEncoder
+    from segsmith.tools.vision.vit import open_classifier
+    from segsmith.workflows.dense_labels import find_seeds
+
+    if not path.exists():
+        compute = config.compute
+        classifier = open_classifier(
+            config,
+            read_classes(given),
+            seed,
+            lambda: OpenClipEncoder.load(config.judge.clip, compute.device, compute.precision),
+        )
+        show(StageStarted(Stage.SEEDING))
+        find_seeds(given, path, classifier, MaskSettings.of(config.labeler), seed)
+    return path
+
+
+def _refiner(segmenter: PointSegmenter, config: Config, seed: int, seeds: Path | None) -> WeakRefiner:
+    from segsmith.segmentation.masks import MaskSettings
+    from segsmith.segmentation.sources import load_maps, pixels_of
+    from segsmith.segmentation.weak_refiner import WeakRefiner
+
+    return WeakRefiner(
+        segmenter,
+        MaskSettings.of(config.labeler),
+        seed,
+        threshold=config.trainer.teacher_threshold,
+        step0=config.trainer.step0,
+        seeds=None if seeds is None else lambda name: pixels_of(load_maps(seeds, [name])[0]),
+    )
+
+
+def _quality(truth: Path, given: Path, out: Path) -> Mapping[str, MaskQuality]:
+    """Quality of the label maps of each stage, as far as the truth is known."""
+    from segsmith.datasets.imports import ImportedSplit
+    from segsmith.datasets.voc_folder import VocFolder
+    from segsmith.workflows.dense_labels import maps_of_file, maps_of_split, quality
+
+    data = VocFolder(given, "train")
+    exact = ImportedSplit(truth, "train", data.classes)
+    true_maps = {item.id: exact.raw(i)[1] for i, item in enumerate(exact.source.records)}
+    seeds, first = out / "seeds.zip", out / "checkpoints" / "training" / "sam-0.zip"
+    stages = {
+        "patch scores, before SAM": maps_of_file(seeds, data.ids) if seeds.exists() else None,
+        "weak labels, before SAM": None if seeds.exists() else maps_of_split(given),
+        "SAM, first asked": maps_of_file(first, data.ids) if first.exists() else None,
+        "final masks": maps_of_split(out / "voc"),
+    }
+    return {
+        stage: quality(maps, true_maps, data.classes) for stage, maps in stages.items() if maps is not None
+    }

@@ -1,0 +1,318 @@
+"""A run folder, finished or not, as users of the Python API see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segsmith.config import Config
+from segsmith.events import SessionEnded
+from segsmith.memory.ledger import Ledger, RunSummary
+from segsmith.memory.run_config import record_of
+from segsmith.memory.run_folder import RunFolder
+from segsmith.types import ClassTally, Evaluation, Image, LabelMap
+
+if TYPE_CHECKING:
+    from segsmith.datasets.export import ExportSummary
+    from segsmith.datasets.records import Origin, Record
+    from segsmith.datasets.run_dataset import RunDataset
+    from segsmith.workflows.estimate import Figures
+
+TEST_SETS = ("real_val", "test_set", "synthetic_val")
+"""What a segmenter is tested on, the test that says most first."""
+
+
+class DatasetImage:
+    """One image of a run's dataset. Its pixels are read when they are asked for."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def __repr__(self) -> str:
+        return f"DatasetImage({self.id!r}, split={self.split!r}, labels={self.labels!r})"
+
+    @property
+    def id(self) -> str:
+        """Id in the ledger, the dataset and the report."""
+        return self._record.id
+
+    @property
+    def split(self) -> str:
+        """``train``, ``val`` or ``test``."""
+        return self._record.split
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Classes that the image shows."""
+        return self._record.labels or ()
+
+    @property
+    def image(self) -> Image:
+        """(H, W, 3) uint8 RGB. Raises `SegsmithError` for a file that is missing or has changed."""
+        return self._record.load().image
+
+    @property
+    def mask(self) -> LabelMap:
+        """(H, W) uint8: 0 background, 1.. the classes in the order of `Run.classes`, 255 unknown.
+
+        Raises `SegsmithError` for a file that is missing or has changed.
+        """
+        label_map = self._record.load().label_map
+        assert label_map is not None
+        return label_map
+
+    @property
+    def lineage(self) -> Origin:
+        """Prompt, seed, model and scores."""
+        assert self._record.origin is not None
+        return self._record.origin
+
+
+class DatasetImages:
+    """The images of a run's dataset in the order they were drawn, real ones first; pixels are read one at a time."""
+
+    def __init__(self, records: tuple[Record, ...]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[DatasetImage]:
+        return map(DatasetImage, self._records)
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything that is known of one image, as text."""
+
+    id: str
+    class_name: str
+    """The class that its prompt was written for."""
+    path: Path
+    sections: Mapping[str, tuple[str, ...]]
+    """Title -> lines: prompt and ancestors, seed, verdict, labels, mask, decisions."""
+    models: tuple[str, ...]
+    """One line for each model of the run."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.id}  {self.class_name}  {self.path}"]
+        for title, text in self.sections.items():
+            lines += [title, *(f"  {line}" for line in text)]
+        return "\n".join([*lines, *self.models])
+
+
+class Run:
+    """A run folder. Properties read the ledger when they are asked for, so they follow a run in progress.
+
+    Args:
+        path: folder of an existing run.
+        ended: how the session ended that this process ran.
+    """
+
+    def __init__(self, path: str | Path, ended: SessionEnded | None = None) -> None:
+        self._folder = RunFolder(Path(path))
+        self._record = record_of(self._folder)
+        self.ended = ended
+        """How the session ended; None for a run that was opened with `open_run`."""
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    # -- places ---------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self._folder.root
+
+    @property
+    def dataset(self) -> Path:
+        """The exported dataset in PASCAL VOC's layout; exists once it was written."""
+        return self._folder.voc
+
+    @property
+    def segmenter(self) -> Path:
+        """``segmenter.safetensors``; exists once the training has finished."""
+        return self._folder.segmenter
+
+    @property
+    def report(self) -> Path:
+        """``report.html``."""
+        return self._folder.report
+
+    # -- figures --------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """The settings in force: those that the run was built with, and what `rejudge` changed since."""
+        return self._record.config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the masks' indices from 1."""
+        return self.config.classes
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the segmenter was trained and evaluated."""
+        with self._ledger() as ledger:
+            return ledger.finished_at is not None
+
+    @property
+    def tallies(self) -> Mapping[str, ClassTally]:
+        """Class -> numbers of admitted prompts and of drawn, judged and accepted images."""
+        with self._ledger() as ledger:
+            found = ledger.tallies()
+        return {name: found.get(name, ClassTally()) for name in self.classes}
+
+    @property
+    def missing(self) -> Mapping[str, int]:
+        """Class -> accepted images short of what was wanted."""
+        wanted, tallies = self.config.wanted, self.tallies
+        short = {name: wanted[name] - tally.accepted for name, tally in tallies.items()}
+        return {name: n for name, n in short.items() if n > 0}
+
+    @property
+    def evaluations(self) -> Mapping[str, Evaluation]:
+        """Scores of the segmenter, as far as they were measured.
+
+        Keys: ``synthetic_val`` (held-out generated images), ``real_val`` (held-out real images) and ``test_set`` (the
+        simulator test set, drawn in an unseen sprite style).
+        """
+        with self._ledger() as ledger:
+            return ledger.evaluation
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The most telling score: on held-out real images, else on the simulator test set, else on held-out generated
+        images. None before the run is evaluated.
+        """
+        found = self.evaluations
+        return next((found[name] for name in TEST_SETS if name in found), None)
+
+    @property
+    def uncertain_share(self) -> float:
+        """Mean share of pixels that are 255 in the masks, in [0, 1]; 0 without masks."""
+        with self._ledger() as ledger:
+            shares = [mask.ignore_share for mask in ledger.masks().values()]
+        return sum(shares) / max(len(shares), 1)
+
+    @property
+    def summary(self) -> RunSummary:
+        """Time and memory over all sessions."""
+        with self._ledger() as ledger:
+            return ledger.summary
+
+    # -- images ---------------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> DatasetImages:
+        """The images of the dataset: those that are accepted and have a mask. Empty before the first mask."""
+        from segsmith.datasets.run_dataset import collect
+
+        with self._ledger() as ledger:
+            masked = ledger.masks().keys() - ledger.rejected("mask")
+            if not any(row.id in masked for row in ledger.accepted()):
+                return DatasetImages(())
+            return DatasetImages(collect(self._folder, ledger, self.config).records)
+
+    def why(self, image_id: str) -> Story:
+        """The whole story of one image, drawn or accepted, by its id or the beginning of it.
+
+        Raises `SegsmithError` for an id that no image, or more than one, begins with.
+        """
+        from segsmith.review.decisions import find_id
+        from segsmith.review.facts import RunFacts
+
+        config = self._record.asked
+        with self._ledger() as ledger:
+            facts = RunFacts(ledger, config.classes, config.wanted, config.images.size)
+            found = find_id(list(facts.images), image_id)
+            return Story(
+                found,
+                facts.target(found),
+                self._folder.image(found),
+                {title: tuple(lines) for title, lines in facts.life(found).items()},
+                tuple(facts.models()),
+            )
+
+    # -- files ----------------------------------------------------------------------------------------
+
+    def export(self, format: str = "voc", out: str | Path | None = None) -> Path:
+        """Write the dataset in a format that other tools read, and return its folder.
+
+        Args:
+            format: ``voc``, ``coco``, ``yolo``, ``cvat``, ``webdataset`` or ``hf`` (Hugging Face).
+            out: folder to write; None writes ``dataset/FORMAT`` in the run folder.
+
+        An identical export is left alone. Raises `SegsmithError` where nothing can be exported yet, a file of the run
+        is missing or has changed, or `out` holds files that no export wrote.
+        """
+        return self.export_summary(format, out).folder
+
+    def export_summary(self, format: str = "voc", out: str | Path | None = None) -> ExportSummary:
+        """As `export`, with what was written."""
+        from segsmith.datasets.export import export_dataset
+
+        target = None if out is None else Path(out)
+        with self._folder.held(), self._ledger() as ledger:
+            return export_dataset(self._folder, ledger, self.config, format, target)
+
+    def write_report(self) -> Path:
+        """Write ``report.html`` again, whatever state the run is in."""
+        from segsmith.report.report import build_report
+
+        with self._ledger() as ledger:
+            return build_report(self._folder, ledger, self.config)
+
+    def write_gallery(self) -> Path:
+        """Write ``gallery.png``: the best images of each class above their masks."""
+        from segsmith.report.gallery import write_gallery
+
+        with self._ledger() as ledger:
+            return write_gallery(self._folder, ledger, self.config)
+
+    # -- for the commands -----------------------------------------------------------------------------
+
+    def funnel(self, classes: tuple[str, ...] = ()) -> Any:
+        """How many prompts and images reached each step, and why the others did not (`memory.funnel`)."""
+        from segsmith.memory.funnel import read_funnel
+
+        with self._ledger() as ledger:
+            return read_funnel(ledger, classes or self.classes)
+
+    def exported(self) -> RunDataset:
+        """What the run exports, for comparison with a dataset."""
+        from segsmith.datasets.run_dataset import collect
+
+        with self._ledger() as ledger:
+            return collect(self._folder, ledger, self.config)
+
+    def figures(self) -> Figures | None:
+        """What the run took per image; None when it drew too few to tell."""
+        from segsmith.workflows.estimate import measure
+
+        with self._ledger() as ledger:
+            return measure(ledger, self._folder, self.config)
+
+    def remember_figures(self) -> None:
+        """Keep the figures for `estimate`, which uses them for runs with the same models."""
+        from segsmith.workflows.estimate import remember
+
+        remember(self.config, self.figures())
+
+    @contextmanager
+    def _ledger(self) -> Iterator[Ledger]:
+        with closing(Ledger(self._folder.ledger)) as ledger:
+            yield ledger
+
+
+def open_run(path: str | Path) -> Run:
+    """Open an existing run folder, finished or not.
+
+    Raises `SegsmithError` for a folder that holds no run.
+    """
+    return Run(path)

@@ -1,0 +1,97 @@
+"""How the settings of a workflow come about: preset, file, environment, then what the caller passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segsmith.config import Config, load_config, merged_config
+from segsmith.errors import SegsmithError
+from segsmith.workflows.preset_selection import Choice, pick
+
+Settings = Mapping[str, Any]
+"""Sections (``{"judge": {"top_k": 3}}``) or dotted names (``{"judge.top_k": 3}``), also mixed."""
+
+
+def nested(settings: Settings) -> dict[str, Any]:
+    """The same settings with every dotted name turned into sections; later entries win.
+
+    Raises `SegsmithError` where a name is both a section and a value.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, last = str(key).split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise SegsmithError(f"Setting {key!r} is inside of something that is not a section.", "")
+        if isinstance(value, Mapping):
+            value = nested(value)
+            if isinstance(node.get(last), dict):
+                value = _merged(node[last], value)
+        node[last] = value
+    return tree
+
+
+def overrides(
+    settings: Settings | None,
+    *,
+    classes: str | Sequence[str] = (),
+    per_class: int | None = None,
+    seed: int | None = None,
+    memory: str | Path | None = None,
+    offline: bool = False,
+    max_images: int | None = None,
+    max_hours: float | None = None,
+    max_usd: float | None = None,
+) -> dict[str, Any]:
+    """The settings that a call passes; a named argument wins over the same key in `settings`."""
+    tree = nested(settings or {})
+    named = {
+        "classes": tuple(classes.split(",") if isinstance(classes, str) else classes) if classes else None,
+        "per_class": per_class,
+        "seed": seed,
+        "memory": None if memory is None else str(memory),
+        "offline": offline or None,
+    }
+    tree |= {key: value for key, value in named.items() if value is not None}
+    caps = {"max_images": max_images, "max_hours": max_hours, "max_usd": max_usd}
+    if given := {cap: value for cap, value in caps.items() if value is not None}:
+        tree["budget"] = {**tree.get("budget", {}), **given}
+    return tree
+
+
+def resolve(
+    *,
+    preset: str | None = None,
+    config: str | Path | Config | None = None,
+    changes: Settings | None = None,
+    run: Path | None = None,
+) -> tuple[Config, Choice]:
+    """The resolved config and the preset it starts from; `changes` are what `overrides` returns.
+
+    `config` is a TOML file laid over the preset, or a finished `Config`, which needs no preset. Without a preset the
+    one of the existing run folder `run` is taken, else the best one for this machine. Raises `SegsmithError` for an
+    unknown preset, a bad file or a bad value.
+    """
+    changes = changes or {}
+    if isinstance(config, Config):
+        if preset not in (None, config.preset):
+            raise SegsmithError(
+                f"config is a Config of preset {config.preset!r}, so preset={preset!r} has no effect.",
+                "Leave preset out.",
+            )
+        return merged_config(config, changes, "settings"), Choice(config.preset, "")
+    choice = pick(preset, offline=bool(changes.get("offline")), run=run)
+    file = None if config is None else Path(config)
+    return load_config(preset=choice.preset, file=file, flags=changes), choice
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,104 @@
+"""Train a segmenter on a labelled dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segsmith.config import Config, load_config
+from segsmith.events import EpochFinished, Event, Stage, StageStarted
+from segsmith.types import Evaluation
+from segsmith.workflows.evaluate import evaluation_of
+from segsmith.workflows.progress import Callback, Screen, open_display
+from segsmith.workflows.settings import Settings, nested
+
+if TYPE_CHECKING:
+    from segsmith.segmentation.sources import SamLabels
+
+DEFAULTS: Settings = {"trainer.encoder_init": "none"}
+"""Settings of `train` that differ from those of a build; the caller's settings come after them."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    It has fewer epochs than were asked for where ``trainer.patience`` stopped it early.
+    """
+
+    segmenter: Path
+    """``segmenter.safetensors``; its description is beside it in ``segmenter.json``."""
+    epochs: tuple[EpochFinished, ...]
+    validation: Evaluation | None
+    """The finished segmenter on split val; None without such a split."""
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether split val showed no progress any more."""
+        return self.epochs[-1].epoch < self.epochs[-1].epochs
+
+
+def train(
+    dataset: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    settings: Settings | None = None,
+    on_event: Callback | None = None,
+    progress: bool = True,
+    screen: Screen | None = None,
+) -> Training:
+    """Train a segmenter on split train of a dataset in PASCAL VOC's layout; the same call resumes an interrupted one.
+
+    Args:
+        dataset: folder with ``JPEGImages``, ``SegmentationClass``, ``ImageSets/Segmentation`` and ``classes.txt``.
+        out: folder for ``segmenter.safetensors`` and for the state to resume from.
+        seed: equal seeds, settings and data give equal segmenters on one machine.
+        settings: settings of section ``trainer``, e.g. ``{"trainer.epochs": 40}``.
+        on_event: called with every event, in place of the progress display.
+        progress: show a progress display in a terminal or notebook.
+
+    Raises `SegsmithError` for a dataset or a setting that cannot be used, and when the loss is no longer finite.
+    """
+    config = load_config(flags=nested({**DEFAULTS, **(settings or {})}))
+    with open_display(on_event, progress and is_main_process(), screen) as display:
+        return train_segmenter(Path(dataset), Path(out), config, seed, show=display.show)
+
+
+def train_segmenter(
+    dataset: Path,
+    out: Path,
+    config: Config,
+    seed: int,
+    *,
+    show: Callable[[Event], None],
+    sam: SamLabels | None = None,
+) -> Training:
+    """Train by section ``trainer`` of `config`; `sam` is a second source of labels (SeSAM)."""
+    from segsmith.segmentation.trainer import EpochReport
+    from segsmith.segmentation.trainer import train as run
+    from segsmith.tools.vision.clip import OpenClipEncoder
+
+    tower = None
+    if config.trainer.encoder_init == "clip":
+        tower = OpenClipEncoder.load(config.judge.clip, "cpu").tower
+    show(StageStarted(Stage.TRAINING))
+
+    def on_epoch(report: EpochReport) -> None:
+        show(EpochFinished(**asdict(report)))
+
+    result = run(dataset, out, config.trainer, seed, clip_tower=tower, sam=sam, on_epoch=on_epoch)
+    return Training(
+        result.checkpoint,
+        tuple(EpochFinished(**asdict(report)) for report in result.reports),
+        None if result.validation is None else evaluation_of(result.validation),
+    )
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that reports, of those that ``accelerate launch`` started together."""
+    from segsmith.segmentation.trainer import processes
+
+    return bool(processes().is_main_process)

@@ -1,0 +1,51 @@
+"""Weak labels made from full ones, to measure what refines them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from segsmith.datasets.objects import present_classes
+from segsmith.datasets.voc_folder import VocFolder
+from segsmith.datasets.voc_layout import Pair, write_voc
+from segsmith.datasets.weak_labels import KINDS, WeakKind, weaken
+from segsmith.errors import SegsmithError
+from segsmith.ids import seed_of
+from segsmith.types import IGNORE
+from segsmith.workflows.dense_labels import items_of, measuring_splits
+
+
+def weaken_dataset(root: Path, out: Path, kind: WeakKind, seed: int) -> float:
+    """Copy a dataset in VOC's layout with weak labels in split train; returns the share of its pixels still labelled.
+
+    Splits val and test keep their full labels, because they are measured on. With kind "image", the classes of each
+    training image go to ``labels.csv``. Raises `SegsmithError` for an unusable dataset or an `out` that exists.
+    """
+    if out.exists():
+        raise SegsmithError(f"{out} exists already.", "Name a new folder with --out.")
+    train = VocFolder(root, "train")
+    shares: list[float] = []
+    labels: dict[str, list[str]] = {}
+
+    def weak_pairs() -> Iterator[Pair]:
+        for name, image, label_map in items_of(train):
+            weak = weaken(label_map, kind, np.random.default_rng(seed_of("weaken", seed, name)))
+            shares.append(float((weak != IGNORE).mean()))
+            if kind == "image":
+                labels[name] = [train.classes[i - 1] for i in present_classes(label_map)]
+            yield name, image, weak
+
+    write_voc(out, train.classes, {"train": weak_pairs(), **measuring_splits(root)}, labels)
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def weak_kind(name: str, option: str) -> WeakKind:
+    """The kind of weak label called `name`; for an unknown one a `SegsmithError` lists what `option` may be."""
+    for kind in KINDS:
+        if kind == name:
+            return kind
+    raise SegsmithError(
+        f"There is no kind of weak label {name!r}.", f"Type {option} with one of: {', '.join(KINDS)}."
+    )
