@@ -17,6 +17,7 @@ from segsmith.agents.prompt.agent import PromptAgent
 from segsmith.agents.prompt.label_sets import LabelSets
 from segsmith.agents.region_check import RegionCheck
 from segsmith.config import Config, api_key
+from segsmith.errors import SegsmithError
 from segsmith.graph.finalize import Finalizer
 from segsmith.memory.ledger import Ledger, UsageRow
 from segsmith.memory.real_images import RealSet

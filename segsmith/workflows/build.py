@@ -207,6 +207,10 @@ def build_run(
             context.ledger.finished_at = None
             snapshot = graph.get_state(options)
         if snapshot.values and not waiting(snapshot):
+            if (
+                context.ledger.unmeasured()
+            ):  # an earlier version stored no measurements, which `rejudge` needs
+                context.judge_agent.measure()
             if not run.report.exists():  # an earlier session was killed between its last node and the report
                 _write_report(context)
             yield _ended(Status.ALREADY_FINISHED, snapshot.values)
