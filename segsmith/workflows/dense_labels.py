@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segsmith.datasets.objects import present_classes
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
 from segsmith.ids import seed_of

@@ -96,7 +96,9 @@ def _listed(images: Images) -> Iterable[Image | str | Path]:
         return [images]
     files = sorted(path for path in Path(images).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise SegsmithError(f"{images} holds no image.", f"Name a folder with {', '.join(IMAGE_SUFFIXES)} files.")
+        raise SegsmithError(
+            f"{images} holds no image.", f"Name a folder with {', '.join(IMAGE_SUFFIXES)} files."
+        )
     return files
 
 
