@@ -59,3 +59,11 @@ class Shortfall(Reason):
     STALLED = "stalled", "no image was accepted in several rounds"
     BUDGET_SPENT = "budget_spent", "the budget is spent"
     NOTHING_ACCEPTED = "nothing_accepted", "no image was accepted"
+
+
+class UndrawnReason(Reason):
+    """Why a requested image was not drawn."""
+
+    FILTERED = "filtered", "a preview did not show the requested class"
+    REFUSED = "refused", "the image API rejected the prompt"
+    UNSAFE = "unsafe", "the image model's safety checker rejected the image"

@@ -90,6 +90,7 @@ def render(run: RunFolder, data: RunData, config: Config) -> Iterator[str]:
             prompt_steps=statistics.prompt_funnel(data),
             image_steps=statistics.image_funnel(data),
             reject_reasons=statistics.reject_reasons(data),
+            undrawn_reasons=statistics.undrawn_reasons(data),
             drop_reasons=statistics.drop_reasons(data),
             rows=rows,
             shortfalls=statistics.shortfalls(rows, data),

@@ -23,6 +23,7 @@ from segsmith.memory.ledger import (
     ModelRow,
     PromptRow,
     RunSummary,
+    UndrawnRow,
     UsageRow,
     VerdictRow,
 )
@@ -49,6 +50,7 @@ class RunData:
 
     prompts: Mapping[str, PromptRow]
     images: Sequence[ImageRow]
+    undrawn: Sequence[UndrawnRow]
     verdicts: Mapping[str, VerdictRow]
     labels: Mapping[str, Mapping[str, LabelRow]]
     masks: Mapping[str, MaskRow]
@@ -119,6 +121,7 @@ def read_run(run: RunFolder, ledger: Ledger) -> RunData:
     return RunData(
         prompts=prompts,
         images=known,
+        undrawn=reader.rows("undrawn images", ledger.undrawn, lambda row: _texts(row.id, row.reason)),
         verdicts={v.image_id: v for v in verdicts},
         labels=labels,
         masks={m.image_id: m for m in masks},

@@ -10,7 +10,7 @@ from typing import Any
 
 from segsmith.config import Config
 from segsmith.memory.ledger import ImageRow
-from segsmith.reasons import PromptProblem, Shortfall, VerdictReason
+from segsmith.reasons import PromptProblem, Shortfall, UndrawnReason, VerdictReason
 from segsmith.report.run_data import RunData, finite
 
 DECISIONS_SHOWN = 200
@@ -131,6 +131,12 @@ def reject_reasons(data: RunData) -> list[ReasonCount]:
     """Why images were rejected, the most frequent reason first."""
     counts = Counter(data.verdicts[i.id].reason for i in data.rejected)
     return [ReasonCount(label(r), VerdictReason.wording_of(r), n) for r, n in counts.most_common()]
+
+
+def undrawn_reasons(data: RunData) -> list[ReasonCount]:
+    """Why requested images were not drawn, the most frequent reason first."""
+    counts = Counter(row.reason for row in data.undrawn)
+    return [ReasonCount(label(r), UndrawnReason.wording_of(r), n) for r, n in counts.most_common()]
 
 
 def drop_reasons(data: RunData) -> list[ReasonCount]:

@@ -38,6 +38,7 @@ TABLES = (
     "models",
     "decisions",
     "guidance",
+    "undrawn",
 )
 JUNK = (
     "",

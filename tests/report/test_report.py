@@ -11,7 +11,7 @@ from make_run import STAGES, make_run
 from PIL import Image as PILImage
 
 from segsmith.files import png_bytes, write_atomic
-from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, RunSummary, VerdictRow
+from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, RunSummary, UndrawnRow, VerdictRow
 from segsmith.report import cards, charts, sheets, statistics, theme, thumbnails
 from segsmith.report.report import build_report
 from segsmith.report.run_data import read_run
@@ -237,6 +237,16 @@ def test_funnel_and_class_rows_add_up(whole):
     assert sum(row.drawn for row in rows) == drawn.count
     share = sum(m.pixels.get("cat", 0) for m in data.masks.values()) / (len(data.masks) * 64**2)
     assert rows[0].pixel_share == pytest.approx(share)
+
+
+def test_requested_images_that_were_not_drawn_are_counted_by_reason(tmp_path):
+    run, ledger, config = make_run(tmp_path, classes=("cat",), size=64, prompts_per_class=2)
+    prompt = ledger.prompts("admitted")[0]
+    ledger.add_undrawn([UndrawnRow(f"i-{k}", prompt.id, 0, "filtered") for k in range(3)])
+    html = build_report(run, ledger, config).read_text("utf-8")
+    ledger.close()
+    text = re.sub(r"\s+", " ", Page(html).text)
+    assert "Why requested images were not drawn 3filtered" in text
 
 
 def test_a_shortfall_that_a_later_session_filled_is_not_shown(whole):
