@@ -8,6 +8,7 @@ main ones.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -632,6 +633,14 @@ def merged_config(config: Config, changes: Mapping[str, Any], source: str) -> Co
     """`config` with a nested mapping of changes applied, validated again; raises `SegsmithError`."""
     values = {**config.model_dump(exclude_none=True), "offline": config.offline}  # which a dump leaves out
     return parse_config(_deep_merge(values, _with_current_names(changes)), source)
+
+
+def equals_stored(config: Config, text: str) -> bool:
+    """Whether `text`, a config that this or an earlier version dumped as JSON, has the settings of `config`."""
+    try:
+        return parse_config(json.loads(text), "a stored config") == config
+    except (ValueError, RecursionError, SegsmithError):
+        return False
 
 
 def api_key() -> str | None:

@@ -4,7 +4,15 @@ import tomllib
 
 import pytest
 
-from segsmith.config import Config, check_class_names, config_toml, load_config, merged_config, parse_config
+from segsmith.config import (
+    Config,
+    check_class_names,
+    config_toml,
+    equals_stored,
+    load_config,
+    merged_config,
+    parse_config,
+)
 from segsmith.errors import SegsmithError
 from segsmith.memory.run_config import read_record
 
@@ -117,6 +125,16 @@ def test_an_environment_variable_that_cannot_be_read_gives_one_line(monkeypatch)
     with pytest.raises(SegsmithError, match=r"judge.*SEGSMITH_JUDGE__TOP_K") as error:
         load_config()
     assert "\n" not in str(error.value)
+
+
+def test_a_config_stored_with_old_names_is_recognised():
+    config = load_config(preset="gpu", flags={"classes": ("cat",)})
+    text = config.model_dump_json()
+    assert equals_stored(config, text)
+    assert equals_stored(config, text.replace('"writes_sentences"', '"able"'))
+    assert not equals_stored(config, text.replace('"per_class":40', '"per_class":41'))
+    for damaged in ("", "{", "3", "[" * 100_000, '{"seed": "x"}'):
+        assert not equals_stored(config, damaged)
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,9 @@ class LabelSources(Dataset[Sample]):
         try:
             found = pixels_of(self._sam[index])
         except UnreadableImage as error:
-            raise _damaged_maps(self._sam_path, f"{self.data.ids[index]}: {error}") from None
+            raise damaged_maps(self._sam_path, f"{self.data.ids[index]}: {error}") from None
         if found.shape != size or found[found != IGNORE].max(initial=0) > len(self.data.classes):
-            raise _damaged_maps(self._sam_path, f"{self.data.ids[index]} has another size or other classes")
+            raise damaged_maps(self._sam_path, f"{self.data.ids[index]} has another size or other classes")
         return found
 
     def allowed(self, index: int) -> Tensor:
@@ -139,7 +139,15 @@ def load_maps(path: Path, names: Sequence[str]) -> list[bytes]:
             return [archive.read(f"{name}.png") for name in names]
     # zipfile raises these for damage in different parts of the file.
     except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise _damaged_maps(path, f"{type(error).__name__}: {error}") from None
+        raise damaged_maps(path, f"{type(error).__name__}: {error}") from None
+
+
+def read_map(path: Path, name: str) -> NDArray[np.uint8]:
+    """One (H, W) uint8 label map of a file that `save_maps` wrote; `SegsmithError` if it is damaged."""
+    try:
+        return pixels_of(load_maps(path, [name])[0])
+    except UnreadableImage as error:
+        raise damaged_maps(path, f"{name}: {error}") from None
 
 
 def pixels_of(png: bytes) -> NDArray[np.uint8]:
@@ -147,7 +155,8 @@ def pixels_of(png: bytes) -> NDArray[np.uint8]:
     return read_index_map(png)
 
 
-def _damaged_maps(path: Path, reason: str) -> SegsmithError:
+def damaged_maps(path: Path, reason: str) -> SegsmithError:
+    """The error for a file of label maps that cannot be used."""
     return SegsmithError(
         f"The labels in {path} are damaged ({' '.join(reason.split())[:200]}).",
         f"Type rm -r {shlex.quote(str(path.parent))} to make them again.",

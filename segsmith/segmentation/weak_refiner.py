@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from segsmith.datasets.objects import components
 from segsmith.datasets.voc_folder import VocFolder
+from segsmith.errors import SegsmithError
 from segsmith.ids import seed_of
 from segsmith.protocols import PointSegmenter
 from segsmith.segmentation.masks import (
@@ -140,6 +141,11 @@ class WeakRefiner:
     ) -> PlannedMask:
         rng = np.random.default_rng(seed_of("refine", self._seed, name, round_))
         weak = drawn if self._seeds is None else self._seeds(name)
+        if weak.shape != drawn.shape:
+            raise SegsmithError(
+                f"The seeds of image {name!r} have another size than the image.",
+                "Delete seeds.zip to make them again.",
+            )
         if prediction is None:
             return plan_weak(weak, rng, self._settings)
         confident = np.where(prediction.confidence >= self._threshold, prediction.labels, IGNORE).astype(

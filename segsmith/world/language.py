@@ -52,7 +52,6 @@ PLACES: dict[str, tuple[str, ...]] = {
 """Place -> its synonyms."""
 
 INDOOR = frozenset({"kitchen", "living room", "bedroom", "office", "studio"})
-WATERSIDE = frozenset({"beach", "lake", "harbour"})
 
 LIGHTS: dict[str, tuple[str, ...]] = {
     "day": ("daylight", "daytime", "midday", "noon", "bright daylight", "broad daylight",

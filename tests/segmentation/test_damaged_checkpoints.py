@@ -17,7 +17,7 @@ from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.checkpoint import load_segmenter
 from segsmith.segmentation.network import bare_segmenter
-from segsmith.segmentation.sources import load_maps, save_maps
+from segsmith.segmentation.sources import load_maps, read_map, save_maps
 from segsmith.segmentation.trainer import train
 
 CONFIG = TrainerConfig(**{**TINY, "epochs": 2})
@@ -416,6 +416,13 @@ def test_damaged_labels_of_sam_give_one_line(squares, tmp_path, spoil):
     message = one_line(train, squares, tmp_path, CONFIG, seed=3, sam=Sam())
     assert "sam-0.zip" in message
     assert "rm -r" in message
+
+
+def test_one_damaged_label_map_gives_one_line(tmp_path):
+    save_maps(tmp_path / "m.zip", ["a"], [np.full((4, 4), 2, np.uint8)])
+    assert (read_map(tmp_path / "m.zip", "a") == 2).all()
+    spoil_png(tmp_path / "m.zip", ["a"])
+    assert "m.zip" in one_line(read_map, tmp_path / "m.zip", "a")
 
 
 def test_entries_that_share_their_bytes_are_not_read_many_times(tmp_path):
