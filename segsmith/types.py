@@ -1,4 +1,4 @@
-"""Data types that several packages share: arrays with their shapes and ranges, and what image models exchange."""
+"""Data types that several packages share: arrays, requests to image models and their results, counts and scores."""
 
 from __future__ import annotations
 
@@ -10,28 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
-
-
+"""(H, W, 3) RGB."""
 Mask = NDArray[np.bool_]
-
-
+"""(H, W)."""
 LabelMap = NDArray[np.uint8]
-
-
+"""(H, W): 0 background, 1.. classes, `IGNORE` unknown."""
 Vectors = NDArray[np.float32]
-
+"""(N, D), usually unit vectors."""
 
 IGNORE = 255
 """Value of a pixel in a label map whose class is unknown (PASCAL VOC's convention)."""
 
 
 SEEDS_PER_PROMPT = 1000
-"""Room for the seeds of one prompt; each prompt's first seed is a multiple of it."""
+"""Number of seeds reserved for each prompt; its first seed is a multiple of this."""
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One picture to draw. `seed` alone decides between pictures of the same prompt.
+    """One image to draw. Images of the same prompt differ only in their `seed`.
 
     Seeds of one prompt are consecutive (`first, first + 1, ...`), `first` a multiple of `SEEDS_PER_PROMPT`.
     """
@@ -41,31 +38,31 @@ class ImageRequest:
 
 
 NoImage = Literal["filtered", "quota", "refused", "unsafe"]
-"""Why a request has no image: a hopeless preview, a class that has enough, a provider's or the model's own veto."""
+"""Why a request has no image: a preview was filtered, the class has enough, or provider or model refused it."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What became of one request of a batch."""
+    """The result of one request of a batch."""
 
     index: int
-    """Place of the request in the batch."""
+    """Index of the request in the batch."""
     image: Image | None
     reason: NoImage | None = None
-    """Set where there is no image."""
+    """Why there is no image."""
     detail: str = ""
-    """The backend's own words about the reason."""
+    """The backend's message about the reason."""
     usd: float = 0.0
-    """What it cost."""
+    """US dollars."""
 
 
 Gate = Callable[[Sequence[int], Sequence[Image]], Sequence[NoImage | None]]
-"""Looks at previews of unfinished pictures, given with the places of their requests; a reason drops one."""
+"""Takes indices of requests and previews of their unfinished images; a reason stops an image."""
 
 
 @dataclass(frozen=True)
 class MaskCandidates:
-    """What SAM offers for one set of points: (K, H, W) bool masks and (K,) predicted IoUs in [0, 1]."""
+    """SAM's candidates for one set of points: (K, H, W) bool masks and (K,) predicted IoUs in [0, 1]."""
 
     masks: NDArray[np.bool_]
     scores: NDArray[np.float32]
@@ -73,7 +70,7 @@ class MaskCandidates:
 
 @dataclass(frozen=True)
 class PatchScores:
-    """A multi-label patch classifier's view of N images and C classes.
+    """Scores of a multi-label patch classifier for N images and C classes.
 
     `maps` is (N, C, h, w) float32 in [0, 1], one score per patch; `probabilities` is (N, C) float32.
     """

@@ -1,4 +1,4 @@
-"""The director: what to write and draw next, and when to stop. Numbers in, a plan out."""
+"""The director: decides what to write and draw next, and when to stop. Pure functions of counts and settings."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from segsmith.types import ClassTally
 Reason = Literal["need_prompts", "draw", "quota_met", "stalled", "budget_spent", "nothing_accepted"]
 
 PRIOR_ACCEPTED, PRIOR_JUDGED = 3.0, 5.0
-"""What a class's yield is taken for before anything was judged: 3 of 5, as strong as five images (ours)."""
+"""Prior of a class's yield: 3 of 5 images accepted, with the weight of five judged images (ours)."""
 SPARE = 1.25
-"""How much more than the expected need is asked for: a picture too many is cheaper than a round too many (ours)."""
+"""Factor on the expected number of images, since a spare image is cheaper than another round (ours)."""
 
 
 @dataclass(frozen=True)
 class ClassProgress:
-    """Where one class stands in this run."""
+    """Counts of one class in this run."""
 
     tally: ClassTally = field(default_factory=ClassTally)
     idle_rounds: int = 0
-    """Rounds in a row in which the class asked for images and none was accepted."""
+    """Consecutive rounds in which images were requested for the class and none was accepted."""
 
     @property
     def expected_yield(self) -> float:
-        """Accepted share of judged images, drawn towards the prior while few were judged; in (0, 1)."""
+        """Accepted share of judged images, in (0, 1); close to the prior while few are judged."""
         return (self.tally.accepted + PRIOR_ACCEPTED) / (self.tally.judged + PRIOR_JUDGED)
 
 
@@ -43,14 +43,14 @@ class Plan:
     write: Mapping[str, int] = field(default_factory=dict)
     """Class -> prompts to write, for this round ("need_prompts") or the next one ("draw")."""
     missing: Mapping[str, int] = field(default_factory=dict)
-    """Class -> accepted images short of the quota, when the run stops here."""
+    """Class -> number of accepted images missing from the quota, if drawing ends here."""
     cap: str = ""
-    """The cap that ended the drawing, such as "max_images = 9"; "" for none."""
+    """The cap that ended drawing, such as "max_images = 9"; "" for none."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run has cost over all its sittings."""
+    """What a run has cost over all its sessions."""
 
     hours: float = 0.0
     usd: float = 0.0
@@ -60,12 +60,12 @@ NOTHING_SPENT = Spent()
 
 
 def spent(ledger: Ledger) -> Spent:
-    """From the ledger, so a run that goes on has not forgotten it."""
+    """What the run has cost so far, from the ledger."""
     return Spent(ledger.summary.wall_seconds / 3600, sum(row.usd for row in ledger.usage().values()))
 
 
 def cap_reached(budget: BudgetConfig, drawn: int, rounds_done: int, cost: Spent) -> str:
-    """The first cap that is reached, as a setting ("max_images = 9"); "" while there is room."""
+    """The first cap that is reached, as a setting ("max_images = 9"); "" if none is."""
     for name, value in (
         ("max_images", drawn), ("max_hours", cost.hours), ("max_usd", cost.usd), ("max_rounds", rounds_done)
     ):  # fmt: skip
@@ -84,9 +84,9 @@ def plan_round(
 ) -> Plan:
     """Decide the next round from each class's progress and the admitted prompts still `waiting` to be drawn.
 
-    A class with its quota stops writing and drawing. One that stayed idle for `budget.patience` rounds is
-    given up. What remains asks for a little more prompts than its measured yield says it needs, at most
-    `prompts.batch` a round, and for next round's prompts while this round's are drawn.
+    Classes that have their quota, or were idle for `budget.patience` rounds, are left out. Each other class gets
+    slightly more prompts than its measured yield calls for, at most `prompts.batch` per round, and prompts for the
+    next round are written while this round's are drawn.
     """
     missing = {c: config.wanted[c] - progress[c].tally.accepted for c in config.classes}
     missing = {c: n for c, n in missing.items() if n > 0}
@@ -119,6 +119,6 @@ def plan_round(
 def _stop(
     reason: Reason, progress: Mapping[str, ClassProgress], missing: Mapping[str, int], cap: str = ""
 ) -> Plan:
-    """End the drawing; a run with nothing to label says that instead."""
+    """End drawing, with reason "nothing_accepted" if there is nothing to label."""
     empty = not any(p.tally.accepted for p in progress.values())
     return Plan("nothing_accepted" if empty else reason, missing=missing, cap=cap)

@@ -1,4 +1,4 @@
-"""The image agent: draws admitted prompts in batches, with seeds made of ids."""
+"""The image agent: draws admitted prompts in batches. Seeds are derived from prompt ids."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class PreviewScore:
-    """What the judge's model makes of a preview."""
+    """The judge's score of a preview."""
 
     probability: float
     """Of the prompt's class."""
@@ -46,7 +46,7 @@ Look = Callable[[Sequence[Preview]], Sequence[PreviewScore]]
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to draw."""
+    """One image to draw."""
 
     id: str
     prompt: PromptRow
@@ -54,7 +54,7 @@ class Task:
 
 
 class ImageAgent:
-    """Draws what is not drawn yet; the same run always draws the same pictures."""
+    """Draws images that are not drawn yet; the same run always draws the same images."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ImageAgent:
         look: Look | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`look` switches the online filter on; `stopped` says that the person wants the run to end."""
+        """`look` enables the online filter; `stopped` returns True once the user has asked the run to stop."""
         self._backend = backend
         self._ledger = ledger
         self._run = run
@@ -81,18 +81,18 @@ class ImageAgent:
         self._batch_size = min(config.batch_size, fitted)
 
     def waiting(self) -> dict[str, list[str]]:
-        """Class -> admitted prompts with images still to draw, oldest first, without those a person put aside."""
+        """Class -> admitted prompts with images left to draw, oldest first, without those a reviewer rejected."""
         done = Counter(row.prompt_id for row in self._ledger.images())
         done.update(row.prompt_id for row in self._ledger.undrawn())
-        aside = self._put_aside()
+        rejected = self._rejected_prompts()
         waiting: dict[str, list[str]] = {}
         for prompt in self._ledger.prompts("admitted"):
-            if done[prompt.id] < self._config.per_prompt and prompt.id not in aside:
+            if done[prompt.id] < self._config.per_prompt and prompt.id not in rejected:
                 waiting.setdefault(prompt.class_name, []).append(prompt.id)
         return waiting
 
     def affordable(self) -> float:
-        """Pictures that what is left of the budget still pays for; infinite without a price or a cap."""
+        """Number of images that the rest of the budget pays for; infinite without a price or a cap."""
         price = self._backend.usd_per_image
         if self._max_usd is None or not price:
             return math.inf
@@ -119,8 +119,8 @@ class ImageAgent:
         is too small for one image.
         """
         there = {row.id for row in self._ledger.images()} | {row.id for row in self._ledger.undrawn()}
-        aside = self._put_aside()
-        wanted = [prompt for prompt in prompts if prompt.id not in aside]
+        rejected = self._rejected_prompts()
+        wanted = [prompt for prompt in prompts if prompt.id not in rejected]
         todo = [task for prompt in wanted for task in self._tasks(prompt) if task.id not in there][:limit]
         total, position = len(todo), 0
         good: dict[str, set[str]] = {}
@@ -149,8 +149,8 @@ class ImageAgent:
             on_batch(position, total)
         return drawn
 
-    def _put_aside(self) -> set[str]:
-        """Prompts that a person rejected, or replaced by an edited one."""
+    def _rejected_prompts(self) -> set[str]:
+        """Prompts that a reviewer rejected or edited."""
         return {i for i, row in self._ledger.decisions("prompt").items() if row.action != "accept"}
 
     def _tasks(self, prompt: PromptRow) -> list[Task]:
@@ -261,7 +261,7 @@ class ImageAgent:
     def _gate(
         self, batch: Sequence[Task], good: dict[str, set[str]], lacking: Mapping[str, int] | None
     ) -> Gate | None:
-        """The look at this batch's previews; `good` collects, per class, the pictures that look accepted."""
+        """The online filter for this batch; `good` collects class -> images whose previews reach the threshold."""
         look = self._look
         if look is None:
             return None
@@ -294,7 +294,7 @@ class ImageAgent:
     def _step(
         self, on_batch: Callable[[int, int], None], before: int, size: int, total: int, share: float
     ) -> None:
-        """A part of the batch is done: tell so, unless the person wants to stop."""
+        """Report progress within a batch. Raises `Cancelled` if the user has asked the run to stop."""
         if self._stopped():
             raise Cancelled
         on_batch(before + int(share * size), total)
@@ -308,4 +308,4 @@ class ImageAgent:
         self._batch_size = tried // 2
         fitted = {**self._ledger.batch_sizes, self._backend.name: self._batch_size}
         self._ledger.batch_sizes = fitted
-        log.warning("out of memory: going on with batches of %d images", self._batch_size)
+        log.warning("out of memory: continuing with batches of %d images", self._batch_size)

@@ -1,7 +1,7 @@
-"""The labeler: relabels the whole set with a ViT, then turns labels into masks with SAM.
+"""The labeler: relabels all accepted images with a ViT, then turns labels into masks with SAM.
 
-`relabel` follows SynthSeg-Agents (a ViT taught by CLIP relabels everything, including what no prompt asked
-for), `segment` follows SeSAM (seeds, components, skeleton points, SAM, selection by coverage).
+`relabel` follows SynthSeg-Agents (a ViT trained on CLIP's labels relabels every image and finds objects that no
+prompt asked for), `segment` follows SeSAM (seeds, components, skeleton points, SAM, selection by coverage).
 """
 
 from __future__ import annotations
@@ -43,17 +43,16 @@ log = logging.getLogger(__name__)
 
 CHUNK = 32
 CALIBRATION = 64
-"""Pictures whose regions say what is usual (`RegionCheck`)."""
+"""Number of images whose regions calibrate the `RegionCheck`."""
 
 
 def decide_labels(
     named: Sequence[str], probabilities: Mapping[str, float], target: str, config: LabelerConfig
 ) -> tuple[str, ...]:
-    """Final labels in class order: the ViT adds what it is sure of and removes what it does not see.
+    """Final labels in class order.
 
-    A class is kept when its out-of-fold probability reaches `label_threshold`, or when the prompt or CLIP
-    named it and the ViT does not rule it out (`drop_threshold`). The target stays: the judge accepted the
-    picture for it.
+    A class is kept if its out-of-fold probability reaches `label_threshold`, or if the prompt or CLIP named it and
+    its probability reaches `drop_threshold`. The target is always kept, because the judge accepted the image for it.
     """
     return tuple(
         name
@@ -63,7 +62,7 @@ def decide_labels(
 
 
 class LabelerAgent:
-    """Labels and masks of every accepted picture, written to the ledger and to ``masks/``."""
+    """Labels and masks of all accepted images, written to the ledger and to ``masks/``."""
 
     def __init__(
         self,
@@ -77,9 +76,9 @@ class LabelerAgent:
         real: RealSet | None = None,
         check: Callable[[], RegionCheck] | None = None,
     ) -> None:
-        """`real`: the images that the run enlarges; the ViT learns from their labels, too.
+        """`real` are the images that the run adds to; the ViT is trained on their labels, too.
 
-        `check` opens what doubts regions; without it every region is believed.
+        `classifier`, `segmenter` and `check` open their models. Without `check` no region is doubted.
         """
         self._classifier = classifier
         self._segmenter = segmenter
@@ -92,9 +91,9 @@ class LabelerAgent:
         self._check = check
 
     def relabel(self) -> int:
-        """Out-of-fold labels for every accepted picture; returns how many labels changed.
+        """Store out-of-fold labels for all accepted images; returns the number of labels that changed.
 
-        The patch-score maps are kept in ``patch_scores.npz``, so that masks can be made again without training.
+        The patch scores are kept in ``patch_scores.npz``, so that masks can be made again without training.
         """
         rows = self._ledger.accepted()
         prompts = {p.id: p for p in self._ledger.prompts()}
@@ -120,7 +119,7 @@ class LabelerAgent:
             after = before
             if self._config.relabel:
                 after = decide_labels((*before, *prompt.classes), named, prompt.class_name, self._config)
-            if row.id in decided:  # a person's labels stand; the ViT's opinion stays beside them
+            if row.id in decided:  # a reviewer's labels win; the ViT's scores are stored with them
                 after = tuple(c for c in self._classes if c in decided[row.id].value["labels"])
             changed += len(set(before) ^ set(after))
             labels.append(LabelRow(row.id, "relabel", after, named))
@@ -129,7 +128,7 @@ class LabelerAgent:
         return changed
 
     def _teachers(self) -> list[RealImage]:
-        """Real images the ViT learns from: all that still need a mask, of whatever split, or else some."""
+        """Real images that the ViT is trained on: all that still need a mask, or else a selection."""
         if self._real is None:
             return []
         return self._real.unmasked() or self._real.teachers(MAX_TEACHERS)
@@ -160,7 +159,7 @@ class LabelerAgent:
 
         check = self._check() if self._check is not None and self._config.region_doubt else None
         if check is not None:
-            # Always the run's first pictures, whatever is done already: the same masks after a stop.
+            # Always the run's first images, even those with a mask: a resumed run must make the same masks.
             check.calibrate(
                 pair for rows in _chunks(self._ledger.accepted()[:CALIBRATION]) for pair in outlined(rows)
             )
@@ -193,7 +192,7 @@ class LabelerAgent:
         return {mask.image_id for mask in finished}
 
     def _segment_real(self) -> None:
-        """Label maps for real images that brought none. One at a time: real images differ in size."""
+        """Make label maps for real images without one, one at a time, since their sizes differ."""
         if self._real is None:
             return
         todo = [item for item in self._real.unmasked() if not self._real.mask(item).exists()]
@@ -267,5 +266,5 @@ def _chunks(rows: Sequence[ImageRow]) -> Iterator[Sequence[ImageRow]]:
 
 
 def made_for(mask: MaskRow, labels: LabelRow) -> bool:
-    """Was the mask made under these labels? One that does not say so is taken at its word."""
+    """Whether the mask was made for these labels; True for a mask that did not record its labels."""
     return tuple(mask.sources.get("labels", labels.classes)) == labels.classes

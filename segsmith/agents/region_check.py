@@ -1,8 +1,8 @@
-"""Does a region show the class it was made for? CLIP looks at each cut-out once more.
+"""Checks with CLIP whether each region of a mask shows its class.
 
-A label may be wrong though its picture was accepted, and then SAM outlines some other thing under its name. On
-the cut-out alone CLIP tells such regions from right ones far better than the relabelling ViT's probability of the
-picture (area under the ROC curve 0.94 against 0.56, simulator). No such step is in the papers; it is ours.
+A label may be wrong although the image was accepted; SAM then outlines another object under that label. CLIP on
+the cropped region separates wrong regions from right ones much better than the relabelling ViT's probability for the
+image (area under the ROC curve 0.94 against 0.56 in the simulator). The papers have no such step; it is ours.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from segsmith.segmentation.masks import Outlined
 from segsmith.types import Image
 
 MIN_REGIONS = 30
-"""Fewer say too little about what is usual: then no region is doubted."""
+"""With fewer regions the centre is not reliable, and no region is doubted."""
 VIEW_PX = 128
-"""Side of the views in pixels; the encoder scales them to what it wants."""
+"""Side of the crops in pixels; the encoder resizes them."""
 
 
 class RegionCheck:
-    """Gives regions a probability of showing their class.
+    """Estimates the probability that a region shows its class.
 
-    Cosines are centred by their median over the regions of a run's first pictures, as the judge centres those of
-    whole pictures: what every cut-out has in common says nothing. The centre is kept in the ledger,
-    so that a run that goes on after a stop makes the same masks.
+    Cosines are centred by their median over the regions of the run's first images, as the judge centres those of
+    whole images. The centre is stored in the ledger, so that a resumed run makes the same masks.
     """
 
     def __init__(
@@ -44,17 +43,17 @@ class RegionCheck:
         self._ledger = ledger
         self._texts = directions(encoder, classes, synonyms)
 
-    def calibrate(self, pictures: Iterable[tuple[Image, Outlined]]) -> None:
-        """Measure what is usual, once a run."""
+    def calibrate(self, images: Iterable[tuple[Image, Outlined]]) -> None:
+        """Measure and store the centre, once per run."""
         if self._ledger.region_centre is not None:
             return
-        cosines = [self._cosines(image, found) for image, found in pictures]
+        cosines = [self._cosines(image, found) for image, found in images]
         rows = np.concatenate(cosines) if cosines else np.zeros((0, len(self._texts)))
         centre = np.median(rows, axis=0).tolist() if len(rows) >= MIN_REGIONS else []
         self._ledger.region_centre = centre
 
     def beliefs(self, image: Image, found: Outlined) -> list[float] | None:
-        """For each region the probability of its class among all classes and backgrounds; None if uncalibrated."""
+        """Each region's probability of its class among all classes and backgrounds; None if there is no centre."""
         centre = self._ledger.region_centre
         if not centre:
             return None
@@ -64,7 +63,7 @@ class RegionCheck:
         return [float(row[region.class_index]) for row, region in zip(shares, found.regions, strict=True)]
 
     def _cosines(self, image: Image, found: Outlined) -> NDArray[np.float64]:
-        """(R, C + B): mean cosine of each region's two views with every text."""
+        """(R, C + B) mean cosine of each region's two crops with every text."""
         if not found.regions:
             return np.zeros((0, len(self._texts)))
         views = [view for region in found.regions for view in crop_object(image, region.mask, VIEW_PX)]

@@ -185,7 +185,7 @@ class RunContext:
             config=self.config.prompts,
             classes=self.config.classes,
             synonyms=self._synonyms(),
-            able=self.config.llm.writes_sentences,
+            writes_sentences=self.config.llm.writes_sentences,
             seed=self.config.seed,
             workers=self.config.llm.concurrency,
             label_sets=self._label_sets(),

@@ -1,1 +1,1 @@
-"""What a run remembers: prompts (Chroma), the ledger (SQLite) and the run folder."""
+"""What a run stores: the ledger (SQLite), prompts (Chroma), settings, and the files of the run folder."""

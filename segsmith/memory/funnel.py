@@ -1,4 +1,4 @@
-"""The funnel of a run: how many prompts and pictures reached each step, and why the others did not."""
+"""The funnel of a run: the number of prompts and images that reached each step, and why the others did not."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from segsmith.memory.ledger import Ledger
 
 STEPS = ("written", "admitted", "drawn", "accepted", "labelled", "masked")
-"""Prompts are written and admitted; pictures are drawn, accepted, labelled and masked."""
+"""Prompts are written and admitted; images are drawn, accepted, labelled and masked."""
 
 
 def read_funnel(ledger: Ledger, classes: Sequence[str]) -> dict[str, Any]:
     """Plain JSON for these classes: ``steps``, ``classes`` (class -> step -> count), ``all``, rejects, ``prompts``.
 
-    A prompt, and all its pictures, count for the class it was written for.
+    A prompt and its images count for the class that the prompt was written for.
     """
     prompts = {p.id: p for p in ledger.prompts() if p.class_name in classes}
     images = [i for i in ledger.images() if i.prompt_id in prompts]
@@ -32,12 +32,12 @@ def read_funnel(ledger: Ledger, classes: Sequence[str]) -> dict[str, Any]:
         counts[prompts[image.prompt_id].class_name].update(
             drawn=1, accepted=good, labelled=good and image.id in labelled, masked=good and image.id in masks
         )
-    refused = (verdicts[i.id] for i in images if i.id in verdicts)
+    judged = (verdicts[i.id] for i in images if i.id in verdicts)
     return {
         "steps": list(STEPS),
         "classes": {name: {step: count[step] for step in STEPS} for name, count in counts.items()},
         "all": {step: sum(count[step] for count in counts.values()) for step in STEPS},
-        "image_rejects": dict(Counter(v.reason for v in refused if not v.accepted).most_common()),
+        "image_rejects": dict(Counter(v.reason for v in judged if not v.accepted).most_common()),
         "prompt_rejects": dict(
             Counter(
                 str(p.critique.get("reason", "")) or p.status

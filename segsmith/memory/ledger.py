@@ -1,7 +1,7 @@
 """The run's SQLite ledger: prompts, images, verdicts, labels, masks and events.
 
-Files are written first, then their row commits, so a row never names a file that is not whole. Every
-write is an upsert under an id made of what made the thing, so doing a step twice changes nothing.
+Files are written before their rows are committed, so a row never names an incomplete file. Every write is an upsert,
+and ids are derived from content, so running a step twice changes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PromptStatus = Literal["admitted", "refined", "dropped"]
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt as it was written, and what became of it."""
+    """A prompt, its status and its critique."""
 
     id: str
     class_name: str
@@ -44,7 +44,7 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """A drawn picture."""
+    """A drawn image."""
 
     id: str
     prompt_id: str
@@ -56,7 +56,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class UndrawnRow:
-    """A picture that was begun or asked for and will not be finished; it is not tried again."""
+    """An image that was requested but not finished; it is not tried again."""
 
     id: str
     prompt_id: str
@@ -67,7 +67,7 @@ class UndrawnRow:
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """The judge's decision on a picture, with its grounds."""
+    """The judge's decision on an image. `reason` is a `VerdictReason`, or what another version stored."""
 
     image_id: str
     accepted: bool
@@ -101,7 +101,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """Image labels from one source: the prompt, CLIP, a classifier taught by real images, or the relabelling ViT."""
+    """Image labels from one source: prompt, CLIP, classifier trained on real images, or relabelling ViT."""
 
     image_id: str
     source: Literal["prompt", "clip", "real", "relabel"]
@@ -111,7 +111,7 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class MaskRow:
-    """What a mask holds; the mask itself is masks/<image_id>.png."""
+    """Facts about a mask; the mask itself is ``masks/<image_id>.png``."""
 
     image_id: str
     pixels: Mapping[str, int]
@@ -125,7 +125,7 @@ class MaskRow:
 
 @dataclass(frozen=True)
 class UsageRow:
-    """What calls of an outside model cost; rows add up."""
+    """Cost of calls of an LLM or image model; rows add up."""
 
     role: Literal["llm", "images"]
     model: str
@@ -138,7 +138,7 @@ class UsageRow:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model this run used, for provenance."""
+    """A model that the run used, for provenance."""
 
     role: Literal["llm", "images", "judge", "labeler", "masks", "segmenter"]
     name: str
@@ -153,7 +153,7 @@ DecisionKind = Literal["prompt", "verdict", "label", "mask"]
 
 @dataclass(frozen=True)
 class DecisionRow:
-    """What a person decided; it outranks the agents."""
+    """A reviewer's decision, which overrides the agents."""
 
     kind: DecisionKind
     subject: str
@@ -165,7 +165,7 @@ class DecisionRow:
 
 @dataclass(frozen=True)
 class GuidanceRow:
-    """A person's standing wish for the prompts to come. `id` is 0 until it is in the ledger."""
+    """A reviewer's standing wish for future prompts. `id` is 0 until it is in the ledger."""
 
     class_name: str
     said: str
@@ -306,7 +306,7 @@ class Ledger:
     thresholds: _Meta[Mapping[str, float]] = _Meta("thresholds", _mapping)
     """Class -> probability that an image must reach, of the last judgement."""
     logit_scale = _Meta("logit_scale", lambda stored: float(stored or 1.0))
-    """CLIP's, by which the judge multiplies cosines."""
+    """CLIP's logit scale, by which the judge multiplies cosines."""
     region_centre: _Meta[list[float] | None] = _Meta("region_centre", lambda stored: stored)
     """Median cosine of each text over regions; empty where there were too few, None before it was measured."""
     batch_sizes: _Meta[Mapping[str, int]] = _Meta("image_batch_size", _mapping)
@@ -439,7 +439,7 @@ class Ledger:
         )
 
     def set_guidance(self, guidance_id: int, *, wish: Mapping[str, Any] | None = None, active: bool) -> None:
-        """Edit, withdraw or take up again a wish."""
+        """Edit, withdraw or reactivate a wish."""
         with self.transaction():
             self._db.execute(
                 "UPDATE guidance SET active=?1, wish=COALESCE(?2, wish) WHERE id=?3",
@@ -501,7 +501,7 @@ class Ledger:
         return [ImageRow(*row) for row in rows]
 
     def undrawn(self) -> list[UndrawnRow]:
-        """Pictures given up before they were finished, in the order they were given up."""
+        """Images that were not finished, in order."""
         return [UndrawnRow(*row) for row in self._all("SELECT * FROM undrawn ORDER BY rowid")]
 
     def accepted(self) -> list[ImageRow]:
@@ -540,7 +540,7 @@ class Ledger:
         }
 
     def signatures(self) -> list[bytes]:
-        """The signature of every measured picture, in the order of measuring."""
+        """The signatures of all measured images, in the order of measuring."""
         return [row[0] for row in self._all("SELECT signature FROM evidence ORDER BY rowid")]
 
     def labels(self, source: str) -> dict[str, LabelRow]:
@@ -565,14 +565,14 @@ class Ledger:
         return {row[0]: ModelRow(*row) for row in self._all("SELECT * FROM models ORDER BY rowid")}
 
     def decisions(self, kind: DecisionKind) -> dict[str, DecisionRow]:
-        """Subject -> the newest decision of this kind about it."""
+        """Subject -> the latest decision of this kind about it."""
         rows = self._all(
             "SELECT kind, subject, action, value, note, source FROM decisions WHERE kind=? ORDER BY id", kind
         )
         return {r[1]: DecisionRow(r[0], r[1], r[2], json.loads(r[3]), r[4], r[5]) for r in rows}
 
     def rejected(self, kind: DecisionKind) -> set[str]:
-        """Subjects that a person turned down."""
+        """Subjects that a reviewer rejected."""
         return {subject for subject, row in self.decisions(kind).items() if row.action == "reject"}
 
     def guidance(self, *, active_only: bool = True) -> list[GuidanceRow]:

@@ -1,4 +1,4 @@
-"""What was asked before: admitted prompts with their CLIP text vectors, in Chroma (SynthSeg-Agents, memory M)."""
+"""The prompt memory: admitted prompts with their CLIP text vectors, in Chroma (SynthSeg-Agents, memory M)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from segsmith.types import Vectors
 ATTRIBUTES = ("place", "light", "weather", "state", "companion", "viewpoint")
 PAIR = ("place", "light")
 READ_BATCH = 4096
-"""Prompts read from the store at once; SQLite bounds the variables of one statement."""
+"""Prompts read in one query; SQLite limits the number of variables of a statement."""
 
 Cell = tuple[str, ...]
 """A cell of the attribute space: ``("place", "street")`` or the pair ``("place", "street", "light", "night")``."""
@@ -29,7 +29,7 @@ Cell = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Remembered:
-    """An admitted prompt. `score` is the critique's own, in [0, 1]."""
+    """An admitted prompt. `score` is that of the critique, in [0, 1]."""
 
     id: str
     text: str
@@ -43,7 +43,7 @@ class Remembered:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The likest remembered prompt; `cosine` in [-1, 1]."""
+    """The most similar remembered prompt; `cosine` is in [-1, 1]."""
 
     text: str
     id: str
@@ -52,14 +52,14 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Seen:
-    """From where memory is looked at: classes are written side by side, and whichever is quicker must not matter."""
+    """What a query may see: classes are written in parallel, and the result must not depend on which is faster."""
 
     class_name: str
     run_id: str
     round: int
 
     def filter(self) -> dict[str, Any]:
-        """Chroma's ``where``: own class, other runs, earlier rounds."""
+        """Chroma's ``where``: the own class, other runs and earlier rounds."""
         return {
             "$or": [
                 {"class": self.class_name},
@@ -78,9 +78,9 @@ def cells(attributes: Mapping[str, str]) -> list[Cell]:
 
 
 def stored_vectors(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Vectors that the memory in folder `path` holds of these prompts, whichever encoder made them.
+    """Prompt id -> vector in the memory in folder `path`, of whichever encoder.
 
-    Opens no encoder; a folder without a memory, or one that cannot be read, holds none.
+    Opens no encoder. Empty for a folder without a memory, or with one that cannot be read.
     """
     if not (path / "chroma.sqlite3").exists():
         return {}
@@ -98,7 +98,7 @@ def stored_vectors(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float
                 vectors = part["embeddings"]
                 if vectors is not None:
                     found |= {i: np.asarray(v, np.float32) for i, v in zip(part["ids"], vectors, strict=True)}
-            # One run writes under one encoder: the collection that knows most of its prompts is its own.
+            # A run uses one encoder, so the collection with most of its prompts is its own.
             best = max(best, found, key=len)
     except (ChromaError, OSError, ValueError):
         return {}
@@ -106,25 +106,25 @@ def stored_vectors(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float
 
 
 class PromptMemory:
-    """Persists over runs; safe to share between the threads of one process.
+    """Prompts of one or several runs; safe to share between the threads of one process.
 
-    Vectors of different encoders live in different collections, named after `encoder.name`.
+    Each encoder has its own collection, named after `encoder.name`.
     """
 
     def __init__(self, path: Path | None, encoder: ImageTextEncoder) -> None:
-        """Open the memory in folder `path`, or one that ends with this object for None."""
-        import chromadb  # takes seconds: only a run that writes prompts pays for it
+        """Open the memory in folder `path`; None for one that exists only as long as this object."""
+        import chromadb  # takes seconds, and only runs that write prompts need it
         from chromadb.config import Settings
         from chromadb.errors import ChromaError
 
         self._encoder = encoder
         self.lock = threading.RLock()
-        """Held by whoever must look and add without another prompt coming in between."""
+        """Hold it to search and add without another thread adding in between."""
         name = f"prompts-{hashlib.sha256(encoder.name.encode()).hexdigest()[:16]}"
         settings = Settings(anonymized_telemetry=False)
         try:
             if path is None:
-                # All ephemeral clients of a process share one store, so the name keeps them apart.
+                # All ephemeral clients of a process share one store; the name separates them.
                 name = f"{name}-{uuid.uuid4().hex}"
                 client = chromadb.EphemeralClient(settings)
             else:
@@ -149,13 +149,13 @@ class PromptMemory:
     def nearest(
         self, texts: Sequence[str], *, but: Sequence[str] = (), seen: Seen | None = None
     ) -> list[Neighbour | None]:
-        """The likest remembered prompt of each text, leaving out the ids in `but`; None where there is none."""
+        """The most similar remembered prompt for each text, without the ids in `but`; None where there is none."""
         return [near[0] if near else None for near in self.around(texts, 1, but=but, seen=seen)]
 
     def around(
         self, texts: Sequence[str], count: int, *, but: Sequence[str] = (), seen: Seen | None = None
     ) -> list[list[Neighbour]]:
-        """Up to `count` neighbours of each text, the likest first, in one call of the index.
+        """Up to `count` neighbours of each text, the most similar first, in one query.
 
         `seen` leaves out what other classes of the same run were given in the same round.
         """
@@ -179,7 +179,7 @@ class PromptMemory:
         ]
 
     def add(self, rows: Sequence[Remembered]) -> None:
-        """Remember, or remember anew under the same id; a recorded yield stays."""
+        """Add or replace prompts; recorded yields are kept."""
         if not rows:
             return
         with self.lock:
@@ -201,14 +201,14 @@ class PromptMemory:
             )
 
     def holds(self, prompt_id: str) -> bool:
-        """Is this prompt remembered?"""
+        """Whether this prompt is remembered."""
         return bool(self._prompts.get(ids=[prompt_id], include=[])["ids"])
 
     def visits(self, class_name: str, *, but_run: str = "", from_round: int = 0) -> Counter[Cell]:
-        """How often prompts of a class visited each cell, over all runs.
+        """Number of visits of each cell by prompts of a class, over all runs.
 
-        Leaves out what run `but_run` added in round `from_round` or later, so that a round which is done
-        again after a crash sees what it saw before.
+        Leaves out what run `but_run` added in round `from_round` or later, so that a round that is repeated after a
+        crash gets the same result.
         """
         found = self._prompts.get(where={"class": class_name}, include=["metadatas"])
         counts: Counter[Cell] = Counter()
@@ -219,7 +219,7 @@ class PromptMemory:
         return counts
 
     def record_yield(self, prompt_id: str, drawn: int, accepted: int) -> None:
-        """Keep how many images were drawn from a prompt, and accepted. A prompt not remembered is passed over."""
+        """Store the number of images drawn from a prompt and accepted. Unknown prompts are ignored."""
         self._prompts.update(ids=[prompt_id], metadatas=[{"drawn": drawn, "accepted": accepted}])
 
     def yields(self, class_name: str) -> dict[str, tuple[int, int]]:

@@ -1,6 +1,6 @@
-"""The real images of an `augment` run, as they lie in its folder: ``real/`` with images, label maps and a list.
+"""The real images of an `augment` run: ``real/`` in its folder, with images, label maps and a list.
 
-They are a copy, so that a run goes on, and can be handed on, whatever becomes of the dataset they came from.
+They are a copy, so that a run can be resumed or moved independently of the dataset they came from.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class RealImage:
     file: str
     sha256: str
     masked: bool
-    """Did it come with a label map? Else the labeler makes one from its image labels."""
+    """Whether it came with a label map; otherwise the labeler makes one from its image labels."""
 
 
 @dataclass(frozen=True)
 class RealSet:
-    """The list of them. `skipped` says, one line each, which files of the dataset could not be used."""
+    """All real images of a run. `skipped` has one line for each file of the dataset that could not be used."""
 
     root: Path
     classes: tuple[str, ...]
@@ -46,7 +46,7 @@ class RealSet:
 
     @classmethod
     def open(cls, root: Path) -> RealSet | None:
-        """The set in ``real/`` of a run; None where there is none. `SegsmithError` for a damaged list."""
+        """Open ``real/`` of a run; None if there is none. Raises `SegsmithError` for a damaged list."""
         path = root / LIST
         if not path.exists():
             return None
@@ -61,21 +61,21 @@ class RealSet:
 
     @property
     def text(self) -> str:
-        """What `LIST` holds."""
+        """The content of `LIST`."""
         images = [asdict(item) for item in self.images]
         return json.dumps({"classes": self.classes, "images": images, "skipped": self.skipped}, indent=1)
 
     @property
     def label_sets(self) -> list[tuple[str, ...]]:
-        """Of the images to train on; those without a label are left out."""
+        """Label sets of the training images; images without a label are left out."""
         return [item.labels for item in self.images if item.split == "train" and item.labels]
 
     def image(self, item: RealImage) -> Path:
-        """Where its file lies, in the format it came in (JPEG or PNG)."""
+        """Its file, in its original format (JPEG or PNG)."""
         return self.root / item.file
 
     def mask(self, item: RealImage) -> Path:
-        """Where its label map lies, or will."""
+        """Its label map, which may not exist yet."""
         return self.root / "masks" / f"{item.id}.png"
 
     def read(self, item: RealImage) -> Image:
@@ -83,11 +83,11 @@ class RealSet:
         return read_image(read_verified(self.image(item), item.sha256, f"real image {item.original}"))
 
     def read_mask(self, item: RealImage) -> NDArray[np.uint8]:
-        """(H, W) uint8 label map; `FileNotFoundError` while the labeler has made none."""
+        """(H, W) uint8 label map. Raises `FileNotFoundError` until the labeler has made one."""
         return read_index_map(self.mask(item))
 
     def teachers(self, at_most: int) -> list[RealImage]:
-        """Labelled images of split train; where they are too many, those with the rarest classes first."""
+        """Labelled images of split train, at most `at_most`; those with the rarest classes are kept."""
         labelled = [item for item in self.images if item.split == "train" and item.labels]
         if len(labelled) <= at_most:
             return labelled
@@ -97,9 +97,9 @@ class RealSet:
         return [item for item in labelled if item.id in kept]
 
     def unmasked(self) -> list[RealImage]:
-        """Images that came with image labels alone."""
+        """Images that came with image labels but without a label map."""
         return [item for item in self.images if not item.masked and item.labels]
 
     def targets(self, items: Sequence[RealImage]) -> NDArray[np.float32]:
-        """(N, C) of 0 and 1: the labels that came with them."""
+        """(N, C) float32 of 0 and 1: the labels that they came with."""
         return np.array([[float(c in item.labels) for c in self.classes] for item in items], np.float32)

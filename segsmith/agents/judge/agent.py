@@ -1,7 +1,7 @@
-"""The judge: measures every picture once, decides from the stored numbers, and says why.
+"""The judge: measures every image once and decides from the stored numbers, with a reason.
 
-Measuring needs CLIP; deciding is a pure function of what was measured (`decide`), so a run can be judged
-again under other settings without drawing or measuring anything.
+Measuring needs CLIP. Deciding is a pure function of what was measured (`decide`), so a run can be judged again with
+other settings without drawing or measuring anything.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from segsmith.types import Image, Vectors
 
 TEMPLATES = ("a photo of {}", "a picture of {}")
 MIN_NEGATIVES = 20
-"""Images of other prompts a class needs before its threshold is calibrated on them."""
+"""Number of images whose prompts did not ask for a class from which its threshold is calibrated."""
 UNCALIBRATED = 0.3
-"""Threshold while there are fewer; then cosines are not centred either, so it cannot be as low."""
+"""Threshold with fewer negatives. It is higher because cosines are not centred then."""
 MAX_THRESHOLD = 0.9
-"""A calibrated threshold never asks for more: negatives hold unasked objects, and some truly show the class."""
+"""Upper limit of calibrated thresholds: some negatives do show the class, though nobody asked for it."""
 THUMBNAIL = 16
 CHUNK = 32
-"""Pictures measured between two commits: what a crash costs."""
+"""Images measured between two commits; a crash loses at most the measurements of one chunk."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Verdicts in the order of the evidence, and the numbers they rest on."""
+    """Verdicts in the order of the evidence, and the numbers behind them."""
 
     verdicts: list[VerdictRow]
     thresholds: dict[str, float]
     probabilities: NDArray[np.float64]
-    """(N, C): CLIP probability of every class in every picture, calibrated over all pictures."""
+    """(N, C) CLIP probability of every class in every image."""
 
 
 def decide(
@@ -53,17 +53,13 @@ def decide(
     scale: float,
     config: JudgeConfig,
     quota: Mapping[str, int],
-    human: Mapping[str, bool] | None = None,
+    reviewed: Mapping[str, bool] | None = None,
 ) -> Decision:
-    """Judge all pictures from what was measured of them.
+    """Judge all images from what was measured of them.
 
-    `quota` is class -> pictures wanted.
-    `human` is image id -> accepted, by a person: it wins over every test, with the reason ``person``, and
-    such pictures are counted first towards their prompt's and their class's share.
-
-    Reasons, tested in this order: ``blank``, ``duplicate``, ``blurred``, ``not_there`` (under the threshold),
-    ``unlike_real`` (the classifier taught by real images does not find the class), ``beyond_top_k`` (better pictures
-    of the same prompt exist), ``surplus`` (the class has its quota), ``ok``.
+    `quota` is class -> number of images wanted. `reviewed` is image id -> accepted, by a reviewer: it overrides every
+    test, with reason `VerdictReason.PERSON`, and these images are counted first towards the limits of their prompt
+    and class. The other reasons are tested in the order in which `VerdictReason` lists them.
     """
     probabilities = class_probabilities(evidence, classes, scale)
     thresholds = calibrate(evidence, classes, probabilities, config)
@@ -74,10 +70,10 @@ def decide(
     typical = float(np.median([e.sharpness for e in evidence])) if evidence else 0.0
     reasons: dict[str, VerdictReason] = {}
     passed: list[Evidence] = []
-    human = human or {}
-    chosen = [e for e in evidence if human.get(e.image_id)]
+    reviewed = reviewed or {}
+    chosen = [e for e in evidence if reviewed.get(e.image_id)]
     for item in evidence:
-        if item.image_id in human:
+        if item.image_id in reviewed:
             reasons[item.image_id] = VerdictReason.PERSON
         elif not config.enabled:
             passed.append(item)
@@ -94,7 +90,7 @@ def decide(
         else:
             passed.append(item)
 
-    if config.enabled:  # best first; without a judge the order of drawing decides
+    if config.enabled:  # best first; with the judge disabled, in the order of drawing
         passed.sort(key=lambda e: (-target[e.image_id], e.image_id))
     of_prompt: Counter[str] = Counter()
     of_class: Counter[str] = Counter()
@@ -113,7 +109,7 @@ def decide(
     verdicts = [
         VerdictRow(
             e.image_id,
-            human.get(e.image_id, reasons[e.image_id] == VerdictReason.OK),
+            reviewed.get(e.image_id, reasons[e.image_id] == VerdictReason.OK),
             reasons[e.image_id],
             _scores(e, classes, p, thresholds, like_real),
         )
@@ -128,15 +124,15 @@ def class_probabilities(
     scale: float,
     among: Sequence[Evidence] | None = None,
 ) -> NDArray[np.float64]:
-    """(N, C) probability of each class in each picture, from centred cosines.
+    """(N, C) probability in [0, 1] of each class in each image, from centred cosines.
 
     Two steps on top of CLIP's softmax, both ours:
 
-    - *Centring.* A class's usual cosine, the median over pictures nobody asked it of, is subtracted first. Some
-      class names lie nearer to every picture than others; this takes that bias away without a label.
-    - *Rivals.* An asked class meets the backgrounds and the classes nobody asked for, but not its companions:
-      otherwise a picture of the asked cat and the asked dog could give neither more than a half. A class
-      that was not asked for meets all.
+    - *Centring.* The class's median cosine over images whose prompts did not ask for it is subtracted first. Some
+      class names are closer to every image than others; this removes that bias without labels.
+    - *Rivals.* A requested class competes with the backgrounds and with the classes that were not requested, but not
+      with its companions; otherwise neither the cat nor the dog of a requested pair could exceed one half. A class
+      that was not requested competes with all others.
 
     The medians are those of `among`, by default of the evidence itself.
     """
@@ -144,7 +140,7 @@ def class_probabilities(
         return np.zeros((0, len(classes)))
     asked = np.array([[name in e.asked for name in classes] for e in evidence])
     cosines = np.array([e.cosines for e in evidence], dtype=np.float64)
-    logits = scale * (cosines - _usual(evidence if among is None else among, classes))
+    logits = scale * (cosines - _centre(evidence if among is None else among, classes))
     n = len(classes)
     probabilities = np.empty((len(evidence), n))
     for row, (values, named) in enumerate(zip(logits, asked, strict=True)):
@@ -162,12 +158,11 @@ def calibrate(
     probabilities: NDArray[np.float64],
     config: JudgeConfig,
 ) -> dict[str, float]:
-    """Per class the probability an image must reach, without any label.
+    """Class -> probability that an image must reach, found without labels.
 
-    Pictures whose prompt did not ask for a class are its negatives: the threshold is their
-    (1 - `false_accept`) quantile, within [`min_probability`, `MAX_THRESHOLD`]; a threshold that the config
-    fixes is taken as it is. The papers give no such rule;
-    it is ours.
+    Images whose prompts did not ask for a class are its negatives. The threshold is their (1 - `false_accept`)
+    quantile, within [`min_probability`, `MAX_THRESHOLD`]; a threshold set in the config is used unchanged. The papers
+    give no such rule; it is ours.
     """
     thresholds = {}
     for index, name in enumerate(classes):
@@ -186,10 +181,10 @@ def calibrate(
 def calibrate_real(
     evidence: Sequence[Evidence], classes: Sequence[str], config: JudgeConfig
 ) -> dict[str, float]:
-    """Per class what the classifier trained on real images must give a picture; like `calibrate`, without a floor.
+    """Class -> probability by the `RealClassifier` that an image must reach; as `calibrate`, without a lower limit.
 
-    Generated pictures look different from real ones, so its probabilities are not to be taken at their word:
-    they are compared with those of pictures nobody asked the class of. Classes with too few of these are left out.
+    Generated images differ from real ones, so these probabilities are compared with those of images whose prompts did
+    not ask for the class. Classes with too few such images are left out.
     """
     thresholds = {}
     for name in classes:
@@ -199,8 +194,8 @@ def calibrate_real(
     return thresholds
 
 
-def _usual(evidence: Sequence[Evidence], classes: Sequence[str]) -> NDArray[np.float64] | float:
-    """(C + B,) median cosine of each class where not asked for, and of each background; 0 with few pictures."""
+def _centre(evidence: Sequence[Evidence], classes: Sequence[str]) -> NDArray[np.float64] | float:
+    """(C + B,) median cosine of each class where not requested, and of each background; 0 with few images."""
     if len(evidence) < MIN_NEGATIVES:
         return 0.0
     n = len(classes)
@@ -213,7 +208,7 @@ def _usual(evidence: Sequence[Evidence], classes: Sequence[str]) -> NDArray[np.f
 
 
 class JudgeAgent:
-    """Measures pictures with CLIP and writes verdicts and pseudo-labels to the ledger."""
+    """Measures images with CLIP and writes verdicts and pseudo-labels to the ledger."""
 
     def __init__(
         self,
@@ -226,7 +221,7 @@ class JudgeAgent:
         quota: Mapping[str, int],
         real_classifier: RealClassifier | None = None,
     ) -> None:
-        """`quota` is class -> pictures wanted; `real_classifier` is used where the run has real images."""
+        """`quota` is class -> number of images wanted; `real_classifier` is used where the run has real images."""
         self._encoder = encoder
         self._ledger = ledger
         self._run = run
@@ -240,8 +235,8 @@ class JudgeAgent:
     def judge(self) -> dict[str, float]:
         """Measure what is new, decide about everything drawn so far, and return the thresholds.
 
-        Earlier verdicts may change: thresholds and ranks are those of all pictures. The pseudo-labels of
-        accepted pictures follow SynthSeg-Agents Fig. 3: classes high in prompt space *and* in image space.
+        Earlier verdicts may change, because thresholds and ranks depend on all images. The pseudo-labels of accepted
+        images follow SynthSeg-Agents Fig. 3: classes that score high in prompt space *and* in image space.
         """
         self.measure()
         decision = reconsider(self._ledger, self._classes, self._config, self._quota)
@@ -249,7 +244,7 @@ class JudgeAgent:
         return decision.thresholds
 
     def measure(self) -> None:
-        """Measure the images that have no evidence yet; what is measured stays."""
+        """Measure the images that have no evidence yet."""
         prompts = {p.id: p for p in self._ledger.prompts()}
         todo = self._ledger.unmeasured()
         for start in range(0, len(todo), CHUNK):
@@ -278,17 +273,17 @@ class JudgeAgent:
         ]
 
     def returned(self, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Class -> those of the prompts whose every picture failed to show the class.
+        """Class -> those of the prompts of which no image shows the class.
 
-        They go back to the prompt agent. Blur and duplicates are the image model's fault, not the prompt's.
+        They go back to the prompt agent. Prompts are not blamed for blurred or duplicate images.
         """
         verdicts = self._ledger.verdicts()
         reasons: dict[str, set[str]] = defaultdict(set)
         for row in self._ledger.images():
             reasons[row.prompt_id].add(verdicts[row.id].reason if row.id in verdicts else "undecided")
-        for given_up in self._ledger.undrawn():  # the online filter is the judge's own early opinion
-            early = given_up.reason == "filtered"
-            reasons[given_up.prompt_id].add(VerdictReason.NOT_THERE if early else given_up.reason)
+        for undrawn in self._ledger.undrawn():  # the online filter uses the judge's scores
+            early = undrawn.reason == "filtered"
+            reasons[undrawn.prompt_id].add(VerdictReason.NOT_THERE if early else undrawn.reason)
         failed: dict[str, list[str]] = {}
         for prompt_id in prompt_ids:
             if reasons[prompt_id] and reasons[prompt_id] <= {
@@ -328,15 +323,15 @@ class JudgeAgent:
         self._ledger.add_evidence(measured)
 
     def _known(self) -> list[Vectors]:
-        """Signatures of all measured pictures; read from the ledger once."""
+        """Signatures of all measured images; read from the ledger once."""
         if self._signatures is None:
             self._signatures = [np.frombuffer(data, "<f4") for data in self._ledger.signatures()]
         return self._signatures
 
     def _likeness(self, vector: Vectors, thumbnail: Vectors) -> float:
-        """Of the nearest earlier picture: the smaller of CLIP cosine and thumbnail correlation.
+        """Likeness to the most similar earlier image, in [-1, 1]: the smaller of CLIP cosine and pixel correlation.
 
-        CLIP alone takes two cats on one kind of street for the same picture, pixels alone two empty skies.
+        CLIP alone would take two cats on similar streets for the same image, pixels alone two empty skies.
         """
         if not self._known():
             return -1.0
@@ -353,10 +348,10 @@ class JudgeAgent:
 def reconsider(
     ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: Mapping[str, int]
 ) -> Decision:
-    """Decide about every measured picture from the ledger alone; writes nothing, loads no model."""
+    """Decide about every measured image from the ledger alone; writes nothing and loads no model."""
     evidence = list(ledger.evidence().values())
-    human = {i: row.action == "accept" for i, row in ledger.decisions("verdict").items()}
-    return decide(evidence, classes, ledger.logit_scale, config, quota, human)
+    reviewed = {i: row.action == "accept" for i, row in ledger.decisions("verdict").items()}
+    return decide(evidence, classes, ledger.logit_scale, config, quota, reviewed)
 
 
 def record(ledger: Ledger, decision: Decision, classes: Sequence[str], config: JudgeConfig) -> None:
@@ -385,18 +380,18 @@ def _pseudo_label(
     thresholds: Mapping[str, float],
     config: JudgeConfig,
 ) -> LabelRow:
-    """Classes high in prompt space and in image space; `shares` are (class, in text, in picture)."""
+    """Classes that score high in prompt and image space; `shares` are (class, in text, in image)."""
     chosen = tuple(
         name
-        for name, in_text, in_picture in shares
-        if name == prompt.class_name  # an accepted picture shows its target: the judge said so
-        or (in_text >= config.pseudo_prompt and in_picture >= thresholds[name])
+        for name, in_text, in_image in shares
+        if name == prompt.class_name  # the judge accepted the image for its target
+        or (in_text >= config.pseudo_prompt and in_image >= thresholds[name])
     )
     return LabelRow(image_id, "clip", chosen, {name: float(min(a, b)) for name, a, b in shares})
 
 
 def background_prompts() -> list[str]:
-    """Descriptions of pictures with no object, the rivals of every class."""
+    """Descriptions of images without an object, which compete with every class."""
     text = (resources.files("segsmith.prompts") / "backgrounds.txt").read_text("utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
@@ -404,7 +399,7 @@ def background_prompts() -> list[str]:
 def directions(
     encoder: ImageTextEncoder, classes: Sequence[str], synonyms: Callable[[str], tuple[str, ...]]
 ) -> Vectors:
-    """(C + B, D) unit vectors of all classes' names and of the descriptions of empty pictures."""
+    """(C + B, D) unit vectors of the class names and of the descriptions of images without an object."""
     of_classes = [_mean_direction(encoder, synonyms(name)[:3]) for name in classes]
     return np.stack([*of_classes, *encoder.embed_texts(background_prompts())])
 
@@ -416,7 +411,7 @@ def _mean_direction(encoder: ImageTextEncoder, names: Sequence[str]) -> Vectors:
 
 
 def _thumbnail(image: Image) -> Vectors:
-    """(THUMBNAIL**2,) unit vector of the grey picture's blocks about their mean."""
+    """(THUMBNAIL**2,) unit vector of the grey image's block means, minus their mean."""
     values = grey(image)
     height, width = (side // THUMBNAIL * THUMBNAIL for side in values.shape)
     blocks = values[:height, :width].reshape(THUMBNAIL, height // THUMBNAIL, THUMBNAIL, width // THUMBNAIL)

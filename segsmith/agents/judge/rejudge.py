@@ -1,4 +1,4 @@
-"""Deciding again from what was measured: no picture is drawn, no model is loaded."""
+"""Judging again from stored evidence: no image is drawn and no model is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segsmith.memory.ledger import Ledger, VerdictRow
 
 @dataclass(frozen=True)
 class Change:
-    """A verdict that other settings would turn."""
+    """A verdict that changes under other settings."""
 
     image_id: str
     class_name: str
@@ -24,13 +24,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Rejudgement:
-    """What other settings come to; nothing is written yet."""
+    """The result of other settings, not written yet."""
 
     decision: Decision
     changes: tuple[Change, ...]
-    """Pictures that would be accepted or refused now, in the order of drawing."""
+    """Images whose verdict changes, in the order of drawing."""
     accepted: Mapping[str, int]
-    """Class -> accepted pictures under the new verdicts."""
+    """Class -> number of accepted images under the new verdicts."""
 
     @property
     def gained(self) -> int:
@@ -44,17 +44,17 @@ class Rejudgement:
 def rejudge(
     ledger: Ledger, classes: Sequence[str], config: JudgeConfig, quota: Mapping[str, int]
 ) -> Rejudgement:
-    """Decide about every picture of a run again; writes nothing.
+    """Decide about every image of a run again; writes nothing.
 
-    Raises `SegsmithError` for a run whose pictures were not measured.
+    Raises `SegsmithError` if images have no stored measurement.
     """
     before = ledger.verdicts()
     unmeasured = before.keys() - ledger.evidence().keys()
     if not before or unmeasured:
-        what = f"{len(unmeasured)} pictures have" if before else "no picture has"
+        what = f"{len(unmeasured)} images have" if before else "no image has"
         raise SegsmithError(
             f"This run cannot be judged again: {what} no stored measurement.",
-            "Start its `segsmith build` command once more; it measures what is missing.",
+            "Rerun its `segsmith build` command, which measures what is missing.",
         )
     decision = reconsider(ledger, classes, config, quota)
     prompts = {p.id: p.class_name for p in ledger.prompts()}

@@ -1,7 +1,7 @@
-"""The prompt agent: writes prompts, criticises them, refines them, remembers the good ones.
+"""The prompt agent: writes prompts, criticises and refines them, and remembers the good ones.
 
-The loop is SynthSeg-Agents' (T(c), self-refinement, diversity test against memory) with IAA's rationality
-score where the language model is able to give one. The graph calls the steps; each may run twice.
+The loop is that of SynthSeg-Agents (T(c), self-refinement, diversity test against memory), with IAA's rationality
+score if the LLM can give one. The graph calls the steps, and each step may run twice.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from segsmith.reasons import PromptProblem
 logger = logging.getLogger(__name__)
 
 AVOIDED = 2
-"""Remembered prompts that a refinement is told to keep away from."""
+"""Number of remembered prompts that a refinement must differ from."""
 SHARED_PLACES = 2
-"""Places that suit both classes, from which on they are put into one picture."""
+"""Number of places that two classes must share to be shown in one image."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -53,9 +53,9 @@ Result = TypeVar("Result")
 class PromptAgent:
     """Safe to share between threads; classes are written side by side.
 
-    `synonyms` gives other words for a class. `able` lets the model write sentences and review them;
-    otherwise it chooses cells of the attribute space, which a template says. `workers` bounds the
-    requests of one class in flight. `label_sets` are those of a real dataset, to build prompts from (IAA).
+    `synonyms` gives other words for a class. If the LLM `writes_sentences`, it writes the prompts and reviews them;
+    otherwise it chooses cells of the attribute space, and a template makes the sentences. `workers` is the number of
+    concurrent requests per class. `label_sets` are those of a real dataset, to build prompts from (IAA).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PromptAgent:
         config: PromptsConfig,
         classes: tuple[str, ...],
         synonyms: Callable[[str], tuple[str, ...]],
-        able: bool,
+        writes_sentences: bool,
         seed: int,
         workers: int = 4,
         label_sets: LabelSets | None = None,
@@ -78,7 +78,7 @@ class PromptAgent:
         self._ledger = ledger
         self._config = config
         self._classes = classes
-        self._able = able
+        self._writes_sentences = writes_sentences
         self._seed = seed
         self._workers = workers
         self._label_sets = label_sets
@@ -87,14 +87,20 @@ class PromptAgent:
         self._spoken = {name: spoken_name(name, synonyms(name)) for name in classes}
         self._listed = {name: self._words.suited((name, *synonyms(name))) for name in classes}
         self._writer = PromptWriter(
-            chat, self._words, self._spoken, self._lexicon, self._listed, able=able, seed=seed
+            chat,
+            self._words,
+            self._spoken,
+            self._lexicon,
+            self._listed,
+            writes_sentences=writes_sentences,
+            seed=seed,
         )
         self._run_id = _run_id(ledger)
 
     # -- steps of the graph -----------------------------------------------------------------------
 
     def propose(self, class_name: str, wanted: int, round: int) -> list[Draft]:
-        """Up to `wanted` new drafts; what the model failed to write, or had written before, is logged."""
+        """Up to `wanted` new drafts; those that the LLM failed to write, or has written before, are logged."""
         self._learn_yields(class_name)
         planner = self._planner(class_name, round, "plan")
         offers = []
@@ -121,7 +127,7 @@ class PromptAgent:
                     drafts, self._memory, self._encoder, self._config.novelty_delta, self._run_id
                 )
             )
-        if self._able:
+        if self._writes_sentences:
             checks.append(lambda drafts: self._together(self._review, drafts))
         return run_checks([replace(draft, problem=None, numbers={}) for draft in drafts], checks)
 
@@ -129,9 +135,9 @@ class PromptAgent:
         return review(draft, self._subject(draft), self._chat, self._config.min_rationality, self._seed)
 
     def refine(self, drafts: Sequence[Draft]) -> list[Draft]:
-        """A new draft for each refused one, told why and what to keep away from; ids change, parents stay known.
+        """A new draft for each rejected one, written with the reason and the prompts to differ from; it has a new id.
 
-        A draft whose line the model cannot carry on is dropped under ``bad_reply`` or ``repeated``.
+        Drafts that the LLM cannot rewrite are dropped under `PromptProblem.BAD_REPLY` or `REPEATED`.
         """
         taken = {draft.id for draft in drafts}
         refined: list[Draft] = []
@@ -148,7 +154,7 @@ class PromptAgent:
         return refined
 
     def admit(self, drafts: Sequence[Draft]) -> list[str]:
-        """Remember the drafts and return their ids, without those that came too close to one admitted meanwhile."""
+        """Remember the drafts and return their ids, without those too close to one admitted meanwhile."""
         admitted: list[str] = []
         for draft in drafts:
             with self._memory.lock:
@@ -159,11 +165,11 @@ class PromptAgent:
         return admitted
 
     def drop(self, drafts: Sequence[Draft]) -> None:
-        """Give the drafts up; the ledger keeps them under their reason."""
+        """Drop the drafts; the ledger stores them with their reason."""
         self._settle(drafts, "dropped")
 
     def returned(self, prompt_ids: Sequence[str]) -> list[Draft]:
-        """Admitted prompts whose images all failed, as drafts for `refine`. They stay admitted, their images stay."""
+        """Admitted prompts whose images all failed, as drafts for `refine`. They and their images are kept."""
         rows = [self._ledger.prompt(prompt_id) for prompt_id in prompt_ids]
         return [
             from_row(
@@ -177,12 +183,12 @@ class PromptAgent:
             for row in rows
         ]
 
-    # -- a person's word --------------------------------------------------------------------------
+    # -- what a reviewer decides ------------------------------------------------------------------
 
     def edited(self, prompt_id: str, text: str) -> Draft:
-        """A person's text for a prompt, as its child. Raises `SegsmithError` for one that cannot be drawn.
+        """A reviewer's text for a prompt, as its child. Raises `SegsmithError` for a text that cannot be a prompt.
 
-        It must keep the rules on words and name the class; other classes of the list it may name freely.
+        It must follow the rules on words and name the class; it may name other classes of the list.
         """
         row, text = self._ledger.prompt(prompt_id), " ".join(text.split())
         named = named_classes(text, self._lexicon)
@@ -205,7 +211,7 @@ class PromptAgent:
         )
 
     def admit_edit(self, prompt_id: str, text: str) -> str:
-        """Admit a person's text without a critique, since a person outranks it; returns its id."""
+        """Admit a reviewer's text without a critique, since a reviewer overrides it; returns its id."""
         draft = self.edited(prompt_id, text)
         try:
             return self._ledger.prompt(draft.id).id
@@ -218,7 +224,7 @@ class PromptAgent:
         return draft.id
 
     def _said_in(self, text: str) -> dict[str, str]:
-        """The cell of the attribute space that a person's text visits, as far as the vocabulary knows its words."""
+        """The cell of the attribute space that a reviewer's text visits, as far as the vocabulary knows its words."""
         found = understand(text, self._lexicon, self._words).wish.prefer
         return {name: found.get(name, ("",))[0] for name in ATTRIBUTES}
 
@@ -228,9 +234,9 @@ class PromptAgent:
     # -- writing ----------------------------------------------------------------------------------
 
     def _write(self, class_name: str, offer: Offer, advice: str, round: int, *which: object) -> Draft | None:
-        """One draft, asked with a seed made of `which`; None, logged, when the model gives no usable reply."""
+        """One draft, with a seed derived from `which`; None, logged, if the LLM gives no usable reply."""
         seed = seed_of(self._seed, class_name, round, *which)
-        if self._able and (wish := self._wish(class_name)):
+        if self._writes_sentences and (wish := self._wish(class_name)):
             advice += fill("wishes", wishes=str(wish))
         try:
             return self._writer.write(class_name, offer, advice, round, seed)
@@ -242,7 +248,7 @@ class PromptAgent:
     def _distinct(
         self, class_name: str, round: int, drafts: Sequence[Draft | None], offers: Sequence[Offer]
     ) -> list[Draft]:
-        """The drafts without repeats; each repeat is asked for again, at most `max_refines` times."""
+        """The drafts without repetitions; each repetition is requested again, at most `max_refines` times."""
         kept: dict[str, Draft] = {}
         for index, (draft, offer) in enumerate(zip(drafts, offers, strict=True)):
             for again in range(self._config.max_refines):
@@ -258,7 +264,7 @@ class PromptAgent:
         return list(kept.values())
 
     def _known(self, draft: Draft, round: int) -> bool:
-        """Was the prompt written in an earlier round? (One of this round may be this very step, done twice.)"""
+        """Whether an earlier round wrote the prompt; one of this round may come from this very step, run twice."""
         try:
             return self._ledger.prompt(draft.id).round < round
         except KeyError:
@@ -272,7 +278,7 @@ class PromptAgent:
         here = Seen(class_name, self._run_id, round)
         near = self._memory.around([draft.text], AVOIDED, but=[draft.id], seen=here)[0] if remember else []
         advice = fill("advice", reason=reason, avoid="".join(f"; not like: {n.text}" for n in near))
-        # With several objects a companion is the likeliest cause of being read, or drawn, as something else.
+        # With several objects, a companion is the most likely reason for being read, or drawn, as something else.
         companions = draft.companions
         if problem and problem.reason in (PromptProblem.OFF_TOPIC, PromptProblem.NOT_THERE):
             companions = companions[: len(companions) // 2]
@@ -283,7 +289,7 @@ class PromptAgent:
         return child and replace(child, parent_id=draft.id, refines=draft.refines + 1)
 
     def _planner(self, class_name: str, round: int, *which: object) -> Planner:
-        """Deals out cells, the least visited first; the same ones when a round is done again."""
+        """The planner of a round; it makes the same offers if the round is run again."""
         explore = self._config.explore and self._config.remember
         visits = self._memory.visits(class_name, but_run=self._run_id, from_round=round) if explore else {}
         rng = random.Random(seed_of(self._seed, class_name, round, *which))
@@ -297,7 +303,7 @@ class PromptAgent:
         )
 
     def _companions(self, class_name: str, round: int, index: int) -> tuple[str, ...]:
-        """Further classes to show, drawn by the seed: from a real image's label set, or one at home nearby."""
+        """Further classes to show, chosen by the seed: from a real image's label set, or one that shares places."""
         rng = random.Random(seed_of(self._seed, class_name, round, index, "companion"))
         mine = set(self._places(class_name))
         others = [
@@ -313,18 +319,18 @@ class PromptAgent:
         return self._listed[class_name].places
 
     def _shared_places(self, companions: Sequence[str]) -> tuple[str, ...]:
-        """Places that suit all of them; none where there is no such place, or nobody to suit."""
+        """Places that suit all companions; empty without companions."""
         first, *others = [self._places(name) for name in companions] or [()]
         return tuple(place for place in first if all(place in places for places in others))
 
     def _subject(self, draft: Draft) -> str:
-        """All that the draft is to show, as people say it."""
+        """The classes that the draft shows, in plain English."""
         return " and ".join(self._spoken[name] for name in draft.asked)
 
     # -- bookkeeping ------------------------------------------------------------------------------
 
     def _remember(self, draft: Draft) -> bool:
-        """Add to memory unless too close to what is there; called with the memory's lock held."""
+        """Add to memory unless too close to a remembered prompt; the caller holds the memory's lock."""
         if self._memory.holds(draft.id):
             return True
         here = Seen(draft.class_name, self._run_id, draft.round)
@@ -347,7 +353,7 @@ class PromptAgent:
         )
 
     def _settle(self, drafts: Sequence[Draft], status: PromptStatus) -> None:
-        """Write refused drafts to the ledger; a prompt that was admitted once stays admitted."""
+        """Write rejected drafts to the ledger; a prompt that is already admitted stays admitted."""
         for draft in drafts:
             try:
                 if self._ledger.prompt(draft.id).status == "admitted":
@@ -357,7 +363,7 @@ class PromptAgent:
             self._ledger.add_prompts([to_row(draft, status)])
 
     def _learn_yields(self, class_name: str) -> None:
-        """Take over into memory how many images each prompt of the class has given."""
+        """Record in memory how many images each prompt of the class has yielded."""
         if not self._config.remember:
             return
         mine = {row.id for row in self._ledger.prompts("admitted") if row.class_name == class_name}
@@ -374,7 +380,7 @@ class PromptAgent:
                 self._memory.record_yield(prompt_id, count, accepted[prompt_id])
 
     def _together(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`work` on every item, several at once; results in order."""
+        """`work` on every item, several in parallel; results in order."""
         if len(items) < 2 or self._workers < 2:
             return [work(item) for item in items]
         with ThreadPoolExecutor(min(self._workers, len(items))) as pool:
@@ -382,7 +388,7 @@ class PromptAgent:
 
 
 def _run_id(ledger: Ledger) -> str:
-    """This run's name in a memory that several runs share."""
+    """The run's name in a memory that several runs share; created on first use."""
     if not ledger.run_id:
         ledger.run_id = uuid.uuid4().hex[:12]
     return ledger.run_id

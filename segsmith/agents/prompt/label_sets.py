@@ -1,7 +1,7 @@
-"""What a real dataset lacks, and which classes to ask for together (IAA). Pure; numbers in, numbers out.
+"""What a real dataset lacks, and which classes to request together (IAA). Pure functions of counts.
 
-IAA builds each prompt from a real image's own label set, so that generated pictures keep the company that classes
-keep in reality. Which sets to favour, and how to level the classes, are not known from outside the paper: ours.
+IAA builds each prompt from the label set of a real image, so that classes occur together as they do in reality. The
+paper does not say which sets to prefer or how to balance the classes; that part is ours.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Pair = frozenset[str]
 
 
 def count_classes(label_sets: Sequence[Sequence[str]], classes: Sequence[str]) -> dict[str, int]:
-    """Class -> images that show it, in the order of `classes`."""
+    """Class -> number of images that show it, in the order of `classes`."""
     counts = Counter(name for labels in label_sets for name in set(labels))
     return {name: counts[name] for name in classes}
 
 
 def share_out(counts: Mapping[str, int], per_class: int, balance: float) -> dict[str, int]:
-    """Class -> images to add, `per_class` times the number of classes in all.
+    """Class -> number of images to add; the sum is `per_class` times the number of classes.
 
-    `balance` of them, in [0, 1], go one by one to the class that has the fewest images by then, the rest evenly:
-    at 0 every class gets `per_class`, at 1 the rarest are filled up first, and a common class may get none.
+    A share `balance`, in [0, 1], is given one by one to the class that has the fewest images so far, the rest evenly.
+    At 0 every class gets `per_class`; at 1 the rarest classes come first, and a common class may get none.
     """
     total = per_class * len(counts)
     added = dict.fromkeys(counts, math.floor(per_class * (1 - balance)))
@@ -38,18 +38,18 @@ def share_out(counts: Mapping[str, int], per_class: int, balance: float) -> dict
 
 
 def rare_pairs(label_sets: Sequence[Sequence[str]], classes: Sequence[str]) -> list[tuple[str, str, int]]:
-    """Pairs of classes with the images that show both, rarest first; those of the same count in class order."""
+    """Pairs of classes and the number of images that show both, rarest first, then in class order."""
     counts = _pair_counts(label_sets)
     pairs = [(a, b, counts[frozenset((a, b))]) for a, b in combinations(classes, 2)]
     return sorted(pairs, key=lambda pair: pair[2])
 
 
 class LabelSets:
-    """Deals out companions for a class, from the label sets of real images.
+    """Chooses companions for a class from the label sets of real images.
 
-    A set counts by the square root of its frequency, so that rare combinations come up more often than they do
-    in reality, and by how rare its classes are, or the commonest would come along everywhere and undo the balance.
-    `new_combinations` of the prompts show a class beside one it is hardly ever seen with.
+    A set is weighted by the square root of its frequency, so that rare combinations occur more often than in reality,
+    and by the rarity of its classes, since common companions would otherwise undo the balance. A share
+    `new_combinations` of the prompts combines a class with one that it rarely occurs with.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class LabelSets:
     def companions(self, class_name: str, suiting: Sequence[str], rng: random.Random) -> tuple[str, ...]:
         """Further classes for one prompt of `class_name`, at most ``max_classes - 1``, the rarest first.
 
-        `suiting` are the classes at home in the same places; a combination that was never seen is made of these
-        alone, and a class that no image shows stands by itself otherwise.
+        `suiting` are the classes that occur in the same places; only they are used for new combinations. A class
+        that no image shows otherwise gets no companions.
         """
         room = self._config.max_classes - 1
         if room and suiting and rng.random() < self._config.new_combinations:
@@ -82,7 +82,7 @@ class LabelSets:
         return tuple(others[:room])
 
     def _rarity(self, companions: Iterable[str]) -> float:
-        """1 for the rarest class, less for others; the more balance is asked, the less."""
+        """Weight in (0, 1]: 1 for the rarest class, less for others, and less the larger `balance` is."""
         least = min(self._frequency.values())
         ratio = math.prod((1 + least) / (1 + self._frequency[name]) for name in companions)
         return float(ratio**self._config.balance)

@@ -1,7 +1,7 @@
-"""A person's standing wishes for the prompts to come: plain words in, a leaning of the attribute space out.
+"""A reviewer's wishes for future prompts: from plain words to preferences in the attribute space.
 
-A wish holds values of the vocabulary and a few plain words, nothing else: whatever else was typed, an
-instruction to the model included, stays in the ledger as what the person said and goes nowhere.
+A wish consists of vocabulary values and a few plain words. Anything else that was typed, including instructions to
+the LLM, is stored in the ledger and used nowhere.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ FILLER = {
     "then", "there", "this", "to", "too", "us", "use", "very", "want", "we", "will", "with", "would", "you",
     "your",
 }  # fmt: skip
-"""Words that wish for nothing by themselves."""
+"""Words without a meaning for a wish."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is made of a wish. Attribute -> values of the vocabulary; `words` must not occur in a prompt."""
+    """A parsed wish: attribute -> values of the vocabulary; `words` must not occur in a prompt."""
 
     prefer: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     avoid: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Wish:
         return bool(self.prefer or self.avoid or self.words)
 
     def as_json(self) -> dict[str, Any]:
-        """For the ledger."""
+        """As the ledger stores it."""
         return {
             "prefer": {k: list(v) for k, v in self.prefer.items()},
             "avoid": {k: list(v) for k, v in self.avoid.items()},
@@ -79,7 +79,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Understood:
-    """A wish with the class it is for ("" for all), and the words nothing could be made of."""
+    """A wish, the class it is for ("" for all), and the words that were not understood."""
 
     class_name: str
     wish: Wish
@@ -101,7 +101,7 @@ def values(vocabulary: Vocabulary) -> dict[str, tuple[str, ...]]:
 
 
 def wish_of(data: Mapping[str, Any], vocabulary: Vocabulary) -> Wish:
-    """A wish from JSON; what is not in the vocabulary is left out, whoever wrote it."""
+    """A wish from JSON, without values that are not in the vocabulary."""
     known = values(vocabulary)
 
     def held(part: str) -> dict[str, tuple[str, ...]]:
@@ -114,11 +114,11 @@ def wish_of(data: Mapping[str, Any], vocabulary: Vocabulary) -> Wish:
 
 
 def understand(said: str, lexicon: Lexicon, vocabulary: Vocabulary, present: str = "") -> Understood:
-    """The wish in plain words, by the vocabulary alone.
+    """Parse a wish with the vocabulary alone, such as "more of them at night, and no cartoons".
 
-    "more of them at night, and no cartoons": a sign (`AGAINST`, `IN_FAVOUR`) holds until the next one or
-    the sentence's end. Values and their other names count by it; further words under a "no" are words to
-    avoid. `present` is the class on the screen, meant by "them".
+    A word of `AGAINST` or `IN_FAVOUR` applies until the next one or the end of the sentence, to vocabulary values and
+    their synonyms. Other words after a word of `AGAINST` become words to avoid. `present` is the class on the screen,
+    which "them" refers to.
     """
     names = named_classes(said, lexicon)
     class_name = names[0] if len(names) == 1 else ""
@@ -155,7 +155,7 @@ def ask_wish(
     present: str,
     seed: int,
 ) -> Understood:
-    """The wish as an able model reads it, held to the vocabulary by the schema; by the vocabulary if it fails."""
+    """Parse a wish with the LLM, restricted to the vocabulary by the schema; `understand` is the fallback."""
     options = tuple(f"{a}: {v}" for a, vs in values(vocabulary).items() for v in vs)
     one: Any = Literal[options]
     one_class: Any = Literal[("all", *classes)]
@@ -181,7 +181,7 @@ def ask_wish(
 
 
 def leaning(rows: Iterable[GuidanceRow], class_name: str, vocabulary: Vocabulary) -> Wish:
-    """All active wishes for a class as one; where two contradict each other, the later one holds."""
+    """All active wishes for a class, merged; later ones win over earlier ones that contradict them."""
     prefer: dict[str, dict[str, None]] = {}
     avoid: dict[str, dict[str, None]] = {}
     words: dict[str, None] = {}
@@ -199,7 +199,7 @@ def leaning(rows: Iterable[GuidanceRow], class_name: str, vocabulary: Vocabulary
 
 
 def unwanted_word(text: str, words: Sequence[str]) -> str:
-    """The first of `words` that a text says, as it stands or in the plural; "" without one."""
+    """The first of `words` that a text contains, in singular or plural; "" for none."""
     said = {form for word in _words(text) for form in (word, _singular(word))}
     return next((word for word in words if word in said), "")
 
@@ -217,13 +217,13 @@ def _tuples(groups: Mapping[str, Mapping[str, None]]) -> dict[str, tuple[str, ..
 
 
 def _meant(tokens: Sequence[str], phrases: Mapping[tuple[str, ...], Any]) -> tuple[str, ...]:
-    """The longest phrase that the tokens begin with, () for none."""
+    """The longest phrase that the tokens start with; () for none."""
     tries = (tuple(map(_singular, tokens[:length])) for length in range(min(3, len(tokens)), 0, -1))
     return next((words for words in tries if words in phrases), ())
 
 
 def _phrases(vocabulary: Vocabulary) -> dict[tuple[str, ...], list[tuple[str, str]]]:
-    """Words -> the values they mean: each value's own name, and how else people say it."""
+    """Words -> (attribute, value) pairs that they mean: names of values and their synonyms."""
     phrases: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for attribute, value, said in _sayings(vocabulary):
         meant = phrases.setdefault(tuple(map(_singular, _words(said))), [])

@@ -1,4 +1,4 @@
-"""The cheap rules a prompt must pass before any model looks at it. Pure functions."""
+"""Rules on words that a prompt must pass before any model is asked. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ MIN_WORDS = 5
 MAX_WORDS = 30
 
 Lexicon = Mapping[tuple[str, ...], str]
-"""Words of a name, lower case -> the class it means."""
+"""Words of a class name or synonym, in lower case -> class."""
 
 
 def make_lexicon(
     classes: Sequence[str], synonyms: Callable[[str], Sequence[str]]
 ) -> dict[tuple[str, ...], str]:
-    """All names of all classes; where two classes share one, a class's own name wins, then the earlier class."""
+    """All names of all classes. If two classes share a name, a class's own name wins, then the earlier class."""
     lexicon: dict[tuple[str, ...], str] = {}
     for name in classes:
         lexicon.setdefault(_words(name), name)
@@ -26,7 +26,7 @@ def make_lexicon(
 
 
 def named_classes(text: str, lexicon: Lexicon) -> list[str]:
-    """Classes that `text` names, in the order of their first mention; the longest name wins, plurals count."""
+    """Classes that `text` names, in order of first mention; the longest name wins, and plurals count."""
     words = _words(text)
     longest = max(map(len, lexicon), default=0)
     found: list[str] = []
@@ -44,9 +44,9 @@ def named_classes(text: str, lexicon: Lexicon) -> list[str]:
 
 
 def broken_rule(text: str, asked: Sequence[str], lexicon: Lexicon, fits: Callable[[str], bool]) -> str:
-    """What is wrong with a prompt that should name `asked` and no other class; "" if nothing is.
+    """The first rule that a prompt breaks, in words; "" for none. It must name the `asked` classes and no other.
 
-    One plain sentence of `MIN_WORDS` to `MAX_WORDS` words that the text encoder reads whole.
+    It must be one plain sentence of `MIN_WORDS` to `MAX_WORDS` words that fits into the text encoder.
     """
     if re.search(r"[^A-Za-z0-9 ,.'-]", text):
         return "it has other characters than letters, digits and plain punctuation"
@@ -63,12 +63,12 @@ def broken_rule(text: str, asked: Sequence[str], lexicon: Lexicon, fits: Callabl
         if name not in asked:
             return f"it also names the {name}"
     if not fits(text):
-        return "it is longer than the text encoder reads"
+        return "it is too long for the text encoder"
     return ""
 
 
 def spoken_name(name: str, synonyms: Sequence[str]) -> str:
-    """How people write a class name: "dining table" for "diningtable", if that is among the synonyms."""
+    """A class name in plain English: "dining table" for "diningtable", if that is among the synonyms."""
     plain = name.replace("_", " ")
     return next((s for s in synonyms if " " in s and s.replace(" ", "") == plain.lower()), plain)
 
@@ -78,7 +78,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _singulars(word: str) -> list[str]:
-    """The word itself, and what it may be the plural of."""
+    """The word itself and the words whose plural it may be."""
     forms = [word]
     if word.endswith("ies"):
         forms.append(word[:-3] + "y")

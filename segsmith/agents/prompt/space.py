@@ -1,4 +1,4 @@
-"""Which cells of the attribute space to ask for next, and how a cell is said. Pure; no model is asked here."""
+"""Which cells of the attribute space to request next, and the sentence for a cell. Pure; no model is used."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ OFFERED_LIGHTS = 3
 OFFERED_WEATHERS = 2
 OFFERED_STATES = 4
 LEANING = 0.6
-"""Share of offers held to what a person prefers; the rest still explores (ours)."""
+"""Share of offers restricted to what the reviewer prefers; the rest explores (ours)."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What the model may choose from for one prompt: names of the vocabulary. Places all in or all out of doors.
+    """Vocabulary names that the LLM may choose from for one prompt. Places are all indoors or all outdoors.
 
     `weathers` is empty indoors; `companions` are further classes to show.
     """
@@ -36,12 +36,12 @@ class Offer:
 
 
 class Planner:
-    """Deals out offers so that the least-visited cells come first (prompt-space exploration).
+    """Makes offers in which the least-visited cells come first (prompt-space exploration).
 
-    Every offer counts as a fraction of a visit to what it offers, so the offers of one batch spread over
-    the space although they are asked at the same time. Without `explore` every offer is the whole list in
-    its own order, in or out of doors. A person's `wish` goes before both: what it avoids is not offered where
-    anything else is left, and `LEANING` of the offers hold only what it prefers.
+    Every offer counts as a fraction of a visit to each of its values, so the offers of one batch spread over the
+    space although they are requested at the same time. Without `explore` every offer is the whole list in its order.
+    A reviewer's `wish` has priority: values to avoid are offered only if nothing else is left, and a share `LEANING`
+    of the offers contains only preferred values.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Planner:
     ) -> Offer:
         """The next offer.
 
-        `shared` are the places that suit the companions. What `shun` names (a refused prompt's attributes) is
-        left out where more is left.
+        `shared` are the places that suit the companions. The attributes in `shun`, those of a rejected prompt, are
+        left out unless nothing else is left.
         """
         shun = shun or {}
         lean = bool(self._wish.prefer) and self._rng.random() < LEANING
@@ -108,9 +108,9 @@ class Planner:
         return offer
 
     def _places(self, places: Sequence[str], lean: bool) -> tuple[str, ...]:
-        """Places by the wish; one that is preferred is offered though the vocabulary would not think of it.
+        """Places that fit the wish; a preferred place is offered even if it is not listed for the class.
 
-        Preferred lights and weathers count here too: rain is not to be had indoors.
+        Preferred lights and weathers restrict the places, too: there is no rain indoors.
         """
         prefer = self._wish.prefer
         wanted = prefer.get("place", ()) if lean else ()
@@ -125,7 +125,7 @@ class Planner:
         return left
 
     def _wished(self, attribute: str, options: Sequence[str], lean: bool) -> tuple[str, ...]:
-        """The options without those avoided, and with `lean` only those preferred; never none of some."""
+        """The options without those to avoid, with `lean` only the preferred ones; all of them if none is left."""
         avoided = self._wish.avoid.get(attribute, ())
         left = [o for o in options if not _any_of(o, avoided) and not unwanted_word(o, self._wish.words)]
         left = left or list(options)
@@ -140,9 +140,9 @@ class Planner:
     def _least(
         self, attribute: str, options: Sequence[str], count: int, beside: Sequence[str] = ()
     ) -> tuple[str, ...]:
-        """The `count` least-visited options, in random order; ties fall at random.
+        """The `count` least-visited options, in random order; ties are broken at random.
 
-        `beside` are places: the visits of the pairs (place, light) with them count, too.
+        `beside` are places: visits of the pairs (place, light) with them count, too.
         """
 
         def visited(option: str) -> float:
@@ -204,5 +204,5 @@ def _without(options: Sequence[str], shunned: str | None) -> tuple[str, ...]:
 
 
 def _any_of(option: str, names: Sequence[str]) -> bool:
-    """Is the option one of the names, or a state that holds one as a word ("old red")?"""
+    """Whether the option is one of the names, or a state that contains one as a word ("old red")."""
     return option in names or any(name in option.split() for name in names)

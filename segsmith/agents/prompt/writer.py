@@ -1,7 +1,7 @@
-"""Asks the language model for one prompt: a cell of the attribute space, and from an able model a sentence.
+"""Asks the LLM for one prompt: a cell of the attribute space, and a sentence if the LLM can write one.
 
-A weak model only chooses among offered cells, held to them by the reply's schema, and a template makes the
-sentence: left to write, SmolLM2-135M copies its examples or breaks words apart to satisfy a pattern.
+A small LLM only chooses among offered cells, enforced by the reply's schema, and a template makes the sentence:
+when asked to write, SmolLM2-135M copies its examples or breaks words apart to satisfy a pattern.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ State = Annotated[str, StringConstraints(pattern="^[a-z]+( [a-z]+){0,4}$", max_l
 
 
 def _one_line(text: str) -> str:
-    """Refuse what no caption holds: control characters, line breaks, overrides of the reading direction."""
+    """Reject control characters, line breaks and overrides of the reading direction."""
     if not text.isprintable():
         raise ValueError("holds characters that cannot be printed")
     return text
@@ -38,9 +38,10 @@ Sentence = Annotated[str, StringConstraints(min_length=20, max_length=220), Afte
 
 
 class PromptWriter:
-    """T(c) of SynthSeg-Agents. `spoken` says each class as people do, in the order of the class list.
+    """T(c) of SynthSeg-Agents. `spoken` is class -> its name in plain English, in the order of the class list.
 
-    `listed` is what the vocabulary holds to suit each class; an able model is asked instead, once per class.
+    `listed` is class -> places and states that suit it, from the vocabulary. If the LLM `writes_sentences`, it is
+    asked for them instead, once per class.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class PromptWriter:
         lexicon: Lexicon,
         listed: Mapping[str, Suited],
         *,
-        able: bool,
+        writes_sentences: bool,
         seed: int,
     ) -> None:
         self._chat = chat
@@ -59,15 +60,15 @@ class PromptWriter:
         self._spoken = spoken
         self._lexicon = lexicon
         self._listed = listed
-        self._able = able
+        self._writes_sentences = writes_sentences
         self._seed = seed
         self._suited: dict[str, Suited] = {}
         self._suiting = threading.Lock()
 
     def write(self, class_name: str, offer: Offer, advice: str, round: int, seed: int) -> Draft:
-        """One draft out of the offered cells. Raises `BadReply` when the model never answers in the schema."""
+        """One draft from the offered cells. Raises `BadReply` if the LLM never replies in the schema."""
         schema = self._schema(offer)
-        ask = self._sentence_questions if self._able else self._cell_questions
+        ask = self._sentence_questions if self._writes_sentences else self._cell_questions
         system, user = ask(class_name, offer, advice)
         reply: Any = self._chat.ask(system, user, schema, seed=seed)
         cell = {name: str(getattr(reply, name, "")) for name in ("place", "light", "weather", "state")}
@@ -86,8 +87,8 @@ class PromptWriter:
         )
 
     def suits(self, class_name: str) -> Suited:
-        """Places and states that suit a class; the vocabulary's where an able model gives no usable answer."""
-        if not self._able:
+        """Places and states that suit a class; those of the vocabulary if the LLM gives no usable reply."""
+        if not self._writes_sentences:
             return self._listed[class_name]
         with self._suiting:
             if class_name not in self._suited:
@@ -101,8 +102,8 @@ class PromptWriter:
         }
         if offer.weathers:
             fields["weather"] = (_one_of(offer.weathers), ...)
-        fields["state"] = (State if self._able else _one_of(offer.states), ...)
-        if self._able:
+        fields["state"] = (State if self._writes_sentences else _one_of(offer.states), ...)
+        if self._writes_sentences:
             fields["sentence"] = (Sentence, ...)
         return create_model("Photograph", __config__=ConfigDict(extra="forbid"), **fields)
 
