@@ -68,7 +68,7 @@ class DatasetFiles:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # paths below it can then be told from names relative to it
         self._resolved = root.resolve()
 
     def path(self, name: str | Path) -> Path:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from planted_defects import DEFECTS, spoiled
 
@@ -13,6 +15,13 @@ def test_no_alarm_on_a_clean_export(made_up, form):
     assert found.format == form
     assert found.classes == data.classes
     assert found.splits == {split: n for split, n in data.counts.items() if n}
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_a_dataset_may_be_named_by_a_relative_path(made_up, form, monkeypatch):
+    folder = made_up.folders[form]
+    monkeypatch.chdir(folder.parent)
+    assert validate(Path(folder.name)).problems == []
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: f"{d.form}: {d.name}")

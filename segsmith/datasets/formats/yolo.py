@@ -81,7 +81,7 @@ def read(root: Path) -> LabelledDataset:
             problems.append(Problem("empty_split", folder, f"{split} has no image; Ultralytics needs one"))
         known = set()
         for path in images:
-            mask = _mask_of(root, path, masks_dir)
+            mask = _mask_of(files.root, path, masks_dir)
             known.add(mask)
             load = partial(_load, files, path, mask)
             where = files.where(path)
