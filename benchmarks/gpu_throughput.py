@@ -1,7 +1,7 @@
 """Full-size models with random weights on a GPU, through our adapters, against a bare loop of the same batch.
 
-What the adapter costs is the question, not what the pictures show, so weights are random and nothing is
-downloaded. Bare and adapted runs alternate in one process; the ratio is of medians.
+It measures what the adapter costs, not what the images show, so weights are random and nothing is downloaded. Bare
+and adapted runs alternate in one process; the ratio is that of the medians.
 
     python -m benchmarks.gpu_throughput            # SDXL, CLIP ViT-L/14, SAM ViT-H: a GPU with 12 GiB, 12 GB of disk
     python -m benchmarks.gpu_throughput --tiny     # the same code on small models, on a CPU, to see that it runs
@@ -143,7 +143,7 @@ def diffusion(folder: Path, size: int, steps: int, batch: int, repeats: int) -> 
 
 
 def out_of_memory(backend: DiffusionBackend, requests: list[ImageRequest]) -> None:
-    """Take the GPU's memory away until a batch fails, then see that one picture still comes."""
+    """Occupy the GPU's memory until a batch fails, then check that a single image can still be drawn."""
     hoard, unit = [], 2**30
     while torch.cuda.mem_get_info()[0] > 2 * unit:
         hoard.append(torch.empty(unit, dtype=torch.uint8, device="cuda"))
@@ -154,7 +154,7 @@ def out_of_memory(backend: DiffusionBackend, requests: list[ImageRequest]) -> No
         hoard.clear()
         torch.cuda.empty_cache()
         (drawn,) = backend.draw(requests[:1])
-        print(f"  out of memory: said so, and drew again: {drawn.image is not None}")
+        print(f"  out of memory: reported, and drew again: {drawn.image is not None}")
 
 
 def clip(spec: str, batch: int, repeats: int) -> None:
@@ -196,7 +196,7 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=3)
     given = options.parse_args()
     if not given.tiny and not torch.cuda.is_available():
-        raise SystemExit("No CUDA device: add --tiny to see that it runs.")
+        raise SystemExit("No CUDA device; --tiny runs small models on the CPU.")
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, device {choose_device('auto')}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

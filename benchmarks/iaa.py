@@ -7,9 +7,9 @@
 Per seed a long-tailed real set is drawn and cut to 5, 10, 25 and 100 % (nested). `segsmith augment` runs once, with
 the 5 % alone: its images serve the larger cuts, too, though it knew less of them than it could have. Then one network
 is trained for the same number of steps on the real images, on the real images and copies of them (as many as there
-are generated ones, of the rarest classes first; the trainer flips, scales, crops and repaints every picture of every
-arm), and on the real and the generated images. All are tested on the same openmoji pictures, which nothing else sees.
-For one core's sake pictures are halved to 64 px for training and test.
+are generated ones, of the rarest classes first; the trainer flips, scales, crops and repaints every image of every
+arm), and on the real and the generated images. All are tested on the same openmoji images, which nothing else uses.
+To save time, images are halved to 64 px for training and testing.
 
 Runs and results lie under ``runs/iaa``; what is there is not measured twice.
 """
@@ -148,7 +148,7 @@ def settings(seed: int) -> Config:
         flags={
             "per_class": ADD_PER_CLASS,
             "seed": seed,
-            "images": {"per_prompt": 4},  # a prompt costs a core more than a picture
+            "images": {"per_prompt": 4},  # a prompt takes more time than an image
             "judge": {"top_k": 4},
             "trainer": {"epochs": 1},
             "evaluation": {"images": 0},
@@ -211,7 +211,7 @@ def trained(seed: int, share: int, arm: str) -> dict[str, Any]:
 
 
 def copies(real: Sequence[Pair], count: int, seed: int) -> list[Pair]:
-    """`count` copies of real images, one by one an image of the class that is rarest by then."""
+    """`count` copies of real images; each is of the class that is rarest at that point."""
     rng = np.random.default_rng(seed)
     labels = [shown(label_map) for _, _, label_map in real]
     have = Counter(name for names in labels for name in names)

@@ -1,7 +1,7 @@
-"""The online filter on a small pipeline: are kept pictures the same bits, and what does it save?
+"""The online filter on a small pipeline: are kept images the same bits, and what does it save?
 
-A tiny Stable Diffusion (random weights, CPU) draws the same pictures with and without a filter that drops a
-given share of them at a given part of the denoising. Printed per row: the share of pictures kept whose bits
+A tiny Stable Diffusion (random weights, CPU) draws the same images with and without a filter that drops a
+given share of them at a given part of the denoising. Printed per row: the share of kept images whose bits
 are the same, the largest difference, denoising steps (one sample through the denoiser once) with the filter
 over without, and the same ratio of seconds measured in one run.
 
@@ -45,7 +45,7 @@ class Counted:
         denoiser.register_forward_pre_hook(count, with_kwargs=True)
 
     def draw(self, requests, gate=None):
-        """(pictures by place, sample-steps, seconds)"""
+        """(images by index, sample-steps, seconds)"""
         self.rows, started = 0, time.perf_counter()
         drawn = {d.index: d.image for d in self.backend.draw(requests, gate)}
         return drawn, self.rows, time.perf_counter() - started
@@ -60,7 +60,7 @@ def measure(folder: Path, scheduler: str | None, steps: int, double: bool, at: f
     if double:
         backend._open().to(torch.float64)
     counted = Counted(backend, halves=2)
-    requests = [ImageRequest(f"picture number {i}", 100 + i) for i in range(BATCH)]
+    requests = [ImageRequest(f"image number {i}", 100 + i) for i in range(BATCH)]
     rng = np.random.default_rng(0)
     hopeless = set(rng.permutation(BATCH)[: round(rejected * BATCH)].tolist())
     counted.draw(requests[:1])  # warm up

@@ -1,6 +1,6 @@
-"""What the report costs: size, build time and time to first paint, at 300 and at 20,000 pictures.
+"""What the report costs: size, build time and time to first paint, at 300 and at 20,000 images.
 
-`python -m benchmarks.report` fills run folders with pictures of the simulator (a few hundred scenes, repeated)
+`python -m benchmarks.report` fills run folders with images of the simulator (a few hundred scenes, repeated)
 and opens each page in chromium, five times. Needs chromium and chromedriver.
 """
 
@@ -27,13 +27,13 @@ from make_run import make_run, remember
 
 OPENINGS = 5
 COLUMNS = {
-    "pictures": "pictures", "MB": "size, MB", "build_s": "build, s", "peak_GB": "peak memory, GB",
+    "images": "images", "MB": "size, MB", "build_s": "build, s", "peak_GB": "peak memory, GB",
     "first_paint": "first paint, ms", "loaded": "whole page, ms", "last_page": "last page, ms",
 }  # fmt: skip
 
 
 def fill(root: Path, wanted: int) -> tuple[RunFolder, Any, Any]:
-    """A run of `wanted` pictures: one of some hundred scenes, its prompts and pictures repeated under new ids."""
+    """A run of `wanted` images: one of some hundred scenes, its prompts and images repeated under new ids."""
     run, ledger, config = make_run(root, simulated=True, prompts_per_class=25)
     prompts = ledger.prompts("admitted")
     images, verdicts, masks = ledger.images(), ledger.verdicts(), ledger.masks()
@@ -72,7 +72,7 @@ def fill(root: Path, wanted: int) -> tuple[RunFolder, Any, Any]:
 
 
 def open_page(page: Path) -> dict[str, float]:
-    """Milliseconds from the start of navigation, and from asking for the last page to its first picture."""
+    """Milliseconds from the start of navigation, and from asking for the last page to its first image."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -87,7 +87,7 @@ def open_page(page: Path) -> dict[str, float]:
         deadline = time.monotonic() + 30
         while not driver.execute_script("return document.querySelectorAll('#grid canvas.photo').length"):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{page} painted no picture")
+                raise TimeoutError(f"{page} painted no image")
             time.sleep(0.02)
         return driver.execute_async_script("""
             const done = arguments[0];
@@ -113,7 +113,7 @@ def measure(wanted: int, folder: Path) -> dict[str, float]:
     ledger.close()
     opened = [open_page(page) for _ in range(OPENINGS)]
     return {
-        "pictures": wanted,
+        "images": wanted,
         "MB": page.stat().st_size / 1e6,
         "build_s": built,
         "peak_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
@@ -123,14 +123,14 @@ def measure(wanted: int, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, nargs="+", default=[300, 20_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[300, 20_000])
     arguments = parser.parse_args()
     print(f"| {' | '.join(COLUMNS.values())} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for wanted in arguments.pictures:
+        for wanted in arguments.images:
             row = measure(wanted, Path(folder))
             # By name: WebDriver sorts the keys of what a script returns.
-            cells = (f"{row[key]:,}" if key == "pictures" else f"{row[key]:.1f}" for key in COLUMNS)
+            cells = (f"{row[key]:,}" if key == "images" else f"{row[key]:.1f}" for key in COLUMNS)
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -5,7 +5,7 @@
     python -m benchmarks.sesam --table                   # print the tables again from results already there
 
 Every part trains the same network for the same number of steps, from the same weights, on the same
-pictures of the openmoji ("real") world, and is scored on other pictures of it. Only the labels differ. Results
+images in the openmoji style, and is scored on other images of that style. Only the labels differ. Results
 lie under ``runs/sesam``, a file per seed and part; what is there is not measured twice.
 """
 
@@ -176,7 +176,7 @@ def weak_world(seed: int, kind: str) -> Path:
 
 
 def mask_quality(seed: int, out: Path) -> dict[str, Any]:
-    """mIoU of SAM's labels for the training pictures, first and last, over the pixels that are not 255."""
+    """mIoU of SAM's labels for the training images, first and last, over the pixels that are not 255."""
     truth, figures = VocFolder(world(seed), "train"), {}
     rounds = sorted((out / "training").glob("sam-*.zip"), key=lambda p: int(p.stem.split("-")[1]))
     for when, path in (("first", rounds[0]), ("last", rounds[-1])) if rounds else ():

@@ -1,4 +1,4 @@
-"""The quality of the whole line in the simulator, where every truth is known.
+"""The quality of the whole pipeline in the simulator, where the truth is known.
 
     python -m benchmarks.sim_quality                # three seeds, all ablations; about an hour on two cores
     python -m benchmarks.sim_quality --seeds 0      # one seed
@@ -31,7 +31,7 @@ CLASSES = ("cat", "dog", "horse", "bird", "bus", "bicycle", "boat", "chair")
 PER_CLASS = 40
 ROOT = Path("runs/quality")
 PASSED = {"ok", "surplus", "beyond_top_k"}
-"""Verdicts that call a picture good; the last two only say that enough others are there."""
+"""Reasons of images that the judge finds good; with the last two, enough better images exist."""
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def settings(seed: int, **changes: Any) -> Config:
 
 
 def full(seed: int) -> dict[str, Any]:
-    """The whole line, and everything that can be said of its run."""
+    """The whole pipeline, and all figures of its run."""
     config = settings(seed)
     deps = built(config, "full")
     figures = {
@@ -94,7 +94,7 @@ def full(seed: int) -> dict[str, Any]:
 
 
 def exact(seed: int) -> dict[str, Any]:
-    """The same pictures and splits with exact masks: what perfect labelling would have given."""
+    """The same images and splits with exact masks: what perfect labelling would give."""
 
     def replace_masks(deps: RunContext) -> None:
         folder = deps.run.voc / "SegmentationClass"
@@ -107,7 +107,7 @@ def exact(seed: int) -> dict[str, Any]:
 
 
 def judge_off(seed: int) -> dict[str, Any]:
-    """Every drawn picture is accepted."""
+    """Every drawn image is accepted."""
     deps = built(settings(seed, judge={"enabled": False}), "judge_off")
     figures = {
         "precision": judge_figures(deps)["precision"],
@@ -186,7 +186,7 @@ def variant(
     change_dataset: Callable[[RunContext], None] = lambda deps: None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """The full run's pictures, labelled and trained under other settings."""
+    """The full run's images, labelled and trained with other settings."""
     source, out = ROOT / f"seed{seed}" / "full", ROOT / f"seed{seed}" / name
     if not (out / "ledger.db").exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -244,7 +244,7 @@ def truths(deps: RunContext) -> dict[str, Drawing]:
 
 
 def judge_figures(deps: RunContext) -> dict[str, Any]:
-    """A picture is good when its target is there, in focus, and not a repetition of one drawn before."""
+    """An image is good if its target is there, in focus, and not a repetition of an earlier one."""
     prompts = {p.id: p for p in deps.ledger.prompts()}
     verdicts, truth = deps.ledger.verdicts(), truths(deps)
     good, seen = {}, set()
@@ -335,17 +335,17 @@ def table(parts: Sequence[str]) -> str:
         ("mini SAM, five points, unseen sprites: openmoji", figure("sam", "openmoji"), ">= 0.92"),
         ("masks: mIoU without 255", figure("full", "mask_miou"), ">= 0.90"),
         ("masks: share of 255", figure("full", "mask_ignore"), "<= 0.10"),
-        ("synthetic to real: mIoU", figure("full", "real_miou"), ""),
-        ("synthetic to real: mIoU with exact masks", figure("exact", "real_miou"), ""),
-        ("synthetic to real: ratio", ratio, ">= 0.95"),
+        ("segmenter on the test set: mIoU", figure("full", "real_miou"), ""),
+        ("segmenter on the test set: mIoU with exact masks", figure("exact", "real_miou"), ""),
+        ("segmenter on the test set: ratio", ratio, ">= 0.95"),
         ("prompts: nearest cosine with memory", figure("diversity", "nearest_cosine_with"), "lower"),
         ("prompts: nearest cosine without", figure("diversity", "nearest_cosine_without"), ""),
         ("prompts: distinct cells per prompt with memory", figure("diversity", "cells_with"), "higher"),
         ("prompts: distinct cells per prompt without", figure("diversity", "cells_without"), ""),
-        ("real mIoU, judge off", figure("judge_off", "real_miou"), "below full"),
-        ("real mIoU, relabelling off", figure("relabel_off", "real_miou"), "below full"),
-        ("real mIoU, SAM off", figure("sam_off", "real_miou"), "below full"),
-        ("real mIoU, second look at regions off", figure("check_off", "real_miou"), "below full"),
+        ("test-set mIoU, judge off", figure("judge_off", "real_miou"), "below full"),
+        ("test-set mIoU, relabelling off", figure("relabel_off", "real_miou"), "below full"),
+        ("test-set mIoU, SAM off", figure("sam_off", "real_miou"), "below full"),
+        ("test-set mIoU, region check off", figure("check_off", "real_miou"), "below full"),
         ("masks: mIoU and share of 255, SAM off", both("sam_off"), ""),
         ("masks: mIoU and share of 255, second look off", both("check_off"), ""),
     ]

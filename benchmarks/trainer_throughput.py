@@ -3,7 +3,7 @@
     python -m benchmarks.trainer_throughput                      # the default network, 96 px windows
     python -m benchmarks.trainer_throughput --encoder tu-test_resnet --epochs 12
 
-After every epoch of the trainer the bare loop goes over as many pictures: tensors in memory, the same moves and
+After each epoch of the trainer, the bare loop runs over as many images: tensors in memory, the same moves and
 repainting, forward, loss, backward, clipping, AdamW; no averaged weights, no data loader, no accelerate. Both are
 timed in seconds of CPU (of wall time on a GPU), which other work on the machine hardly changes; the ratio is of
 the medians, the first epoch of each left out.

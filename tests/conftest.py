@@ -1,4 +1,4 @@
-"""What tests of every room may use."""
+"""Fixtures for all tests."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A language-model server that hangs, dies and stammers: one line, or the run goes on; then it ends as it should."""
+"""A language-model server that hangs, dies or sends broken replies: one line, or the run continues; then it finishes."""
 
 import pytest
 from small_run import KEY, SMALL

@@ -1,4 +1,4 @@
-"""Full disks, read-only folders and memory that ran out: one line, and the same command goes on afterwards."""
+"""Full disks, read-only folders and memory that runs out: one line, and the same command resumes afterwards."""
 
 import errno
 import os

@@ -44,7 +44,7 @@ MANY = settings(
 
 @MANY
 @given(hostile)
-def test_a_class_name_is_plain_or_refused(name):
+def test_a_class_name_is_plain_or_rejected(name):
     try:
         (clean,) = check_class_names((name,))
     except ValueError:
@@ -156,7 +156,7 @@ def test_hostile_text_in_a_ledger_is_text_in_the_report(tmp_path_factory, texts)
 
 
 @pytest.mark.parametrize("url", ["http://me:secret-7@host/v1", "https://host/v1?key=secret-7"])
-def test_a_url_that_holds_a_secret_is_refused_without_repeating_it(url):
+def test_a_url_that_holds_a_secret_is_rejected_without_repeating_it(url):
     with pytest.raises(SegsmithError) as caught:
         load_config(flags={"classes": ("cat",), "llm": {"server": "openai", "base_url": url}})
     assert "OPENAI_API_KEY" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Reading a run, judging it again, raising its caps, building it anew, and where its pictures come from."""
+"""Reading a run, judging it again, raising its caps, building it again, and the provenance of its images."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_run_toml_builds_the_same_dataset_again(finished, tmp_path, segsmith, mo
     assert fingerprint(tmp_path / "again") == fingerprint(finished)
 
 
-def test_every_exported_picture_says_where_it_comes_from(finished):
+def test_every_exported_image_has_its_provenance(finished):
     ids = (finished / "dataset/voc/labels.csv").read_text().splitlines()[1:]
     records = [json.loads(line) for line in (finished / "dataset/provenance.jsonl").read_text().splitlines()]
     assert {r["image_id"] for r in records} == {line.split(",")[0] for line in ids}
