@@ -60,7 +60,7 @@ class CountingBackend:
 
 
 def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:
-    """One sitting of a build; what it does goes to `journal`, a line each."""
+    """One session of a build; what it does goes to `journal`, one line each."""
     from segsmith.graph.context import open_image_backend
     from segsmith.workflows.build import build_run
 
@@ -107,7 +107,7 @@ def _child(config: Any, out: Path, journal: Path, llama: bool) -> None:
     build_once(config, out, journal, llama)
 
 
-def sitting(
+def session(
     config: Any,
     out: Path,
     journal: Path,
@@ -115,7 +115,7 @@ def sitting(
     kill_after: float | None = None,
     llama: bool = False,
 ) -> bool:
-    """Run a sitting, killing it after so many seconds; True when it came to its end, False when it was killed."""
+    """Run a session and kill it after `kill_after` seconds; whether it came to its end."""
     process = FORK.Process(target=_child, args=(config, out, journal, llama))
     process.start()
     process.join(kill_after)
@@ -150,7 +150,7 @@ def _memory_child(out: Path) -> None:
 
 
 def promised(out: Path) -> dict[str, str]:
-    """Rows of pictures that the ledger names right after a kill, with the bytes that lie there."""
+    """Image id -> SHA-256 of the images in the ledger right after a kill; each file must be whole."""
     if not (out / "ledger.db").exists():
         return {}
     db = sqlite3.connect(out / "ledger.db")
@@ -160,7 +160,7 @@ def promised(out: Path) -> dict[str, str]:
         rows = []
     db.close()
     whole = {i: sha for i, sha in rows if _sha((out / "images" / f"{i}.png").read_bytes()) == sha}
-    assert len(whole) == len(rows), "the ledger names a picture that is not whole"
+    assert len(whole) == len(rows), "the ledger names an image whose file is not whole"
     return whole
 
 
@@ -169,7 +169,7 @@ def journal_of(path: Path) -> Counter[str]:
 
 
 def stage_of(path: Path) -> str:
-    """The stage a sitting was in when its journal broke off."""
+    """The stage that a session was in when it was killed."""
     begun = [
         line.removeprefix("stage ") for line in path.read_text().splitlines() if line.startswith("stage ")
     ]
@@ -190,7 +190,7 @@ def _sha(data: bytes) -> str:
 
 
 def preload() -> None:
-    """Start the server that sittings are forked from; it has imported what every one of them needs."""
+    """Start the server that sessions are forked from; it has imported what they need."""
     FORK.set_forkserver_preload(list(PRELOAD))
     process = FORK.Process(target=os.getpid)
     process.start()
@@ -205,7 +205,7 @@ def kill_anywhere(
     os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
     config = small_config()
     began = time.monotonic()
-    sitting(config, folder / "whole", folder / "whole.txt", llama=llama)
+    session(config, folder / "whole", folder / "whole.txt", llama=llama)
     length = time.monotonic() - began
     want = fingerprint(folder / "whole")
     assert not leftovers(folder / "whole"), leftovers(folder / "whole")
@@ -214,14 +214,14 @@ def kill_anywhere(
     figures: dict[str, Any] = {
         "kills": kills, "seconds of the uninterrupted build": round(length, 1),
         "too late, tried earlier": 0, "kills by stage": dict.fromkeys(STAGES, 0), "identical": 0,
-        "half-written or unknown files": 0, "memory consistent": 0, "lost pictures": 0,
+        "half-written or unknown files": 0, "memory consistent": 0, "lost images": 0,
         "again": Counter(), "most again": Counter(),
         "work of the whole build": dict(journal_of(folder / "whole.txt")),
         "different": [],
     }  # fmt: skip
     for number, moment in enumerate(moments):
         out, journal = folder / f"run{number}", folder / f"run{number}.txt"
-        while sitting(config, out, journal, kill_after=moment, llama=llama):
+        while session(config, out, journal, kill_after=moment, llama=llama):
             # The machine was quicker than at the first build: this one was over before its moment.
             figures["too late, tried earlier"] += 1
             shutil.rmtree(out)
@@ -230,7 +230,7 @@ def kill_anywhere(
         stage = stage_of(journal)
         figures["kills by stage"][stage] += 1
         before = promised(out)
-        sitting(config, out, journal, llama=llama)
+        session(config, out, journal, llama=llama)
         got = fingerprint(out)
         different = sorted(k for k in {*want, *got} if want.get(k) != got.get(k))
         figures["identical"] += not different
@@ -238,7 +238,7 @@ def kill_anywhere(
             figures["different"].append({"moment": round(moment, 2), "stage": stage, "what": different[:6]})
         figures["half-written or unknown files"] += len(leftovers(out))
         figures["memory consistent"] += memory_matches(out)
-        figures["lost pictures"] += sum(got.get(f"images/{i}.png") != sha for i, sha in before.items())
+        figures["lost images"] += sum(got.get(f"images/{i}.png") != sha for i, sha in before.items())
         again = repeats(journal)
         figures["again"].update(again)
         for kind, n in again.items():

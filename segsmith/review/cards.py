@@ -41,11 +41,6 @@ def card(
     yield f"[dim]{shown(str(path))}[/dim]"
 
 
-def life(facts: RunFacts, image_id: str) -> Table:
-    """The history of an image, as a table of sections."""
-    return sections(facts.life(image_id))
-
-
 def sections(told: Mapping[str, Sequence[str]]) -> Table:
     """Titles with their lines beside them, wrapped at words."""
     return _grid((title, "\n".join(map(shown, lines))) for title, lines in told.items())

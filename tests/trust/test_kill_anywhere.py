@@ -41,7 +41,7 @@ def kill(scenario, kills, tmp_path):
 def test_a_killed_build_ends_like_an_untouched_one(tmp_path):
     found = kill("build", 3, tmp_path)
     assert found["memory consistent"] == 3
-    assert found["lost pictures"] == 0
+    assert found["lost images"] == 0
     assert found["most again"]["draw"] <= small_config().images.batch_size
     assert found["most again"]["epoch"] <= 1
 
