@@ -1,4 +1,4 @@
-"""The dataset card: what is in the dataset, how it was made, how good it is, and what it cannot do."""
+"""The dataset card: what the dataset holds, how it was made, how good it is, and its known limits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from segsmith.memory.ledger import Ledger
 from segsmith.types import ClassTally
 
 EXAMPLE_PROMPTS = 8
-WORLDS = {
-    "synthetic_val": "held-out pictures of this dataset (labels by the same models)",
-    "real_val": "real images of split val",
-    "test_set": "the real-style test world (exact labels)",
+TESTED_ON = {
+    "synthetic_val": "held-out generated images (labels by the same models)",
+    "real_val": "held-out real images",
+    "test_set": "simulator test set (unseen sprite style, exact labels)",
 }
 
 
@@ -50,7 +50,7 @@ def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str
         backends=sorted({r.origin.backend for r in generated if r.origin is not None}),
         models=list(ledger.models().values()),
         examples=list(texts)[:: max(1, len(texts) // EXAMPLE_PROMPTS)][:EXAMPLE_PROMPTS],
-        scores=[(words, evaluation[key].miou) for key, words in WORLDS.items() if key in evaluation],
+        scores=[(words, evaluation[key].miou) for key, words in TESTED_ON.items() if key in evaluation],
         decisions=sum(r.id in verdicts for r in records),
         missing=[_missing(d) for _, _, d in ledger.events("missing")],
     )
@@ -73,7 +73,7 @@ def _class(
 
 def _missing(detail: dict[str, Any]) -> str:
     name = _cell(str(detail.get("class", "")))
-    return f"Class {name} has {detail.get('have')} of {detail.get('want')} pictures wanted."
+    return f"Class {name} has {detail.get('have')} of {detail.get('want')} requested images."
 
 
 def _cell(text: str) -> str:

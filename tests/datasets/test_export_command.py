@@ -117,7 +117,7 @@ def test_the_card_names_models_licences_yield_quality_and_limits(made_up, tmp_pa
         assert "| 1 | cat |" in text
         assert "10 of 10" in text
         assert "Not measured yet" in text
-        assert "No person has checked them" in text
+        assert "No reviewer has checked them" in text
         assert "\n\n    a cat | number 0" in text
         deps.ledger.evaluation = {"test_set": Evaluation(0.4321, {}, 0.5, ())}
         deps.ledger.log("missing", **{"class": "bus", "have": 3, "want": 9})

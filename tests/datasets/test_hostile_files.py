@@ -1,0 +1,336 @@
+"""Files made by an attacker: every reader ends with a list of problems or one `SegsmithError`, and nothing else."""
+
+import io
+import json
+import os
+import resource
+import shutil
+import struct
+import sys
+import tarfile
+import time
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+
+from segsmith.datasets.detect import EXPORTS
+from segsmith.datasets.export import export_dataset
+from segsmith.datasets.imports import ImportedSplit
+from segsmith.datasets.survey import keep, survey
+from segsmith.datasets.validate import validate
+from segsmith.datasets.voc_folder import VocFolder
+from segsmith.datasets.weak_source import open_weak
+from segsmith.errors import SegsmithError
+from segsmith.testing import made_up_run
+
+CORPUS = 520
+SECONDS = 10
+KILOBYTES = 1 << 20  # of memory beyond the clean case
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n"
+PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
+
+
+class Watch:
+    """What Python's audit events say of processes started and files written outside a folder."""
+
+    def __init__(self):
+        self.folder = None
+        self.seen = []
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event, arguments):
+        if self.folder is None:
+            return
+        if event in PROCESSES:
+            self.seen.append((event, str(arguments)[:200]))
+        elif event == "open" and isinstance(arguments[0], str) and arguments[1] is not None:
+            path = os.path.realpath(arguments[0])
+            if set(str(arguments[1])) & set("wax+") and not path.startswith((self.folder, "/dev/null")):
+                self.seen.append((event, path))
+
+
+@pytest.fixture(scope="module")
+def watch():
+    watch = Watch()
+    yield watch
+    watch.folder = None
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """Format -> an export of four small images, without its manifest, which would reveal any change."""
+    run, ledger, config = made_up_run(tmp_path_factory.mktemp("run") / "run", 4, size=64)
+    folders = {form: export_dataset(run, ledger, config, form).folder for form in EXPORTS}
+    ledger.close()
+    for folder in folders.values():
+        (folder / "manifest.json").unlink()
+    folders["folders"] = tmp_path_factory.mktemp("folders")
+    for name in ("cat", "dog"):
+        (folders["folders"] / name).mkdir()
+        for k in range(2):
+            pixels = np.full((16, 16, 3), 40 * k, np.uint8)
+            PILImage.fromarray(pixels).save(folders["folders"] / name / f"{k}.png")
+    return folders
+
+
+def read_everything(root, out):
+    """What validate, train, evaluate, refine and augment do with a dataset before they learn from it."""
+
+    def train():
+        data = VocFolder(root, "train")
+        data.class_pixels()
+        assert len(data.conversions) >= 0
+
+    def evaluate():
+        data = ImportedSplit(root, "train", ("cat", "dog", "bus", "potted plant"))
+        for index in range(len(data)):
+            data.raw(index)
+
+    def refine():
+        source = open_weak(root, None, zero_is_drawn=False)
+        for split in source.splits:
+            for _ in source.pairs(split):
+                pass
+
+    def augment():
+        out.mkdir()
+        keep(survey(root, out, (0.8, 0.1, 0.1), 0))
+
+    problems = []
+    for use in (lambda: problems.extend(validate(root).problems), train, evaluate, refine, augment):
+        start = time.monotonic()
+        with suppress(SegsmithError):
+            use()
+        assert time.monotonic() - start < SECONDS
+    return problems
+
+
+# -- what an attacker writes ----------------------------------------------------------------------------------
+
+
+def png_header(width, height, mode=2, depth=8):
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, mode, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
+
+
+def encoded(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def oriented():
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+GREY, COLOUR = PILImage.new("L", (16, 16)), PILImage.new("RGB", (16, 16), "red")
+IMAGES = [
+    b"",
+    b"\xff\xd8 nothing",
+    POSTSCRIPT,
+    encoded(COLOUR, "GIF"),
+    encoded(COLOUR, "PPM"),
+    encoded(COLOUR, "PDF"),
+    encoded(COLOUR.convert("CMYK"), "JPEG"),
+    encoded(COLOUR, "JPEG", exif=oriented()),
+    encoded(COLOUR, "TIFF"),
+    encoded(COLOUR, "WEBP"),
+    encoded(GREY.convert("1")),
+    encoded(GREY.convert("F"), "TIFF"),
+    encoded(PILImage.fromarray(np.ones((16, 16), np.uint16))),
+    encoded(COLOUR, "PNG", save_all=True, append_images=[COLOUR.rotate(90)] * 3),
+    encoded(PILImage.new("RGBA", (16, 16))),
+    encoded(PILImage.new("L", (16, 16), 200)),
+    png_header(1_000_000, 1_000_000),
+    png_header(13_000, 13_000, 0),
+    png_header(7_000, 7_000),
+    png_header(0, 5),
+    encoded(PILImage.new("1", (13_000, 13_000))),
+]
+NAMES = [
+    "../../secret", "/etc/passwd", "a\nb", "a\x1b[2J", "a\0b", " a", "x" * 300, "..", ".", "", "a/../../b",
+    "pipe:touch /tmp/segsmith-was-here", "http://127.0.0.1:1/x.tar", "\u202egnp", "file:///etc/passwd",
+]  # fmt: skip
+DEEP = 100_000
+VALUES = [None, True, -1, 10**30, 1e308, float("nan"), float("inf"), "x", [], {}, [[]], *NAMES]
+JSON = [
+    "[" * DEEP,
+    '{"a":' * DEEP,
+    "[" * DEEP + "]" * DEEP,
+    "{}",
+    "[]",
+    "null",
+    "NaN",
+    '"\\ud800"',
+    "1" * 10_000,
+]
+YAML = [
+    "[" * DEEP,
+    "{a: " * DEEP,
+    "- " * 50_000 + "x",
+    "a: &a [x]\nb: &b [*a, *a]\nnames: [*b, *b]",
+    "!!python/object/apply:os.system [touch x]",
+    "!!int ''",
+    "names: {0: background, 1: [cat]}\ntrain: images/train\nmasks_dir: masks",
+    "names: [background, cat]\ntrain: ../../..\nval: /\ntest: .\nmasks_dir: ../../masks",
+    "names: [background, cat]\ntrain: [images]\nmasks_dir: masks",
+    "names: [background, cat]\ntrain: images/train\nval: images/val\nmasks_dir: ..",
+]
+SEGMENTATIONS = [
+    [[float("nan")] * 6],
+    [[float("inf"), 1, 2, 3, 4, 5]],
+    [[-1e9, 1, 2, 3, 4, 5]],
+    [[1e300, 1, 2, 3, 4, 5]],
+    [[0, 0, 16, 16] * 5_000],
+    [["a"] * 6],
+    [[1, 2, 3]],
+    [[]],
+    [],
+    {"size": [60_000, 60_000], "counts": [0, 3_600_000_000]},
+    {"size": [60_000, 60_000], "counts": "P" * 30},
+    {"size": [16, 16], "counts": [-5, 261]},
+    {"size": [16, 16], "counts": [10**12]},
+    {"size": [16, 16], "counts": "~~~~"},
+    {"size": [16, 16], "counts": "o" * 100},
+    {"size": [16, 16], "counts": "\u20ac"},
+    {"size": None, "counts": None},
+]
+
+
+def member(name, content, kind=b"0", size=None):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = len(content), kind
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size is not None:
+        header[124:136] = size
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + content + b"\0" * (-len(content) % 512)
+
+
+TARS = [
+    member("a.png", b"x", size=b"\xff" * 12),
+    member("d/", b"", b"5", size=b"\xff" * 12),
+    member("a.png", b"x", size=b"\x80" + b"\xff" * 11),
+    member("h", b"1" * 200_000, b"x") + member("a.png", b"x"),
+    member("h", b"15 size=-10000\n", b"x") + member("a.png", b"x"),
+    member("h", b"22 GNU.sparse.major=1\n", b"x") + member("a.png", b"x"),
+    member("h", b"n" * 5_000, b"L") * 300 + member("a.png", b"x"),
+    member("a.png", b"x", b"S"),
+    member("a.png", b"", b"2") + member("../../b.png", POSTSCRIPT) + member("../../b.mask.png", POSTSCRIPT),
+    b"x" * 512,
+]
+
+
+def replace_value(content, rng, values):
+    """Put a value into a random place of a JSON document."""
+    place = content
+    while isinstance(place, (dict, list)) and place:
+        key = rng.choice(sorted(place)) if isinstance(place, dict) else int(rng.integers(len(place)))
+        inside = place[key]
+        if not isinstance(inside, (dict, list)) or not inside or rng.random() < 0.2:
+            place[key] = values[rng.integers(len(values))]
+            return
+        place = inside
+
+
+def spoil(root, rng):
+    """Replace or damage one file of a dataset, in a way that fits what it is."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name != "README.md") + (
+        [root / "README.md"] * 2 if (root / "README.md").exists() else []
+    )
+    listed = [p for p in files if p.suffix in (".json", ".jsonl", ".yaml", ".txt", ".csv", ".tar", ".md")]
+    among = listed if listed and rng.random() < 0.6 else files
+    path = among[rng.integers(len(among))]
+    data = path.read_bytes()
+    choice = rng.random()
+    if choice < 0.1:
+        path.unlink()
+        target = [
+            lambda: os.mkfifo(path),
+            lambda: path.symlink_to("/etc/passwd"),
+            lambda: path.symlink_to(path),
+            path.mkdir,
+        ]
+        target[rng.integers(4)]()
+    elif choice < 0.2:
+        path.write_bytes(data[: int(len(data) * rng.random())])
+    elif choice < 0.3 or not data:
+        damaged = bytearray(data or b"x")
+        for _ in range(int(rng.integers(1, 20))):
+            damaged[rng.integers(len(damaged))] = int(rng.integers(256))
+        path.write_bytes(bytes(damaged))
+    elif path.suffix in (".png", ".jpg"):
+        path.write_bytes(IMAGES[rng.integers(len(IMAGES))])
+    elif path.suffix == ".tar":
+        path.write_bytes(TARS[rng.integers(len(TARS))] + data)
+    elif path.suffix in (".json", ".jsonl") and rng.random() < 0.8:
+        rows = [json.loads(line) for line in (data.splitlines() if path.suffix == ".jsonl" else [data])]
+        annotations = rows[0].get("annotations") if isinstance(rows[0], dict) else None
+        if annotations and rng.random() < 0.5:
+            annotations[0]["segmentation"] = SEGMENTATIONS[rng.integers(len(SEGMENTATIONS))]
+        else:
+            replace_value(rows[0], rng, VALUES)
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    elif path.suffix in (".json", ".jsonl"):
+        path.write_text(JSON[rng.integers(len(JSON))])
+    elif path.suffix == ".yaml":
+        path.write_text(YAML[rng.integers(len(YAML))])
+    elif path.suffix == ".md":
+        path.write_text(f"---\n{YAML[rng.integers(len(YAML))]}\n---\n")
+    else:
+        lines = data.decode().splitlines() or [""]
+        lines[rng.integers(len(lines))] = NAMES[rng.integers(len(NAMES))]
+        path.write_text("\n".join(lines))
+
+
+def test_a_corpus_of_hostile_files_is_read_without_harm(clean, tmp_path, watch):
+    rng = np.random.default_rng(12)
+    forms = list(clean)
+    read_everything(shutil.copytree(clean["voc"], tmp_path / "clean"), tmp_path / "out")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    noticed = 0
+    watch.folder = str(tmp_path)
+    for number in range(CORPUS):
+        root = shutil.copytree(clean[forms[number % len(forms)]], tmp_path / f"{number}")
+        spoil(root, rng)
+        noticed += bool(read_everything(root, tmp_path / f"out-{number}"))
+        shutil.rmtree(root)
+        shutil.rmtree(tmp_path / f"out-{number}", ignore_errors=True)
+    watch.folder = None
+    assert watch.seen == []
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < KILOBYTES
+    assert noticed > CORPUS / 3, "the corpus is hardly hostile"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(("coco", "yolo", "voc", "webdataset", "cvat", "hf")),
+    st.binary(max_size=200),
+    st.integers(0, 10**6),
+)
+def test_any_bytes_in_any_file(clean, tmp_path_factory, form, data, which):
+    folder = tmp_path_factory.mktemp("any")
+    root = shutil.copytree(clean[form], folder / "data")
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    files[which % len(files)].write_bytes(data)
+    read_everything(root, folder / "out")
+    shutil.rmtree(folder)
