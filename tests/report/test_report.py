@@ -342,7 +342,7 @@ def test_report_command_opens_the_page_when_asked(tmp_path, monkeypatch, capsys)
             cli.main()
         assert not stop.value.code
     assert opened == [run.report.as_uri()]
-    assert "no web browser" in capsys.readouterr().err  # the replaced function returns None
+    assert "No web browser was found" in capsys.readouterr().err  # the replaced function returns None
 
 
 def test_name_tags_stay_inside_the_mask_and_do_not_overlap():
