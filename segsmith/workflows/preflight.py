@@ -73,10 +73,10 @@ def check_models(config: Config, *, ask_llm: bool = True) -> None:
     from segsmith.tools.llm.chat import check_llm
     from segsmith.tools.vision.clip import OpenClipEncoder
     from segsmith.tools.vision.sam import SamSegmenter
-    from segsmith.tools.weights.hub import require
-    from segsmith.tools.weights.model_requirements import needs_of
+    from segsmith.tools.weights.model_requirements import requirements_of
+    from segsmith.tools.weights.store import require
 
-    require(needs_of(config), config.offline)
+    require(requirements_of(config), config.offline)
     check_images(config)
     if ask_llm or config.llm.server != "openai":
         check_llm(config.llm, api_key())

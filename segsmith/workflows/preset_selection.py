@@ -10,10 +10,10 @@ from segsmith.config import cache_dir, load_config
 from segsmith.memory.run_config import read_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.machine import Machine, hub_answers, installed, look
-from segsmith.tools.weights.hub import find
-from segsmith.tools.weights.model_requirements import needs_of
+from segsmith.tools.weights.catalogue import GB
+from segsmith.tools.weights.model_requirements import requirements_of
+from segsmith.tools.weights.store import find
 
-GB = 1_000_000_000
 GPU_PRESET_BYTES = 20 * GB
 """GPU memory that the gpu preset needs: the LLM's share beside SDXL and CLIP."""
 GPU_PRESET_DISK = 20 * GB
@@ -79,4 +79,4 @@ def _with_gpu(seen: str, machine: Machine, offline: bool, hub: Callable[[], bool
 
 def present(preset: str) -> bool:
     """Whether all model files of a preset are on this machine."""
-    return all(find(need) is not None for need in needs_of(load_config(preset=preset)))
+    return all(find(need) is not None for need in requirements_of(load_config(preset=preset)))

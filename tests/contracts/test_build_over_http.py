@@ -9,6 +9,7 @@ from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
 from segsmith.prompts.vocabulary import load_vocabulary
 from segsmith.tools.llm.llamacpp import llama_server
+from segsmith.tools.llm.usage import CHARACTERS_PER_TOKEN
 from segsmith.workflows.build import build_run
 from tests.tools.llm.scripted_chat_server import ScriptedChatServer
 
@@ -92,8 +93,15 @@ def test_a_build_outlives_a_server_that_spoils_a_third_of_its_replies_and_dies_o
     assert build(config, tmp_path / "run")[-1].status is Status.FINISHED
     usage = check_whole(tmp_path / "run", KEY)
     answered = sum(fault in (None, "half") for fault in server.happened)
-    assert usage.tokens_in == 100 * answered
-    assert usage.usd == pytest.approx(answered * (100 * 1.0 + 20 * 4.0) / 1e6)
+    # A reply that cannot be read states no usage; its prompt is paid for all the same, so it is estimated.
+    prompts = ("".join(m["content"] for m in body["messages"]) for body in server.requests)
+    estimated = sum(
+        -(-len(prompt) // CHARACTERS_PER_TOKEN)
+        for prompt, fault in zip(prompts, server.happened, strict=True)
+        if fault == "garbage"
+    )
+    assert usage.tokens_in == 100 * answered + estimated
+    assert usage.usd == pytest.approx((usage.tokens_in * 1.0 + answered * 20 * 4.0) / 1e6)
     assert build(config, tmp_path / "run")[-1].status is Status.ALREADY_FINISHED
     server.close()
 

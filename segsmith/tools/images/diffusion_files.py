@@ -1,4 +1,4 @@
-"""Where a pipeline's files lie: a folder, or fetched from the hub; and whether they are whole.
+"""The files of a diffusion pipeline: a folder or a download from the hub, and whether they are complete.
 
 Weights are safetensors only, and no code of a repository is ever run.
 """
@@ -14,12 +14,16 @@ from safetensors import SafetensorError, safe_open
 
 from segsmith.config import ImagesConfig
 from segsmith.errors import SegsmithError
+from segsmith.terminal_text import first_line
+from segsmith.tools.weights.model_requirements import image_model
+from segsmith.tools.weights.store import find, require
 
 INDEX = "model_index.json"
+MAX_INDEX_BYTES = 1 << 20
 
 
 def settings_name(config: ImagesConfig) -> str:
-    """Model, revision and a digest of every setting that changes a picture."""
+    """Model, revision and a digest of every setting that changes an image."""
     settings = config.model_dump(
         include={
             "model", "revision", "variant", "unet", "steps", "guidance", "negative_prompt", "scheduler",
@@ -31,9 +35,9 @@ def settings_name(config: ImagesConfig) -> str:
 
 
 def pipeline_folder(config: ImagesConfig, *, offline: bool) -> Path:
-    """The folder of `images.model`, fetched from the hub if it is an id; every file in it opens.
+    """The folder of `images.model`, downloaded from the hub if it is an id; every weights file in it is complete.
 
-    Raises `SegsmithError` when there is no such folder or id, the hub does not answer, or a file is cut short.
+    Raises `SegsmithError` if there is no such folder or id, the hub does not answer, or a file is truncated.
     """
     if not config.model:
         raise SegsmithError(
@@ -42,26 +46,30 @@ def pipeline_folder(config: ImagesConfig, *, offline: bool) -> Path:
     folder = Path(config.model).expanduser()
     if folder.exists() or config.model.startswith((".", "/", "~")) or config.model.count("/") != 1:
         if not (folder / INDEX).is_file():
-            problem = f"holds no {INDEX}, so no pipeline" if folder.is_dir() else "is no folder and no hub id"
+            problem = f"contains no {INDEX}" if folder.is_dir() else "is neither a folder nor a hub id"
             raise SegsmithError(
                 f"images.model = {config.model!r} {problem}.",
                 "Name a folder that diffusers saved, or a hub id such as org/name.",
             )
     else:
-        folder = _fetch(config, offline=offline)
+        requirement = image_model(config)
+        require([requirement], offline)
+        found = find(requirement)
+        assert found is not None  # or `require` would have raised
+        folder = found.path
     _check_folder(folder, config.model)
     return folder
 
 
 def check_tensors(path: str | Path) -> None:
-    """Open a safetensors file, which compares its header with its length."""
+    """Open a safetensors file, which compares its length with its header. Raises `SegsmithError`."""
     try:
         with safe_open(str(path), framework="np"):
             pass
     except (OSError, SafetensorError) as error:
         raise SegsmithError(
-            f"The weights {path} cannot be read: {error}.",
-            "Fetch that file again; it is cut short or no safetensors file.",
+            f"The weights {path} cannot be read: {first_line(error)}.",
+            "Download that file again; it is truncated or not a safetensors file.",
         ) from None
 
 
@@ -73,58 +81,22 @@ def load_tensors(path: str) -> dict[str, Any]:
     return load_file(path)
 
 
-def _fetch(config: ImagesConfig, *, offline: bool) -> Path:
-    import httpx
-    from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    what = f"{config.model}" + (f" at {config.revision}" if config.revision else "")
-    try:
-        return Path(
-            DiffusionPipeline.download(
-                config.model,
-                revision=config.revision,
-                variant=config.variant,
-                use_safetensors=True,
-                local_files_only=offline,
-            )
-        )
-    except GatedRepoError:
-        raise SegsmithError(
-            f"{what} wants its licence accepted first.",
-            f"Accept it at https://huggingface.co/{config.model}, then type: hf auth login",
-        ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise SegsmithError(
-            f"The hub has no model {what}.",
-            "Check images.model and images.revision; for a private one: hf auth login",
-        ) from None
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        if offline:
-            raise SegsmithError(
-                f"{what} is not on this machine, and offline fetches nothing.",
-                "Run once without --offline, or set images.model to a folder.",
-            ) from None
-        raise SegsmithError(
-            f"{what} could not be fetched from the hub: {said}",
-            "Check the name and the connection, or set images.model to a folder.",
-        ) from None
-
-
 def _check_folder(folder: Path, model: str) -> None:
-    """Every part the index names is there, and every weight file is as long as its header says."""
+    """Every part that the index names exists, and every weights file is as long as its header says."""
+    index = folder / INDEX
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text("utf-8"))
-        parts = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
-    except (OSError, ValueError, AttributeError, IndexError) as error:
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError("it is too large")
+        described: dict[str, Any] = json.loads(index.read_text("utf-8"))
+        parts = [k for k, v in described.items() if isinstance(v, list) and v[0] is not None]
+    except (OSError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise SegsmithError(
-            f"{folder / INDEX} is no pipeline index: {error}.", "Fetch the model again."
+            f"{index} does not describe a pipeline: {first_line(error)}.", "Download the model again."
         ) from None
     absent = [name for name in parts if not (folder / name).is_dir()]
     if absent:
         raise SegsmithError(
-            f"The pipeline {model} lacks its part {absent[0]!r}.", "Fetch the whole model again."
+            f"The pipeline {model} lacks its part {absent[0]!r}.", "Download the whole model again."
         )
     weights = sorted(folder.glob("*/*.safetensors"))
     if not weights:

@@ -1,4 +1,4 @@
-"""Every language model through one client: the OpenAI protocol, with replies held to a schema."""
+"""Every language model through one client: the OpenAI protocol, with replies validated against a schema."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from segsmith.errors import BadReply, SegsmithError
 from segsmith.prompts import fill
 from segsmith.protocols import Reply
 from segsmith.terminal_text import printable
+from segsmith.tools.http import MALFORMED_REPLY, NO_KEY, ReplyLimits, ReplyRejected, openai_options
 from segsmith.tools.llm.endpoint import (
-    NO_KEY,
+    MAX_REPLY_BYTES,
     ChatServer,
     Endpoint,
     RemoteServer,
-    client_options,
     connect,
+    explained,
+    rejected,
 )
-from segsmith.tools.llm.errors import explained
 from segsmith.tools.llm.json_reply import parse_reply
 from segsmith.tools.llm.llamacpp import check_llama, llama_server
 from segsmith.tools.llm.local_server import LocalServer
-from segsmith.tools.llm.response_format import Dialect, schema_text
-from segsmith.tools.llm.usage import Spent, Usage
+from segsmith.tools.llm.response_format import ResponseFormat, schema_text
+from segsmith.tools.llm.usage import Spent, Usage, tokens
 from segsmith.tools.llm.vllm import check_vllm, vllm_server
+from segsmith.tools.weights.catalogue import OPENAI_URL
 
-OPENAI_URL = "https://api.openai.com/v1"
 SEED_LIMIT = 2**31
 TRANSPORT_RETRIES = 4
-"""Further tries, by the client and with growing pauses, when the connection fails, or on 408, 409, 429 and 5xx."""
+"""Retries by the client, with growing pauses, when the connection fails, or on 408, 409, 429 and 5xx."""
 LOCAL_TRANSPORT_RETRIES = 1
-"""The same for a server of our own: when it is dead it is restarted, and waiting does not help."""
-ECHO = 400
-"""Characters of a bad reply that the model is shown when it is asked again."""
+"""The same for a server that segsmith started: if it is dead it is restarted, and waiting does not help."""
+QUOTED = 400
+"""Characters of a bad reply that the model is shown in the next request."""
 STRAY_REPLIES = 3
-"""So many replies in a row without an object: the server does not follow the schema it was sent."""
+"""Consecutive replies without an object after which the server is known not to follow the schema."""
 CHECK_TRIES = 3
 CHECK_TIMEOUT_S = 20.0
+NAMES_SHOWN = 5
 
 Messages = list[tuple[str, str]]
-NOT_THE_PROTOCOL = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-"""What the client raises on an answer that is no chat completion, such as a web page or half of one."""
 
 
 class BudgetSpent(BadReply):
-    """Nothing was asked: the money of this run is spent."""
+    """No request was sent: the budget of this run is spent."""
 
     reason = "budget_spent"
 
 
 class OpenAIChat:
-    """A `ChatModel` behind any server that speaks chat completions.
+    """A `ChatModel` behind any server that offers chat completions.
 
-    At most `config.concurrency` requests are in flight, however many threads ask. `note` is told what each
-    question took; while `usd_left` says nothing is left, no question is asked (those in flight are paid).
+    At most `config.concurrency` requests are in flight, however many threads call `ask`. `note` is called with
+    what each question took. Once `usd_left` returns nothing, no request is sent; those in flight are paid.
     """
 
     def __init__(
@@ -83,19 +83,19 @@ class OpenAIChat:
         self._clients: dict[tuple[Endpoint, bool], ChatOpenAI] = {}
         self._opening = threading.Lock()
         self._in_flight = threading.BoundedSemaphore(config.concurrency)
-        self._dialect = Dialect()
+        self._format = ResponseFormat()
         self._stray = 0
         self._understood = False
 
     @property
     def restarts(self) -> int:
-        """How often a server of our own had to be started again."""
+        """How often a local server had to be restarted."""
         return self._server.restarts if isinstance(self._server, LocalServer) else 0
 
     def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
-        """See `ChatModel.ask`. Try n is asked with ``seed + n``, and is told what was wrong with the one before.
+        """See `ChatModel.ask`. Try n has the seed ``seed + n`` and states what was wrong with try n - 1.
 
-        Raises `BudgetSpent` instead of asking when no money is left.
+        Raises `BudgetSpent` instead of sending a request when no money is left.
         """
         spent = Spent()
         try:
@@ -105,81 +105,101 @@ class OpenAIChat:
 
     def _ask(self, system: str, user: str, schema: type[Reply], seed: int, spent: Spent) -> Reply:
         problem: BadReply | None = None
-        again: Messages = []
+        repair: Messages = []
         for attempt in range(1 + self._config.retries):
             if self._usd_left is not None and self._usd_left() <= spent.usd:
-                raise BudgetSpent("the money of this run is spent")
+                raise BudgetSpent("the budget of this run is spent")
             spent.retries += int(attempt > 0)
-            said = ""
+            text = ""
             try:
-                said = self._say(
-                    [("human", user), *again], system, schema, (seed + attempt) % SEED_LIMIT, spent
+                text = self._reply(
+                    [("human", user), *repair], system, schema, (seed + attempt) % SEED_LIMIT, spent
                 )
-                return parse_reply(said, schema)
+                return parse_reply(text, schema)
             except BadReply as bad:
                 spent.bad_replies += 1
                 problem = bad
-                again = _repair(said, bad, schema)
+                repair = _repair(text, bad, schema)
         raise BadReply(f"{self.name}, {1 + self._config.retries} tries: {problem}")
 
-    def _say(self, talk: Messages, system: str, schema: type[BaseModel], seed: int, spent: Spent) -> str:
-        """One reply, in the best dialect the server takes. Raises `BadReply` when it is no chat completion."""
-        dialect, objection = self._dialect, None
+    def _reply(self, talk: Messages, system: str, schema: type[BaseModel], seed: int, spent: Spent) -> str:
+        """One reply, in the strictest format the server accepts.
+
+        Raises `BadReply` if the answer is not a chat completion.
+        """
+        form, objection = self._format, None
         while True:
-            messages = [("system", dialect.system(system, schema)), *talk]
+            messages = [("system", form.system(system, schema)), *talk]
             try:
-                text = self._send(messages, dialect, schema, seed, spent)
+                text = self._send(messages, form, schema, seed, spent)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 objection = objection or error
-                simpler = dialect.simpler(str(error.message))
+                simpler = form.simpler(str(error.message))
                 if simpler is None:
                     raise self._explained(objection) from None
-                dialect = simpler
+                form = simpler
                 continue
-            self._learn(dialect, text)
+            self._learn(form, text)
             return text
 
-    def _learn(self, dialect: Dialect, text: str) -> None:
-        """Remember what the server took; give up on schemas where it writes prose in spite of them."""
-        stray = dialect.holds_to_schema and bool(text.strip()) and not text.lstrip().startswith("{")
+    def _learn(self, form: ResponseFormat, text: str) -> None:
+        """Remember what the server accepts; stop relying on its schema support if it writes prose all the same."""
+        stray = form.enforces_schema and bool(text.strip()) and not text.lstrip().startswith("{")
         self._stray = self._stray + 1 if stray else 0
-        self._dialect = dialect.told() if self._stray >= STRAY_REPLIES else dialect
+        self._format = form.with_schema_in_prompt() if self._stray >= STRAY_REPLIES else form
 
     def _send(
-        self, messages: Messages, dialect: Dialect, schema: type[BaseModel], seed: int, spent: Spent
+        self, messages: Messages, form: ResponseFormat, schema: type[BaseModel], seed: int, spent: Spent
     ) -> str:
-        """The text of one reply, valid or not; empty for a refusal. A dead server of our own is restarted."""
-        parameters = dialect.parameters(schema, seed)
+        """The text of one reply, valid or not; empty for a refusal. A local server that died is restarted."""
+        parameters = form.parameters(schema, seed)
+        prompt = "".join(text for _, text in messages)
         while True:
             where = self._server.endpoint()
-            asker = self._client(where, "temperature" not in dialect.left_out)
+            client = self._client(where, "temperature" not in form.omitted)
             spent.calls += 1
             try:
                 with self._in_flight:
-                    message: Any = asker.invoke(messages, **parameters)
-                tokens = message.usage_metadata or {}
+                    message: Any = client.invoke(messages, **parameters)
+                usage = message.usage_metadata or {}
                 text = message.content if isinstance(message.content, str) else ""
+                self._count(spent, prompt, text, usage.get("input_tokens"), usage.get("output_tokens"))
             except openai.LengthFinishReasonError as cut:
-                if used := cut.completion.usage:
-                    spent.add_tokens(self._config, used.prompt_tokens, used.completion_tokens)
-                return cut.completion.choices[0].message.content or ""
+                text = self._cut_reply(cut.completion, prompt, spent)
             except openai.ContentFilterFinishReasonError:
-                return ""
+                text = ""
+                self._count(spent, prompt, text)
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 raise
-            except openai.APIConnectionError as error:
-                if self._server.revive(where):
+            except (openai.APIResponseValidationError, *MALFORMED_REPLY) as error:
+                self._count(spent, prompt, "")
+                raise self._misunderstood(error) from None
+            except (openai.APIError, ReplyRejected) as error:
+                if rejected(error) is not None:
+                    self._count(spent, prompt, "")
+                    raise self._misunderstood(error) from None
+                if isinstance(error, openai.APIConnectionError) and self._server.revive(where):
                     continue
                 raise self._explained(error) from None
-            except openai.APIResponseValidationError as error:
-                raise self._misunderstood(error) from None
-            except openai.APIError as error:
-                raise self._explained(error) from None
-            except NOT_THE_PROTOCOL as error:
-                raise self._misunderstood(error) from None
             self._understood = True
-            spent.add_tokens(self._config, tokens.get("input_tokens", 0), tokens.get("output_tokens", 0))
             return text
+
+    def _count(
+        self, spent: Spent, prompt: str, text: str, stated_in: object = None, stated_out: object = None
+    ) -> None:
+        spent.add_tokens(self._config, tokens(stated_in, prompt), tokens(stated_out, text))
+
+    def _cut_reply(self, completion: Any, prompt: str, spent: Spent) -> str:
+        """The text of a reply that ended at the token limit."""
+        try:
+            text = completion.choices[0].message.content
+        except MALFORMED_REPLY:
+            text = ""
+        text = text if isinstance(text, str) else ""
+        usage = getattr(completion, "usage", None)
+        stated = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+        self._count(spent, prompt, text, *stated)
+        return text
 
     def _client(self, where: Endpoint, with_temperature: bool) -> ChatOpenAI:
         with self._opening:
@@ -190,25 +210,26 @@ class OpenAIChat:
                     api_key=lambda: where.api_key or NO_KEY,
                     temperature=self._config.temperature if with_temperature else None,
                     max_tokens=self._config.max_tokens,
-                    timeout=self._config.timeout_s,
                     max_retries=self._transport_retries,
                     use_responses_api=False,
-                    **client_options(where),
+                    **openai_options(where.base_url, ReplyLimits(MAX_REPLY_BYTES, self._config.timeout_s)),
                 )
             return self._clients[key]
 
     def _misunderstood(self, error: Exception) -> Exception:
         """Garbage from a server that made sense before is a bad reply; from one that never did, the wrong URL."""
-        return BadReply("not a chat completion") if self._understood else self._explained(error)
+        if not self._understood:
+            return self._explained(error)
+        return BadReply(str(rejected(error) or "not a chat completion"))
 
     def _explained(self, error: Exception) -> SegsmithError:
         return explained(error, self._server.endpoint(), self.name, self._config.timeout_s)
 
 
-def _repair(said: str, bad: BadReply, schema: type[BaseModel]) -> Messages:
+def _repair(text: str, bad: BadReply, schema: type[BaseModel]) -> Messages:
     """What is added to the conversation after a bad reply."""
     problem = str(bad).split(" in '", 1)[0]
-    answer = [("ai", said[:ECHO])] if said.strip() else []
+    answer = [("ai", text[:QUOTED])] if text.strip() else []
     return [*answer, ("human", fill("repair", problem=problem, schema=schema_text(schema)))]
 
 
@@ -221,10 +242,10 @@ def open_chat(
     note: Callable[[Spent], None] | None = None,
     usd_left: Callable[[], float] | None = None,
 ) -> Iterator[OpenAIChat]:
-    """The chat model of a config; a local server is started at the first question, stopped at the end.
+    """The chat model of a config; a local server is started at the first question and stopped at the end.
 
-    `log` takes what a local server says. Raises `SegsmithError` at once when the model file, the program, or a
-    key that the hosted API needs, is missing.
+    A local server's output is appended to `log`. Raises `SegsmithError` at once if the model file, the program,
+    or a key that the hosted API needs is missing.
     """
     if config.server == "openai":
         yield OpenAIChat(config, RemoteServer(_remote(config, api_key)), note=note, usd_left=usd_left)
@@ -237,10 +258,10 @@ def open_chat(
 
 
 def check_llm(config: LLMConfig, api_key: str | None = None) -> None:
-    """Say what is wrong with the language model of a config before anything is made with it.
+    """Find out before a run starts what is wrong with the language model of a config.
 
-    A local server is not started: its program and model file are looked for. A URL is asked for its models, and
-    where the name is not listed, to answer in a few tokens. Raises `SegsmithError`.
+    No local server is started: only its program and model file are checked. A URL is asked for its list of
+    models and, if the name is not in it, for a reply of a few tokens. Raises `SegsmithError`.
     """
     if config.server == "llamacpp":
         check_llama(config)
@@ -254,7 +275,7 @@ def _remote(config: LLMConfig, api_key: str | None) -> Endpoint:
     if config.base_url is None and api_key is None:
         raise SegsmithError(
             "The hosted language model needs a key.",
-            "Set OPENAI_API_KEY, or set llm.base_url to a server of your own.",
+            "Set OPENAI_API_KEY, or set llm.base_url to your own server.",
         )
     return Endpoint(config.base_url or OPENAI_URL, api_key)
 
@@ -272,20 +293,20 @@ def _check_url(config: LLMConfig, where: Endpoint) -> None:
             return
         except openai.NotFoundError as error:
             complaint = explained(error, where, config.model, timeout_s)
-            has = f" It has: {', '.join(listed[:5])}." if listed else ""
-            raise SegsmithError(complaint.message, f"{complaint.remedy}{has}") from None
+            others = f" It has: {', '.join(listed[:NAMES_SHOWN])}." if listed else ""
+            raise SegsmithError(complaint.message, f"{complaint.remedy}{others}") from None
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
             raise explained(error, where, config.model, timeout_s) from None
         except openai.APIStatusError:
-            return  # it is there and it is busy, or wants another question: the run will tell
-        except (openai.OpenAIError, *NOT_THE_PROTOCOL) as error:
+            return  # it is there and busy, or rejects this request: the run will show
+        except (openai.OpenAIError, ReplyRejected, *MALFORMED_REPLY) as error:
             problem = error
     if problem is not None:
         raise explained(problem, where, config.model, timeout_s) from None
 
 
 def _listed_models(client: openai.OpenAI) -> list[str]:
-    """Model names; empty where the server keeps no list."""
+    """Model names; empty if the server has no list."""
     try:
         return [printable(str(model.id)) for model in client.models.list()]
     except openai.NotFoundError:

@@ -1,38 +1,43 @@
-"""Where a language model is reached, and the plain client for it."""
+"""Where a language model is reached, the plain client for it, and what its failures mean to the user."""
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Protocol
 
 import openai
+
+from segsmith.errors import SegsmithError
+from segsmith.terminal_text import first_line
+from segsmith.tools.http import NO_KEY, ReplyLimits, ReplyRejected, openai_options
+
+MAX_REPLY_BYTES = 8 << 20
+"""Largest reply of a language model, or list of models, that is read."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go. `api_key` is kept out of the repr, so out of logs and tracebacks."""
+    """Where requests go. `api_key` is not part of the repr, so it does not reach logs and tracebacks."""
 
     base_url: str
     api_key: str | None = field(default=None, repr=False)
 
 
 class ChatServer(Protocol):
-    """What stands behind a chat client: a URL of somebody else's, or a server of our own."""
+    """The server behind a chat client: a URL maintained by others, or a server that segsmith starts."""
 
     def endpoint(self) -> Endpoint:
-        """Where to send the next request; a server of our own is started when first asked."""
+        """Where to send the next request; a local server is started at the first call."""
         ...
 
     def revive(self, seen: Endpoint) -> bool:
-        """After a request to `seen` failed: is there now another server, so that asking again helps?"""
+        """After a request to `seen` failed: is another server running now, so that a retry may succeed?"""
         ...
 
 
 @dataclass(frozen=True)
 class RemoteServer:
-    """A URL that somebody else looks after."""
+    """A URL of a server that segsmith does not start."""
 
     where: Endpoint
 
@@ -43,29 +48,62 @@ class RemoteServer:
         return False
 
 
-def client_options(where: Endpoint) -> dict[str, Any]:
-    """What every client of `where` is made with."""
-    options: dict[str, Any] = {"base_url": where.base_url}
-    if is_loopback(where.base_url):
-        # A proxy named in the environment must not see, or lose, calls to this machine.
-        options["http_client"] = openai.DefaultHttpxClient(trust_env=False)
-    return options
-
-
 def connect(where: Endpoint, timeout_s: float, retries: int) -> openai.OpenAI:
     """A plain client, for questions about the server rather than to the model."""
-    key = where.api_key or NO_KEY
-    return openai.OpenAI(api_key=key, timeout=timeout_s, max_retries=retries, **client_options(where))
+    key, limits = where.api_key or NO_KEY, ReplyLimits(MAX_REPLY_BYTES, timeout_s)
+    return openai.OpenAI(api_key=key, max_retries=retries, **openai_options(where.base_url, limits))
 
 
-NO_KEY = "none"
-"""Servers without keys want the header all the same."""
+def rejected(error: BaseException) -> ReplyRejected | None:
+    """The `ReplyRejected` behind what a client raised, if there is one; some versions of openai wrap it."""
+    cause = error if isinstance(error, ReplyRejected) else error.__cause__
+    return cause if isinstance(cause, ReplyRejected) else None
 
 
-def is_loopback(url: str) -> bool:
-    """Does the URL name this machine?"""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def explained(error: Exception, where: Endpoint, model: str, timeout_s: float) -> SegsmithError:
+    """The `SegsmithError` for what a client raised. It never contains the key, whatever the server echoed."""
+    url, said = where.base_url, _said(error, where.api_key)
+    if (refusal := rejected(error)) is not None:
+        return SegsmithError(
+            f"A reply of the language model at {url} was rejected: {refusal}.",
+            "Set llm.base_url to a server that you trust.",
+        )
+    if isinstance(error, openai.APITimeoutError):
+        return SegsmithError(
+            f"The language model at {url} took longer than {timeout_s:g} s.",
+            "Raise llm.timeout_s, or lower llm.concurrency.",
+        )
+    if isinstance(error, openai.APIConnectionError):
+        return SegsmithError(
+            f"No language model answers at {url}.",
+            "Start the server, or set llm.base_url; then rerun the same command.",
+        )
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return SegsmithError(f"{url} rejects the key ({said}).", "Set OPENAI_API_KEY to a valid key.")
+    if isinstance(error, openai.NotFoundError):
+        return SegsmithError(f"{url} has no model {model!r} ({said}).", "Set llm.model and llm.base_url.")
+    if isinstance(error, openai.RateLimitError):
+        return SegsmithError(
+            f"{url} limits the number of requests ({said}).",
+            "Lower llm.concurrency or wait; then rerun the same command.",
+        )
+    if isinstance(error, openai.InternalServerError):
+        return SegsmithError(
+            f"The language model at {url} failed ({said}).",
+            "Read the server's log; then rerun the same command.",
+        )
+    if isinstance(error, openai.APIStatusError):
+        return SegsmithError(
+            f"The language model at {url} rejected the request ({said}).",
+            "Use a model that supports chat completions, or change the setting named there.",
+        )
+    return SegsmithError(
+        f"{url} does not speak the chat-completions protocol ({type(error).__name__}).",
+        "Set llm.base_url to a URL of an OpenAI-compatible server; it usually ends in /v1.",
+    )
+
+
+def _said(error: Exception, api_key: str | None) -> str:
+    """The server's own words, as far as an error quotes them."""
+    text = str(getattr(error, "message", error))
+    return first_line((text.replace(api_key, "***") if api_key else text) or type(error).__name__)

@@ -1,7 +1,7 @@
-"""A language-model server that segsmith starts, waits for, logs, restarts and stops by itself.
+"""A language-model server that segsmith starts, waits for, logs, restarts and stops.
 
 What llama.cpp and vLLM have in common: a command that serves the OpenAI protocol at a free port of
-127.0.0.1 and asks for a key made up for this one sitting.
+127.0.0.1 and requires a key that is generated for each start.
 """
 
 from __future__ import annotations
@@ -25,24 +25,28 @@ import openai
 
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import printable
+from segsmith.tools.http import MALFORMED_REPLY, ReplyRejected
 from segsmith.tools.llm import process_supervisor
 from segsmith.tools.llm.endpoint import Endpoint, connect
 
 logger = logging.getLogger(__name__)
 
 RESTARTS = 3
-"""Of one server in one sitting; one that dies more often has a reason that a restart does not mend."""
+"""Of one server in one session; if it dies more often, a restart does not help."""
 STOP_S = 2 * process_supervisor.GRACE_S + 2
-LOOK_EVERY_S = 0.2
+CHECK_EVERY_S = 0.2
 PING_S = 5.0
 LOG_TAIL = 4096
+"""Bytes of the log that are searched for an error message."""
+LAST_LINE = 200
+"""Characters of the log's last line that an error quotes."""
 SECRET_VARIABLES = ("OPENAI_API_KEY",)
-"""Not handed to a local server, which has no use for them."""
+"""Not passed to a local server, which does not need them."""
 
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """How to start a kind of server: `command(port)` is the command line, `key_variable` what carries the key."""
+    """How to start a kind of server: `command(port)` is the command line; the key is passed in `key_variable`."""
 
     title: str
     serves: str
@@ -54,10 +58,10 @@ class ServerPlan:
 
 
 class LocalServer:
-    """One server of our own: started when first asked, restarted when it died, stopped at the end.
+    """A local server: started at the first request, restarted if it dies, stopped at the end.
 
-    A context manager; safe to share between threads. Output goes to `log`, appended, or to a temporary file.
-    `process_supervisor.py` ends the server when this process is killed.
+    A context manager; safe to share between threads. Its output is appended to `log`, or to a temporary file.
+    `process_supervisor.py` ends the server if this process is killed.
     """
 
     def __init__(self, plan: ServerPlan, log: Path | None = None) -> None:
@@ -80,16 +84,16 @@ class LocalServer:
 
     @property
     def restarts(self) -> int:
-        """How often the server had to be started again."""
+        """How often the server had to be restarted."""
         return self._restarts
 
     @property
     def pid(self) -> int | None:
-        """Process id of the keeper, None while nothing runs."""
+        """Process id of the supervisor, None while nothing runs."""
         return self._process.pid if self._process else None
 
     def close(self) -> None:
-        """Stop the server for good."""
+        """Stop the server; it cannot be started again."""
         with self._lock:
             self._stop()
             self._closed = True
@@ -97,24 +101,24 @@ class LocalServer:
                 self._scratch.cleanup()
 
     def endpoint(self) -> Endpoint:
-        """See `ChatServer.endpoint`. Raises `SegsmithError` when the server cannot start or was closed."""
+        """See `ChatServer.endpoint`. Raises `SegsmithError` if the server cannot start or was closed."""
         with self._lock:
             if self._closed:
-                raise SegsmithError("The local language model was stopped.", "Start the command again.")
+                raise SegsmithError("The local language model was stopped.", "Rerun the command.")
             if self._endpoint is None:
                 self._endpoint = self._start()
             return self._endpoint
 
     def revive(self, seen: Endpoint) -> bool:
-        """See `ChatServer.revive`. A server that is gone, or no longer says it is well, is started again.
+        """See `ChatServer.revive`. A server that has died, or does not answer, is restarted.
 
-        Raises `SegsmithError` when it was restarted `RESTARTS` times before.
+        Raises `SegsmithError` if it has been restarted `RESTARTS` times already.
         """
         with self._lock:
             if self._closed:
                 return False
             if self._endpoint is not seen:
-                return True  # another thread met the dead server first
+                return True  # another thread has restarted it already
             if self._alive() and self._answers(seen):
                 return False
             self._stop()
@@ -122,12 +126,10 @@ class LocalServer:
                 raise SegsmithError(
                     f"The {self._plan.title} server of {self._plan.serves} stopped {RESTARTS + 1} times "
                     f"({self._last_words()}).",
-                    f"{self._where_to_read()}{self._plan.remedy} Then start the same command again.",
+                    f"{self._where_to_read()}{self._plan.remedy} Then rerun the same command.",
                 )
             self._restarts += 1
-            logger.warning(
-                "the %s server stopped (%s); starting it again", self._plan.title, self._last_words()
-            )
+            logger.warning("the %s server stopped (%s); restarting it", self._plan.title, self._last_words())
             self._endpoint = self._start()
             return True
 
@@ -146,10 +148,10 @@ class LocalServer:
                     str(os.getpid()),
                     *self._plan.command(port),
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed when this process ends, however it ends
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is for segsmith, which stops the server when it is done with it.
+                # Ctrl-C is for segsmith, which stops the server when it no longer needs it.
                 start_new_session=True,
                 env={**inherited, **self._plan.environment, self._plan.key_variable: where.api_key or ""},
             )
@@ -162,13 +164,13 @@ class LocalServer:
         return where
 
     def _wait_until_ready(self, where: Endpoint) -> None:
-        give_up = time.monotonic() + self._plan.start_timeout_s
-        while time.monotonic() < give_up:
+        deadline = time.monotonic() + self._plan.start_timeout_s
+        while time.monotonic() < deadline:
             if not self._alive():
                 raise self._did_not_start(f"cannot serve {self._plan.serves}: {self._last_words()}.")
             if self._answers(where):
                 return
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(CHECK_EVERY_S)
         raise self._did_not_start(f"was not ready after {self._plan.start_timeout_s:g} s.")
 
     def _did_not_start(self, what: str) -> SegsmithError:
@@ -178,10 +180,11 @@ class LocalServer:
         return self._process is not None and self._process.poll() is None
 
     def _answers(self, where: Endpoint) -> bool:
-        """Does it list its models to the bearer of the key? It does not while it loads, or when it hangs."""
+        """Does it list its models? It does not while it loads, or when it hangs."""
         try:
-            connect(where, timeout_s=PING_S, retries=0).models.list()
-        except openai.OpenAIError:
+            with connect(where, timeout_s=PING_S, retries=0) as client:
+                client.models.list()
+        except (openai.OpenAIError, ReplyRejected, *MALFORMED_REPLY):
             return False
         return True
 
@@ -195,6 +198,8 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
     # -- the log ----------------------------------------------------------------------------------
 
@@ -212,20 +217,20 @@ class LocalServer:
         return log
 
     def _last_words(self) -> str:
-        """The last line of the log that speaks of an error, or else the last line; printable, cut to size."""
+        """The last line of the log that mentions an error, or else the last line; printable and short."""
         with self._log_path().open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
             lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines()]
         lines = [printable(line) for line in lines if line]
         complaints = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
-        return (complaints or lines or ["it said nothing"])[-1][-200:].rstrip(".")
+        return (complaints or lines or ["it printed nothing"])[-1][-LAST_LINE:].rstrip(".")
 
     def _where_to_read(self) -> str:
         return f"Read {self._log}. " if self._log else ""
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on, chosen by the system."""
+    """An unused port of 127.0.0.1, chosen by the system."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,7 +1,7 @@
-"""What a server takes of the OpenAI protocol, learnt from its objections and remembered.
+"""Which parts of the OpenAI protocol a server supports, learnt from its error messages and remembered.
 
-Servers differ in how a reply is held to a schema. The hosted API refuses keywords it does not enforce
-(``maxLength``), older servers know no schema but JSON, or not even that; reasoning models take no temperature.
+Servers differ in how they hold a reply to a schema. The hosted API rejects keywords that it does not enforce
+(``maxLength``), older servers know JSON but no schemas, or not even that; reasoning models accept no temperature.
 """
 
 from __future__ import annotations
@@ -15,66 +15,67 @@ from pydantic import BaseModel
 
 from segsmith.prompts import fill
 
-Form = Literal["schema", "lean_schema", "json", "words"]
-FORMS: tuple[Form, ...] = ("schema", "lean_schema", "json", "words")
-"""How the schema is conveyed, strictest first; "words" asks in the prompt alone."""
-DISPENSABLE = ("temperature", "seed")
-"""Parameters a question can do without."""
+Constraint = Literal["schema", "lean_schema", "json", "prompt"]
+CONSTRAINTS: tuple[Constraint, ...] = ("schema", "lean_schema", "json", "prompt")
+"""How the schema is conveyed, strictest first; with "prompt" it stands in the prompt alone."""
+OPTIONAL = ("temperature", "seed")
+"""Parameters that a request can do without."""
 UNENFORCED = frozenset(
     {"minLength", "maxLength", "pattern", "minItems", "maxItems", "minimum", "maximum", "title"}
 )
-"""Keywords that a strict server may refuse. Replies are checked against the full schema all the same."""
+"""Keywords that a strict server may reject. Replies are validated against the full schema all the same."""
 
 
 @dataclass(frozen=True)
-class Dialect:
-    """One way to put a question. The first one is the protocol as it is written."""
+class ResponseFormat:
+    """One way to ask for a reply in a schema. The default is the protocol as documented."""
 
-    form: Form = "schema"
-    left_out: frozenset[str] = field(default_factory=frozenset)
+    constraint: Constraint = "schema"
+    omitted: frozenset[str] = field(default_factory=frozenset)
+    """Parameters that the server does not accept."""
 
-    def simpler(self, objection: str) -> Dialect | None:
-        """What to try after an objection: without the parameter it names, or the next form; None at the end."""
-        for name in DISPENSABLE:
-            if name in objection and name not in self.left_out:
-                return replace(self, left_out=self.left_out | {name})
-        following = FORMS.index(self.form) + 1
-        return replace(self, form=FORMS[following]) if following < len(FORMS) else None
+    def simpler(self, objection: str) -> ResponseFormat | None:
+        """What to try after an error: omit the parameter it names, or the next constraint; None after the last."""
+        for name in OPTIONAL:
+            if name in objection and name not in self.omitted:
+                return replace(self, omitted=self.omitted | {name})
+        following = CONSTRAINTS.index(self.constraint) + 1
+        return replace(self, constraint=CONSTRAINTS[following]) if following < len(CONSTRAINTS) else None
 
-    def told(self) -> Dialect:
-        """The dialect for a server that takes a schema and does not follow it: the prompt says it in words."""
-        return replace(self, form="json")
+    def with_schema_in_prompt(self) -> ResponseFormat:
+        """For a server that accepts a schema and does not follow it: the prompt states it as well."""
+        return replace(self, constraint="json")
 
     @property
-    def holds_to_schema(self) -> bool:
-        """Does the server promise that every reply fits?"""
-        return self.form in ("schema", "lean_schema")
+    def enforces_schema(self) -> bool:
+        """Does the server promise that every reply matches the schema?"""
+        return self.constraint in ("schema", "lean_schema")
 
     def parameters(self, schema: type[BaseModel], seed: int) -> dict[str, Any]:
-        """The request's own parameters, beside model, messages and limits."""
-        parameters: dict[str, Any] = {} if "seed" in self.left_out else {"seed": seed}
-        if self.form == "json":
+        """Parameters of the request besides model, messages and limits."""
+        parameters: dict[str, Any] = {} if "seed" in self.omitted else {"seed": seed}
+        if self.constraint == "json":
             parameters["response_format"] = {"type": "json_object"}
-        elif self.holds_to_schema:
+        elif self.enforces_schema:
             described = schema.model_json_schema()
-            if self.form == "lean_schema":
+            if self.constraint == "lean_schema":
                 described = without_unenforced(described)
             wrapped = {"name": schema.__name__, "schema": described, "strict": True}
             parameters["response_format"] = {"type": "json_schema", "json_schema": wrapped}
         return parameters
 
     def system(self, text: str, schema: type[BaseModel]) -> str:
-        """The system prompt, with the schema in words where the server is not held to it."""
-        return text if self.holds_to_schema else f"{text}\n\n{fill('schema', schema=schema_text(schema))}"
+        """The system prompt, followed by the schema if the server does not enforce it."""
+        return text if self.enforces_schema else f"{text}\n\n{fill('schema', schema=schema_text(schema))}"
 
 
 def schema_text(schema: type[BaseModel]) -> str:
-    """The schema as a model may read it."""
+    """The schema as JSON text for a prompt."""
     return json.dumps(schema.model_json_schema(), ensure_ascii=False)
 
 
 def without_unenforced(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """`schema` without the keywords in `UNENFORCED`; properties that happen to bear such a name stay."""
+    """`schema` without the keywords in `UNENFORCED`; properties that have the name of a keyword are kept."""
 
     def clean(node: Any, *, of_names: bool = False) -> Any:
         if isinstance(node, Mapping):

@@ -1,4 +1,4 @@
-"""A local vLLM server: how to start one beside a diffusion model on the same GPU."""
+"""A local vLLM server, which can share a GPU with a diffusion model."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ INSTALL = (
 
 
 def vllm_command(config: LLMConfig) -> str:
-    """Path of the ``vllm`` program. Raises `SegsmithError` when there is none."""
+    """Path of the ``vllm`` program. Raises `SegsmithError` if there is none."""
     path = shutil.which(str(Path(config.vllm_command).expanduser()))
     if path is None:
-        raise SegsmithError(f"vLLM is not installed ({config.vllm_command!r} is no program).", INSTALL)
+        raise SegsmithError(f"vLLM is not installed ({config.vllm_command!r} is not a program).", INSTALL)
     return path
 
 
 def check_vllm(config: LLMConfig) -> None:
-    """Say what a vLLM server would lack: the program, or a model in the folder named. Starts nothing."""
+    """Raise `SegsmithError` if a vLLM server would lack its program or a model in the folder. Starts nothing."""
     vllm_command(config)
     folder = Path(config.model).expanduser()
     if folder.is_dir() and not ((folder / "config.json").is_file() and list(folder.glob("*.safetensors"))):
         raise SegsmithError(
-            f"The folder {config.model} holds no language model (config.json and safetensors weights).",
+            f"The folder {config.model} contains no language model (config.json and safetensors weights).",
             "Set llm.model to a hub id, or to a folder that transformers saved.",
         )
 
 
 def vllm_server(config: LLMConfig, log: Path | None = None) -> LocalServer:
-    """``vllm serve MODEL``, not started yet. It holds `gpu_memory_share` of the GPU; the rest is for images.
+    """``vllm serve MODEL``, not started yet. It takes `gpu_memory_share` of the GPU; the rest is for images.
 
-    The context is bounded, because vLLM keeps room for the model's own, often a hundred times what a prompt
-    takes. Remote code is never trusted, and nothing is reported to vLLM's makers.
+    The context is limited, because vLLM reserves memory for the model's own maximum, often a hundred times the
+    length of a prompt. Remote code is never trusted, and no usage statistics are sent.
     """
     program = vllm_command(config)
     return LocalServer(

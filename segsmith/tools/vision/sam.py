@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from segsmith.errors import SegsmithError
 from segsmith.tools.devices import autocast, choose_device, choose_dtype
-from segsmith.tools.weights.hub import sam_file
+from segsmith.tools.weights.store import sam_file
 from segsmith.types import Image, MaskCandidates
 
 MINI = Path(str(resources.files("segsmith"))) / "checkpoints" / "mini_sam"

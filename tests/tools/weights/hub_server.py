@@ -1,13 +1,15 @@
-"""A model hub and a file server in a few lines: they know ranges, cut connections and can lie about content."""
+"""A small model hub and file server: it supports ranges, cuts connections, sends slowly and can lie about content."""
 
 import hashlib
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
+PIECE = 1 << 16
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -75,15 +77,25 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.cuts and len(content) > 1000:
             self.server.cuts -= 1
             content, self.close_connection = content[: len(content) // 2], True
-        self.wfile.write(content)
+        try:
+            for start in range(0, len(content), PIECE):
+                self.wfile.write(content[start : start + PIECE])
+                time.sleep(self.server.pause_s)
+        except OSError:
+            self.close_connection = True  # the client was killed
 
 
 @contextmanager
-def serving(files=None, repositories=None, *, cuts=0, ranges=True, lies=None):
-    """A server on a free port; `asked` lists (method, path, Range) of every request."""
+def serving(files=None, repositories=None, *, cuts=0, ranges=True, lies=None, pause_s=0.0):
+    """A server on a free port; `asked` lists (method, path, Range) of every request.
+
+    `pause_s` is the time between two pieces of 64 KiB.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
     server.files, server.repositories = files or {}, repositories or {}
     server.cuts, server.ranges, server.lies, server.asked = cuts, ranges, lies or {}, []
+    server.pause_s = pause_s
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
