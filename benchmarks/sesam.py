@@ -29,7 +29,7 @@ from segsmith.files import write_atomic
 from segsmith.segmentation.inference import evaluate
 from segsmith.segmentation.masks import MaskSettings
 from segsmith.segmentation.metrics import score_pairs
-from segsmith.segmentation.sources import load_maps, pixels_of
+from segsmith.segmentation.sources import read_maps
 from segsmith.segmentation.trainer import train
 from segsmith.segmentation.weak_refiner import WeakRefiner
 from segsmith.tools.images.simulator import real_world
@@ -180,7 +180,7 @@ def mask_quality(seed: int, out: Path) -> dict[str, Any]:
     truth, figures = VocFolder(world(seed), "train"), {}
     rounds = sorted((out / "training").glob("sam-*.zip"), key=lambda p: int(p.stem.split("-")[1]))
     for when, path in (("first", rounds[0]), ("last", rounds[-1])) if rounds else ():
-        maps = [pixels_of(png) for png in load_maps(path, truth.ids)]
+        maps = list(read_maps(path, truth.ids))
         # Where the refined map is 255 the truth does not count.
         pairs = [
             (torch.from_numpy(m.copy()), torch.from_numpy(np.where(m == 255, 255, truth.raw(i)[1])))

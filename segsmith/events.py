@@ -147,8 +147,9 @@ class EpochFinished:
     learning_rate: float
     miou: float | None
     """Of the averaged weights on split val, in [0, 1]; None without such a split."""
-    seconds: float
-    images_per_second: float
+    seconds: float | None
+    images_per_second: float | None
+    """Both None for epochs of an earlier session."""
     kind: Literal["epoch"] = field(default="epoch", init=False)
 
 

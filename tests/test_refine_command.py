@@ -82,6 +82,22 @@ def test_the_same_command_goes_on_and_another_is_refused(segsmith, points, tmp_p
     assert (code, "exists already" in complaint) == (2, True)
 
 
+def test_a_folder_of_an_earlier_version_resumes_and_leftovers_are_removed(segsmith, points, tmp_path):
+    out = tmp_path / "out"
+    words = ["refine", "--dataset", points, "--out", out, *QUICK, "--no-train"]
+    out.mkdir()
+    (out / ".part-note").write_text("half")  # killed while it wrote refine.txt
+    assert segsmith(*words)[0] == 0
+    note = out / "refine.txt"
+    before = note.read_text()
+    note.write_text(before.replace('"writes_sentences"', '"able"'))
+    assert note.read_text() != before
+    (out / ".part-voc").mkdir()
+    (out / ".part-voc" / "x").write_text("half")
+    assert segsmith(*words)[0] == 0
+    assert not list(out.glob(".part-*"))
+
+
 def test_without_training_sam_alone_makes_the_masks(segsmith, points, tmp_path):
     code, said, _ = segsmith("refine", "--dataset", points, "--out", tmp_path / "run", "--no-train")
     assert (code, "components outlined by SAM" in said) == (0, True)

@@ -144,10 +144,17 @@ def load_maps(path: Path, names: Sequence[str]) -> list[bytes]:
 
 def read_map(path: Path, name: str) -> NDArray[np.uint8]:
     """One (H, W) uint8 label map of a file that `save_maps` wrote; `SegsmithError` if it is damaged."""
-    try:
-        return pixels_of(load_maps(path, [name])[0])
-    except UnreadableImage as error:
-        raise damaged_maps(path, f"{name}: {error}") from None
+    return next(read_maps(path, [name]))
+
+
+def read_maps(path: Path, names: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
+    """Label maps as of `read_map`, for several names."""
+    for name, png in zip(names, load_maps(path, names), strict=True):
+        try:
+            label_map = pixels_of(png)
+        except UnreadableImage as error:
+            raise damaged_maps(path, f"{name}: {error}") from None
+        yield label_map
 
 
 def pixels_of(png: bytes) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from segsmith.ids import seed_of
 from segsmith.protocols import PatchClassifier
 from segsmith.segmentation.masks import MaskSettings, plan_mask
 from segsmith.segmentation.metrics import score_pairs
-from segsmith.segmentation.sources import Prediction, load_maps, pixels_of, save_maps
+from segsmith.segmentation.sources import Prediction, read_maps, save_maps
 from segsmith.segmentation.weak_refiner import WeakRefiner
 from segsmith.types import IGNORE
 
@@ -113,7 +113,7 @@ def maps_of_split(root: Path, split: str = "train") -> Iterator[tuple[str, NDArr
 
 def maps_of_file(path: Path, names: list[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """(id, label map) pairs of a file that `save_maps` wrote."""
-    return ((name, pixels_of(png)) for name, png in zip(names, load_maps(path, names), strict=True))
+    return zip(names, read_maps(path, names), strict=True)
 
 
 def items_of(data: VocFolder) -> Iterator[Pair]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segsmith.config import Config, load_config
+from segsmith.config import Config, equals_stored, load_config
 from segsmith.errors import SegsmithError
 from segsmith.events import Event, Stage, StageStarted, WeakLabelsRead
-from segsmith.files import write_atomic
+from segsmith.files import PART, remove_leftovers, write_atomic
 from segsmith.workflows.dense_labels import MaskQuality
 from segsmith.workflows.progress import Callback, Screen, open_display
 from segsmith.workflows.settings import Settings, nested
@@ -96,6 +96,8 @@ def refine(
     with open_display(on_event, progress and group.is_main_process, screen) as display:
         with group.main_process_first():  # the other processes then find the files that it wrote
             given, kind = _given(root, out, kind, zero_is_undrawn, config, seed, display.show)
+            if group.is_main_process:
+                remove_leftovers(out)
             seeds = _seeds(given, out / "seeds.zip", config, seed, display.show) if kind == "image" else None
         refiner = _refiner(segmenter, config, seed, seeds)
         training, opinions = None, None
@@ -160,9 +162,9 @@ def _is_ours(out: Path, record: str) -> bool:
     Raises `SegsmithError` for a folder that was made with other arguments, or that holds something else.
     """
     note = out / "refine.txt"
-    if note.exists() and note.read_text("utf-8") == record:
+    if note.exists() and _same(note.read_text("utf-8", errors="replace"), record):
         return True
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(not path.name.startswith(PART) for path in out.iterdir()):
         raise SegsmithError(
             f"{out} exists already and was not made with this dataset and these settings.",
             "Name a new folder with --out.",
@@ -173,6 +175,15 @@ def _is_ours(out: Path, record: str) -> bool:
     except OSError as error:
         raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Name another folder.") from None
     return False
+
+
+def _same(stored: str, record: str) -> bool:
+    """Whether two records are equal; the settings in the stored one may have the names of an earlier version."""
+    arguments, _, config = record.rstrip("\n").rpartition("\n")
+    stored_arguments, _, stored_config = stored.rstrip("\n").rpartition("\n")
+    if stored_arguments != arguments:
+        return False
+    return stored_config == config or equals_stored(Config.model_validate_json(config), stored_config)
 
 
 def _seeds(given: Path, path: Path, config: Config, seed: int, show: Show) -> Path:
@@ -198,7 +209,7 @@ def _seeds(given: Path, path: Path, config: Config, seed: int, show: Show) -> Pa
 
 def _refiner(segmenter: PointSegmenter, config: Config, seed: int, seeds: Path | None) -> WeakRefiner:
     from segsmith.segmentation.masks import MaskSettings
-    from segsmith.segmentation.sources import load_maps, pixels_of
+    from segsmith.segmentation.sources import read_map
     from segsmith.segmentation.weak_refiner import WeakRefiner
 
     return WeakRefiner(
@@ -207,7 +218,7 @@ def _refiner(segmenter: PointSegmenter, config: Config, seed: int, seeds: Path |
         seed,
         threshold=config.trainer.teacher_threshold,
         step0=config.trainer.step0,
-        seeds=None if seeds is None else lambda name: pixels_of(load_maps(seeds, [name])[0]),
+        seeds=None if seeds is None else lambda name: read_map(seeds, name),
     )
 
 
