@@ -1,27 +1,45 @@
-"""LangGraph's checkpoints in ``graph.db``, in the order in which they were written.
+"""LangGraph's checkpoints in ``graph.db``: in the order in which they were written, and in step with the ledger.
 
 LangGraph's own SQLite saver takes the checkpoint with the greatest id for the newest, and ids are made from the
 clock: after the clock was set back, a resumed run would continue from an old checkpoint for ever. SQLite's row ids
 count up whatever the clock says.
+
+A checkpoint relies on what the nodes before it wrote to the ledger. So each one records how many transactions the
+ledger had by then (`Ledger.sequence`); one that has fewer now has lost some (a lost write-ahead log, an older backup,
+a copy made while the run was going), and the run must continue from an earlier checkpoint.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 NEWEST = """SELECT checkpoint_id FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?
             ORDER BY rowid DESC LIMIT 1"""
+SEQUENCES = """CREATE TABLE IF NOT EXISTS ledger_sequences (
+    checkpoint_id TEXT NOT NULL,    -- two rows or more: when it was written, and when results were added to it
+    sequence INTEGER NOT NULL       -- `Ledger.sequence` at that time
+)"""
+LAST_COVERED = """SELECT MAX(c.rowid) FROM checkpoints c JOIN ledger_sequences s USING (checkpoint_id)
+                  WHERE c.checkpoint_ns = '' GROUP BY c.rowid HAVING MIN(s.sequence) <= ?
+                  ORDER BY c.rowid DESC LIMIT 1"""
 
 
 class OrderedSaver(SqliteSaver):
-    """A `SqliteSaver` whose newest checkpoint is the one written last."""
+    """A `SqliteSaver` whose newest checkpoint is the one written last, and which can follow the ledger back."""
+
+    def __init__(self, connection: sqlite3.Connection, ledger_sequence: Callable[[], int]) -> None:
+        super().__init__(connection)
+        self._ledger_sequence = ledger_sequence
+        with self.cursor() as cursor:
+            cursor.execute(SEQUENCES)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that `config` names, else the newest of its thread."""
@@ -36,9 +54,54 @@ class OrderedSaver(SqliteSaver):
         keys = {"thread_id": thread, "checkpoint_ns": namespace, "checkpoint_id": newest[0]}
         return super().get_tuple({"configurable": keys})
 
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint, and before it what it relies on: a row too many does no harm, one too few would."""
+        self._note(checkpoint["id"])
+        return super().put(config, checkpoint, metadata, new_versions)
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store the results of a node that finished beside others; they rely on the ledger, too."""
+        self._note(str(config["configurable"]["checkpoint_id"]))
+        super().put_writes(config, writes, task_id, task_path)
+
+    def follow(self, sequence: int) -> bool:
+        """Forget every checkpoint and result that relies on more than `sequence` transactions of the ledger.
+
+        Returns whether there were any. Checkpoints by earlier versions recorded nothing and are kept.
+        """
+        with self.cursor() as cursor:
+            (newest,) = cursor.execute("SELECT MAX(sequence) FROM ledger_sequences").fetchone()
+            if newest is None or newest <= sequence:
+                return False
+            row = cursor.execute(LAST_COVERED, (sequence,)).fetchone()
+            kept = 0 if row is None else row[0]
+            cursor.execute("DELETE FROM checkpoints WHERE rowid > ?", (kept,))
+            # A later result of the checkpoint that is kept may rely on lost transactions: its nodes run again.
+            cursor.execute(
+                """DELETE FROM writes WHERE checkpoint_id NOT IN (SELECT checkpoint_id FROM checkpoints)
+                   OR checkpoint_id = (SELECT checkpoint_id FROM checkpoints WHERE rowid = ?)""",
+                (kept,),
+            )
+            cursor.execute("DELETE FROM ledger_sequences WHERE sequence > ?", (sequence,))
+            return True
+
+    def _note(self, checkpoint_id: str) -> None:
+        with self.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO ledger_sequences VALUES (?, ?)", (checkpoint_id, self._ledger_sequence())
+            )
+
 
 @contextmanager
-def open_checkpoints(path: Path) -> Iterator[OrderedSaver]:
-    """The saver of a run's ``graph.db``."""
+def open_checkpoints(path: Path, ledger_sequence: Callable[[], int]) -> Iterator[OrderedSaver]:
+    """The saver of a run's ``graph.db``; `ledger_sequence` gives the ledger's number of transactions."""
     with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
-        yield OrderedSaver(connection)
+        yield OrderedSaver(connection, ledger_sequence)

@@ -23,7 +23,7 @@ from segsmith.workflows.model_provenance import model_rows
 from segsmith.workflows.models import fetch_missing
 from segsmith.workflows.preflight import check_classes, check_models, check_tracing
 from segsmith.workflows.progress import Callback, Display, Screen, open_display
-from segsmith.workflows.resume import record_for, reentry, starts_over, waiting
+from segsmith.workflows.resume import record_for, reentry, starts_over, state_of_ledger, waiting
 from segsmith.workflows.reviewing import Reviewer, ask, terminal_reviewer
 from segsmith.workflows.run import Run
 from segsmith.workflows.settings import Settings, overrides, resolve
@@ -31,6 +31,11 @@ from segsmith.workflows.settings import Settings, overrides, resolve
 THREAD = "build"
 RECURSION_LIMIT = 10_000
 """Steps of one invocation; the director's budget ends a run long before."""
+LEDGER_BEHIND = (
+    "ledger.db is older than graph.db: its latest changes are lost. The run continues from what it holds, and "
+    "makes again what is missing."
+)
+GRAPH_LOST = "graph.db holds no progress of this run, but the ledger does. The run continues from the ledger."
 _FINISHED = object()
 
 Parts = Mapping[str, Any]
@@ -192,9 +197,11 @@ def build_run(
         context = RunContext(config, run, step=reviewer is not None, parts=parts or {})
         stack.callback(context.close)
         stack.enter_context(stop_on_interrupt(context.stopping))
-        saver = stack.enter_context(open_checkpoints(run.graph))
+        saver = stack.enter_context(open_checkpoints(run.graph, lambda: context.ledger.sequence))
         if anew:
             saver.delete_thread(THREAD)
+        elif saver.follow(context.ledger.sequence):
+            yield Notice(LEDGER_BEHIND, warning=True)
         graph = build_graph(saver)
         options: Any = {
             "configurable": {"thread_id": THREAD},
@@ -202,6 +209,10 @@ def build_run(
             "max_concurrency": max(2, config.llm.concurrency),
         }
         snapshot = graph.get_state(options)
+        if not snapshot.values and (state := state_of_ledger(context.ledger)):
+            graph.update_state(options, state, as_node="draw")
+            snapshot = graph.get_state(options)
+            yield Notice(GRAPH_LOST, warning=True)
         if snapshot.values and (node := reentry(context, snapshot)):
             graph.update_state(options, {}, as_node=node)
             context.ledger.finished_at = None

@@ -76,6 +76,18 @@ def reentry(context: RunContext, snapshot: Any) -> str:
     return lost_result(context) if finished and snapshot.values.get("reason") != "nothing_accepted" else ""
 
 
+def state_of_ledger(ledger: Ledger) -> dict[str, Any]:
+    """The graph's state after the last round of drawing that the ledger holds; empty where nothing was drawn.
+
+    For a run whose checkpoints are lost: its images must be judged before the director counts them.
+    """
+    images = ledger.images()
+    if not images:
+        return {}
+    last = max(image.round for image in images)
+    return {"round": last, "draw": sorted({image.prompt_id for image in images if image.round == last})}
+
+
 def lost_result(context: RunContext) -> str:
     """The node that a finished run continues behind because the result after it is gone or damaged; "" for none."""
     if any(damaged_files(context.run.voc)):
