@@ -129,6 +129,15 @@ class RunFolder:
             self._sweep()
             yield
 
+    @contextmanager
+    def held_for_reading(self) -> Iterator[None]:
+        """Lock the folder where it is writable; a folder that is not can still be read."""
+        if os.access(self.root, os.W_OK):
+            with self.held():
+                yield
+        else:
+            yield
+
     def clean_up(self) -> None:
         """Remove what killed processes left half-written, unless a session is working on the run."""
         with suppress(SegsmithError, OSError), self.held():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from segsmith.config import Config
 from segsmith.events import SessionEnded
 from segsmith.memory.ledger import Ledger, RunSummary
-from segsmith.memory.run_config import record_of
+from segsmith.memory.run_config import check_fixed_settings, record_of
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import ClassTally, Evaluation, Image, LabelMap
 
@@ -258,7 +258,7 @@ class Run:
         from segsmith.datasets.export import export_dataset
 
         target = None if out is None else Path(out)
-        with self._folder.held(), self._ledger() as ledger:
+        with self._folder.held_for_reading(), self._ledger() as ledger:
             return export_dataset(self._folder, ledger, self.config, format, target)
 
     def write_report(self) -> Path:
@@ -306,7 +306,8 @@ class Run:
 
     @contextmanager
     def _ledger(self) -> Iterator[Ledger]:
-        with closing(Ledger(self._folder.ledger)) as ledger:
+        with closing(Ledger(self._folder.ledger, read_only=True)) as ledger:
+            check_fixed_settings(ledger, self.config, self._folder.root)
             yield ledger
 
 
