@@ -25,7 +25,8 @@ def curve(squares, out, *launcher):
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("mIoU on split val") == 1  # only one process prints
+    scores = [line for line in done.stdout.splitlines() if line.startswith("mIoU on split val")]
+    assert len(scores) == 1  # only one process prints
     reports = json.loads((out / "training" / "state.json").read_text())["reports"]
     return [report["loss"] for report in reports]
 
