@@ -2,14 +2,13 @@
 
 For tests of your own code against segsmith, as well as for segsmith's own. A build takes the stand-ins as parts::
 
+    import segsmith
     from segsmith.testing import InstantImages, ScriptedChat, small_config
-    from segsmith.workflows.build import build_run
 
     def test_my_progress_display(tmp_path):
         config = small_config(judge={"enabled": False}, evaluation={"images": 0})
         parts = {"chat": ScriptedChat(), "backend": InstantImages(size=64)}
-        for event in build_run(config, tmp_path / "run", parts=parts):
-            ...
+        segsmith.build(config=config, out=tmp_path / "run", parts=parts, on_event=my_display)
 
 `small_run` is that build in one call. `made_up_run` writes a run folder without running anything; it is the fastest
 way to a run with accepted images, labels and masks. `fingerprint` says whether two runs hold the same.
@@ -25,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +37,9 @@ from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, ModelRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import Reply, unwatched
 from segsmith.types import IGNORE, Drawn, Gate, Image, ImageRequest, LabelMap
+
+if TYPE_CHECKING:
+    from segsmith.workflows.run import Run
 
 CLASSES = ("cat", "dog", "bus", "potted plant")
 """Classes of `made_up_run`."""
@@ -163,13 +165,14 @@ class InstantImages:
         return _backdrop(self.size, np.random.default_rng([request.seed, text])).clip(0, 255).astype(np.uint8)
 
 
-def small_run(out: Path, config: Config | None = None, parts: Mapping[str, Any] | None = None) -> RunFolder:
+def small_run(out: Path, config: Config | None = None, parts: Mapping[str, Any] | None = None) -> Run:
     """Build a small run in `out` from end to end, without a language model and an image model.
 
     By default it draws with `InstantImages` and has no judge, which needs only what is in the package. A `config`
     of your own is built with its own image model; `parts` replaces further parts (see `RunContext`).
     """
     from segsmith.workflows.build import build_run
+    from segsmith.workflows.run import open_run
 
     stand_ins: dict[str, Any] = {"chat": ScriptedChat()}
     if config is None:
@@ -177,7 +180,7 @@ def small_run(out: Path, config: Config | None = None, parts: Mapping[str, Any] 
         stand_ins["backend"] = InstantImages(config.images.size)
     for _ in build_run(config, out, "segsmith.testing.small_run", parts={**stand_ins, **(parts or {})}):
         pass
-    return RunFolder(out)
+    return open_run(out)
 
 
 def made_up_run(root: Path, images: int, size: int = 128, seed: int = 0) -> tuple[RunFolder, Ledger, Config]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, Field
 
-from segsmith.errors import BadReply
+from segsmith.errors import BadReply, SegsmithError
 from segsmith.protocols import ImageBackend
 from segsmith.testing import (
     InstantImages,
@@ -17,9 +17,11 @@ from segsmith.testing import (
     fingerprint,
     leftovers,
     made_up_run,
+    small_config,
     small_run,
 )
 from segsmith.types import ImageRequest
+from segsmith.workflows.build import build_run
 
 
 class Colour(StrEnum):
@@ -92,5 +94,17 @@ def test_two_made_up_runs_of_one_seed_are_the_same(tmp_path):
 def test_a_small_run_goes_from_end_to_end_without_a_model_of_its_own(tmp_path):
     run = small_run(tmp_path / "run")
     assert run.report.exists()
-    assert len(list((run.voc / "JPEGImages").iterdir())) == 8
-    assert leftovers(run.root) == []
+    assert len(run.images) == 8
+    assert leftovers(run.path) == []
+
+
+def test_the_models_behind_replaced_parts_are_not_asked_for(tmp_path):
+    config = small_config(
+        judge={"enabled": False}, evaluation={"images": 0}, llm={"gguf": str(tmp_path / "missing.gguf")}
+    )
+    with pytest.raises(SegsmithError, match=r"missing\.gguf"):
+        next(build_run(config, tmp_path / "run"))
+    parts = {"chat": ScriptedChat(), "backend": InstantImages(size=64)}
+    events = build_run(config, tmp_path / "run", parts=parts)
+    assert next(events).kind == "start"
+    events.close()

@@ -189,7 +189,7 @@ def build_run(
         anew = starts_over(run, config)
         record = RunRecord(config, installed_versions()) if anew else record_for(run, config)
         config = record.config
-        check_models(config, ask_llm=not run.config.exists())
+        check_models(config, ask_llm=not run.config.exists(), replaced=tuple(parts or ()))
         run.create()
         stack.enter_context(run.held())
         prepare()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 from segsmith.config import Config, api_key
 from segsmith.errors import SegsmithError
@@ -62,12 +63,12 @@ def check_images(config: Config) -> None:
         )
 
 
-def check_models(config: Config, *, ask_llm: bool = True) -> None:
+def check_models(config: Config, *, ask_llm: bool = True, replaced: Collection[str] = ()) -> None:
     """Fetch missing model files, load every model once and release it, and build the segmenter once.
 
     A missing or broken model is thus reported before the run folder is touched. No server is started. A server named
-    by its URL is asked only with `ask_llm`, because a run that has all its prompts needs none. Raises `SegsmithError`
-    that names what to type.
+    by its URL is asked only with `ask_llm`, because a run that has all its prompts needs none. The models behind
+    the `replaced` parts of the `RunContext` are not checked. Raises `SegsmithError` that names what to type.
     """
     from segsmith.segmentation.network import build_segmenter
     from segsmith.tools.llm.chat import check_llm
@@ -76,9 +77,11 @@ def check_models(config: Config, *, ask_llm: bool = True) -> None:
     from segsmith.tools.weights.model_requirements import requirements_of
     from segsmith.tools.weights.store import require
 
-    require(requirements_of(config), config.offline)
-    check_images(config)
-    if ask_llm or config.llm.server != "openai":
+    unused = {role for part, role in (("chat", "llm"), ("backend", "images")) if part in replaced}
+    require([needed for needed in requirements_of(config) if needed.role not in unused], config.offline)
+    if "images" not in unused:
+        check_images(config)
+    if "llm" not in unused and (ask_llm or config.llm.server != "openai"):
         check_llm(config.llm, api_key())
     compute = config.compute
     encoder = OpenClipEncoder.load(config.judge.clip, compute.device, compute.precision)
