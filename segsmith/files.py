@@ -120,11 +120,11 @@ class NotAnIndexMap(UnreadableImage):
 class Conversion(StrEnum):
     """What `open_image` changes to get 8-bit RGB; the value completes "3 images were ..."."""
 
-    ORIENTED = "rotated as their EXIF orientation says"
+    ORIENTED = "rotated by the EXIF orientation"
     COLOUR_SPACE = "converted from CMYK or YCbCr to RGB"
     DEPTH = "reduced from 16 to 8 bits per channel"
     FRAME = "reduced to the first of several frames"
-    ALPHA = "read without their alpha channel"
+    ALPHA = "read without the alpha channel"
 
 
 def conversion_notes(counts: Mapping[Conversion, int]) -> list[str]:

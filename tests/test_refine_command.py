@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_used_is_skipped_and_named(segsmith, points, tmp_p
     spoil(points)
     code, said, complaint = segsmith("refine", "--dataset", points, "--out", tmp_path / "run", "--no-train")
     assert (code, "images: train 5" in said) == (0, True)
-    assert "files skipped or repaired: 1" in complaint
+    assert "files skipped, repaired or converted: 1" in complaint
     assert "train0" in complaint
     assert words in complaint
     assert not (tmp_path / "run/voc/SegmentationClass/train0.png").exists()

@@ -23,12 +23,13 @@ def validate(
     dataset: Annotated[Path, typer.Argument(help="a dataset folder, exported by segsmith or not")],
     run: Annotated[Path | None, typer.Option(help="run folder to compare every pixel and label with")] = None,
 ) -> None:
-    """Read a dataset with the library that its users use, and list what is wrong; exit code 1 if anything is."""
+    """Read every image and label of a dataset and list what is wrong; exit code 1 if anything is."""
     quiet_libraries()
     from collections import Counter
 
     from segsmith.datasets.validate import KINDS
     from segsmith.datasets.validate import validate as check
+    from segsmith.files import conversion_notes
     from segsmith.workflows.run import open_run
 
     found = check(dataset, None if run is None else open_run(run).exported())
@@ -43,6 +44,8 @@ def validate(
         out.print(f"... and {len(found.problems) - SHOWN} more")
     for kind, count in Counter(problem.kind for problem in found.problems).most_common():
         out.print(f"{count:6} {kind}: {KINDS[kind]}", soft_wrap=True)
+    for note in conversion_notes(found.conversions):
+        out.print(f"Not used as stored: {note}", soft_wrap=True)
     if found.problems:
         raise typer.Exit(1)
     out.print("No problems found." if run is None else "No problems found; everything is as in the run.")

@@ -20,7 +20,7 @@ from segsmith.datasets.palette import voc_palette
 from segsmith.datasets.records import DataError, Record
 from segsmith.datasets.splits import split_by_group
 from segsmith.errors import SegsmithError
-from segsmith.files import PART, png_bytes
+from segsmith.files import PART, conversion_notes, png_bytes
 from segsmith.ids import make_id
 from segsmith.memory.real_images import LIST, RealImage, RealSet
 
@@ -73,7 +73,7 @@ def survey(dataset: Path, run: Path, shares: tuple[float, float, float], seed: i
             f"{dataset} has {len(images)} usable image{'s' * (len(images) > 1)}, too few to learn from.",
             "Name a dataset with more images in split train, or use `segsmith build`.",
         )
-    skipped = tuple(map(str, source.skipped))
+    skipped = (*map(str, source.skipped), *conversion_notes(source.conversions))
     return Survey(source, RealSet(run / "real", source.classes, images, skipped))
 
 

@@ -42,10 +42,10 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
     """One split: (3, H, W) float32 RGB in [0, 1] and (H, W) int64 labels, 255 = unknown.
 
     Raises `SegsmithError` that names the file for whatever is missing or does not fit together; small
-    datasets are checked when opened, larger ones as they are read.
+    datasets are checked when opened, larger ones, and all with `keep` False, as they are read.
     """
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, *, keep: bool = True) -> None:
         self.root = root
         self.split = split
         self.classes = read_classes(root)
@@ -54,8 +54,8 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         self._image_labels, self._sources = self._read_labels()
         self._images = [self._image_path(name) for name in self.ids]
         self._labels = [self._inside(f"{CLASSES}/{name}.png") for name in self.ids]
-        pixels = sum(math.prod(size) for size in self.sizes)
-        self._kept = [self._read(i) for i in range(len(self))] if pixels * 4 <= RAM_BYTES else None
+        fits = keep and 4 * sum(math.prod(size) for size in self.sizes) <= RAM_BYTES
+        self._kept = [self._read(i) for i in range(len(self))] if fits else None
 
     @cached_property
     def _headers(self) -> list[ImageHeader]:

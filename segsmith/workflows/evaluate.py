@@ -38,6 +38,7 @@ def evaluate(
     Raises `SegsmithError` for a checkpoint or a dataset that cannot be used.
     """
     from segsmith.datasets.imports import ImportedSplit
+    from segsmith.files import conversion_notes
     from segsmith.segmentation.inference import evaluate_on
 
     with open_display(on_event, progress, screen) as display:
@@ -46,6 +47,8 @@ def evaluate(
             data = ImportedSplit(Path(dataset), split, classes)
             for problem in data.source.skipped:
                 display.show(Notice(f"skipped {problem}", warning=True))
+            for note in conversion_notes(data.source.conversions):
+                display.show(Notice(note))
             if data.ignored_classes:
                 display.show(Notice(f"counted as background: {', '.join(data.ignored_classes)}"))
             return data

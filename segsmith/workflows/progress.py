@@ -197,7 +197,7 @@ class ConsoleDisplay:
         self._files.update(self._file_bars[key], completed=event.done, total=event.total or None)
 
     def _on_real_images(self, event: RealImagesRead) -> None:
-        self._list("files skipped", event.skipped)
+        self._list("files skipped or converted", event.skipped)
         counts = ", ".join(f"{split} {n}" for split, n in event.splits.items())
         labels = "with label maps" if event.masked else "with image labels only"
         self._print(f"{sum(event.splits.values())} real images ({counts}), {labels}")
@@ -217,7 +217,7 @@ class ConsoleDisplay:
         self._print(f"weak labels: {event.label_kind}; images: {counts}")
         if not event.zero_is_drawn:
             self._print("index 0 means undrawn: no pixel of split train is known to be background")
-        self._list("files skipped or repaired", event.problems)
+        self._list("files skipped, repaired or converted", event.problems)
         self._list("training images without a label", event.unlabelled)
         self._list("classes that no training image shows", event.never_shown)
 

@@ -146,11 +146,13 @@ def _given(
 
 
 def _summary(source: WeakSource) -> WeakLabelsRead:
+    from segsmith.files import conversion_notes
+
     return WeakLabelsRead(
         label_kind=source.kind,
         splits={split: len(items) for split, items in source.splits.items()},
         zero_is_drawn=source.zero_is_drawn,
-        problems=tuple(map(str, source.skipped)),
+        problems=(*map(str, source.skipped), *conversion_notes(source.conversions)),
         unlabelled=source.empty,
         never_shown=source.never,
     )

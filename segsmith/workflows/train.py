@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segsmith.config import Config, load_config
-from segsmith.events import EpochFinished, Event, Stage, StageStarted
+from segsmith.events import EpochFinished, Event, Notice, Stage, StageStarted
 from segsmith.types import Evaluation
 from segsmith.workflows.evaluate import evaluation_of
 from segsmith.workflows.progress import Callback, Screen, open_display
@@ -62,8 +62,13 @@ def train(
 
     Raises `SegsmithError` for a dataset or a setting that cannot be used, and when the loss is no longer finite.
     """
+    from segsmith.datasets.voc_folder import VocFolder
+    from segsmith.files import conversion_notes
+
     config = load_config(flags=nested({**DEFAULTS, **(settings or {})}))
     with open_display(on_event, progress and is_main_process(), screen) as display:
+        for note in conversion_notes(VocFolder(Path(dataset), "train", keep=False).conversions):
+            display.show(Notice(note))
         return train_segmenter(Path(dataset), Path(out), config, seed, show=display.show)
 
 

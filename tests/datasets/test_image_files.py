@@ -99,7 +99,7 @@ def test_what_is_converted_is_reported(image, form, options, conversion):
 def test_conversions_are_worded_with_their_number():
     notes = conversion_notes({Conversion.DEPTH: 1, Conversion.ORIENTED: 3})
     assert notes == [
-        "3 images were rotated as their EXIF orientation says.",
+        "3 images were rotated by the EXIF orientation.",
         "1 image was reduced from 16 to 8 bits per channel.",
     ]
 

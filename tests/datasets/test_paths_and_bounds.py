@@ -124,7 +124,7 @@ def test_validate_leaves_nothing_in_the_temporary_folder(made_up, tmp_path, monk
     assert os.listdir(tmp_path) == []
 
 
-def test_conversions_are_counted_alike_by_validate_train_and_import(copy):
+def test_conversions_are_counted_alike_and_said(copy, segsmith):
     root = copy("voc")
     path = first(root, "JPEGImages/*.jpg")
     exif = PILImage.Exif()
@@ -136,6 +136,8 @@ def test_conversions_are_counted_alike_by_validate_train_and_import(copy):
     assert import_dataset(root).conversions == expected
     split = next(s for s in ("train", "val", "test") if path.stem in VocFolder(root, s).ids)
     assert VocFolder(root, split).conversions == expected
+    assert VocFolder(root, split, keep=False).conversions == expected
+    assert "1 image was rotated by the EXIF orientation." in segsmith("validate", root)[1]
 
 
 def test_sixteen_bit_masks_are_rejected_alike(copy):
