@@ -67,10 +67,10 @@ def rejudge(
     with folder.held(), closing(Ledger(folder.ledger)) as ledger:
         judgement = judge_again(ledger, config.classes, config.judge, config.wanted)
         if not dry_run:
-            # The settings first: a build that resumes from here would decide by them, too.
-            write_record(folder.config, record)
-            record_verdicts(ledger, judgement.decision, config.classes, config.judge)
-            ledger.log("rejudged", settings=rejudged, gained=judgement.gained, lost=judgement.lost)
+            with ledger.transaction():
+                record_verdicts(ledger, judgement.decision, config.classes, config.judge)
+                ledger.log("rejudged", settings=rejudged, gained=judgement.gained, lost=judgement.lost)
+                write_record(folder.config, record)  # last: if it fails, no verdict changes
     return Rejudged(config, judgement, written=not dry_run)
 
 
@@ -84,6 +84,11 @@ def _judge_settings(
             f"{others[0]} is not a section that `rejudge` can change.", "Only settings judge.* may be named."
         )
     changes: dict[str, Any] = dict(tree.get("judge", {}))
+    if "clip" in changes:
+        raise SegsmithError(
+            "judge.clip cannot change: the stored measurements were made with it.",
+            "Build with that CLIP into another folder with --out.",
+        )
     if thresholds is None:
         return changes
     by_class = thresholds if isinstance(thresholds, Mapping) else dict.fromkeys(classes, thresholds)

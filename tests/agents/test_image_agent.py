@@ -1,4 +1,4 @@
-"""The image agent: the same pictures every time, saved before the row, batches that shrink when memory ends."""
+"""The image agent: the same images every time, files before rows, and smaller batches when memory runs out."""
 
 import hashlib
 from dataclasses import replace
@@ -52,7 +52,7 @@ def agent(place, backend, *, max_usd=None, look=None, stopped=lambda: False, **s
     return ImageAgent(backend, ledger, run, config, 0, max_usd=max_usd, look=look, stopped=stopped)
 
 
-def test_waiting_prompts_are_the_admitted_ones_with_pictures_missing(place):
+def test_waiting_prompts_are_the_admitted_ones_with_images_missing(place):
     it = agent(place, Backend())
     assert it.waiting() == {"cat": ["p1", "p2"]}
     it.draw([place[1].prompt("p1")], 0)
@@ -97,7 +97,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(place):
     assert heard[-1] == (8, 8)
 
 
-def test_a_picture_too_large_for_the_device_is_an_error(place):
+def test_an_image_too_large_for_the_device_is_an_error(place):
     with pytest.raises(SegsmithError, match="too little memory for one 128 px image"):
         agent(place, Backend(room=0)).draw(place[1].prompts("admitted"), 0)
 
@@ -195,7 +195,7 @@ def test_rows_follow_the_requests_whatever_came_first(place):
     assert [row.seed % 1000 for row in place[1].images()] == [0, 1, 2, 3] * 2
 
 
-def test_a_batch_that_fitted_is_remembered_by_the_next_sitting(place):
+def test_a_batch_that_fitted_is_remembered_by_the_next_session(place):
     agent(place, Backend(room=3)).draw([place[1].prompt("p1")], 0)
     backend = Backend(room=3)
     agent(place, backend).draw([place[1].prompt("p2")], 0)
@@ -210,7 +210,7 @@ class Veto(Backend):
             yield Drawn(drawn.index, None, "refused", "not nice") if drawn.index % 2 else drawn
 
 
-def test_refused_pictures_are_counted_and_never_asked_for_again(place):
+def test_refused_images_are_counted_and_never_requested_again(place):
     ledger, prompts = place[1], place[1].prompts("admitted")
     assert len(agent(place, Veto()).draw(prompts, 0)) == 4
     assert [(row.reason, row.detail) for row in ledger.undrawn()] == [("refused", "not nice")] * 4
@@ -257,7 +257,7 @@ def looks(values):
     return lambda previews: [PreviewScore(next(left), 0.5) for _ in previews]
 
 
-def test_hopeless_pictures_are_given_up_for_good(place):
+def test_filtered_images_are_not_drawn_again(place):
     ledger, prompts = place[1], place[1].prompts("admitted")
     it = agent(place, Previewing(), look=looks([0.9, 0.05] * 4))
     assert len(it.draw(prompts, 0)) == 4
@@ -265,7 +265,7 @@ def test_hopeless_pictures_are_given_up_for_good(place):
     assert it.waiting() == {}
 
 
-def test_a_class_that_has_enough_stops_and_its_pictures_wait(place):
+def test_a_class_that_has_enough_stops_and_its_images_wait(place):
     ledger, prompts = place[1], place[1].prompts("admitted")
     backend = Previewing()
     it = agent(place, backend, look=looks([0.9] * 8), batch_size=4)

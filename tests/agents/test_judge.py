@@ -1,4 +1,4 @@
-"""The judge's decisions from stored numbers, and its measures on real pictures."""
+"""The judge's decisions from stored numbers, and its measurements of images."""
 
 from dataclasses import replace
 
@@ -45,8 +45,8 @@ def test_every_fault_has_its_reason(item, reason):
     assert reasons([seen(str(i)) for i in range(5)] + [item])["x"] == reason
 
 
-def test_the_classifier_taught_by_real_images_is_a_second_judge():
-    """Its bar is what it gives pictures nobody asked the class of; a class it says nothing about passes."""
+def test_the_classifier_trained_on_real_images_is_a_second_judge():
+    """Its threshold comes from images whose prompts did not ask for the class; classes without a score pass."""
     others = [replace(seen(f"n{i}", target="dog"), real={"cat": i / 40}) for i in range(40)]
     asked = [
         replace(seen("like"), real={"cat": 0.9}),
@@ -60,7 +60,7 @@ def test_the_classifier_taught_by_real_images_is_a_second_judge():
     assert verdicts["unlike"].scores["real_probability"] == 0.3
 
 
-def test_with_few_pictures_the_second_judge_has_no_bar():
+def test_with_few_images_the_second_judge_has_no_threshold():
     assert reasons([seen("b", target="dog"), replace(seen("a"), real={"cat": 0.0})])["a"] == "ok"
 
 
@@ -79,7 +79,7 @@ def test_without_a_judge_all_pass_in_the_order_of_drawing():
     assert reasons(evidence, JudgeConfig(enabled=False), quota=2) == {"a": "ok", "b": "ok", "c": "surplus"}
 
 
-def test_the_threshold_is_what_few_of_the_other_prompts_pictures_reach():
+def test_the_threshold_is_what_few_images_of_other_prompts_reach():
     evidence = [seen(str(i), target="dog") for i in range(40)]
     probabilities = np.stack([np.linspace(0, 1, 40), np.ones(40)], axis=1)
     config = JudgeConfig(false_accept=0.25, min_probability=0.32)
@@ -90,7 +90,7 @@ def test_the_threshold_is_what_few_of_the_other_prompts_pictures_reach():
     )
 
 
-def test_a_class_name_that_lies_near_every_picture_gets_no_advantage():
+def test_a_class_name_close_to_every_image_gets_no_advantage():
     plain = [seen(f"c{i}", 0.8) for i in range(30)] + [seen(f"d{i}", 0.8, target="dog") for i in range(30)]
     biased = [replace(e, cosines=(e.cosines[0] + 2.0, *e.cosines[1:])) for e in plain]
     even, uneven = judged(plain).probabilities, judged(biased).probabilities
@@ -112,7 +112,7 @@ def test_a_companion_does_not_compete_but_a_stranger_does():
     assert class_probabilities([together], CLASSES, 50)[0, 0] > 0.99
 
 
-def test_no_pictures_no_verdicts():
+def test_without_images_there_are_no_verdicts():
     assert judged([]).verdicts == []
 
 
@@ -120,11 +120,11 @@ def test_sharpness_sees_blur_but_not_contrast():
     from scipy import ndimage
 
     rng = np.random.default_rng(0)
-    picture = (rng.random((64, 64, 3)) * 255).astype(np.uint8)
-    faint = (picture // 4 + 90).astype(np.uint8)
-    blurred = ndimage.gaussian_filter(picture, (2, 2, 0))
-    assert sharpness(faint) == pytest.approx(sharpness(picture), rel=0.05)
-    assert sharpness(blurred) < 0.5 * sharpness(picture)
+    image = (rng.random((64, 64, 3)) * 255).astype(np.uint8)
+    faint = (image // 4 + 90).astype(np.uint8)
+    blurred = ndimage.gaussian_filter(image, (2, 2, 0))
+    assert sharpness(faint) == pytest.approx(sharpness(image), rel=0.05)
+    assert sharpness(blurred) < 0.5 * sharpness(image)
 
 
 def test_blank():

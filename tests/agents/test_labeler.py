@@ -21,10 +21,14 @@ CONFIG = LabelerConfig(label_threshold=0.5, drop_threshold=0.1)
     ("pseudo", "probabilities", "labels"),
     [
         (("cat",), {"cat": 0.9, "dog": 0.1}, ("cat",)),
-        (("cat",), {"cat": 0.9, "dog": 0.6}, ("cat", "dog")),  # nobody asked for the dog, but it is there
+        (("cat",), {"cat": 0.9, "dog": 0.6}, ("cat", "dog")),  # the dog was not requested, but it is there
         (("cat", "dog"), {"cat": 0.9, "dog": 0.05}, ("cat",)),  # asked for, but not there
-        (("cat", "dog"), {"cat": 0.9, "dog": 0.3}, ("cat", "dog")),  # in doubt CLIP's word stands
-        (("cat",), {"cat": 0.01, "dog": 0.2}, ("cat",)),  # the target stays: the judge saw it
+        (("cat", "dog"), {"cat": 0.9, "dog": 0.3}, ("cat", "dog")),  # in doubt, CLIP's label is kept
+        (
+            ("cat",),
+            {"cat": 0.01, "dog": 0.2},
+            ("cat",),
+        ),  # the target is kept: the judge accepted the image for it
     ],
 )
 def test_labels(pseudo, probabilities, labels):
@@ -32,7 +36,7 @@ def test_labels(pseudo, probabilities, labels):
 
 
 class Classifier:
-    """Sees a cat in the left half and, in pictures with a bright right half, a dog there."""
+    """Finds a cat in the left half and, in images with a bright right half, a dog there."""
 
     def out_of_fold(self, images, labels, groups):
         self.labels, self.groups = labels, groups

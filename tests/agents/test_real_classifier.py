@@ -77,7 +77,7 @@ def test_it_judges_only_classes_it_knows_on_unseen_real_images(place):
     assert found.classes == ("bright",)
 
 
-def test_it_looks_at_every_picture_once(place):
+def test_it_scores_every_image_once(place):
     run, ledger, real = place
     classifier = Brightness()
     judge = RealClassifier(lambda: classifier, ledger, run, real, min_skill=0.7)

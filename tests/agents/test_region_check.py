@@ -69,7 +69,7 @@ def test_what_is_usual_is_measured_once_a_run(ledger):
     assert ledger.region_centre == kept
 
 
-def test_a_picture_without_regions_has_no_beliefs(ledger):
+def test_an_image_without_regions_has_no_probabilities(ledger):
     check = check_of(ledger)
     check.calibrate([scene((200, 30, 30), 0)] * 40)
     assert check.beliefs(np.zeros((8, 8, 3), np.uint8), Outlined((8, 8), [], [], Counter())) == []
