@@ -1,4 +1,4 @@
-"""The PASCAL VOC colour map, which every reader of VOC masks knows."""
+"""The PASCAL VOC colour map, which readers of VOC masks expect."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ VOID: Final = 255
 def voc_palette() -> NDArray[np.uint8]:
     """(256, 3) uint8 RGB; row i is the colour of index i, row 0 (background) is black.
 
-    VOC devkit, `VOClabelcolormap`: the bits of the index are dealt in turn to red, green and blue, the
-    lowest three to the highest bit of each channel, so that small indices get colours far apart.
+    VOC devkit, `VOClabelcolormap`: the bits of the index go in turn to red, green and blue, the lowest
+    three to the highest bit of each channel, so that small indices have very different colours.
     """
     index = np.arange(256, dtype=np.int64)
     colours = np.zeros((256, 3), dtype=np.int64)

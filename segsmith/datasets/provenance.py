@@ -1,4 +1,4 @@
-"""``provenance.jsonl``: for every exported picture where it comes from, one JSON object a line."""
+"""``provenance.jsonl``: the origin of every exported image, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FILE = "provenance.jsonl"
 
 
 def write_provenance(run: RunFolder, ledger: Ledger, versions: Mapping[str, str]) -> Path:
-    """Write it beside the exported datasets, for every accepted and masked picture, in the order of drawing.
+    """Write it beside the exported datasets, for every accepted and masked image, in the order of drawing.
 
-    A record has the prompt with its ancestors' root, seed, image model (id; revision and licence where the
+    A record has the prompt and the root of its refinements, seed, image model (id; revision and licence where the
     ledger knows them), all models of the run, the judge's scores, the labels, and the versions.
     """
     prompts = {p.id: p for p in ledger.prompts()}

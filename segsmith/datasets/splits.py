@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 SPLITS = ("train", "val", "test")
 ANY = ""
-"""Counts images whatever their class, so that the sizes of the splits are kept as well."""
+"""Key that counts all images, so that the sizes of the splits are kept as well."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ def split_by_group(
     """Divide images into "train", "val" and "test"; the images of one group stay together.
 
     `groups` maps image id to group, `labels` image id to its classes (none is fine), `shares` are
-    fractions that sum to 1. The order of what is promised, strongest first:
+    fractions that sum to 1. What holds, the strongest first:
 
     1. a group is in one split, and a split of share 0 is empty;
     2. train holds every class (so one group, or groups that each carry a class alone, are all train);
-    3. val holds a group as soon as train can spare one;
+    3. val holds a group if train has one to spare;
     4. each class, and the set as a whole, is divided by `shares` (greedy, after the stratification of
        Sechidis et al. 2011, with a group in the place of an example).
 
@@ -62,7 +62,7 @@ def split_by_group(
         group = min(todo, key=lambda g: _cost(g, have["val"], want["val"]))
         todo.remove(group)
         place(group, "val")
-    # Large groups first: the small ones that are left even out what the large ones cannot.
+    # Large groups first: the small ones then even out the sizes.
     for group in sorted(todo, key=lambda g: -len(g.images)):
         place(group, min(allowed, key=lambda s: _cost(group, have[s], want[s])))
     return {split: sorted(i for group in placed[split] for i in group.images) for split in SPLITS}
@@ -82,7 +82,7 @@ def _collect(groups: Mapping[str, str], labels: Mapping[str, Sequence[str]]) -> 
 
 
 def _cover(groups: Sequence[_Group], total: Mapping[str, int]) -> list[_Group]:
-    """A few groups that hold every class, the rarest class served first; at least one if there is any."""
+    """Few groups that together hold every class, chosen for the rarest class first; at least one if there is any."""
     chosen: list[_Group] = []
     missing = set(total) - {ANY}
     for name in sorted(missing, key=lambda c: (total[c], c)):
@@ -95,5 +95,5 @@ def _cover(groups: Sequence[_Group], total: Mapping[str, int]) -> list[_Group]:
 
 
 def _cost(group: _Group, have: Mapping[str, int], want: Mapping[str, float]) -> float:
-    """How much the split's squared error, relative to what it wants, changes when it takes the group."""
+    """Change of the split's squared error, relative to its target, when it takes the group."""
     return sum(n * (2 * (have[c] - want[c]) + n) / want[c] for c, n in group.counts.items())

@@ -1,8 +1,8 @@
 """Weak labels made from full ones, so that what refines them can be measured.
 
-Four kinds, from the least work for a person to the most: image labels, points, scribbles, coarse polygons.
-A weak label map is a label map in which all that nobody drew on is 255. Background is drawn like a class:
-without it nothing would say where objects end.
+Four kinds, from the least annotation work to the most: image labels, points, scribbles, coarse polygons.
+In a weak label map, pixels that were not annotated are 255. Background is annotated like a class, because
+otherwise nothing would show where objects end.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ WeakKind = Literal["points", "scribbles", "coarse", "image"]
 KINDS: tuple[WeakKind, ...] = get_args(WeakKind)
 
 SCRIBBLE_END = 0.15
-"""Share of a skeleton's longest path left out at each end: people stop before the tip (ours)."""
+"""Share of a skeleton's longest path left out at each end: annotators stop before the tip (ours)."""
 COARSE_DEPTH = 0.2
 """How far inside the border a coarse polygon runs, as a share of the object's half width (ours)."""
 COARSE_TOLERANCE = 0.06
 """How far a coarse polygon's sides may leave that line, as a share of the square root of the area (ours)."""
 
 POINT_SIDE, LINE_DEPTH, DENSE_SHARE = 0.02, 0.01, 0.97
-"""Shares by which `kind_of` tells kinds apart: of the picture's side, of its side, and of all pixels (ours)."""
+"""Shares by which `kind_of` tells kinds apart: of the image's side, of its side, and of all pixels (ours)."""
 
 
 def weaken(label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(H, W) uint8: the same labels where a person would have drawn, 255 everywhere else.
+    """(H, W) uint8: the same labels where an annotator would have drawn, 255 everywhere else.
 
-    - ``points``: one pixel of every connected piece of every class, background included.
-    - ``scribbles``: one line a piece, along the longest path of its skeleton, its ends left out, 1 px wide.
-    - ``coarse``: one polygon a piece, well inside it, with few corners; it never crosses into another class.
-    - ``image``: nothing; the image's classes are all that is known (`present_classes`).
+    - ``points``: one pixel in each connected component of each class, background included.
+    - ``scribbles``: one line per component, 1 px wide, along the longest path of its skeleton without the ends.
+    - ``coarse``: one polygon per component, well inside it, with few corners; it never crosses into another class.
+    - ``image``: nothing; only the image's classes are known (`present_classes`).
 
     Pixels that are 255 already stay so.
     """
@@ -56,9 +56,9 @@ def weaken(label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generato
 
 
 def kind_of(weak_maps: Iterable[NDArray[np.uint8]]) -> WeakKind | None:
-    """Which kind of weak labels (H, W) uint8 maps hold, as most of their pieces look; None: dense masks.
+    """The kind of weak labels that most components of (H, W) uint8 maps look like; None for dense masks.
 
-    Nothing drawn at all is "image". A piece whose box fits into `POINT_SIDE` of the picture is a point, one
+    Without any label it is "image". A component whose box fits into `POINT_SIDE` of the image is a point, one
     that is nowhere deeper than `LINE_DEPTH` a scribble, any other a coarse polygon (thresholds ours; at least
     3 and 2 pixels).
     """
@@ -89,7 +89,7 @@ def _pieces(label_map: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool
 
 
 def _point(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A pixel in the inner half of the piece: people click well inside (Bearman et al. 2016)."""
+    """A pixel in the inner half of the component: annotators click well inside (Bearman et al. 2016)."""
     depth = distance_transform_edt(np.pad(piece, 1))[1:-1, 1:-1]
     ys, xs = np.nonzero(depth >= depth.max() / 2)
     chosen = int(rng.integers(len(xs)))
@@ -111,9 +111,9 @@ def _scribble(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.
 
 
 def _longest_path(skeleton: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Pixels (y, x) between the two ends of the skeleton's largest piece that lie farthest apart along it.
+    """Pixels (y, x) between the two ends of the skeleton's largest component that are farthest apart along it.
 
-    Twice the farthest point from a point: exact on trees, and skeletons of pieces with holes are near enough.
+    Found as the farthest point from a farthest point: exact on trees, close enough on skeletons with holes.
     """
     if not skeleton.any():
         return []
@@ -140,7 +140,7 @@ def _farthest(pixels: NDArray[np.bool_], start: tuple[int, ...]) -> tuple[int, i
 
 
 def _polygon(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A polygon of few corners round the piece's inside; the inside itself where none can be drawn."""
+    """A polygon with few corners around the component's inside; the inside itself where none can be drawn."""
     padded = np.pad(piece, 1)
     depth = distance_transform_edt(padded)
     inner = depth > max(1.0, COARSE_DEPTH * rng.uniform(0.5, 1.5) * depth.max())

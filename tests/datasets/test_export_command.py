@@ -128,7 +128,7 @@ def test_the_card_names_models_licences_yield_quality_and_limits(made_up, tmp_pa
         deps.close()
 
 
-def test_an_image_that_is_not_the_one_drawn_is_refused(made_up, tmp_path):
+def test_an_image_that_is_not_the_one_drawn_is_rejected(made_up, tmp_path):
     deps = RunContext.open(shutil.copytree(made_up.run.root, tmp_path / "copy"))
     one, other = made_up.data.records[0].id, made_up.data.records[1].id
     shutil.copy(deps.run.image(one), deps.run.image(other))

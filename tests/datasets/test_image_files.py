@@ -1,7 +1,9 @@
 """How images and masks are opened: which files are accepted, and what is converted."""
 
+import ast
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from segsmith.files import (
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
 IMAGE = PILImage.fromarray(PIXELS)
+PACKAGE = Path(__file__).parents[2] / "segsmith"
 
 
 def encoded(image, form, **options):
@@ -167,3 +170,31 @@ def test_masks_keep_their_indices(form, mode):
 def test_masks_of_any_other_kind_are_rejected(data):
     with pytest.raises(NotAnIndexMap):
         open_index_map(data)
+
+
+def opens_with_pillow(tree):
+    """Does a module call the `open` of `PIL.Image`, under whatever name it was imported?"""
+    names = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "PIL"
+        for alias in node.names
+        if alias.name == "Image"
+    }
+    return any(
+        isinstance(node, ast.Attribute)
+        and node.attr == "open"
+        and isinstance(node.value, ast.Name)
+        and node.value.id in names
+        for node in ast.walk(tree)
+    )
+
+
+def test_no_other_module_opens_images():
+    """Except for the sprites that are shipped with the package."""
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if opens_with_pillow(ast.parse(path.read_text("utf-8")))
+    }
+    assert found == {"files.py", "world/sprites.py"}

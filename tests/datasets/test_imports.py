@@ -115,7 +115,7 @@ def test_classes_are_matched_by_name_never_by_index(copy):
     assert seen == {0, 1, 3, 255}
 
 
-def test_no_class_in_common_or_two_alike_is_refused():
+def test_no_common_class_or_two_equal_ones_are_rejected():
     assert match_classes(("pottedplant", "tv"), ("potted plant",)) == {"pottedplant": "potted plant"}
     with pytest.raises(SegsmithError, match="None of the classes"):
         match_classes(("dog",), ("cat",))

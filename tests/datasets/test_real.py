@@ -1,4 +1,4 @@
-"""A foreign dataset as the real half of a run: surveyed, copied, and exported beside the drawn images."""
+"""A foreign dataset as the real images of a run: read, copied, and exported beside the generated ones."""
 
 import csv
 import shutil
@@ -20,7 +20,7 @@ from segsmith.testing import made_up_run
 SHARES = (0.8, 0.1, 0.1)
 
 
-def picture(path, seed, size=(40, 56)):
+def write_noise(path, seed, size=(40, 56)):
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
     PILImage.fromarray(noise).save(path)
@@ -30,9 +30,9 @@ def picture(path, seed, size=(40, 56)):
 def folders(tmp_path):
     """20 cats, 3 dogs, JPEG and PNG, one corrupt, and two files of the same name."""
     for i in range(20):
-        picture(tmp_path / "set" / "cat" / f"{i}.{'jpg' if i % 2 else 'png'}", i)
+        write_noise(tmp_path / "set" / "cat" / f"{i}.{'jpg' if i % 2 else 'png'}", i)
     for i in range(3):
-        picture(tmp_path / "set" / "dog" / f"{i}.jpg", 100 + i)
+        write_noise(tmp_path / "set" / "dog" / f"{i}.jpg", 100 + i)
     (tmp_path / "set" / "dog" / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
     return tmp_path / "set"
 
@@ -94,7 +94,7 @@ def test_every_format_holds_both_and_tells_them_apart(enlarged, form):
         assert any("generated" in text and "real" in text for text in texts)
     found = validate(folder)
     assert found.images == 80
-    # The two halves hold the same pictures here, which is what validate is to notice, and nothing else.
+    # Both parts hold the same images here, which is all that validate may notice.
     assert {p.kind for p in found.problems} <= {"near_duplicate"}
 
 
@@ -115,7 +115,7 @@ def spoilt(folders, how):
     if how == "one image":
         for path in list(folders.rglob("*.*"))[1:]:
             path.unlink()
-        picture(folders / "cat" / "0.png", 0)
+        write_noise(folders / "cat" / "0.png", 0)
         shutil.rmtree(folders / "dog")
         for path in (folders / "cat").glob("*"):
             if path.name != "0.png":
@@ -125,7 +125,7 @@ def spoilt(folders, how):
 
 
 @pytest.mark.parametrize("how", ["one image", "a name no prompt can hold"])
-def test_what_cannot_be_learnt_from_is_refused(folders, tmp_path, how):
+def test_unusable_datasets_are_rejected(folders, tmp_path, how):
     spoilt(folders, how)
     with pytest.raises(SegsmithError, match=r"too few|may only contain"):
         survey(folders, tmp_path / "run", SHARES, 0)
@@ -145,6 +145,6 @@ def test_an_image_in_two_lists_is_taken_once(made_up, tmp_path):
 def test_splits_are_known_by_their_beginning(tmp_path):
     for split, count in (("train", 6), ("valid", 3)):
         for i in range(count):
-            picture(tmp_path / "set" / split / "cat" / f"{i}.png", i + len(split) * 100)
+            write_noise(tmp_path / "set" / split / "cat" / f"{i}.png", i + len(split) * 100)
     found = survey(tmp_path / "set", tmp_path / "run", SHARES, 0)
     assert [i.split for i in found.real.images] == ["train"] * 6 + ["val"] * 3

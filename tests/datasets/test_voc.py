@@ -137,7 +137,7 @@ def test_same_run_is_not_written_twice_and_a_changed_one_is(filled):
     assert sorted(p.name for p in again.folder.parent.iterdir()) == ["voc"]
 
 
-def test_a_damaged_export_is_mended(filled):
+def test_a_damaged_export_is_written_again(filled):
     run, ledger, config = filled
     out = export_dataset(run, ledger, config).folder
     (out / "SegmentationClass/i2-0.png").write_bytes(b"")
@@ -174,7 +174,7 @@ def test_a_kill_between_the_renames_loses_nothing(filled):
     assert json.loads((out / "manifest.json").read_text())["files"]
 
 
-def test_refusals_say_what_to_do(filled, tmp_path):
+def test_errors_state_the_remedy(filled, tmp_path):
     run, ledger, config = filled
     foreign = tmp_path / "mine"
     foreign.mkdir()
