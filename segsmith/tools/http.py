@@ -50,6 +50,10 @@ class ReplyLimits:
     """From the start of the request to the last byte, including the connection."""
     max_items: int = 500_000
     """Opening brackets and commas: a parsed JSON item takes far more memory than its text."""
+    max_objects: int = 10_000
+    """Opening braces: clients make an instance of every object, which takes far more time than parsing it."""
+    is_json: bool = True
+    """False for files, in which nothing is counted. The content type is no help: clients parse whatever they get."""
 
 
 def is_loopback(url: str | None) -> bool:
@@ -163,9 +167,11 @@ class LimitedTransport(httpx.BaseTransport):
             body += chunk
             if len(body) > largest:
                 raise ReplyRejected(f"the reply is larger than {largest / 2**20:.3g} MiB")
-        if failed or "json" in headers.get("Content-Type", "").lower():
-            items = body.count(b"[") + body.count(b"{") + body.count(b",")
-            if items > limits.max_items:
+        if failed or limits.is_json:
+            objects = body.count(b"{")
+            if objects > limits.max_objects:
+                raise ReplyRejected(f"the reply has more than {limits.max_objects:,} JSON objects")
+            if objects + body.count(b"[") + body.count(b",") > limits.max_items:
                 raise ReplyRejected(f"the reply has more than {limits.max_items:,} JSON items")
         return bytes(body)
 

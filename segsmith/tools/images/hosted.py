@@ -155,7 +155,7 @@ class HostedImages:
 
         The key is not sent. No proxy is used: it could reach addresses that this machine must not ask for.
         """
-        limits = ReplyLimits(MAX_IMAGE_BYTES, self._hosted.timeout_s)
+        limits = ReplyLimits(MAX_IMAGE_BYTES, self._hosted.timeout_s, is_json=False)
         problem = ""
         with limited_client(self._url, limits, retries=self._hosted.retries, proxies=False) as client:
             for _ in range(1 + self._hosted.retries):

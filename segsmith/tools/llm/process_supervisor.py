@@ -26,6 +26,8 @@ import time
 CHECK_EVERY_S = 0.3
 GRACE_S = 8.0
 """Between SIGTERM and SIGKILL."""
+FINISH_S = 2.0
+"""For a supervisor to finish after its server is gone."""
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>."""
 STDIN = 0
@@ -106,13 +108,13 @@ def _guard(group: int, supervisor: int, reading: int) -> None:
     if reading in ready and os.read(reading, 1):
         return
     # The parent or the supervisor is gone. A supervisor that still runs does the same at the same time.
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + GRACE_S
-        alive = _signal_group(group, number)
-        while alive and time.monotonic() < deadline:
-            time.sleep(CHECK_EVERY_S)
-            alive = _signal_group(group, 0)
-    if not select.select([reading], [], [], GRACE_S)[0]:
+    deadline = time.monotonic() + GRACE_S
+    alive = _signal_group(group, signal.SIGTERM)
+    while alive and time.monotonic() < deadline:
+        time.sleep(CHECK_EVERY_S)
+        alive = _signal_group(group, 0)
+    _signal_group(group, signal.SIGKILL)
+    if not select.select([reading], [], [], FINISH_S)[0]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGKILL)  # stopped, or it would have finished by now
 

@@ -1,9 +1,9 @@
-"""A local server that speaks OpenAI's images.generate, draws with the simulator, and misbehaves on demand.
+"""A local server that offers OpenAI's images.generate, draws with the simulator, and misbehaves on demand.
 
-It stands in for a hosted image model in tests and benchmarks. What it does wrong is a function of the
-request's own key and of how often that request came, so a run meets the same faults whatever its timing.
+It replaces a hosted image model in tests and benchmarks. Its faults are a function of the request's key and of
+how often that request arrived, so a run meets the same faults whatever its timing.
 
-Run it alone: ``python -m tests.tools.images.image_server --port 8090``; its address is printed.
+To run it alone: ``python -m tests.tools.images.image_server --port 8090``; it prints its address.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from segsmith.types import ImageRequest
 
 
 @dataclass
-class Manners:
-    """How the server behaves; rates are shares of the pictures asked for."""
+class Behaviour:
+    """What the server does; rates are shares of the images requested."""
 
     busy: float = 0.0
-    """429 with Retry-After, at the first try of a picture."""
+    """429 with Retry-After, at the first try of an image."""
     broken: float = 0.0
     """500, at the first try."""
     slow: float = 0.0
@@ -41,19 +41,25 @@ class Manners:
     delay_s: float = 0.5
     retry_after: str = "0.05"
     key: str | None = None
-    """The only key let in; None lets everybody in."""
+    """The only key that is accepted; None accepts every request."""
     reply: str = "b64_json"
     always: int | None = None
     """Answer every request with this status."""
     garbage: bool = False
-    """Answer 200 with something that is no picture."""
+    """Answer 200 with something that is not an image."""
+    content: bytes = b""
+    """Answer with this file."""
+    names: str = ""
+    """With reply "url": answer with this URL."""
+    redirects: str = ""
+    """Redirect requests for files to this URL."""
     size: int = 128
     classes: tuple[str, ...] = ("cat", "dog")
 
 
 @dataclass
 class Account:
-    """What the server saw. `drawn` counts pictures made and billed, by idempotency key."""
+    """What the server saw. `drawn` counts images made and charged, by idempotency key."""
 
     requests: int = 0
     drawn: Counter[str] = field(default_factory=Counter)
@@ -62,17 +68,19 @@ class Account:
     most_at_once: int = 0
     in_flight: int = 0
     bodies: list[dict] = field(default_factory=list)
+    fetched: list[str | None] = field(default_factory=list)
+    """The Authorization header of each request for a file."""
 
 
 class ImageServer:
-    """`url` is the base URL for a client; `account` what happened."""
+    """`url` is the base URL for a client; `account` says what happened."""
 
-    def __init__(self, manners: Manners, port: int = 0) -> None:
-        self.manners, self.account = manners, Account()
+    def __init__(self, behaviour: Behaviour, port: int = 0) -> None:
+        self.behaviour, self.account = behaviour, Account()
         self._lock = threading.Lock()
         self._tries: Counter[str] = Counter()
         self._files: dict[str, bytes] = {}
-        self._simulator = Simulator(FaultRates(), manners.classes, manners.size)
+        self._simulator = Simulator(FaultRates(), behaviour.classes, behaviour.size)
         handler = type("Handler", (_Handler,), {"owner": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._http.daemon_threads = True
@@ -87,21 +95,33 @@ class ImageServer:
 
     def answer(self, body: dict, headers) -> tuple[int, dict, dict]:
         """(status, headers, JSON) of one images/generations request."""
-        manners, account = self.manners, self.account
+        behaviour, account = self.behaviour, self.account
         key = headers.get("Idempotency-Key") or f"{body['prompt']}/{body.get('seed')}"
         with self._lock:
             account.requests += 1
             account.bodies.append(body)
             self._tries[key] += 1
             first = self._tries[key] == 1
-        if manners.always:
-            return manners.always, {"Retry-After": manners.retry_after}, _error("told to", "server_error")
-        if manners.key and headers.get("Authorization") != f"Bearer {manners.key}":
-            return 401, {}, _error("Incorrect API key provided", "invalid_api_key")
-        if manners.garbage:
-            return 200, {}, {"created": 0, "data": [{"b64_json": base64.b64encode(b"no picture").decode()}]}
+        if behaviour.always:
+            return behaviour.always, {"Retry-After": behaviour.retry_after}, _error("told to", "server_error")
+        if behaviour.key and headers.get("Authorization") != f"Bearer {behaviour.key}":
+            return (
+                401,
+                {},
+                _error(f"Incorrect API key provided: {headers.get('Authorization')}", "invalid_api_key"),
+            )
+        if behaviour.content:
+            return (
+                200,
+                {},
+                {"created": 0, "data": [{"b64_json": base64.b64encode(behaviour.content).decode()}]},
+            )
+        if behaviour.names:
+            return 200, {}, {"created": 0, "data": [{"url": behaviour.names}]}
+        if behaviour.garbage:
+            return 200, {}, {"created": 0, "data": [{"b64_json": base64.b64encode(b"not an image").decode()}]}
         lot = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32
-        fault = _fault(manners, lot)
+        fault = _fault(behaviour, lot)
         if fault == "refusals":
             account.refused.add(key)
             return (
@@ -112,22 +132,22 @@ class ImageServer:
         if first and fault == "busy":
             return (
                 429,
-                {"Retry-After": manners.retry_after},
+                {"Retry-After": behaviour.retry_after},
                 _error("Rate limit reached", "rate_limit_exceeded"),
             )
         if first and fault == "broken":
             return 500, {}, _error("The server had an error", "server_error")
-        data = self._picture(key, body)  # a slow picture is made, and billed, whether or not somebody waits
+        data = self._image(key, body)  # a slow image is made, and charged, whether or not the client waits
         if first and fault == "slow":
-            time.sleep(manners.delay_s)
-        if manners.reply == "url":
+            time.sleep(behaviour.delay_s)
+        if behaviour.reply == "url":
             return 200, {}, {"created": 0, "data": [{"url": self.url.removesuffix("/v1") + f"/files/{key}"}]}
         return 200, {}, {"created": 0, "data": [{"b64_json": base64.b64encode(data).decode()}]}
 
     def file(self, key: str) -> bytes | None:
         return self._files.get(key)
 
-    def _picture(self, key: str, body: dict) -> bytes:
+    def _image(self, key: str, body: dict) -> bytes:
         """Drawn once per idempotency key, as a careful provider does."""
         with self._lock:
             if key not in self._files:
@@ -164,8 +184,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(reply).encode(), "application/json", headers)
 
     def do_GET(self) -> None:
+        self.owner.account.fetched.append(self.headers.get("Authorization"))
+        if self.owner.behaviour.redirects:
+            return self._send(302, b"", "text/plain", {"Location": self.owner.behaviour.redirects})
         data = self.owner.file(self.path.removeprefix("/files/"))
-        self._send(200 if data else 404, data or b"", "image/png", {})
+        return self._send(200 if data else 404, data or b"", "image/png", {})
 
     def _send(self, status: int, data: bytes, kind: str, headers: dict) -> None:
         try:
@@ -175,16 +198,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the client gave up waiting
+            pass  # the client stopped waiting
 
     def log_message(self, *_) -> None:
         pass
 
 
-def _fault(manners: Manners, lot: float) -> str:
-    """Which fault falls to a picture whose lot, in [0, 1), was drawn; at most one."""
+def _fault(behaviour: Behaviour, lot: float) -> str:
+    """The fault, if any, of an image for which the number `lot` in [0, 1) was drawn."""
     for name in ("refusals", "busy", "broken", "slow"):
-        lot -= getattr(manners, name)
+        lot -= getattr(behaviour, name)
         if lot < 0:
             return name
     return ""
@@ -195,9 +218,9 @@ def _error(message: str, code: str) -> dict:
 
 
 @contextmanager
-def image_server(**manners) -> Iterator[ImageServer]:
+def image_server(**behaviour) -> Iterator[ImageServer]:
     """A running server on a free port, stopped at the end."""
-    server = ImageServer(Manners(**manners))
+    server = ImageServer(Behaviour(**behaviour))
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     try:
@@ -215,6 +238,6 @@ if __name__ == "__main__":
     options.add_argument("--classes", default="cat,dog")
     given = vars(options.parse_args())
     port, classes = given.pop("port"), tuple(given.pop("classes").split(","))
-    running = ImageServer(Manners(**given, classes=classes), port)
+    running = ImageServer(Behaviour(**given, classes=classes), port)
     print(running.url, flush=True)
     running.serve()

@@ -1,12 +1,14 @@
-"""Hosted images against a server that misbehaves: tried again, refused, fetched by URL, explained in one line."""
+"""Hosted images against a server that misbehaves: retries, refusals, images by URL, one-line errors."""
 
+import io
 import time
 
 import pytest
+from PIL import Image as PILImage
 
 from segsmith.config import ImagesConfig
 from segsmith.errors import SegsmithError
-from segsmith.tools.images.hosted import HostedImages, check_hosted
+from segsmith.tools.images.hosted import MAX_IMAGE_BYTES, HostedImages, check_hosted
 from segsmith.types import ImageRequest
 from tests.tools.images.image_server import image_server
 
@@ -18,7 +20,7 @@ def backend(server, key=None, model="m", size=64, **hosted):
     return HostedImages(ImagesConfig(backend="hosted", model=model, size=size, hosted=hosted), api_key=key)
 
 
-def test_every_first_try_fails_and_every_picture_comes_once():
+def test_every_first_try_fails_and_every_image_arrives_once():
     with image_server(busy=0.5, broken=0.5) as server:
         drawn = list(backend(server, concurrency=4).draw(REQUESTS))
         assert sorted(d.index for d in drawn) == list(range(12))
@@ -29,14 +31,14 @@ def test_every_first_try_fails_and_every_picture_comes_once():
         assert 1 < server.account.most_at_once <= 4
 
 
-def test_it_waits_as_long_as_the_server_says():
+def test_retry_after_is_respected():
     with image_server(busy=1.0, retry_after="0.7") as server:
         started = time.monotonic()
         list(backend(server).draw(REQUESTS[:1]))
         assert 0.7 <= time.monotonic() - started < 3
 
 
-def test_a_picture_that_came_too_late_is_not_billed_again():
+def test_an_image_that_arrived_too_late_is_not_charged_again():
     with image_server(slow=1.0, delay_s=0.8) as server:
         drawn = list(backend(server, timeout_s=0.3).draw(REQUESTS[:2]))
         assert all(d.image is not None for d in drawn)
@@ -44,22 +46,22 @@ def test_a_picture_that_came_too_late_is_not_billed_again():
         assert set(server.account.drawn.values()) == {1}
 
 
-def test_refusals_are_reasons_and_cost_nothing():
+def test_refusals_are_reasons_and_free_of_charge():
     with image_server(refusals=1.0) as server:
         (drawn,) = backend(server).draw(REQUESTS[:1])
         assert (drawn.image, drawn.reason, drawn.usd) == (None, "refused", 0.0)
         assert "safety system" in drawn.detail
-        assert server.account.requests == 1  # a refusal is an answer, not to be asked again
+        assert server.account.requests == 1  # a refusal is an answer and not retried
 
 
-def test_a_picture_may_come_by_url():
+def test_an_image_by_url():
     with image_server(reply="url") as server:
         (drawn,) = backend(server, reply="url").draw(REQUESTS[:1])
         assert drawn.image.shape == (64, 64, 3)
         assert server.account.bodies[0]["response_format"] == "url"
 
 
-def test_only_what_is_set_is_sent():
+def test_only_settings_that_are_set_are_sent():
     with image_server() as server:
         list(backend(server).draw(REQUESTS[:1]))
         list(backend(server, quality="low", send_seed=True).draw(REQUESTS[1:2]))
@@ -68,12 +70,12 @@ def test_only_what_is_set_is_sent():
         assert server.account.bodies[1]["quality"] == "low"
 
 
-def test_after_a_failure_what_is_paid_is_still_handed_over():
+def test_after_a_failure_images_that_are_paid_are_still_yielded():
     with image_server(slow=0.4, delay_s=0.2) as server:
         got = []
 
-        def fail_from_now_on(share):
-            server.manners.always = 500
+        def fail_from_now_on(fraction):
+            server.behaviour.always = 500
 
         it = backend(server, retries=0).draw(REQUESTS, on_step=fail_from_now_on)
         with pytest.raises(SegsmithError):
@@ -83,7 +85,7 @@ def test_after_a_failure_what_is_paid_is_still_handed_over():
 
 
 @pytest.mark.parametrize(
-    ("manners", "settings", "says"),
+    ("behaviour", "settings", "says"),
     [
         ({"key": "right"}, {"key": "wrong"}, "rejects the key.*OPENAI_API_KEY"),
         ({"always": 500}, {"retries": 1}, "failed"),
@@ -94,22 +96,81 @@ def test_after_a_failure_what_is_paid_is_still_handed_over():
         ({"slow": 1.0, "delay_s": 0.6}, {"timeout_s": 0.2, "retries": 0}, "took longer than 0.2 s"),
     ],
 )
-def test_what_went_wrong_is_one_line_with_a_remedy(manners, settings, says):
-    with image_server(**manners) as server, pytest.raises(SegsmithError, match=says) as caught:
+def test_an_error_is_one_line_with_a_remedy(behaviour, settings, says):
+    with image_server(**behaviour) as server, pytest.raises(SegsmithError, match=says) as caught:
         list(backend(server, **settings).draw(REQUESTS[:1]))
     assert caught.value.remedy
     assert "\n" not in str(caught.value)
 
 
-def test_nobody_answers():
+def test_a_server_that_does_not_answer():
     with pytest.raises(SegsmithError, match=r"No image server answers at http://127\.0\.0\.1:9/v1"):
         list(backend("http://127.0.0.1:9/v1", retries=0).draw(REQUESTS[:1]))
 
 
-def test_what_is_missing_is_said_before_anything_starts():
+def test_missing_settings_are_reported_before_anything_starts():
     with pytest.raises(SegsmithError, match=r"need a key.*OPENAI_API_KEY"):
         HostedImages(ImagesConfig(backend="hosted", model="m"), api_key=None)
     with pytest.raises(SegsmithError, match="No image model"):
         HostedImages(ImagesConfig(backend="hosted"), api_key="k")
     with pytest.raises(SegsmithError, match="usd_per_image"):
         check_hosted(ImagesConfig(backend="hosted", model="m"), api_key="k", max_usd=5.0)
+
+
+# -- servers that must not be trusted ----------------------------------------------------------------
+
+
+def png(width, height):
+    buffer = io.BytesIO()
+    PILImage.new("1", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/x) deletefile\n", "not a PNG"),
+        (png(13_000, 13_000), "more than 50,000,000 pixels"),
+        (b"\0" * (MAX_IMAGE_BYTES + 1), "more than 32 MiB"),
+    ],
+)
+def test_files_that_are_dangerous_to_decode_are_rejected(content, says):
+    with image_server(size=64, content=content) as server, pytest.raises(SegsmithError, match=says):
+        list(backend(server, retries=0).draw(REQUESTS[:1]))
+
+
+def test_a_url_inside_the_network_is_not_fetched():
+    with image_server() as inside, image_server(reply="url", names=f"{inside.url}/files/x") as server:
+        with pytest.raises(SegsmithError, match="inside this network") as caught:
+            list(backend(server, reply="url").draw(REQUESTS[:1]))
+        assert inside.account.fetched == []
+    assert "\n" not in str(caught.value)
+
+
+def test_a_redirect_into_the_network_is_not_followed():
+    with image_server() as inside, image_server(reply="url", redirects=f"{inside.url}/files/x") as server:
+        with pytest.raises(SegsmithError, match="inside this network"):
+            list(backend(server, reply="url").draw(REQUESTS[:1]))
+        assert inside.account.fetched == []
+        assert len(server.account.fetched) == 1
+
+
+def test_the_key_is_not_sent_when_an_image_is_fetched():
+    with image_server(reply="url", key="sk-secret") as server:
+        list(backend(server, key="sk-secret", reply="url").draw(REQUESTS[:1]))
+        assert server.account.fetched == [None]
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://host/x.png", "http://[", "not a url", "\x1b[2J"]
+)
+def test_a_url_that_is_not_http_is_rejected_in_one_printable_line(url):
+    with image_server(reply="url", names=url) as server, pytest.raises(SegsmithError) as caught:
+        list(backend(server, reply="url", retries=0).draw(REQUESTS[:1]))
+    assert str(caught.value).isprintable()
+
+
+def test_a_key_that_the_server_echoes_is_not_shown():
+    with image_server(key="right") as server, pytest.raises(SegsmithError) as caught:
+        list(backend(server, key="sk-wrong-key").draw(REQUESTS[:1]))
+    assert "sk-wrong-key" not in str(caught.value)

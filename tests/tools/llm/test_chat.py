@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
@@ -19,7 +20,6 @@ from segsmith.protocols import ChatModel
 from segsmith.tools.llm import llamacpp
 from segsmith.tools.llm.chat import BudgetSpent, OpenAIChat, check_llm, open_chat
 from segsmith.tools.llm.endpoint import Endpoint, RemoteServer
-from segsmith.tools.llm.json_reply import json_objects, parse_reply
 from segsmith.tools.llm.llamacpp import gguf_path
 from segsmith.tools.weights.catalogue import CATALOGUE, SMOLLM2
 
@@ -31,26 +31,8 @@ class Cell(BaseModel):
 
 
 GOOD = '{"place": "park", "count": 2}'
-BAD = {
-    "empty": "",
-    "blank": " \n",
-    "half JSON": '{"place": "park", "cou',
-    "wrong type": '{"place": "park", "count": "many"}',
-    "not in the list": '{"place": "moon", "count": 2}',
-    "missing field": '{"place": "park"}',
-    "extra field": '{"place": "park", "count": 2, "why": "x"}',
-    "a list": '["park", 2]',
-    "null": "null",
-    "prose": "I would choose the park.",
-    "unclosed in chatter": 'Sure: {"place": "park", "count": 2',
-}
-WRAPPED = {
-    "chatter": f"Sure! Here it is:\n{GOOD}\nHope that helps {{smile}}.",
-    "code fence": f"```json\n{GOOD}\n```",
-    "thinking first": f'<think>{{"place": "moon"}} no</think>{GOOD}',
-    "brace in a string": "so {x} " + GOOD,
-    "line breaks": '{\n  "place" :\n"park",\n\t"count": 2\n}',
-}
+HALF = '{"place": "park", "cou'
+WRONG_TYPE = '{"place": "park", "count": "many"}'
 
 
 class Server:
@@ -60,6 +42,7 @@ class Server:
         self.replies = [GOOD]
         self.requests = []
         self.finish_reason = "stop"
+        self.usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         self.status = 200
         self.raw = None
         self.delay = 0.0
@@ -80,7 +63,7 @@ class Server:
                 answer = {
                     "id": "1", "object": "chat.completion", "created": 1, "model": body["model"],
                     "choices": [{"index": 0, "finish_reason": outer.finish_reason, "message": {"role": "assistant", "content": text}}],
-                    "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+                    "usage": outer.usage,
                 }  # fmt: skip
                 if outer.status != 200:
                     answer = {"error": {"message": "because of the test"}}
@@ -134,24 +117,8 @@ def test_a_reply_is_validated_and_counted_and_the_request_says_all(server):
     assert chat.usage.snapshot() == {"calls": 1, "retries": 0, "bad_replies": 0, "prompt_tokens": 10, "completion_tokens": 5, "usd": 0}  # fmt: skip
 
 
-@pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
-def test_bad_replies_are_never_passed_on(text):
-    with pytest.raises(BadReply):
-        parse_reply(text, Cell)
-
-
-@pytest.mark.parametrize("text", WRAPPED.values(), ids=WRAPPED.keys())
-def test_the_right_thing_is_found_in_its_wrapping(text):
-    assert parse_reply(text, Cell) == Cell(place="park", count=2)
-
-
-def test_json_objects_are_outermost_and_survive_deep_nesting():
-    assert list(json_objects('x {"a": {"b": 1}} y {"c": "}{"}')) == [{"a": {"b": 1}}, {"c": "}{"}]
-    assert list(json_objects("{" * 2000 + '{"a":' * 1500)) == []
-
-
 def test_bad_replies_are_asked_again_with_the_next_seed_a_bounded_number_of_times(server):
-    server.replies = [BAD["half JSON"]]
+    server.replies = [HALF]
     chat = chat_with(server.url, retries=2)
     with pytest.raises(BadReply, match="3 tries"):
         ask(chat, seed=2**31 - 2)
@@ -170,7 +137,7 @@ def test_a_retry_that_succeeds_is_a_reply(server):
 
 
 def test_a_reply_cut_at_the_token_limit_is_bad_and_its_tokens_are_counted(server):
-    server.replies, server.finish_reason = [BAD["half JSON"]], "length"
+    server.replies, server.finish_reason = [HALF], "length"
     chat = chat_with(server.url, retries=0)
     with pytest.raises(BadReply):
         ask(chat)
@@ -372,10 +339,31 @@ def test_nothing_is_asked_once_the_money_is_spent(server):
     assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        None,
+        {},
+        {"prompt_tokens": -12_000_000, "completion_tokens": -1, "total_tokens": -1},
+        {"prompt_tokens": 10**30},
+    ],
+)
+def test_the_budget_holds_whatever_the_server_states(server, stated):
+    server.usage = stated
+    config = LLMConfig(server="openai", base_url=server.url, usd_per_million_in=1e5, timeout_s=10)
+    spent = []
+    with (
+        open_chat(config, note=spent.append, usd_left=lambda: 1.5 - sum(s.usd for s in spent)) as chat,
+        pytest.raises(BudgetSpent),
+    ):
+        list(map(partial(ask, chat), range(20)))
+    assert all(0 < s.usd < 10 for s in spent)
+
+
 def test_a_bad_reply_is_asked_again_with_what_was_wrong(server):
-    server.replies = [BAD["wrong type"], GOOD]
+    server.replies = [WRONG_TYPE, GOOD]
     ask(chat_with(server.url))
     *_, answer, complaint = server.requests[1]["messages"]
-    assert (answer["role"], answer["content"]) == ("assistant", BAD["wrong type"])
+    assert (answer["role"], answer["content"]) == ("assistant", WRONG_TYPE)
     assert "count" in complaint["content"]
     assert '"enum"' in complaint["content"]
