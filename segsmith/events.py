@@ -32,7 +32,7 @@ class Notice:
 
     message: str
     warning: bool = False
-    kind: Literal["notice"] = field(default="notice", init=False)
+    kind: Literal["notice"] = "notice"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Downloading:
     file: str
     done: int
     total: int
-    kind: Literal["download"] = field(default="download", init=False)
+    kind: Literal["download"] = "download"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RealImagesRead:
     """Pairs of classes that no real image shows together."""
     skipped: tuple[str, ...]
     """One line for each file that cannot be used."""
-    kind: Literal["real_images"] = field(default="real_images", init=False)
+    kind: Literal["real_images"] = "real_images"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class WeakLabelsRead:
     """Ids of training images without any label."""
     never_shown: tuple[str, ...]
     """Classes that no training image shows."""
-    kind: Literal["weak_labels"] = field(default="weak_labels", init=False)
+    kind: Literal["weak_labels"] = "weak_labels"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class SessionStarted:
     wanted: Mapping[str, int]
     """Class -> accepted images wanted."""
     tallies: Mapping[str, ClassTally]
-    kind: Literal["start"] = field(default="start", init=False)
+    kind: Literal["start"] = "start"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class RoundPlanned:
     """The director decided what comes next, and why: a label of the graph's diagram such as ``draw``."""
 
     reason: str
-    kind: Literal["route"] = field(default="route", init=False)
+    kind: Literal["route"] = "route"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ImagesDrawn:
 
     done: int
     total: int
-    kind: Literal["draw"] = field(default="draw", init=False)
+    kind: Literal["draw"] = "draw"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class RoundJudged:
     """All images drawn so far have a verdict."""
 
     tallies: Mapping[str, ClassTally]
-    kind: Literal["judge"] = field(default="judge", init=False)
+    kind: Literal["judge"] = "judge"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class StageStarted:
     """A stage after drawing begins."""
 
     stage: Stage
-    kind: Literal["stage"] = field(default="stage", init=False)
+    kind: Literal["stage"] = "stage"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class MasksMade:
 
     done: int
     total: int
-    kind: Literal["segment"] = field(default="segment", init=False)
+    kind: Literal["segment"] = "segment"
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class EpochFinished:
     seconds: float | None
     images_per_second: float | None
     """Both None for epochs of an earlier session."""
-    kind: Literal["epoch"] = field(default="epoch", init=False)
+    kind: Literal["epoch"] = "epoch"
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class ReviewNeeded:
     decision: Literal["prompt", "verdict", "label", "mask"]
     subjects: tuple[str, ...]
     """Ids of the prompts or images that nobody has looked at."""
-    kind: Literal["pause"] = field(default="pause", init=False)
+    kind: Literal["pause"] = "pause"
 
 
 class Status(StrEnum):
@@ -184,7 +184,7 @@ class SessionEnded:
     """Class -> accepted images short of what was wanted."""
     cap: str = ""
     """The cap that ended drawing, such as ``max_images = 50``; "" for none."""
-    kind: Literal["end"] = field(default="end", init=False)
+    kind: Literal["end"] = "end"
 
 
 Event = (

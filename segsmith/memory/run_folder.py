@@ -145,7 +145,8 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove the unfinished files of a killed process; the caller has locked the folder."""
-        folders = (self.root, self.images, self.masks, self.checkpoints, self.checkpoints / "training",
+        folders = (self.root, self.root / "training", self.images, self.masks, self.checkpoints,
+                   self.checkpoints / "training",
                    self.dataset, self.evaluation, self.evaluation / "real" / "Predictions",
                    self.real / "masks")  # fmt: skip
         for folder in folders:

@@ -23,6 +23,7 @@ from segsmith.workflows.model_provenance import model_rows
 from segsmith.workflows.models import fetch_missing
 from segsmith.workflows.preflight import check_classes, check_models, check_tracing
 from segsmith.workflows.progress import Callback, Display, Screen, open_display
+from segsmith.workflows.rejudge import settled
 from segsmith.workflows.resume import record_for, reentry, starts_over, state_of_ledger, waiting
 from segsmith.workflows.reviewing import Reviewer, ask, terminal_reviewer
 from segsmith.workflows.run import Run
@@ -187,7 +188,7 @@ def build_run(
     with ExitStack() as stack:
         stack.enter_context(translate(run.root))
         anew = starts_over(run, config)
-        record = RunRecord(config, installed_versions()) if anew else record_for(run, config)
+        record = RunRecord(config, installed_versions()) if anew else settled(run, record_for(run, config))
         config = record.config
         check_models(config, ask_llm=not run.config.exists(), replaced=tuple(parts or ()))
         run.create()

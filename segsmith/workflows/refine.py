@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from segsmith.files import PART, remove_leftovers, write_atomic
 from segsmith.workflows.dense_labels import MaskQuality
 from segsmith.workflows.progress import Callback, Screen, open_display
 from segsmith.workflows.settings import Settings, nested
-from segsmith.workflows.train import Training, train_segmenter
+from segsmith.workflows.train import Training, locked, train_segmenter
 from segsmith.workflows.weaken import weak_kind
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ def refine(
     config = refine_config(settings)
     segmenter = SamSegmenter.load(config.labeler.sam, config.compute.device, config.compute.precision)
     group = processes()
-    with open_display(on_event, progress and group.is_main_process, screen) as display:
+    with ExitStack() as stack:
+        display = stack.enter_context(open_display(on_event, progress and group.is_main_process, screen))
         with group.main_process_first():  # the other processes then find the files that it wrote
-            given, kind = _given(root, out, kind, zero_is_undrawn, config, seed, display.show)
+            given, kind = _given(root, out, kind, zero_is_undrawn, config, seed, display.show, stack)
             if group.is_main_process:
                 remove_leftovers(out)
             seeds = _seeds(given, out / "seeds.zip", config, seed, display.show) if kind == "image" else None
@@ -130,14 +132,19 @@ def _given(
     config: Config,
     seed: int,
     show: Show,
+    stack: ExitStack,
 ) -> tuple[Path, WeakKind]:
-    """The dataset that is trained on, ``OUT/given`` in VOC's layout, and the kind of its labels."""
+    """The dataset that is trained on, ``OUT/given`` in VOC's layout, and the kind of its labels.
+
+    `out` is locked until `stack` closes, once the dataset is known to be usable.
+    """
     from segsmith.datasets.voc_layout import write_voc
     from segsmith.datasets.weak_source import open_weak
 
     source = open_weak(dataset, kind, not zero_is_undrawn)
     record = f"{dataset.resolve()}\n{source.kind}\n{zero_is_undrawn}\n{seed}\n{config.model_dump_json()}\n"
     given = out / "given"
+    stack.enter_context(locked(out))
     if not _is_ours(out, record) or not given.exists():
         show(_summary(source))
         pairs = {split: source.pairs(split) for split in source.splits}
@@ -166,13 +173,12 @@ def _is_ours(out: Path, record: str) -> bool:
     note = out / "refine.txt"
     if note.exists() and _same(note.read_text("utf-8", errors="replace"), record):
         return True
-    if out.exists() and any(not path.name.startswith(PART) for path in out.iterdir()):
+    if any(path.name != ".lock" and not path.name.startswith(PART) for path in out.iterdir()):
         raise SegsmithError(
             f"{out} exists already and was not made with this dataset and these settings.",
             "Name a new folder with --out.",
         )
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_atomic(note, record.encode())
     except OSError as error:
         raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Name another folder.") from None

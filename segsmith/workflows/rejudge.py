@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def rejudge(
     Raises `SegsmithError` for a folder without a run, a run without measurements, or a setting of another section.
     """
     folder = RunFolder(Path(run))
-    before = record_of(folder)
+    before = settled(folder, record_of(folder))
     changes = _judge_settings(thresholds, settings or {}, before.config.classes)
     if not changes and not calibrated:
         raise SegsmithError("No setting is named.", "Type e.g. --threshold 0.4, or --calibrated.")
@@ -67,11 +68,26 @@ def rejudge(
     with folder.held(), closing(Ledger(folder.ledger)) as ledger:
         judgement = judge_again(ledger, config.classes, config.judge, config.wanted)
         if not dry_run:
+            # One transaction, and run.toml last: after a crash in between the ledger has the settings.
             with ledger.transaction():
                 record_verdicts(ledger, judgement.decision, config.classes, config.judge)
                 ledger.log("rejudged", settings=rejudged, gained=judgement.gained, lost=judgement.lost)
-                write_record(folder.config, record)  # last: if it fails, no verdict changes
+            write_record(folder.config, record)
     return Rejudged(config, judgement, written=not dry_run)
+
+
+def settled(folder: RunFolder, record: RunRecord) -> RunRecord:
+    """`record` with the judge settings that the verdicts in the ledger follow from.
+
+    They differ from those in ``run.toml`` only where a `rejudge` was killed before it wrote that file.
+    """
+    if not folder.ledger.exists():
+        return record
+    with closing(Ledger(folder.ledger, read_only=True)) as ledger:
+        stored = [detail["settings"] for _, _, detail in ledger.events("rejudged")]
+    if not stored or stored[-1] == json.loads(json.dumps(record.rejudged)):
+        return record
+    return RunRecord(record.asked, record.versions, stored[-1])
 
 
 def _judge_settings(

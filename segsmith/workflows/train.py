@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segsmith.config import Config, load_config
+from segsmith.errors import SegsmithError
 from segsmith.events import EpochFinished, Event, Notice, Stage, StageStarted
+from segsmith.memory.run_folder import RunFolder
 from segsmith.types import Evaluation
 from segsmith.workflows.evaluate import evaluation_of
 from segsmith.workflows.progress import Callback, Screen, open_display
@@ -66,8 +69,9 @@ def train(
     from segsmith.files import conversion_notes
 
     config = load_config(flags=nested({**DEFAULTS, **(settings or {})}))
-    with open_display(on_event, progress and is_main_process(), screen) as display:
-        for note in conversion_notes(VocFolder(Path(dataset), "train", keep=False).conversions):
+    data = VocFolder(Path(dataset), "train", keep=False)  # an unusable dataset leaves no folder behind
+    with open_display(on_event, progress and is_main_process(), screen) as display, locked(Path(out)):
+        for note in conversion_notes(data.conversions):
             display.show(Notice(note))
         return train_segmenter(Path(dataset), Path(out), config, seed, show=display.show)
 
@@ -100,6 +104,24 @@ def train_segmenter(
         tuple(EpochFinished(**asdict(report)) for report in result.reports),
         None if result.validation is None else evaluation_of(result.validation),
     )
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Create `out`, lock it for this command and remove what a killed one left half-written.
+
+    Of the processes that ``accelerate launch`` started, only the main one does this. Raises `SegsmithError` where
+    another command has locked it, or it cannot be written.
+    """
+    if not is_main_process():
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Name another folder.") from None
+    with RunFolder(out).held():
+        yield
 
 
 def is_main_process() -> bool:

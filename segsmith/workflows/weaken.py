@@ -37,7 +37,11 @@ def weaken_dataset(root: Path, out: Path, kind: WeakKind, seed: int) -> float:
                 labels[name] = [train.classes[i - 1] for i in present_classes(label_map)]
             yield name, image, weak
 
-    write_voc(out, train.classes, {"train": weak_pairs(), **measuring_splits(root)}, labels)
+    try:
+        write_voc(out, train.classes, {"train": weak_pairs(), **measuring_splits(root)}, labels)
+    except OSError as error:
+        reason = "it exists by now" if out.exists() else error.strerror
+        raise SegsmithError(f"Cannot write to {out}: {reason}.", "Name a new folder with --out.") from None
     return float(np.mean(shares)) if shares else 0.0
 
 
