@@ -74,7 +74,9 @@ def test_weak_labels_of_every_kind_give_dense_masks_and_a_segmenter(
 def test_the_same_command_goes_on_and_another_is_refused(segsmith, points, tmp_path):
     words = ["refine", "--dataset", points, "--out", tmp_path / "run", *QUICK]
     assert segsmith(*words)[0] == 0
-    made = [p for p in (tmp_path / "run").rglob("*.*") if p.is_file() and p.stem not in ("segmenter", ".lock")]
+    made = [
+        p for p in (tmp_path / "run").rglob("*.*") if p.is_file() and p.stem not in ("segmenter", ".lock")
+    ]
     before = [p.stat().st_mtime_ns for p in made]
     assert segsmith(*words)[0] == 0
     assert [p.stat().st_mtime_ns for p in made] == before

@@ -37,7 +37,7 @@ def test_the_newest_checkpoint_is_the_one_written_last_even_when_the_clock_was_s
         return {"n": state.get("n", 0) + 1}
 
     options = {"configurable": {"thread_id": "t"}}
-    with open_checkpoints(tmp_path / "graph.db") as saver:
+    with open_checkpoints(tmp_path / "graph.db", lambda: 0) as saver:
         builder = StateGraph(Count)
         builder.add_node("add", add)
         builder.add_edge(START, "add")
