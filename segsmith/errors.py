@@ -1,10 +1,10 @@
-"""The one error a user is meant to see."""
+"""`SegsmithError`, which the CLI shows to the user, and the errors that segsmith handles itself."""
 
 from __future__ import annotations
 
 
 class SegsmithError(Exception):
-    """Something a user can cause and mend.
+    """An error the user can fix.
 
     The message says what is wrong; `remedy` says what to type or change instead. The CLI prints both in
     one line, without a traceback, and exits with code 2.
@@ -20,15 +20,15 @@ class SegsmithError(Exception):
 
 
 class OutOfMemory(Exception):
-    """A backend's device ran out of memory; the same work in smaller batches may fit."""
+    """A backend's device ran out of memory; smaller batches may fit."""
 
 
 class Cancelled(Exception):
-    """The person in front of the run stopped it; the run folder is whole."""
+    """The user stopped the run; the run folder is in a consistent state."""
 
 
 class BadReply(Exception):
-    """The model answered, but never in the schema; counted by the caller, never shown as data."""
+    """No reply of the model followed the schema. The caller counts it and never uses it as data."""
 
     reason = "bad_reply"
-    """Under which the caller counts it."""
+    """Reason under which the caller counts it."""

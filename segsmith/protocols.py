@@ -1,6 +1,6 @@
-"""The small protocols behind which every outside model stands.
+"""Protocols for all external models.
 
-Agents import this file and never a model library, so a simulator, a mini checkpoint and the big model
+Agents import this file and never a model library, so the simulator, the mini checkpoints and full-size models
 are interchangeable. Arrays are numpy; images are (H, W, 3) uint8 RGB unless a docstring says otherwise.
 """
 
@@ -19,17 +19,17 @@ Reply = TypeVar("Reply", bound=BaseModel)
 
 
 def unwatched(share: float) -> None:
-    """Default of `on_step`: nobody listens."""
+    """Default of `on_step`; does nothing."""
 
 
 @runtime_checkable
 class ImageBackend(Protocol):
-    """Draws pictures from text."""
+    """Draws images from text."""
 
     name: str
-    """Model id, revision and settings, kept with every image."""
+    """Model id, revision and settings, recorded with every image."""
     usd_per_image: float
-    """Price of a picture; 0 on one's own machine."""
+    """Price of one image in US dollars; 0 for a local model."""
 
     def draw(
         self,
@@ -37,27 +37,27 @@ class ImageBackend(Protocol):
         gate: Gate | None = None,
         on_step: Callable[[float], None] = unwatched,
     ) -> Iterator[Drawn]:
-        """What became of each request, each once, as soon as it is known.
+        """Yield one result per request, in any order, as soon as it is known.
 
-        A local backend gives the same image for the same request, whatever else is in the batch. `gate` may
-        drop pictures part-way, where the backend can show a preview. `on_step` hears the share of the batch
-        that is done, in (0, 1], and may raise `Cancelled`; what is paid for is handed over before that leaves.
-        Raises `OutOfMemory` before anything was handed over, or `SegsmithError`.
+        A local backend draws the same image for the same request, whatever else is in the batch. If the backend
+        can show previews, `gate` may stop images before they are finished. `on_step` is called with the share
+        of the batch completed, in (0, 1], and may raise `Cancelled`, which propagates after all paid images have
+        been yielded. Raises `OutOfMemory`, but only before the first result, or `SegsmithError`.
         """
         ...
 
     def close(self) -> None:
-        """Free the device; the next `draw` opens the model again."""
+        """Free the device; the next `draw` reopens the model."""
         ...
 
 
 @runtime_checkable
 class ImageTextEncoder(Protocol):
-    """A CLIP-like pair of towers."""
+    """A CLIP-like pair of image and text encoders."""
 
     name: str
     logit_scale: float
-    """Multiplies cosines before a softmax."""
+    """Factor that multiplies cosines before a softmax."""
 
     def embed_images(self, images: Sequence[Image]) -> Vectors:
         """(N, D) float32, unit length."""
@@ -68,7 +68,7 @@ class ImageTextEncoder(Protocol):
         ...
 
     def fits(self, text: str) -> bool:
-        """Does the text fit the encoder's token limit without being cut?"""
+        """Whether the text fits the encoder's token limit without truncation."""
         ...
 
 
@@ -101,28 +101,28 @@ class PatchClassifier(Protocol):
     def out_of_fold(
         self, images: Sequence[Image], labels: NDArray[np.float32], groups: Sequence[str]
     ) -> PatchScores:
-        """Train on folds and predict each image by a model that saw no image of its group.
+        """Predict each image with a model trained on folds that contain no image of its group.
 
-        `labels` is (N, C) float32 in [0, 1]; images with one group (a prompt) share a fold.
+        `labels` is (N, C) float32 in [0, 1]; images of the same group (a prompt) share a fold.
         """
         ...
 
     def taught(
         self, images: Sequence[Image], labels: NDArray[np.float32]
     ) -> Callable[[Sequence[Image]], NDArray[np.float32]]:
-        """Train one model on all of these; what it returns gives (M, C) probabilities of other images."""
+        """Train one model on all images; the returned function gives (M, C) probabilities for M other images."""
         ...
 
 
 @runtime_checkable
 class ChatModel(Protocol):
-    """A language model that answers in a schema."""
+    """A language model whose replies follow a schema."""
 
     name: str
 
     def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
         """A reply that validates against `schema`.
 
-        Raises `BadReply` when every bounded retry failed, `SegsmithError` when the server is gone.
+        Raises `BadReply` if all retries fail, and `SegsmithError` if the server does not answer.
         """
         ...

@@ -38,7 +38,11 @@ class ImageRequest:
 
 
 NoImage = Literal["filtered", "quota", "refused", "unsafe"]
-"""Why a request has no image: a preview was filtered, the class has enough, or provider or model refused it."""
+"""Why a request has no image.
+
+"filtered": its preview was rejected; "quota": the class has enough images; "refused": the provider refused the
+prompt; "unsafe": the model's safety checker rejected the image.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Drawn:
 
 
 Gate = Callable[[Sequence[int], Sequence[Image]], Sequence[NoImage | None]]
-"""Takes indices of requests and previews of their unfinished images; a reason stops an image."""
+"""Takes indices of requests and previews of their unfinished images; returns a reason for each image to stop."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,11 @@ class Evaluation:
 
     miou: float
     iou: Mapping[str, float | None]
-    """Class, "background" included, -> IoU; None for a class that neither truth nor prediction shows."""
+    """Class, "background" included, -> IoU; None for a class that occurs in neither truth nor prediction."""
     pixel_accuracy: float
     classes: tuple[str, ...]
     """In the order of the rows and columns of `confusion`."""
     examples: tuple[str, ...] = ()
     """Ids of images whose predictions are kept in the run folder."""
     confusion: tuple[tuple[int, ...], ...] = ()
-    """Pixels: rows are true classes, columns predicted ones."""
+    """Pixel counts: rows are true classes, columns predicted ones."""

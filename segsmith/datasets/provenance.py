@@ -1,4 +1,4 @@
-"""``provenance.jsonl``: the origin of every exported image, one JSON object a line."""
+"""``provenance.jsonl``: the origin of every exported image, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FILE = "provenance.jsonl"
 
 
 def write_provenance(run: RunFolder, ledger: Ledger, versions: Mapping[str, str]) -> Path:
-    """Write it beside the exported datasets, for every accepted and masked image, in the order of drawing.
+    """Write a record of every accepted image with a mask, in drawing order, next to the exported datasets.
 
-    A record has the prompt and the root of its refinements, seed, image model (id; revision and licence where the
-    ledger knows them), all models of the run, the judge's scores, the labels, and the versions.
+    A record has the prompt and its family, the seed, the image model (id, and revision and licence if the
+    ledger has them), all models of the run, the judge's scores, the labels, and the software versions.
     """
     prompts = {p.id: p for p in ledger.prompts()}
     families = prompt_families(prompts.values())

@@ -1,4 +1,4 @@
-"""Which device computes, and in which number format."""
+"""The choice of the device and of the number format to compute in."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def choose_device(device: str = "auto") -> str:
-    """ "auto" becomes "cuda", "mps" or "cpu", the first there is; a named device is tried.
+    """ "auto" becomes the first available of "cuda", "mps" and "cpu"; any other device is tried.
 
-    Raises `SegsmithError` for a device this machine or this torch does not have.
+    Raises `SegsmithError` for a device that this machine or this build of torch does not have.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -32,10 +32,10 @@ def choose_device(device: str = "auto") -> str:
 
 
 def choose_dtype(device: str, precision: str = "auto") -> torch.dtype:
-    """The format of the large products on `device`.
+    """The number format for matrix products on `device`.
 
-    "auto": bfloat16 on a GPU that computes in it (Ampere and later), float16 on an older one and on MPS,
-    float32 on a CPU, where bfloat16 without native support is far slower.
+    "auto" means bfloat16 on GPUs with native support (Ampere and later), float16 on older ones and on MPS, and
+    float32 on CPUs, where bfloat16 without native support is far slower.
     """
     if precision != "auto":
         return PRECISIONS[precision]
@@ -47,12 +47,12 @@ def choose_dtype(device: str, precision: str = "auto") -> torch.dtype:
 
 
 def autocast(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Mixed precision in `dtype` for inference; float32 is plain computation."""
+    """A context for inference in mixed precision with `dtype`; it does nothing for float32."""
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(torch.device(device).type, dtype)
 
 
 def training_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The format to train in: float16 would need its gradients scaled, so it becomes float32."""
+    """The number format for training: float32 in place of float16, which would need gradient scaling."""
     return torch.float32 if dtype == torch.float16 else dtype

@@ -1,4 +1,4 @@
-"""What this machine has, found out in milliseconds and without torch."""
+"""This machine's CPU, memory, disk and GPUs, found within milliseconds and without importing torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HUB_LOOK_S = 0.5
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU; sizes in bytes. On Apple silicon its memory is the machine's own."""
+    """A GPU; sizes in bytes. On Apple silicon its memory is the machine's main memory."""
 
     name: str
     total: int
@@ -31,7 +31,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """Sizes in bytes; `free_disk` where models are kept."""
+    """Sizes in bytes; `free_disk` is that of the disk where models are stored."""
 
     cores: int
     memory: int
@@ -40,7 +40,7 @@ class Machine:
 
 
 def look(folder: Path) -> Machine:
-    """This machine, with the free disk space below `folder`."""
+    """This machine, with the free space of the disk that `folder` is on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     while not folder.exists():
         folder = folder.parent
@@ -48,7 +48,7 @@ def look(folder: Path) -> Machine:
 
 
 def find_gpus(memory: int) -> tuple[Gpu, ...]:
-    """The GPUs that torch could use, by NVIDIA's own library; none when torch was built for the CPU."""
+    """The GPUs that torch can use, as NVIDIA's library lists them; none if torch was built for CPUs only."""
     if "+cpu" in importlib.metadata.version("torch"):
         return ()
     if platform.system() == "Darwin" and platform.machine() == "arm64":
@@ -78,7 +78,7 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
 
 
 def hub_answers(timeout_s: float = HUB_LOOK_S) -> bool:
-    """Does the hub's host accept a connection? One look of at most `timeout_s`; nothing is sent."""
+    """Whether the hub's host accepts a connection within `timeout_s`. Nothing is sent."""
     from huggingface_hub import constants
 
     parts = urlsplit(constants.ENDPOINT)
@@ -89,7 +89,7 @@ def hub_answers(timeout_s: float = HUB_LOOK_S) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((parts.hostname or "", port), timeout_s):
             answered.set()
 
-    # In a thread, because looking up the name has no timeout of its own.
+    # In a thread, because the DNS lookup has no timeout.
     thread = threading.Thread(target=knock, daemon=True)
     thread.start()
     thread.join(timeout_s)
@@ -97,5 +97,5 @@ def hub_answers(timeout_s: float = HUB_LOOK_S) -> bool:
 
 
 def installed(package: str) -> bool:
-    """Can this package be imported here?"""
+    """Whether this package can be imported."""
     return importlib.util.find_spec(package) is not None

@@ -1,7 +1,7 @@
-"""LangChain tools that hand a dataset to the torch trainer: for a graph's tool nodes, or for an LLM.
+"""LangChain tools that train and evaluate a segmenter on a dataset: for a graph's tool nodes, or for an LLM.
 
-Arguments are paths and settings, replies are small JSON objects; no tensor crosses this border, and torch
-is imported only when a tool runs.
+Arguments are paths and settings, replies are small JSON objects without tensors, and torch is imported only
+when a tool runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TrainArguments(BaseModel):
-    """What `train_segmenter` is called with."""
+    """Arguments of `train_segmenter`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,11 +33,11 @@ class TrainArguments(BaseModel):
 
 
 class EvaluateArguments(BaseModel):
-    """What `evaluate_segmenter` is called with."""
+    """Arguments of `evaluate_segmenter`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    checkpoint: str = Field(description="segmenter.safetensors, or the folder it lies in")
+    checkpoint: str = Field(description="segmenter.safetensors, or the folder that contains it")
     dataset: str = Field(description="folder of a dataset in PASCAL VOC's layout with the same classes")
     split: str = Field("test", description="name of a file in ImageSets/Segmentation, without .txt")
 
@@ -47,11 +47,11 @@ def trainer_tool(
     clip_tower: Callable[[], nn.Module] | None = None,
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> BaseTool:
-    """The tool ``train_segmenter``, bound to what has no place in a tool's arguments.
+    """The tool ``train_segmenter``, bound to callables that JSON arguments cannot hold.
 
-    `clip_tower` opens the image tower the encoder starts from; without it only ``encoder_init = "none"``
-    works. `on_epoch` is told of every epoch as a JSON object. The tool replies with the checkpoint's path,
-    the classes, the last epoch, all epochs, and the score on split val (null without one).
+    `clip_tower` opens the image tower that initialises the encoder; without it only ``encoder_init = "none"``
+    works. `on_epoch` is called with each epoch's report as a JSON object. The tool replies with the checkpoint's
+    path, the classes, the last epoch, all epochs, and the score on split val (null without one).
     """
 
     def train_segmenter(dataset: str, out: str, settings: TrainerConfig, seed: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def trainer_tool(
     return StructuredTool.from_function(
         train_segmenter,
         args_schema=TrainArguments,
-        description="Train a semantic segmenter on a dataset; goes on where an interrupted call stopped.",
+        description="Train a semantic segmenter on a dataset; resumes an interrupted call.",
     )
 
 
@@ -95,7 +95,7 @@ evaluate_segmenter = StructuredTool.from_function(
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON knows: arrays become lists, and nan (a class nobody saw) becomes null."""
+    """Convert to JSON types: arrays become lists, and nan (a class without pixels) becomes null."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, float):

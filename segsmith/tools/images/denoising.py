@@ -1,7 +1,7 @@
 """Inside the denoising loop: the predicted clean image, and samples that leave a running batch.
 
-The online filter of IAA looks at pictures part-way. What it needs of diffusers is in this file: the clean
-latents a scheduler's step implies, and the places where a batch's state lies when samples are taken out.
+The online filter of IAA inspects images before they are finished. This file contains what it needs from
+diffusers: the clean latents that a scheduler's step implies, and the removal of samples from a batch's state.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SHRINKABLE = {
     "StableDiffusionXLPipeline": ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids"),
     "StableDiffusion3Pipeline": ("latents", "prompt_embeds", "pooled_prompt_embeds"),
 }
-"""Pipeline class -> every tensor of its loop with a row per sample, all of which its step-end callback may replace.
+"""Pipeline class -> every per-sample tensor of its loop; the step-end callback may replace all of them.
 
-Others (FLUX among them) keep such a tensor to themselves, so their batches cannot shrink.
+Other pipelines (FLUX among them) do not expose all of these tensors, so their batches cannot shrink.
 """
 
 
 class NothingLeft(Exception):
-    """Every sample of the batch was dropped: the rest of the steps, and the decoding, can be left out."""
+    """Every sample of the batch was dropped, so the remaining steps and the decoding can be skipped."""
 
 
 @dataclass
@@ -36,16 +36,16 @@ class StepWatch:
     """A pipeline's step-end callback for one batch: progress, cancellation and, with a gate, the filter."""
 
     generators: list[torch.Generator]
-    """The list given to the pipeline, changed in place: samplers draw their noise from it at each step."""
+    """The list passed to the pipeline, modified in place: samplers draw their noise from it at each step."""
     steps: int
     on_step: Callable[[float], None]
     gate: Gate | None = None
     look_at: int = 0
-    """Steps done when the gate is asked."""
+    """Number of completed steps at which the gate is called."""
     preview: Callable[[torch.Tensor], list[Image]] | None = None
-    """Small images of clean latents."""
+    """Decodes clean latents to small images."""
     alive: list[int] = field(default_factory=list)
-    """Places, in the batch as it began, of the samples still in it."""
+    """Indices, in the original batch, of the remaining samples."""
     dropped: dict[int, NoImage] = field(default_factory=dict)
     clean: torch.Tensor | None = None
     done: int = 0
@@ -54,7 +54,7 @@ class StepWatch:
         self.alive = list(range(len(self.generators)))
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """diffusers' ``callback_on_step_end``; may raise `NothingLeft` and what `on_step` raises."""
+        """diffusers' ``callback_on_step_end``; raises `NothingLeft` and whatever `on_step` raises."""
         self.done = step + 1
         self.on_step(self.done / self.steps)
         if self.gate is None or self.preview is None or self.done != self.look_at:
@@ -65,7 +65,7 @@ class StepWatch:
         return self._without(pipe, reasons, tensors)
 
     def wants_clean(self) -> bool:
-        """Is the next step the one after which the gate is asked?"""
+        """Whether the gate is called after the next step."""
         return self.gate is not None and self.done + 1 == self.look_at
 
     def _without(
@@ -86,13 +86,13 @@ class StepWatch:
 
 @contextmanager
 def watched(scheduler: Any, watch: StepWatch) -> Iterator[None]:
-    """Let `watch` see the clean latents that the step before its look implies.
+    """Give `watch` the clean latents implied by the step after which it calls its gate.
 
-    The callback gets latents after the step and no prediction; only the scheduler's `step` sees both.
+    diffusers' callback gets the latents after a step but not the prediction; only the scheduler's `step` sees both.
     """
     inner = scheduler.step
 
-    @functools.wraps(inner)  # pipelines read its signature to learn whether it takes their generators
+    @functools.wraps(inner)  # pipelines inspect the signature to see whether it accepts generators
     def step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **more: Any) -> Any:
         if watch.wants_clean():
             watch.clean = clean_latents(scheduler, model_output, timestep, sample)
@@ -102,13 +102,13 @@ def watched(scheduler: Any, watch: StepWatch) -> Iterator[None]:
     try:
         yield
     finally:
-        del scheduler.step  # the instance's; the class's own shows again
+        del scheduler.step  # removes the instance attribute, which uncovers the class's method
 
 
 def clean_latents(
     scheduler: Any, output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor
 ) -> torch.Tensor:
-    """The noise-free latents that a model's `output` for the noisy `sample` implies; call it before `step`.
+    """The noise-free latents implied by a model's `output` for the noisy `sample`; call it before `step`.
 
     With ``sample = a * clean + s * noise``, a model that predicts noise implies ``(sample - s * output) / a``,
     one that predicts ``v = a * noise - s * clean`` (Salimans and Ho 2022, appendix D) implies
@@ -138,7 +138,7 @@ def clean_latents(
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Does its model predict ``noise - clean`` along straight lines?"""
+    """Whether the model is a rectified flow, which predicts ``noise - clean``."""
     config = scheduler.config
     return bool(
         type(scheduler).__name__.startswith("FlowMatch")
@@ -150,14 +150,14 @@ def is_flow(scheduler: Any) -> bool:
 def shrink(tensor: torch.Tensor, batch: int, keep: Sequence[int]) -> torch.Tensor:
     """Rows `keep` of a tensor with one row per sample, or with several blocks of `batch` rows.
 
-    Blocks are what classifier-free guidance makes: first the negative prompts, then the prompts.
+    Classifier-free guidance makes such blocks: first the negative prompts, then the prompts.
     """
     blocks = tensor.reshape(-1, batch, *tensor.shape[1:])
     return blocks[:, list(keep)].reshape(-1, *tensor.shape[1:])
 
 
 def shrink_scheduler(scheduler: Any, batch: int, rank: int, keep: Sequence[int]) -> None:
-    """Take samples out of what a multistep sampler remembers: every tensor shaped like the latents."""
+    """Keep rows `keep` of a multistep sampler's history, which is every tensor shaped like the latents."""
 
     def shrunk(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim == rank and value.shape[0] == batch:
@@ -172,7 +172,7 @@ def shrink_scheduler(scheduler: Any, batch: int, rank: int, keep: Sequence[int])
 
 
 def _sigma(scheduler: Any) -> torch.Tensor | None:
-    """Noise level of the coming step in the scheduler's own terms; None where it has a table by timestep."""
+    """Noise level of the next step in the scheduler's own terms; None if it is tabulated by timestep instead."""
     if not hasattr(scheduler, "step_index") or not hasattr(scheduler, "sigmas"):
         return None
     index = scheduler.step_index
@@ -180,6 +180,6 @@ def _sigma(scheduler: Any) -> torch.Tensor | None:
 
 
 def _keeps_variance(scheduler: Any) -> bool:
-    # Of the schedulers with sigmas, only the DPM-Solver family has this method, and mixes signal and noise
+    # Of the schedulers with sigmas, only the DPM-Solver family has this method. It mixes signal and noise
     # to constant variance; the others add noise to an unscaled signal.
     return hasattr(scheduler, "_sigma_to_alpha_sigma_t")

@@ -1,6 +1,6 @@
 """Diffusion models through diffusers: Stable Diffusion 1, 2, XL and 3, their distilled variants, FLUX.
 
-No diffusers object leaves this file and `tools.denoising`.
+diffusers objects are used only in this file and in `denoising`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from segsmith.types import Drawn, Gate, Image, ImageRequest
 logger = logging.getLogger(__name__)
 
 PREVIEW_PX = 256
-"""Side of the previews at most: CLIP sees no more, and decoding costs by area."""
+"""Maximum side of a preview: CLIP's input is no larger, and the cost of decoding grows with the area."""
 HEADROOM = 1.3
-"""Free memory wanted per byte of weights: activations of one picture come on top (ours)."""
+"""Free memory required per byte of weights; the surplus is for the activations of one image (ours)."""
 SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
@@ -37,14 +37,13 @@ SCHEDULERS = {
     "lcm": "LCMScheduler",
 }
 BAD_FILES = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
-"""What diffusers and transformers raise on a folder that is not what it claims to be."""
+"""Errors that diffusers and transformers raise for an invalid or incomplete model folder."""
 
 
 class DiffusionBackend:
     """An `ImageBackend` over a text-to-image pipeline, loaded at the first `draw` and freed by `close`.
 
-    Each picture has its own CPU generator, so its noise depends on its seed alone: not on the batch it is
-    in, nor on the device.
+    Each image has its own CPU generator, so its noise depends only on its seed, not on its batch or the device.
     """
 
     usd_per_image = 0.0
@@ -62,7 +61,7 @@ class DiffusionBackend:
         gate: Gate | None = None,
         on_step: Callable[[float], None] = unwatched,
     ) -> Iterator[Drawn]:
-        """See `ImageBackend.draw`. All pictures of a batch are finished together."""
+        """See `ImageBackend.draw`. All images of a batch are finished together."""
         pipe = self._open()
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         inputs = self._inputs(pipe, [request.prompt for request in requests])
@@ -91,12 +90,12 @@ class DiffusionBackend:
                 yield Drawn(index, image)
 
     def close(self) -> None:
-        """Let the pipeline go and hand its memory back to the device."""
+        """Release the pipeline and its device memory."""
         self._pipe = None
         _free()
 
     def _inputs(self, pipe: Any, prompts: list[str]) -> dict[str, Any]:
-        """Arguments of the pipeline, those left to its own defaults not among them."""
+        """Arguments for the pipeline, without those that keep its defaults."""
         config, size = self._config, self._config.size
         inputs: dict[str, Any] = {"prompt": prompts, "height": size, "width": size, "output_type": "np"}
         if config.steps is not None:
@@ -108,7 +107,7 @@ class DiffusionBackend:
         return inputs
 
     def _run(self, pipe: Any, watch: StepWatch, **inputs: Any) -> tuple[list[Image], list[bool]]:
-        """The finished images, and which of them the model's safety checker blackened."""
+        """The finished images and, for each, whether the model's safety checker blacked it out."""
         result: Any = None
         full = False
         try:
@@ -121,9 +120,9 @@ class DiffusionBackend:
                 raise
             full = True
         finally:
-            if result is None:  # the pipeline's own last line was not reached
+            if result is None:  # the pipeline did not get to free its hooks itself
                 pipe.maybe_free_model_hooks()
-        if full:  # outside `except`: the error's traceback holds the tensors that must go
+        if full:  # outside `except`, because the traceback keeps the tensors alive
             _free()
             raise OutOfMemory
         if result is None:
@@ -132,11 +131,11 @@ class DiffusionBackend:
         return images, list(getattr(result, "nsfw_content_detected", None) or [False] * len(images))
 
     def _preview(self, pipe: Any, clean: torch.Tensor) -> list[Image]:
-        """Clean latents decoded small: averaged first, which a VAE's decoder takes well, then decoded."""
+        """Small images of clean latents, which are downsampled by averaging before they are decoded."""
         vae, config = pipe.vae, pipe.vae.config
         cells = max(1, PREVIEW_PX // pipe.vae_scale_factor)
         side = min(clean.shape[-1], cells)
-        # A float16 decoder of SDXL overflows; diffusers itself decodes that one in float32.
+        # SDXL's decoder overflows in float16; diffusers also decodes it in float32.
         dtype = vae.dtype
         upcast = dtype == torch.float16 and bool(config.get("force_upcast"))
         with torch.inference_mode():
@@ -156,7 +155,7 @@ class DiffusionBackend:
             pipe = self._load()
             if self._config.filter.enabled and not can_shrink(pipe):
                 raise SegsmithError(
-                    f"The online filter cannot take pictures out of a batch of {type(pipe).__name__}.",
+                    f"The online filter cannot remove images from a running batch of {type(pipe).__name__}.",
                     "Set images.filter.enabled = false, or use Stable Diffusion 1, 2, XL or 3.",
                 )
             pipe.set_progress_bar_config(disable=True)
@@ -172,7 +171,7 @@ class DiffusionBackend:
 
         config = self._config
         folder = pipeline_folder(config, offline=self._offline)
-        diffusers.utils.logging.disable_progress_bar()  # the command line has a progress display of its own
+        diffusers.utils.logging.disable_progress_bar()  # the command line shows its own progress
         transformers.utils.logging.disable_progress_bar()
         try:
             pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
@@ -203,7 +202,7 @@ class DiffusionBackend:
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **more)
 
     def _place(self, pipe: Any) -> None:
-        """Onto the device, whole or by parts, as the memory free there allows."""
+        """Move the pipeline to the device, or offload its parts if the free memory there is too small."""
         offload: str = self._config.offload
         sizes = [_bytes(part) for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
         cuda = torch.device(self._device).type == "cuda"
@@ -235,9 +234,9 @@ class DiffusionBackend:
 
 
 def check_diffusion(config: ImagesConfig, *, offline: bool = False) -> None:
-    """Fetch what is not here yet, and look into every file, before a run starts.
+    """Download missing files and check every file, before a run starts.
 
-    Raises `SegsmithError` for a model that does not exist, cannot be fetched, or is not whole.
+    Raises `SegsmithError` for a model that does not exist, cannot be downloaded, or is incomplete.
     """
     folder = pipeline_folder(config, offline=offline)
     if config.unet:
@@ -245,23 +244,23 @@ def check_diffusion(config: ImagesConfig, *, offline: bool = False) -> None:
     pipeline = (folder / "model_index.json").read_text("utf-8")
     if config.filter.enabled and not any(f'"{name}"' in pipeline for name in SHRINKABLE):
         raise SegsmithError(
-            f"The online filter cannot take pictures out of a running batch of {config.model}.",
+            f"The online filter cannot remove images from a running batch of {config.model}.",
             "Set images.filter.enabled = false, or use Stable Diffusion 1, 2, XL or 3.",
         )
 
 
 def can_shrink(pipe: Any) -> bool:
-    """May samples leave this pipeline's running batch?"""
+    """Whether samples can be removed from a running batch of this pipeline."""
     unet = getattr(pipe, "unet", None)
-    # A UNet distilled with guidance as an input keeps a row of it per sample where no callback reaches.
+    # A guidance-distilled UNet takes guidance as a per-sample tensor, which no callback can change.
     own_guidance = unet is not None and unet.config.get("time_cond_proj_dim") is not None
     return type(pipe).__name__ in SHRINKABLE and not own_guidance
 
 
 def choose_offload(part_bytes: Sequence[int], free_bytes: int | None) -> str:
-    """ "none" where all parts fit at once, "model" where the largest does, else "sequential".
+    """ "none" if all parts fit at once, "model" if the largest part does, else "sequential".
 
-    `free_bytes` is None on a device that shares main memory: then nothing is won by moving parts.
+    `free_bytes` is None on a device that shares main memory, where offloading gains nothing.
     """
     if free_bytes is None or HEADROOM * sum(part_bytes) <= free_bytes:
         return "none"
@@ -269,7 +268,7 @@ def choose_offload(part_bytes: Sequence[int], free_bytes: int | None) -> str:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it; MPS and the CPU allocator only say so."""
+    """Whether memory ran out. CUDA has an error class for it; MPS and the CPU allocator only a message."""
     said = str(error).lower()
     return (
         isinstance(error, torch.OutOfMemoryError)
@@ -279,7 +278,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def to_uint8(image: Any) -> Image:
-    """(H, W, 3) floats in [0, 1] as uint8; NaN becomes black, for the judge to refuse as blank."""
+    """(H, W, 3) floats in [0, 1] as uint8; NaN becomes black, so that the judge rejects the image as blank."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0)
     return np.asarray((values.clip(0, 1) * 255).round(), dtype=np.uint8)
 

@@ -1,6 +1,6 @@
 """The files of a diffusion pipeline: a folder or a download from the hub, and whether they are complete.
 
-Weights are safetensors only, and no code of a repository is ever run.
+Only safetensors weights are loaded, and no code from a repository is ever run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def pipeline_folder(config: ImagesConfig, *, offline: bool) -> Path:
 
 
 def check_tensors(path: str | Path) -> None:
-    """Open a safetensors file, which compares its length with its header. Raises `SegsmithError`."""
+    """Raise `SegsmithError` unless the file opens as safetensors, which compares its length with its header."""
     try:
         with safe_open(str(path), framework="np"):
             pass
@@ -96,7 +96,8 @@ def _check_folder(folder: Path, model: str) -> None:
     absent = [name for name in parts if not (folder / name).is_dir()]
     if absent:
         raise SegsmithError(
-            f"The pipeline {model} lacks its part {absent[0]!r}.", "Download the whole model again."
+            f"The pipeline {model} has no folder {absent[0]!r}, which its index names.",
+            "Download the whole model again.",
         )
     weights = sorted(folder.glob("*/*.safetensors"))
     if not weights:

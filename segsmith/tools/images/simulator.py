@@ -1,7 +1,7 @@
-"""An image model one can check: draws a prompt as a scene of the `segsmith.world`, and errs at known rates.
+"""An image model with known truth: it draws a prompt as a scene of `segsmith.world`, with faults at set rates.
 
-It stands in for a diffusion model offline. What it drew by mistake is known exactly, but only to whoever
-asks `Simulator.truth`: the evaluation. No agent is given that method; they see `ImageBackend` alone.
+It replaces a diffusion model offline. `Simulator.truth` gives the exact faults and masks, for evaluation only:
+agents are typed against `ImageBackend`, which has no such method.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ BLUR_SIGMA_PX = 1.8
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture with everything that is true of it."""
+    """An image with its ground truth."""
 
     scene: Scene
-    """Exact instance mask and objects; its image is before blur."""
+    """Exact instance mask and objects; its image is not blurred."""
     image: Image
     faults: tuple[Fault, ...]
 
 
 class Simulator:
-    """An `ImageBackend` over the sprite world. The first noun of a prompt is its target."""
+    """An `ImageBackend` that draws sprite scenes. The first noun of a prompt is its target."""
 
     def __init__(self, faults: FaultRates, pool: Sequence[str], size: int = 128) -> None:
         self.name = "segsmith-simulator/1"
@@ -49,7 +49,7 @@ class Simulator:
     def draw(
         self,
         requests: Sequence[ImageRequest],
-        gate: Gate | None = None,  # a scene is composed at once: there is nothing to preview
+        gate: Gate | None = None,  # unused: a scene is composed at once, so there is no preview
         on_step: Callable[[float], None] = unwatched,
     ) -> Iterator[Drawn]:
         for index, request in enumerate(requests):
@@ -57,13 +57,13 @@ class Simulator:
             on_step((index + 1) / len(requests))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing; the simulator holds no resources."""
 
     def truth(self, request: ImageRequest) -> Drawing:
-        """What `draw` gives for this request, with its mask and faults. For evaluation only."""
+        """What `draw` returns for this request, with its mask and faults. For evaluation only."""
         spec = parse(request.prompt)
         rng = np.random.default_rng([request.seed, 0])
-        # One draw per kind, in a fixed order, so that changing one rate leaves the others' pictures alone.
+        # One draw per kind, in a fixed order, so that changing one rate does not change the other faults.
         hit = {kind: bool(rng.random() < getattr(self._faults, kind)) for kind in FaultRates.model_fields}
         if hit["duplicate"] and request.seed % SEEDS_PER_PROMPT:
             before = self.truth(replace(request, seed=request.seed - 1))
@@ -92,7 +92,7 @@ class Simulator:
 
 
 def real_world(classes: Sequence[str], count: int, seed: int, size: int) -> Iterator[Scene]:
-    """The test world: `count` scenes of one to three of the classes, in the sprite style no build ever draws."""
+    """The test set: `count` scenes of one to three of the classes, in a sprite style that no build draws."""
     nouns = [noun.name for c in classes if (noun := find_noun(c))]
     for index in range(count):
         rng = np.random.default_rng([seed, index, 1])
@@ -100,7 +100,7 @@ def real_world(classes: Sequence[str], count: int, seed: int, size: int) -> Iter
 
 
 def check_drawable(classes: Sequence[str]) -> None:
-    """Raise `SegsmithError` for the first class no sprite exists for, or for two that mean one sprite."""
+    """Raise `SegsmithError` for a class without a sprite, or for two classes with the same sprite."""
     seen: dict[str, str] = {}
     for name in classes:
         noun = find_noun(name)
@@ -108,18 +108,18 @@ def check_drawable(classes: Sequence[str]) -> None:
             near = ", ".join(suggest(name)) or "cat, dog, bus"
             raise SegsmithError(
                 f"The simulator has no sprite for class {name!r}.",
-                f"Did you mean one of: {near}? `segsmith nouns` lists all it can draw.",
+                f"Did you mean one of: {near}? `segsmith nouns` lists everything it can draw.",
             )
         if noun.name in seen:
             raise SegsmithError(
-                f"Classes {seen[noun.name]!r} and {name!r} are the same thing to the simulator.",
+                f"Classes {seen[noun.name]!r} and {name!r} are the same sprite in the simulator.",
                 "Name only one of them.",
             )
         seen[noun.name] = name
 
 
 def untaught(classes: Sequence[str]) -> list[str]:
-    """Those of the classes the packaged mini CLIP never learnt: it can hardly judge pictures of them."""
+    """The classes that the packaged mini CLIP was not trained on, and therefore can hardly judge."""
     taught = set(
         (resources.files("segsmith") / "checkpoints/mini_clip/nouns.txt").read_text("utf-8").splitlines()
     )
@@ -127,7 +127,7 @@ def untaught(classes: Sequence[str]) -> list[str]:
 
 
 def synonyms(class_name: str) -> tuple[str, ...]:
-    """Other words for a class, itself first; a class the sprites do not know has only itself."""
+    """Synonyms of a class, starting with itself; only itself if no sprite exists for it."""
     noun = find_noun(class_name)
     return (class_name,) if noun is None else tuple(dict.fromkeys((class_name, noun.name, *noun.synonyms)))
 

@@ -1,4 +1,4 @@
-"""CLIP through open_clip: the mini checkpoint and the big ones, by the same code."""
+"""CLIP through open_clip, for the mini checkpoint and full-size models alike."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from segsmith.types import Image, Vectors
 logger = logging.getLogger(__name__)
 
 BPE_FILE = "bpe.txt.gz"
-"""A folder that holds this file brings its own byte-pair vocabulary for open_clip's SimpleTokenizer."""
+"""Optional file in a model folder: its byte-pair vocabulary for open_clip's SimpleTokenizer."""
 SHOWN_TAGS = 6
 TEXT_CACHE = 8192
 READ_ERRORS = (
@@ -41,7 +41,7 @@ READ_ERRORS = (
     SafetensorError,
     pickle.UnpicklingError,
 )
-"""What open_clip and what it loads through raise for a missing, cut, foreign or unfitting file."""
+"""Errors that open_clip and its loaders raise for a missing, truncated, invalid or mismatched file."""
 
 
 class OpenClipEncoder:
@@ -75,12 +75,12 @@ class OpenClipEncoder:
 
     @classmethod
     def load(cls, spec: str, device: str = "auto", precision: str = "auto") -> OpenClipEncoder:
-        """Load by `spec`, to `device` (see `choose_device`), computing in `precision` (see `choose_dtype`).
+        """Load the model `spec` onto `device` (see `choose_device`), with `precision` as in `choose_dtype`.
 
         `spec` is "mini" (the packaged checkpoint), a folder with ``open_clip_config.json`` and weights,
         an open_clip ``name:weights`` where weights is a tag to download or a file, or ``hf-hub:org/repo``.
-        Weights are read as safetensors or with ``weights_only``. Raises `SegsmithError` that says what to
-        type when there is no such thing.
+        Weights are read as safetensors or with ``weights_only``. Raises `SegsmithError` if `spec` names no model
+        or its weights cannot be loaded.
         """
         device = choose_device(device)
         model_name, weights, bpe = _resolve(spec)
@@ -106,16 +106,16 @@ class OpenClipEncoder:
 
     @property
     def preprocess_config(self) -> dict[str, Any]:
-        """open_clip's settings of the image preprocessing: size, mean, std and so on."""
+        """open_clip's settings for image preprocessing, such as size, mean and std."""
         return dict(self.model.visual.preprocess_cfg)
 
     @property
     def context_length(self) -> int:
-        """Tokens a text may have, start and end included."""
+        """Maximum number of tokens of a text, including start and end."""
         return int(self.model.context_length)
 
     def stem_state(self) -> dict[str, torch.Tensor]:
-        """Weights of the tower's convolutional stem, under timm's names; empty if it has none.
+        """Weights of the tower's convolutional stem, with timm's names; empty if it has none.
 
         For the mini CLIP they are the ResNet-10-T up to stride 16, so they load into a segmenter's
         ``tu-resnet10t`` encoder: ``network.encoder.model.load_state_dict(stem, strict=False)``.
@@ -139,8 +139,8 @@ class OpenClipEncoder:
         with self._lock:
             new = [text for text in dict.fromkeys(texts) if text not in self._texts]
             found = {text: self._texts[text] for text in texts if text in self._texts}
-            # One by one: the last bits of a vector depend on what shares its batch, and a run that goes on
-            # after a stop asks in other batches than one that never stopped.
+            # One at a time, because the last bits of a vector depend on its batch, and a resumed run
+            # asks for other batches than an uninterrupted one.
             for text in new:
                 with torch.inference_mode(), autocast(str(self.device), self._dtype):
                     tokens = self.tokenizer([text], context_length=self.context_length).to(self.device)
@@ -154,7 +154,7 @@ class OpenClipEncoder:
         return self.count_tokens(text) <= self.context_length
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of `text` before any cut, start and end included."""
+        """Number of tokens of `text` before truncation, including start and end."""
         if hasattr(self.tokenizer, "encode"):
             return len(self.tokenizer.encode(text)) + 2
         return len(self.tokenizer.tokenizer(self.tokenizer.clean_fn(text))["input_ids"])
@@ -168,13 +168,13 @@ class OpenClipEncoder:
 
 
 def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
-    """open_clip's model name, weights, and the byte-pair file of a folder that brings its own."""
+    """open_clip's model name, its weights, and the byte-pair file if the model folder contains one."""
     if spec == "mini" or (spec and Path(spec).is_dir()):
         folder = mini.packaged_checkpoint("mini_clip") if spec == "mini" else Path(spec)
         if not (folder / "open_clip_config.json").is_file():
             raise SegsmithError(
-                f"The folder {folder} holds no open_clip_config.json.",
-                "Name a folder that open_clip saved, or name:weights such as ViT-B-32:openai.",
+                f"The folder {folder} contains no open_clip_config.json.",
+                "Use a folder that open_clip saved, or name:weights such as ViT-B-32:openai.",
             )
         bpe = folder / BPE_FILE
         return f"local-dir:{folder}", None, bpe if bpe.is_file() else None
@@ -185,7 +185,7 @@ def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise SegsmithError(
-            f"No folder and no open_clip model is called {name!r}.{hint}",
+            f"There is no folder or open_clip model named {name!r}.{hint}",
             "Use 'mini', a folder, or name:weights such as ViT-B-32:openai.",
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -194,25 +194,25 @@ def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
         problem = f"has no weights {weights!r}" if weights else "needs weights"
         raise SegsmithError(
             f"The open_clip model {name} {problem}.",
-            f"Type {name}: and a file, or one of its tags: {_some(weights, tags)}.",
+            f"Type {name}: followed by a file or one of its tags: {_some(weights, tags)}.",
         )
     return name, weights if weights in tags else str(file), None
 
 
 def _some(wanted: str, tags: Sequence[str]) -> str:
-    """The tags nearest to what was typed, and how many more there are."""
+    """The tags most similar to `wanted`, and the number of the others."""
     near = difflib.get_close_matches(wanted, tags, n=SHOWN_TAGS, cutoff=0) or list(tags)[:SHOWN_TAGS]
     more = len(tags) - len(near)
     return (", ".join(near) or "none") + (f" and {more} more" if more else "")
 
 
 def _unit(embedded: torch.Tensor) -> Vectors:
-    # Normalised again in float32: half precision is short of unit length by more than a rounding.
+    # Normalised again in float32, because in half precision the vectors are visibly not of unit length.
     return torch.nn.functional.normalize(embedded.float(), dim=-1).cpu().numpy()
 
 
 def _digest(model: torch.nn.Module) -> str:
-    """Eight characters that change with the weights, so that stored vectors name their own space."""
+    """Eight characters that change with the weights, so that stored vectors identify their embedding space."""
     hashed = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         if value.ndim == 1 or "proj" in key:

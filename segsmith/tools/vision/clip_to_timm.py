@@ -1,4 +1,4 @@
-"""CLIP image towers as timm models, so that one labeler starts from any of them."""
+"""CLIP image towers as timm models, so that the labeler can start from any of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from segsmith.tools.vision.clip import OpenClipEncoder
 def tower_as_timm(encoder: OpenClipEncoder) -> tuple[VisionTransformer, torch.Tensor | None]:
     """A copy of the CLIP image tower as a timm ViT, and its (E, D) projection of tokens, if linear.
 
-    open_clip's own ViT is rebuilt as timm's through timm's checkpoint filter.
+    open_clip's own ViT is converted with timm's checkpoint filter.
     """
     tower: Any = encoder.tower
     trunk = getattr(tower, "trunk", None)
@@ -28,7 +28,7 @@ def tower_as_timm(encoder: OpenClipEncoder) -> tuple[VisionTransformer, torch.Te
     if not hasattr(tower, "class_embedding") or not hasattr(tower, "conv1"):
         raise SegsmithError(
             f"The image tower of {encoder.name} is not a ViT, so the labeler cannot start from it.",
-            "Name a CLIP with a ViT in --set judge.clip, such as 'mini' or ViT-B-16:openai.",
+            "Set judge.clip to a CLIP with a ViT, such as 'mini' or ViT-B-16:openai.",
         )
     block = tower.transformer.resblocks[0]
     rebuilt = VisionTransformer(

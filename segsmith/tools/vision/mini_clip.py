@@ -1,7 +1,7 @@
-"""The mini CLIP's image tower, registered with timm, and where the packaged checkpoints lie.
+"""The mini CLIP's image tower, registered with timm, and the folders of the packaged checkpoints.
 
-Importing this module is what makes `timm.create_model("vit_mini_r10t_s16_128")`, and with it an open_clip
-config that names the tower, work.
+Importing this module registers the tower, so that `timm.create_model("vit_mini_r10t_s16_128")` and open_clip
+configs that name it work.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ default_cfgs = generate_default_cfgs(
 def vit_mini_r10t_s16_128(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """ViT, 192 wide and 4 deep, on the stride-16 features of a ResNet-10-T; 128 px gives 8 x 8 patches.
 
-    A plain ViT of this size learns slowly from little data; a convolutional stem mends that (hybrid ViT,
-    Dosovitskiy et al. 2021, section 3.1). The final norm sits before the average over patches, so that an
+    A plain ViT of this size learns slowly from little data; a convolutional stem helps (hybrid ViT,
+    Dosovitskiy et al. 2021, section 3.1). The final norm is applied before the average over patches, so that an
     image's embedding is exactly the mean of its patches' embeddings.
     """
     stem = timm.create_model(STEM, pretrained=False, features_only=True, out_indices=(3,))
@@ -64,7 +64,7 @@ def vit_mini_r10t_s16_128(pretrained: bool = False, **kwargs: Any) -> VisionTran
 def packaged_checkpoint(name: str) -> Path:
     """Folder of a checkpoint that ships with the package, e.g. ``mini_clip``.
 
-    Raises `SegsmithError` with the command that makes it when it is not there.
+    Raises `SegsmithError`, with the command that creates it, if it is missing.
     """
     folder = Path(str(resources.files("segsmith"))) / "checkpoints" / name
     if not any(folder.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""The trained half of the relabelling ViT: top blocks without attention, and a score per class and patch."""
+"""The trained half of the relabelling ViT: the top blocks, and a score per class and patch."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import nn
 from segsmith.segmentation.seeds import top_k_pool
 
 LAYER_DECAY = 0.7
-"""Each block learns this much slower than the one above it, so that CLIP's features survive."""
+"""Learning rate of each block relative to the block above it; lower, to preserve CLIP's features."""
 HEAD_RATE = 10.0
-"""The head learns this much faster than the top block."""
+"""Learning rate of the head relative to the top block."""
 LOCAL_BLOCKS = 2
-"""In that many of the top blocks a token attends to itself alone, in training and after.
+"""Number of top blocks in which each token attends only to itself, in training and inference.
 
-Attention spreads the class over all patches, so that the background scores too. Without it in the last
-blocks patches answer for themselves (MaskCLIP, Zhou et al. 2022, section 3.2, does so in the last one).
+Attention spreads the class over all patches, so that background patches score high too. Without it in the last
+blocks, each patch is scored by its own content (MaskCLIP, Zhou et al. 2022, section 3.2, does so in the last one).
 """
 START_SPREAD = 3.0
-"""Standard deviation of a class's pooled logits before training: sure enough to rank, soft enough to learn."""
+"""Standard deviation of a class's pooled logits before training: enough to rank images, without saturation."""
 CALIBRATION_BATCH = 256
 MIN_SPREAD = 1e-4
-"""Below this the pictures are all alike, and scaling would only blow up rounding."""
+"""Below this, the images score alike, and scaling would only amplify rounding errors."""
 
 
 class PatchHead(nn.Module):
-    """The blocks above the frozen ones, the norms, and a linear score per class for every patch."""
+    """The blocks above the frozen ones, the norms, and a linear classifier for every patch."""
 
     def __init__(
         self,
@@ -63,10 +63,10 @@ class PatchHead(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, tokens: torch.Tensor, rows: torch.Tensor, target: torch.Tensor, top_k: int) -> None:
-        """Set scale and bias so that, before training, 0 lies between what a class's pictures score and
-        what others do; a class without pictures starts below 0 for all of them.
+        """Set scale and bias so that, before training, 0 lies between the scores of a class's images and the scores
+        of the others. A class without images scores at most 0 on all of them.
 
-        The pictures are `rows` of `tokens`, fetched in batches from wherever they lie.
+        The images are `rows` of `tokens`, moved to the head's device in batches.
         """
         device = self.head.weight.device
         batches = rows.split(CALIBRATION_BATCH)
@@ -83,7 +83,7 @@ class PatchHead(nn.Module):
         self.head.bias.copy_(-middle)
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        """AdamW groups: each lower block slower by `LAYER_DECAY`, the head faster."""
+        """AdamW parameter groups with learning rates by `LAYER_DECAY` and `HEAD_RATE`."""
         depth = len(self.blocks)
         groups = [
             {"params": list(block.parameters()), "lr": rate * LAYER_DECAY ** (depth - 1 - i)}

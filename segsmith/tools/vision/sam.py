@@ -1,7 +1,7 @@
-"""Segment Anything behind `PointSegmenter`: the packaged mini model, a folder like it, or an official file.
+"""Segment Anything as a `PointSegmenter`: the packaged mini model, a folder like it, or an official file.
 
-Every model is made of segment-anything's own classes and runs through its own forward path, so the
-mini checkpoint exercises the code that the big ones run.
+Every model is built from segment-anything's own classes and uses their forward pass, so the mini checkpoint
+exercises the same code as the official ones.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from segsmith.types import Image, MaskCandidates
 
 MINI = Path(str(resources.files("segsmith"))) / "checkpoints" / "mini_sam"
 OFFICIAL: dict[int, Callable[[], Sam]] = {768: build_sam_vit_b, 1024: build_sam_vit_l, 1280: build_sam_vit_h}
-"""Width of the image encoder -> builder, so that a renamed file still finds its variant."""
+"""Width of the image encoder -> builder, so that the variant is found even if the file was renamed."""
 
 MAX_PIXELS = 1 << 26
-"""Mask values decoded in one call (256 MB of float32), however large the images are."""
+"""Maximum number of mask pixels decoded in one call (256 MB of float32)."""
 MAX_POINT_SETS = 64
 
 
 @dataclass(frozen=True)
 class SamSizes:
-    """Sizes of a small SAM; the content of ``config.json`` beside ``model.safetensors``."""
+    """Sizes of a small SAM; the content of ``config.json`` next to ``model.safetensors``."""
 
     image_size: int = 128
     patch_size: int = 8
@@ -53,7 +53,7 @@ class SamSizes:
     global_blocks: tuple[int, ...] = ()
     relative_positions: bool = False
     stem_widths: tuple[int, ...] = ()
-    """Channels of a convolutional stem in place of the flat patch embedding, one per halving but the last."""
+    """Channels of the convolutional stem that replaces the patch embedding: one per stride-2 layer but the last."""
     decoder_width: int = 64
     decoder_depth: int = 2
     decoder_heads: int = 4
@@ -64,8 +64,8 @@ class SamSizes:
 class ConvStem(nn.Module):
     """Strided 3x3 convolutions from (B, 3, H, W) to (B, H / 2^k, W / 2^k, C), in place of `PatchEmbed`.
 
-    A small ViT trains far quicker on it (Xiao et al. 2021, "Early convolutions help transformers see
-    better"); everything behind it stays segment-anything's.
+    A small ViT trains much faster with it (Xiao et al. 2021, "Early convolutions help transformers see
+    better"); all other parts are segment-anything's.
     """
 
     def __init__(self, widths: tuple[int, ...], out_width: int) -> None:
@@ -139,10 +139,10 @@ class SamSegmenter:
     def load(cls, spec: str, device: str = "auto", precision: str = "auto") -> SamSegmenter:
         """Load "mini", a folder with config.json and model.safetensors, or an official ``sam_vit_*.pth``.
 
-        "sam_vit_b", "sam_vit_l" and "sam_vit_h" are the official files as ``segsmith models pull`` keeps
-        them. `device` and `precision` as in `segsmith.tools.devices`: the image encoder runs in that format,
-        prompts and masks in float32. Raises `SegsmithError` when the file is missing, damaged or of an
-        unknown shape.
+        "sam_vit_b", "sam_vit_l" and "sam_vit_h" are the official files that ``segsmith models pull`` stores.
+        For `device` and `precision` see `segsmith.tools.devices`; `precision` applies to the image encoder, while
+        prompts and masks use float32. Raises `SegsmithError` if the file is missing, corrupt or of unknown
+        architecture.
         """
         path = MINI if spec == "mini" else sam_file(spec) or Path(spec).expanduser()
         if path.is_dir():
@@ -155,7 +155,7 @@ class SamSegmenter:
         return cls(sam, name, choose_device(device), precision)
 
     def segment(self, image: Image, point_sets: Sequence[NDArray[np.float32]]) -> list[MaskCandidates]:
-        """Candidates per point set, at the size of `image`; no point sets, no candidates.
+        """Candidates per point set, at the size of `image`; an empty list without point sets.
 
         Each set is (N, 2) foreground points as (x, y) pixels of `image`, N >= 1; sets may differ in N.
         """
@@ -170,7 +170,7 @@ class SamSegmenter:
     ) -> list[list[MaskCandidates]]:
         """`segment` for several images of any sizes, embedded `images_per_batch` at a time.
 
-        None: as many as fill one 1024 x 1024 input, 16 at most; so one at a time for an official model.
+        By default, as many as fit into the area of one 1024 x 1024 input, at most 16: one for an official model.
         """
         side = self._sam.image_encoder.img_size
         images_per_batch = images_per_batch or max(1, min(16, (1024 // side) ** 2))
@@ -196,8 +196,8 @@ class SamSegmenter:
     ) -> list[MaskCandidates]:
         """Decode the sets of one (C, h, w) embedding.
 
-        Sets of one length share a call. Filling shorter sets up with "not a point" tokens would be one call
-        less, but these tokens take part in attention, so a mask would depend on the sets beside it.
+        Sets of equal length share a call. Padding shorter sets with "not a point" tokens would save calls, but
+        these tokens take part in attention, so a mask would depend on the other sets.
         """
         by_length: dict[int, list[int]] = {}
         for index, points in enumerate(point_sets):
@@ -264,14 +264,14 @@ def _load_official(path: Path) -> Sam:
         state = torch.load(path, map_location="cpu", weights_only=True)
         width = int(state["image_encoder.pos_embed"].shape[-1])
     except pickle.UnpicklingError:
-        # What torch says here tells a user how to run whatever code is in the file.
-        raise SegsmithError(f"{path} is no file of weights alone, or damaged.", _REMEDY) from None
+        # torch's message is not shown, because it explains how to run arbitrary code from the file.
+        raise SegsmithError(f"{path} is corrupt, or contains more than weights.", _REMEDY) from None
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SegsmithError(f"{path} is not a whole SAM checkpoint: {reason:.160}.", _REMEDY) from None
+        raise SegsmithError(f"{path} is not a complete SAM checkpoint: {reason:.160}.", _REMEDY) from None
     if width not in OFFICIAL:
         known = ", ".join(map(str, OFFICIAL))
-        raise SegsmithError(f"{path} holds a SAM of unknown width {width} (known: {known}).", _REMEDY)
+        raise SegsmithError(f"{path} contains a SAM of unknown width {width} (known: {known}).", _REMEDY)
     return _fill(OFFICIAL[width](), state, path)
 
 

@@ -2,8 +2,8 @@
 
 SynthSeg-Agents relabels the whole synthetic set with a light ViT (Fig. 4) and does not state its pooling;
 ours is the mean of the top-k patches with a multi-label loss, after TKP-PCL (arXiv 2310.09828). The lower
-half of the network stays as CLIP left it, so its output is computed once per image and view, and training
-the upper half takes seconds.
+half of the network is frozen, so its output is computed once per image and view, and training the upper half
+takes seconds.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 WEIGHT_DECAY = 0.05
 BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
 MAX_FEATURES_IN_MEMORY = 2 << 30
-"""Bytes of frozen features kept in memory; more (ViT-L, thousands of pictures) go to an unnamed file."""
+"""Maximum bytes of frozen features in memory; more (ViT-L, thousands of images) go to an unlinked file."""
 JITTER = 0.15
-"""Largest change of brightness and tint of the jittered views, as a share of the value range."""
+"""Largest change of brightness and tint in the jittered views, as a share of the value range."""
 
 
 class TimmPatchClassifier:
@@ -64,10 +64,10 @@ class TimmPatchClassifier:
         device: str = "auto",
         precision: str = "auto",
     ) -> None:
-        """`start` is (C, D): where the head's weights begin; without it they begin near 0.
+        """`start` is (C, D), the initial weights of the head; without it they are random and near 0.
 
-        `map_scale` s makes the maps s times finer than the patch grid: the image is read s * s times,
-        shifted by parts of a patch, and the scores are interleaved.
+        `map_scale` s makes the maps s times finer than the patch grid: the model is applied to s * s copies of
+        the image, each shifted by a fraction of a patch, and the scores are interleaved.
         """
         self.device = torch.device(choose_device(device))
         self.dtype = choose_dtype(str(self.device), precision)
@@ -94,10 +94,10 @@ class TimmPatchClassifier:
         class_names: Sequence[str] | None = None,
         map_scale: int = 2,
     ) -> TimmPatchClassifier:
-        """Start from a copy of the CLIP image tower, and with `class_names` from its zero-shot classifier.
+        """Start from a copy of the CLIP image tower and, with `class_names`, from its zero-shot classifier.
 
-        A head of ``text embedding @ projection`` scores a patch by its cosine with the class, less that
-        with texts for background. Raises `SegsmithError` for a tower that is not a ViT.
+        A head of ``text embedding @ projection`` scores a patch by its cosine with the class, minus its cosine
+        with background texts. Raises `SegsmithError` for a tower that is not a ViT.
         """
         trunk, projection = tower_as_timm(encoder)
         config: dict[str, Any] = encoder.preprocess_config
@@ -127,9 +127,9 @@ class TimmPatchClassifier:
     ) -> TimmPatchClassifier:
         """Start from a timm ViT: ``name``, or ``name:file`` with weights of that name in a local file.
 
-        `pretrained` lets timm take a bare name's weights from the hub or its cache. Files are read as
-        safetensors or with ``weights_only``. Raises `SegsmithError` when there is no such model or file, the
-        weights do not fit, or it is not a plain ViT.
+        With `pretrained`, the weights of a name without a file come from the hub or its cache. Files are read as
+        safetensors or with ``weights_only``. Raises `SegsmithError` if there is no such model or file, the
+        weights do not fit, or the model is not a plain ViT.
         """
         name, _, file = spec.partition(":")
         if not timm.is_model(name):
@@ -143,7 +143,7 @@ class TimmPatchClassifier:
     def out_of_fold(
         self, images: Sequence[Image], labels: NDArray[np.float32], groups: Sequence[str]
     ) -> PatchScores:
-        """One fresh model per fold; with a single group one model trains on all, and a warning says so."""
+        """One new model per fold; with a single group, one model is trained on all images, with a warning."""
         if not len(images) == len(labels) == len(groups) or labels.shape[1:] != (self.n_classes,):
             raise ValueError(
                 f"{len(images)} images, labels {labels.shape}, {len(groups)} groups do not match"
@@ -158,7 +158,9 @@ class TimmPatchClassifier:
         for number, held_out in enumerate(folds):
             kept = np.setdiff1d(np.arange(len(images)), held_out)
             if not len(kept):
-                logger.warning("One group only: the relabelling model sees the images that it relabels.")
+                logger.warning(
+                    "There is only one group: the relabelling model is trained on the images that it relabels."
+                )
                 kept = held_out
             model = self._train(views, torch.from_numpy(kept), target, number)
             for where in np.array_split(held_out, math.ceil(len(held_out) / self.settings.batch_size)):
@@ -175,7 +177,7 @@ class TimmPatchClassifier:
     def taught(
         self, images: Sequence[Image], labels: NDArray[np.float32]
     ) -> Callable[[Sequence[Image]], NDArray[np.float32]]:
-        """One model trained on all of these, to look at other images; each is read as it is and mirrored."""
+        """One model trained on all images; it scores others by averaging over each image and its mirror image."""
         target = torch.from_numpy(np.asarray(labels, np.float32))
         model = self._train(self._training_views(images), torch.arange(len(images)), target, fold=0)
 
@@ -192,7 +194,7 @@ class TimmPatchClassifier:
     # -- views and features -----------------------------------------------------------------------
 
     def _training_views(self, images: Sequence[Image]) -> torch.Tensor:
-        """Frozen features (4, N, L, D) of four views: the image, its mirror, and both in other colours."""
+        """Frozen features (4, N, L, D) of four views: the image, its mirror image, and both in jittered colours."""
         generator = torch.Generator().manual_seed(self.seed)
         views: torch.Tensor | None = None
         done = 0
@@ -212,11 +214,11 @@ class TimmPatchClassifier:
     def _batches(self, images: Sequence[Image]) -> Iterator[torch.Tensor]:
         """(B, 3, size, size) in [0, 1]."""
         for start in range(0, len(images), self.settings.batch_size):
-            pictures = [
+            pixels = [
                 torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
                 for image in images[start : start + self.settings.batch_size]
             ]
-            yield torch.stack([self._resized(picture.unsqueeze(0), self.size)[0] for picture in pictures])
+            yield torch.stack([self._resized(image.unsqueeze(0), self.size)[0] for image in pixels])
 
     @staticmethod
     def _resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
@@ -226,7 +228,7 @@ class TimmPatchClassifier:
 
     @torch.no_grad()
     def _frozen(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Tokens after the frozen blocks, (B, P + h * w, D), of pictures in [0, 1]; P prefix tokens."""
+        """Tokens after the frozen blocks, (B, P + h * w, D), of images in [0, 1]; P prefix tokens."""
         x = ((pixels - self.mean) / self.std).to(self.device, memory_format=torch.channels_last)
         trunk: Any = self.trunk
         with autocast(str(self.device), self.dtype):
@@ -241,7 +243,7 @@ class TimmPatchClassifier:
     # -- one fold ---------------------------------------------------------------------------------
 
     def _train(self, views: torch.Tensor, kept: torch.Tensor, target: torch.Tensor, fold: int) -> PatchHead:
-        """A fresh upper half trained on the rows `kept` of (V, N, L, D) features and (N, C) labels in [0, 1]."""
+        """A new upper half, trained on the rows `kept` of (V, N, L, D) features and (N, C) labels in [0, 1]."""
         settings = self.settings
         generator = torch.Generator().manual_seed(self.seed * 1000 + fold)
         model = PatchHead(self.trunk, self.frozen, self.n_classes, self.start, generator).to(self.device)
@@ -295,16 +297,16 @@ class TimmPatchClassifier:
 
 
 def _timm_vit(name: str, file: Path | None, pretrained: bool) -> VisionTransformer:
-    """The trunk without a classifier, for pictures of any size."""
+    """The trunk without a classifier, for images of any size."""
     options: dict[str, Any] = {"pretrained": pretrained}
     if file is not None:
         if not file.is_file():
             raise SegsmithError(f"The ViT weights {file} do not exist.", _VIT_REMEDY)
-        # timm's own conversions (CLIP towers, other sizes of input) run on the file as on a download.
+        # Loaded this way, the file gets timm's own conversions (CLIP towers, other input sizes).
         options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
     try:
         trunk = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
-    except TypeError:  # only ViTs and their kin take a dynamic size
+    except TypeError:  # not a ViT: the model does not accept dynamic_img_size
         trunk = None
     except READ_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -320,7 +322,7 @@ _VIT_REMEDY = "Set labeler.vit to 'judge', a timm ViT, or name:file with weights
 
 
 def _half_store(shape: tuple[int, ...]) -> torch.Tensor:
-    """An empty half-precision tensor; a large one lies in a file that vanishes with the process."""
+    """An empty half-precision tensor; a large one is backed by a file that is deleted with the process."""
     count = math.prod(shape)
     if count * 2 <= MAX_FEATURES_IN_MEMORY:
         return torch.empty(shape, dtype=torch.half)
@@ -329,9 +331,9 @@ def _half_store(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def group_folds(groups: Sequence[str], folds: int, seed: int) -> list[NDArray[np.int64]]:
-    """Indices held out by each fold: every index once, a group never in two folds, sizes near equal.
+    """Indices held out by each fold: each index once, each group in one fold, folds of similar size.
 
-    At most as many folds as there are groups.
+    There are at most as many folds as groups.
     """
     names, inverse, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -345,10 +347,10 @@ def group_folds(groups: Sequence[str], folds: int, seed: int) -> list[NDArray[np
 
 
 def shifts(patch: int, scale: int) -> tuple[list[int], int]:
-    """Where `scale` windows start in an image padded by the margin, so that their patches interleave.
+    """Starts of `scale` windows in an image padded by a margin, so that their patches interleave; and the margin.
 
-    In pixels: starts and margin. The centres of the interleaved patches are `patch / scale` apart and
-    symmetric about the image's own.
+    All in pixels. The centres of the interleaved patches are `patch / scale` apart and symmetric about the
+    image's centre.
     """
     offsets = [round(patch * (k / scale - (scale - 1) / (2 * scale))) for k in range(scale)]
     margin = max(map(abs, offsets))
@@ -362,7 +364,7 @@ def _cosine(step: int, steps: int) -> float:
 def open_classifier(
     config: Config, classes: Sequence[str], seed: int, encoder: Callable[[], OpenClipEncoder]
 ) -> TimmPatchClassifier:
-    """The labeler's ViT: a timm model by name, or the image tower of the judge's `encoder`, opened if needed."""
+    """The labeler's ViT: a timm model, or the image tower of the judge's `encoder`, which is opened only then."""
     labeler, compute = config.labeler, config.compute
     if labeler.vit == "judge":
         return TimmPatchClassifier.from_encoder(encoder(), len(classes), labeler, seed, class_names=classes)
