@@ -166,7 +166,7 @@ def test_one_image_is_enough(segsmith, points, tmp_path):
 
 
 def coco(root, polygon, image_size=(64, 64)):
-    """One picture with one polygon of a cat."""
+    """One image with one polygon of a cat."""
     (root / "annotations").mkdir(parents=True)
     (root / "train").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
@@ -184,7 +184,7 @@ def coco(root, polygon, image_size=(64, 64)):
     return root
 
 
-def test_a_coco_polygon_is_a_coarse_label_and_the_rest_of_the_picture_unknown(segsmith, tmp_path):
+def test_a_coco_polygon_is_a_coarse_label_and_the_rest_of_the_image_is_unknown(segsmith, tmp_path):
     root = coco(tmp_path / "coco", [20, 20, 40, 20, 40, 40, 20, 40])
     code, said, complaint = segsmith("refine", "--dataset", root, "--out", tmp_path / "run", "--no-train")
     assert (code, complaint) == (0, "")

@@ -1,4 +1,4 @@
-"""Ctrl-C for the nodes, which run in threads of their own and would otherwise finish what they have begun."""
+"""Ctrl-C for the graph's nodes, which run in other threads and would otherwise finish their work first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def stop_on_interrupt(stopping: threading.Event) -> Iterator[None]:
-    """Set `stopping` at SIGINT, then call the previous handler. Does nothing outside of the main thread."""
+    """Set `stopping` at SIGINT, then call the previous handler. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -233,7 +233,7 @@ def test_a_managed_server_that_hangs_in_mid_run_is_restarted(name, tmp_path):
 
 
 def test_a_managed_server_that_lists_its_models_but_never_answers_is_reported(tmp_path):
-    """It may be slow rather than dead, so it is asked twice and then left to the person."""
+    """It may only be slow, so it is asked twice; then the user gets the error."""
     program = tmp_path / "vllm"
     program.write_text(
         f"#!{sys.executable}\n"

@@ -41,7 +41,7 @@ def encoder(request, vit_b_32):
     return OpenClipEncoder.load(spec, device="cpu", precision=precision)
 
 
-def pictures(count):
+def random_images(count):
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (60 + 10 * i, 80, 3)).astype(np.uint8) for i in range(count)]
 
@@ -53,15 +53,15 @@ def test_it_is_one(encoder):
 
 
 def test_vectors_are_float32_of_unit_length_and_one_size(encoder):
-    images, texts = encoder.embed_images(pictures(3)), encoder.embed_texts(["a cat", "a dog"])
+    images, texts = encoder.embed_images(random_images(3)), encoder.embed_texts(["a cat", "a dog"])
     assert images.dtype == texts.dtype == np.float32
     assert images.shape[1] == texts.shape[1]
     for vectors in (images, texts):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def test_a_picture_does_not_depend_on_its_batch(encoder):
-    images = pictures(3)
+def test_an_image_embedding_does_not_depend_on_its_batch(encoder):
+    images = random_images(3)
     together = encoder.embed_images(images)
     alone = np.concatenate([encoder.embed_images([image]) for image in images])
     assert (together * alone).sum(1).min() > 0.999

@@ -1,7 +1,7 @@
-"""What every image backend promises, tried on each: simulator, tiny diffusion pipelines, a server over HTTP.
+"""The contract of image backends, tested on the simulator, tiny diffusion pipelines and a server over HTTP.
 
-Local pictures may differ by `TOLERANCE` of 255 with the batch they are in: matrix products of another shape
-round another way. Measured on the tiny pipelines, in float32 on a CPU: 0 to 1.
+Local images may differ by `TOLERANCE` of 255 between batches, because matrix products of different shapes
+round differently. Measured on the tiny pipelines, in float32 on a CPU: 0 to 1.
 """
 
 from contextlib import contextmanager
@@ -57,24 +57,24 @@ def apart(a, b):
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-def test_pictures_are_as_promised(backend):
+def test_images_have_the_requested_size_and_differ(backend):
     assert isinstance(backend, ImageBackend)
-    pictures = images(backend, REQUESTS[:2])
-    for picture in pictures:
-        assert picture.shape == (SIZE, SIZE, 3)
-        assert picture.dtype == np.uint8
-        assert picture.std() > 1
-    assert apart(*pictures) > 10
+    drawn = images(backend, REQUESTS[:2])
+    for image in drawn:
+        assert image.shape == (SIZE, SIZE, 3)
+        assert image.dtype == np.uint8
+        assert image.std() > 1
+    assert apart(*drawn) > 10
 
 
-def test_a_picture_depends_on_its_own_request_and_not_on_its_batch(backend):
+def test_an_image_depends_on_its_request_and_not_on_its_batch(backend):
     together = images(backend, REQUESTS)
     alone = [images(backend, [request])[0] for request in REQUESTS]
     assert max(map(apart, together, alone)) <= TOLERANCE
     assert min(apart(together[0], other) for other in together[1:]) > 10
 
 
-def test_the_same_request_gives_the_same_bits_and_another_seed_another_picture(backend):
+def test_the_same_request_gives_the_same_image_and_another_seed_a_different_one(backend):
     (first,), (again,) = images(backend, REQUESTS[:1]), images(backend, REQUESTS[:1])
     assert np.array_equal(first, again)
     (other,) = images(backend, [ImageRequest(REQUESTS[0].prompt, 77)])

@@ -54,7 +54,7 @@ def asked():
     return images, np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 0, 1]], list("aabbcc")
 
 
-def test_one_taught_on_all_looks_at_other_pictures(classifier, asked):
+def test_a_model_trained_on_all_images_scores_others(classifier, asked):
     images, labels, _ = asked
     score = classifier.taught(images, labels)
     found = score(images[:5])
@@ -64,7 +64,7 @@ def test_one_taught_on_all_looks_at_other_pictures(classifier, asked):
     np.testing.assert_allclose(classifier.taught(images, labels)(images[:5]), found, atol=1e-3)
 
 
-def test_scores_are_probabilities_of_every_patch_and_picture(classifier, asked):
+def test_scores_are_probabilities_per_patch_and_image(classifier, asked):
     assert isinstance(classifier, PatchClassifier)
     scores = classifier.out_of_fold(*asked)
     assert scores.probabilities.shape == (6, 2)

@@ -29,7 +29,7 @@ def segmenter(request):
     return SamSegmenter.load("mini", "cpu", "bfloat16" if "bfloat16" in request.param else "auto")
 
 
-def picture(seed=0):
+def random_image(seed=0):
     return np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
 
@@ -37,9 +37,9 @@ def points(*pairs):
     return np.array(pairs, np.float32)
 
 
-def test_candidates_have_the_pictures_size_and_scores_in_0_to_1(segmenter):
+def test_candidates_have_the_images_size_and_scores_between_0_and_1(segmenter):
     assert isinstance(segmenter, PointSegmenter)
-    (one, three) = segmenter.segment(picture(), [points((10, 10)), points((10, 10), (40, 30), (70, 50))])
+    (one, three) = segmenter.segment(random_image(), [points((10, 10)), points((10, 10), (40, 30), (70, 50))])
     for candidates in (one, three):
         assert candidates.masks.dtype == bool
         assert candidates.masks.shape[1:] == (60, 80)
@@ -48,18 +48,18 @@ def test_candidates_have_the_pictures_size_and_scores_in_0_to_1(segmenter):
         assert 0 <= candidates.scores.min() <= candidates.scores.max() <= 1
 
 
-def test_a_picture_is_embedded_once_however_many_prompts_it_has(segmenter, monkeypatch):
+def test_an_image_is_embedded_once_for_any_number_of_prompts(segmenter, monkeypatch):
     calls = []
     encoder = segmenter._sam.image_encoder
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda x: calls.append(len(x)) or forward(x))
-    found = segmenter.segment(picture(), [points((x, 20)) for x in range(5, 75, 5)])
+    found = segmenter.segment(random_image(), [points((x, 20)) for x in range(5, 75, 5)])
     assert len(found) == 14
     assert sum(calls) == 1
 
 
 def test_no_prompt_no_candidates(segmenter):
-    assert segmenter.segment(picture(), []) == []
+    assert segmenter.segment(random_image(), []) == []
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "other weights"])

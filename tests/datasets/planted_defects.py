@@ -63,8 +63,8 @@ def edit_json(path: Path, change: Callable[[dict], None]) -> None:
 
 
 def edit_mask(path: Path, change: Callable[[np.ndarray], np.ndarray | None]) -> None:
-    with PILImage.open(path) as picture:
-        pixels, palette, mode = np.array(picture), picture.getpalette(), picture.mode
+    with PILImage.open(path) as image:
+        pixels, palette, mode = np.array(image), image.getpalette(), image.mode
     changed = change(pixels)
     pixels = pixels if changed is None else changed
     saved = PILImage.fromarray(pixels)
@@ -159,11 +159,11 @@ def _(root: Path) -> None:
     write_names(root, "test", [*names, names[0]])
 
 
-@defect("same picture recompressed in another split", "voc", "near_duplicate")
+@defect("same image recompressed in another split", "voc", "near_duplicate")
 def _(root: Path) -> None:
     source, target = names_of(root, "train")[0], names_of(root, "test")[0]
-    with PILImage.open(root / f"JPEGImages/{source}.jpg") as picture:
-        picture.save(root / f"JPEGImages/{target}.jpg", quality=60)
+    with PILImage.open(root / f"JPEGImages/{source}.jpg") as image:
+        image.save(root / f"JPEGImages/{target}.jpg", quality=60)
 
 
 @defect("class without a pixel", "voc", "empty_class")
@@ -254,8 +254,8 @@ def _(root: Path) -> None:
 @defect("palette mask", "yolo", "colour_mask")
 def _(root: Path) -> None:
     path = first(root, "masks/train/*.png")
-    picture = PILImage.open(path).convert("P")
-    picture.save(path)
+    image = PILImage.open(path).convert("P")
+    image.save(path)
 
 
 @defect("val without images", "yolo", "empty_split")
@@ -308,7 +308,7 @@ def _(root: Path) -> None:
     first(root, "train/masks/*.png").unlink()
 
 
-@defect("picture that no metadata names", "hf", "stray_file")
+@defect("image that no metadata names", "hf", "stray_file")
 def _(root: Path) -> None:
     source = first(root, "train/images/*.png")
     shutil.copy(source, source.with_name("extra.png"))

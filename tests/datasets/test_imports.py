@@ -143,7 +143,7 @@ def test_a_folder_per_class_gives_image_labels(tmp_path, splits):
             (base / name).mkdir(parents=True)
             for k in range(2):
                 PILImage.new("RGB", (8 + k, 8), "red").save(base / name / f"{k}.png")
-        (base / "cat/2.png").write_bytes(b"no picture")
+        (base / "cat/2.png").write_bytes(b"not an image")
     imported = import_dataset(tmp_path)
     assert imported.classes == ("cat", "potted plant")
     assert {i.labels for i in imported.records} == {("cat",), ("potted plant",)}

@@ -33,7 +33,7 @@ def folders(tmp_path):
         write_noise(tmp_path / "set" / "cat" / f"{i}.{'jpg' if i % 2 else 'png'}", i)
     for i in range(3):
         write_noise(tmp_path / "set" / "dog" / f"{i}.jpg", 100 + i)
-    (tmp_path / "set" / "dog" / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    (tmp_path / "set" / "dog" / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
     return tmp_path / "set"
 
 

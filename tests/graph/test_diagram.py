@@ -1,4 +1,4 @@
-"""The picture of the graph in the README is the graph."""
+"""The diagram in the README matches the graph."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from segsmith.graph.served import serve_graph
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_shows_the_graph_as_it_is():
+def test_the_readme_contains_the_current_diagram():
     assert mermaid() in (ROOT / "README.md").read_text("utf-8")
 
 

@@ -59,7 +59,7 @@ class Prompts:
 
 
 class Judge:
-    """Accepts every second picture of a class, none of those in `refuse`."""
+    """Accepts every second image of a class, and none of the classes in `refuse`."""
 
     def __init__(self, ledger, quota, refuse=()):
         self.ledger, self.quota, self.refuse = ledger, quota, refuse

@@ -1,4 +1,4 @@
-"""A whole build with its pictures from a server that misbehaves: it completes, and nothing is paid twice."""
+"""A complete build with images from a faulty server: it finishes, and nothing is charged twice."""
 
 from collections import Counter
 

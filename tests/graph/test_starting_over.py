@@ -1,4 +1,4 @@
-"""A run whose first sitting failed before its first prompt may begin again with what is typed now."""
+"""A run whose first session failed before its first prompt can restart with other settings."""
 
 import struct
 
@@ -14,20 +14,20 @@ from segsmith.workflows.build import build_run
 
 @pytest.fixture
 def unservable(tmp_path):
-    """Whole by its header, so the failure comes from the server, in the middle of the first sitting."""
+    """A model file with a valid header, so that only the server, started in the first session, rejects it."""
     pytest.importorskip("xllamacpp")
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
     return str(path)
 
 
-def test_other_settings_after_a_language_model_that_could_not_start(tmp_path, unservable):
+def test_settings_can_change_after_the_llm_failed_to_start(tmp_path, unservable):
     run = tmp_path / "run"
     wrong = small_config(per_class=1, llm={"gguf": unservable})
     with pytest.raises(SegsmithError, match="cannot serve"):
         list(build_run(wrong, run))
     assert read_record(run / "run.toml").asked.llm.gguf == unservable
-    # The next sitting gets as far as its first event, which is all that could be refused.
+    # The settings are checked before the first event.
     right = small_config(per_class=2, classes=("bus",))
     session = build_run(right, run)
     assert next(session) == SessionStarted(False, {"bus": 2}, {})
@@ -35,7 +35,7 @@ def test_other_settings_after_a_language_model_that_could_not_start(tmp_path, un
     assert read_record(run / "run.toml").asked == right
 
 
-def test_once_a_prompt_is_written_the_settings_stand(tmp_path, unservable):
+def test_settings_cannot_change_once_a_prompt_is_written(tmp_path, unservable):
     run = tmp_path / "run"
     wrong = small_config(per_class=1, llm={"gguf": unservable})
     with pytest.raises(SegsmithError, match="cannot serve"):

@@ -114,7 +114,7 @@ def test_without_a_run_the_plan_says_that_its_figures_are_stated():
 
 
 def run_with(tmp_path, images, accepted):
-    """A run folder of `images` judged pictures, ten seconds of drawing and thirty in all."""
+    """A run folder with `images` judged images, drawn in ten of thirty seconds."""
     run = RunFolder(tmp_path / "run")
     run.create()
     ledger = Ledger(run.ledger)

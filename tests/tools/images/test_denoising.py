@@ -51,7 +51,7 @@ def test_it_agrees_with_the_data_prediction_of_multistep_solvers(name, predictio
     output, sample = noise()
     ours = clean_latents(scheduler, output, timestep, sample)
     own = scheduler.convert_model_output(output, sample=sample)
-    if name == "DEISMultistep":  # this one goes on with the noise; turn it back
+    if name == "DEISMultistep":  # this one converts to noise; convert it back
         a, s = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[4])
         own = (sample - s * own) / a
     assert torch.allclose(ours, own, atol=1e-4, rtol=1e-4)
@@ -124,7 +124,7 @@ def backend(folder, scheduler=None, **settings):
 @pytest.mark.parametrize(
     ("kind", "scheduler"), [*[("sd", s) for s in SAMPLERS], ("sdxl", None), ("sdxl", "dpm++"), ("sd3", None)]
 )
-def test_pictures_that_stay_are_the_same_and_cost_what_they_should(folders, kind, scheduler):
+def test_remaining_images_are_unchanged_and_cost_the_expected_steps(folders, kind, scheduler):
     it = backend(folders[kind], scheduler)
     whole = [d.image for d in it.draw(REQUESTS)]
     seen, rows = [], []
@@ -158,8 +158,8 @@ def test_a_batch_that_loses_all_ends_at_once(folders):
     assert all(d.image is not None for d in it.draw(REQUESTS[:1]))  # and the next batch is whole
 
 
-def test_previews_come_near_the_finished_picture(folders):
-    """Late in the process the clean prediction is nearly the picture; a wrong formula would be far off."""
+def test_previews_are_close_to_the_final_image(folders):
+    """In the last steps the clean prediction is close to the final image; with a wrong formula it would not be."""
     it = DiffusionBackend(
         ImagesConfig(
             backend="diffusion", model=str(folders["sd3"]), size=64, steps=20,

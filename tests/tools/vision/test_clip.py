@@ -42,7 +42,7 @@ def encoder(timm_folder):
     return OpenClipEncoder.load(str(timm_folder), device="cpu")
 
 
-def pictures(count: int, size: int = 40) -> list[np.ndarray]:
+def random_images(count: int, size: int = 40) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (size, size + 8 * i, 3)).astype(np.uint8) for i in range(count)]
 
@@ -54,7 +54,7 @@ def test_is_an_image_text_encoder_in_float32(encoder):
 
 
 def test_image_vectors_are_unit_and_independent_of_the_batch(encoder):
-    images = pictures(5)
+    images = random_images(5)
     vectors = encoder.embed_images(images)
     assert vectors.shape == (5, 16)
     assert vectors.dtype == np.float32
@@ -123,7 +123,7 @@ def test_plain_open_clip_name_with_a_weights_file(tmp_path, monkeypatch):
     open_clip.add_model_config(config)
     weights = folder / "open_clip_model.safetensors"
     encoder = OpenClipEncoder.load(f"tiny-test-clip:{weights}", device="cpu")
-    assert encoder.embed_images(pictures(2)).shape == (2, 16)
+    assert encoder.embed_images(random_images(2)).shape == (2, 16)
     assert encoder.stem_state() == {}
     with pytest.raises(SegsmithError, match="Cannot load"):
         OpenClipEncoder.load(f"ViT-B-32:{weights}", device="cpu")

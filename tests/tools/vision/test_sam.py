@@ -39,7 +39,7 @@ def tiny(tmp_path_factory):
     return SamSegmenter.load(str(write_folder(tmp_path_factory.mktemp("sam") / "tiny")), device="cpu")
 
 
-def picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -59,7 +59,7 @@ def test_is_a_point_segmenter_named_after_its_folder(tiny):
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 128), (50, 97), (201, 90)])
 def test_candidates_have_the_size_of_the_image(tiny, height, width):
-    (found,) = tiny.segment(picture(height, width), [points((3, 4), (20, 30))])
+    (found,) = tiny.segment(random_image(height, width), [points((3, 4), (20, 30))])
     assert found.masks.shape == (2, height, width)
     assert found.masks.dtype == np.bool_
     assert found.scores.shape == (2,)
@@ -68,11 +68,11 @@ def test_candidates_have_the_size_of_the_image(tiny, height, width):
 
 
 def test_no_points_no_candidates(tiny):
-    assert tiny.segment(picture(64, 64), []) == []
+    assert tiny.segment(random_image(64, 64), []) == []
 
 
 def test_a_set_does_not_depend_on_its_neighbours(tiny):
-    image = picture(70, 64)
+    image = random_image(70, 64)
     sets = [points((5, 5)), points((9, 40), (30, 12), (60, 60)), points((33, 8)), points((1, 2), (3, 4))]
     together = tiny.segment(image, sets)
     alone = [tiny.segment(image, [one])[0] for one in sets]
@@ -82,13 +82,13 @@ def test_a_set_does_not_depend_on_its_neighbours(tiny):
 
 def test_chunks_change_nothing(tiny, monkeypatch):
     sets = [points((i, 2 * i)) for i in range(5)]
-    whole = tiny.segment(picture(64, 64), sets)
+    whole = tiny.segment(random_image(64, 64), sets)
     monkeypatch.setattr(sam_module, "MAX_POINT_SETS", 2)
-    assert all(same(a, b) for a, b in zip(tiny.segment(picture(64, 64), sets), whole, strict=True))
+    assert all(same(a, b) for a, b in zip(tiny.segment(random_image(64, 64), sets), whole, strict=True))
 
 
 def test_many_images_equal_one_by_one(tiny):
-    images = [picture(64, 64, 1), picture(90, 40, 2), picture(64, 64, 3)]
+    images = [random_image(64, 64, 1), random_image(90, 40, 2), random_image(64, 64, 3)]
     sets = [[points((4, 4)), points((9, 9), (20, 3))], [], [points((50, 50))]]
     many = tiny.segment_many(images, sets, images_per_batch=2)
     assert [len(found) for found in many] == [2, 0, 1]
@@ -97,8 +97,8 @@ def test_many_images_equal_one_by_one(tiny):
 
 
 def test_points_are_pixels_of_the_image(tiny):
-    # the same picture at twice the size, with the same places named, is the same question
-    small = np.kron(picture(8, 8), np.ones((8, 8, 1), np.uint8))
+    # the same image and points at twice the size must give the same scores
+    small = np.kron(random_image(8, 8), np.ones((8, 8, 1), np.uint8))
     large = np.kron(small, np.ones((2, 2, 1), np.uint8))
     (a,) = tiny.segment(small, [points((10, 50), (30, 20))])
     (b,) = tiny.segment(large, [points((20, 100), (60, 40))])
@@ -114,7 +114,7 @@ def test_official_file_finds_its_builder_by_shape(tmp_path, monkeypatch):
     loaded = SamSegmenter.load(str(tmp_path / "sam_vit_b_01ec64.pth"), device="cpu")
     direct = SamSegmenter(model, "direct")
     assert loaded.name == "sam_vit_b_01ec64"
-    image, sets = picture(64, 64), [points((7, 8))]
+    image, sets = random_image(64, 64), [points((7, 8))]
     assert same(loaded.segment(image, sets)[0], direct.segment(image, sets)[0])
 
 

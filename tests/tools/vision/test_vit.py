@@ -43,7 +43,7 @@ def classifier(n_classes: int, **changes) -> TimmPatchClassifier:
 
 
 def squares(count: int, n_classes: int = 2) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
-    """Grey pictures with a square in the colour of their class, their labels, and the squares' masks."""
+    """Grey images with a square in the colour of their class, their labels, and the squares' masks."""
     rng = np.random.default_rng(1)
     colours = [(220, 30, 30), (30, 30, 220), (30, 200, 30)]
     images, labels, masks = [], np.zeros((count, n_classes), np.float32), []
@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_scores():
 
 def test_no_image_is_scored_by_a_model_that_saw_its_group(monkeypatch):
     images, labels, _ = squares(12)
-    for i, image in enumerate(images):  # a mark by which the two halves of the test know a picture
+    for i, image in enumerate(images):  # a mark that identifies the image
         image[0, 0] = i
     groups = [f"p{i // 2}" for i in range(12)]
     trained: list[set[float]] = []
@@ -140,7 +140,7 @@ def test_fewer_groups_than_folds_and_a_single_group(caplog):
     assert "One group" in caplog.text
 
 
-def test_pictures_of_any_size_and_none_at_all():
+def test_images_of_any_size_and_an_empty_list():
     tool = classifier(2, settings={"epochs": 1})
     images = [np.full((50 + 10 * i, 90, 3), 40 * i, np.uint8) for i in range(4)]
     scores = tool.out_of_fold(images, np.eye(2, dtype=np.float32)[[0, 1, 0, 1]], list("abcd"))
