@@ -58,6 +58,13 @@ def _model(need: ModelRequirement, missing: bool, reachable: bool, preset: str) 
     if need.kind == "service":
         return Line(need.role, True, f"{need.name} at {need.source}")
     if not missing:
+        if need.role == "judge":
+            from segsmith.tools.vision.clip_config import check_clip
+
+            try:
+                check_clip(need.name)
+            except SegsmithError as error:
+                return Line(need.role, False, error.message, error.remedy)
         return Line(need.role, True, f"{need.name} ({need.kind})")
     if need.kind == "file":
         return Line(need.role, False, f"{need.source} does not exist", "Name a file or folder that exists.")

@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from huggingface_hub import hf_hub_download
 from PIL import Image as PILImage
 from safetensors import SafetensorError
 
 import segsmith.tools.vision.mini_clip as mini
 from segsmith.errors import SegsmithError
+from segsmith.terminal_text import first_line
 from segsmith.tools.devices import autocast, choose_device, choose_dtype
+from segsmith.tools.vision.clip_config import check_clip, read_clip_config
+from segsmith.tools.weights.model_requirements import OPEN_CLIP_CONFIG
 from segsmith.types import Image, Vectors
 
 logger = logging.getLogger(__name__)
@@ -84,16 +88,18 @@ class OpenClipEncoder:
         """
         device = choose_device(device)
         model_name, weights, bpe = _resolve(spec)
-        options = {"bpe_path": str(bpe)} if bpe else {}
+        options: dict[str, Any] = {"bpe_path": str(bpe)} if bpe else {}
         try:
+            if _has_hf_tokenizer(model_name):
+                # Whatever the configuration or the tokenizer's own files ask for, no code of theirs is run.
+                options = {"trust_remote_code": False}
             model, preprocess = open_clip.create_model_from_pretrained(
                 model_name, pretrained=weights, device=device, weights_only=True
             )
             tokenizer = open_clip.get_tokenizer(model_name, **options)
         except READ_ERRORS as error:
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
             raise SegsmithError(
-                f"Cannot load the CLIP model {spec!r}: {first_line}.",
+                f"Cannot load the CLIP model {spec!r}: {first_line(error)}.",
                 "Use 'mini', a folder with open_clip_config.json and its weights, or name:file "
                 "with weights that fit the name.",
             ) from error
@@ -168,14 +174,14 @@ class OpenClipEncoder:
 
 
 def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
-    """open_clip's model name, its weights, and the byte-pair file if the model folder contains one."""
+    """open_clip's model name, weights, and the byte-pair file of a folder that has one.
+
+    The configuration of a folder has been checked then; that of a repository is checked by `_has_hf_tokenizer`,
+    which downloads it.
+    """
     if spec == "mini" or (spec and Path(spec).is_dir()):
         folder = mini.packaged_checkpoint("mini_clip") if spec == "mini" else Path(spec)
-        if not (folder / "open_clip_config.json").is_file():
-            raise SegsmithError(
-                f"The folder {folder} contains no open_clip_config.json.",
-                "Use a folder that open_clip saved, or name:weights such as ViT-B-32:openai.",
-            )
+        check_clip(str(folder))
         bpe = folder / BPE_FILE
         return f"local-dir:{folder}", None, bpe if bpe.is_file() else None
     if spec.startswith(("hf-hub:", "local-dir:")):
@@ -197,6 +203,19 @@ def _resolve(spec: str) -> tuple[str, str | None, Path | None]:
             f"Type {name}: followed by a file or one of its tags: {_some(weights, tags)}.",
         )
     return name, weights if weights in tags else str(file), None
+
+
+def _has_hf_tokenizer(model_name: str) -> bool:
+    """Does open_clip take this model's tokenizer from transformers?
+
+    A configuration that comes with the model is checked first; raises `SegsmithError` if it is not allowed.
+    """
+    if model_name.startswith("hf-hub:"):
+        repository = model_name.removeprefix("hf-hub:")
+        return read_clip_config(Path(hf_hub_download(repository, OPEN_CLIP_CONFIG))).has_hf_tokenizer
+    if (config := check_clip(model_name)) is not None:
+        return config.has_hf_tokenizer
+    return bool((open_clip.get_model_config(model_name) or {}).get("text_cfg", {}).get("hf_tokenizer_name"))
 
 
 def _some(wanted: str, tags: Sequence[str]) -> str:
