@@ -31,7 +31,7 @@ from segsmith.events import EpochFinished, Event, ImagesDrawn, RoundPlanned, Sta
 from segsmith.testing import ScriptedChat, fingerprint, leftovers, small_config
 
 FORK = multiprocessing.get_context("forkserver")
-"""Forks of a clean process: one of a process with threads of its own, such as a test run's, may hang."""
+"""Forks of a clean process, because forks of a process with threads, such as a test run, may hang."""
 PRELOAD = (
     "segsmith.datasets.export", "segsmith.graph.graph", "segsmith.workflows.build",
     "segsmith.report.report", "segsmith.segmentation.trainer", "segsmith.tools.vision.clip",

@@ -153,7 +153,7 @@ def test_an_image_on_which_nothing_is_drawn_is_named_and_stays_unknown(segsmith,
     assert (mask(tmp_path / "run" / "voc") == 255).all()
 
 
-def test_a_class_nobody_labelled_is_named(segsmith, points, tmp_path):
+def test_a_class_without_labels_is_named(segsmith, points, tmp_path):
     (points / "classes.txt").write_text("cat\nbus\nzebra\n")
     code, _, complaint = segsmith("refine", "--dataset", points, "--out", tmp_path / "run", "--no-train")
     assert (code, "classes that no training image shows: 1\n  zebra" in complaint) == (0, True)

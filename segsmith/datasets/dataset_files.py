@@ -1,4 +1,4 @@
-"""The files of a dataset that somebody else made: nothing outside its folder is opened, and sizes are bounded."""
+"""The files of an untrusted dataset: nothing outside its folder is opened, and sizes are limited."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class DatasetFiles:
         self._resolved = root.resolve()
 
     def path(self, name: str | Path) -> Path:
-        """The path of a file or folder, there or not, that lies in the dataset after following links."""
+        """The path of a file or folder, existing or not, that is inside the dataset after following links."""
         path = self.root / name
         try:
             resolved = path.resolve()

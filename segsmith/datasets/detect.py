@@ -17,7 +17,7 @@ from segsmith.errors import SegsmithError
 class Format:
     """`write` fills a folder; `read` opens one.
 
-    `version` goes up when the files change, so that an export by an older segsmith is written anew.
+    `version` goes up when the files change, so that an export by an older segsmith is written again.
     `read` raises `DataError` if nothing can be read at all. A format without `write` is only imported.
     """
 

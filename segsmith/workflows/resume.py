@@ -1,4 +1,4 @@
-"""Where the next session of a run begins: anew, where the last one stopped, or at what is out of date or lost."""
+"""Where the next session of a run starts: from scratch, where the last one stopped, or at outdated or lost work."""
 
 from __future__ import annotations
 

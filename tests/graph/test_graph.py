@@ -162,7 +162,7 @@ def test_a_class_that_is_never_accepted_stalls_and_the_rest_is_labelled(make):
     assert [d["class"] for _, _, d in context.ledger.events("missing")] == ["dog"]
 
 
-def test_a_class_nobody_can_write_for_is_given_up(make):
+def test_a_class_without_usable_prompts_is_abandoned(make):
     context = make(mute=("dog",), budget={"patience": 2})
     assert run(context)["missing"] == {"dog": 6}
     dropped = context.ledger.prompts("dropped")

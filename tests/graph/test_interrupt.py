@@ -16,7 +16,7 @@ def listening():
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupt_is_told_and_passed_on():
+def test_an_interrupt_sets_the_event_and_calls_the_previous_handler():
     stopping, before = threading.Event(), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop_on_interrupt(stopping):
         signal.raise_signal(signal.SIGINT)

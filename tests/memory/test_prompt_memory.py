@@ -46,7 +46,7 @@ def test_an_empty_memory_has_no_neighbours(memory):
     assert memory.visits("dog") == {}
 
 
-def test_nearest_is_the_likest_with_its_cosine(memory):
+def test_nearest_is_the_most_similar_prompt_with_its_cosine(memory):
     memory.add([prompt("p-1", "red dog park"), prompt("p-2", "blue bus street")])
     near = memory.nearest(["red dog street", "blue bus street"])
     assert [n.id for n in near] == ["p-1", "p-2"]

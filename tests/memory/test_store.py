@@ -55,7 +55,7 @@ def test_an_unwritable_folder_is_named(tmp_path):
         RunFolder(tmp_path / "file" / "run").create()
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+def test_a_second_process_exits_with_the_name_of_the_holder(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.create()
     code = f"""

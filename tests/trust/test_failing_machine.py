@@ -128,7 +128,7 @@ def test_a_folder_made_read_only_in_mid_run(small_disk, scripted):
     assert build(small_disk / "run", scripted) == "end"
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+def test_a_second_process_exits_with_the_name_of_the_holder(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.create()
     with run.held(), pytest.raises(SegsmithError) as caught, RunFolder(tmp_path / "run").held():

@@ -111,7 +111,7 @@ def test_the_key_is_nowhere(finished):
     assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
 
 
-def test_a_ledger_can_be_read_while_nobody_builds(finished):
+def test_a_ledger_can_be_read_when_no_build_is_running(finished):
     ledger = Ledger(finished / "ledger.db")
     assert len(ledger.evidence()) == len(ledger.images())
     ledger.close()

@@ -50,7 +50,7 @@ def no_network(monkeypatch):
     return tried
 
 
-def test_offline_the_simulators_models_open_and_nobody_is_asked(no_network):
+def test_the_simulators_models_open_offline_without_network_access(no_network):
     check_models(load_config(flags={"classes": ("cat",), "offline": True}))
     assert no_network == []
 

@@ -1,4 +1,4 @@
-"""The regular files of a tar archive that somebody else made, one after the other, with bounded sizes.
+"""The regular files of an untrusted tar archive, in order and with limited sizes.
 
 The standard library's `tarfile` is not used, because several of the supported Python versions never return from
 some archives: negative sizes (CVE-2025-8194) and long pax headers (CVE-2024-6232).

@@ -1,4 +1,4 @@
-"""Is a GGUF file whole? Its header announces every tensor, so a file cut short is told by its size alone.
+"""Check that a GGUF file is complete: its header lists every tensor, so the size shows whether it is truncated.
 
 The layout is that of ggml's ``docs/gguf.md``: magic, version, counts, key-value pairs, one entry per tensor
 (name, shape, type, offset), padding, data. Nothing is loaded; a header of 150,000 tokens takes a fraction of a

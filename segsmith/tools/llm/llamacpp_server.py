@@ -1,4 +1,4 @@
-"""A llama.cpp server as a process of its own. A script, started by path; imports nothing of segsmith.
+"""A llama.cpp server in a separate process: a script that is started by its path and imports nothing from segsmith.
 
 The key that requests must carry comes as LLAMA_API_KEY (llama.cpp's own name for it), never on the command
 line, which every user of the machine can read.

@@ -30,7 +30,7 @@ TRIES = 8
 CHUNK = 1 << 20
 TIMEOUT_S = 30.0
 TRANSIENT = {408, 429, 500, 502, 503, 504}
-DAMAGED = "Type the command again to download it anew; if that does not help, the file has changed."
+DAMAGED = "Rerun the command to download it again; if that does not help, the file has changed."
 LATER = "Check the network and type the command again; the download resumes."
 
 

@@ -110,7 +110,7 @@ def _open_clip_repository(name: str, tag: str) -> str:
 
 
 def _labeler(vit: str) -> ModelRequirement | None:
-    """None where the ViT is the judge's image tower, which has no files of its own."""
+    """None if the ViT is the judge's image tower, which has no separate files."""
     if vit == "judge":
         return None
     name, _, file = vit.partition(":")

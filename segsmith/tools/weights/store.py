@@ -91,7 +91,7 @@ def fetch(requirement: ModelRequirement, on_bytes: OnBytes = no_progress) -> Loc
     found = find(requirement)
     if found is None:
         raise SegsmithError(
-            f"{requirement.name} was downloaded and is still missing.", "Type the command again."
+            f"{requirement.name} was downloaded but is still missing.", "Rerun the command."
         )
     return found
 

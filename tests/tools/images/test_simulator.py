@@ -101,5 +101,5 @@ def test_synonyms_begin_with_the_name():
     assert synonyms("flurbodin") == ("flurbodin",)
 
 
-def test_classes_the_mini_clip_never_learnt_are_told():
+def test_classes_the_mini_clip_was_not_trained_on_are_listed():
     assert untaught(["cat", "axe", "bus"]) == ["axe"]

@@ -162,7 +162,7 @@ def test_a_refusal_names_the_url_and_the_remedy(server, status, remedy):
     assert len(server.requests) == 1
 
 
-def test_nobody_listening_is_said_with_the_url(server):
+def test_an_unreachable_server_is_reported_with_its_url(server):
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(SegsmithError, match=server.url) as caught:
@@ -303,7 +303,7 @@ def test_a_vllm_that_cannot_start_is_one_line_with_its_last_words(tmp_path):
     assert "llm.model" in caught.value.remedy
 
 
-def test_a_server_that_is_never_ready_is_given_up(tmp_path):
+def test_a_server_that_never_becomes_ready_is_reported(tmp_path):
     program = tmp_path / "vllm"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)

@@ -118,7 +118,7 @@ def test_official_file_finds_its_builder_by_shape(tmp_path, monkeypatch):
     assert same(loaded.segment(image, sets)[0], direct.segment(image, sets)[0])
 
 
-def test_official_variants_are_told_apart_by_their_width():
+def test_official_variants_are_identified_by_their_width():
     assert sorted(sam_module.OFFICIAL) == [768, 1024, 1280]
 
 
