@@ -31,7 +31,7 @@ CHUNK = 1 << 20
 TIMEOUT_S = 30.0
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 DAMAGED = "Rerun the command to download it again; if that does not help, the file has changed."
-LATER = "Check the network and type the command again; the download resumes."
+LATER = "Check the network and rerun the command; the download resumes."
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _locked(part: Path, name: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SegsmithError(
-                f"{name} is being downloaded by another process.", "Wait for it, then type the command again."
+                f"{name} is being downloaded by another process.", "Wait for it, then rerun the command."
             ) from None
         except OSError:
             pass  # a file system without locks; the hash would reveal two writers

@@ -90,9 +90,7 @@ def fetch(requirement: ModelRequirement, on_bytes: OnBytes = no_progress) -> Loc
         )
     found = find(requirement)
     if found is None:
-        raise SegsmithError(
-            f"{requirement.name} was downloaded but is still missing.", "Rerun the command."
-        )
+        raise SegsmithError(f"{requirement.name} was downloaded but is still missing.", "Rerun the command.")
     return found
 
 
