@@ -59,8 +59,18 @@ def components(mask: NDArray[np.bool_], min_area_px: int = 1) -> list[NDArray[np
     Components under `min_area_px` pixels are left out; if all are smaller, the largest is kept, so that a
     labelled class is never lost. An empty mask gives an empty list.
     """
-    labelled = label(mask, connectivity=2)
-    areas = np.bincount(labelled.ravel())[1:]
-    order = np.argsort(-areas, kind="stable")
-    kept = [i for i in order if areas[i] >= min_area_px] or list(order[:1])
-    return [labelled == i + 1 for i in kept]
+    labelled, order, areas = numbered_components(mask)
+    kept = [i for i in order if areas[i - 1] >= min_area_px] or list(order[:1])
+    return [labelled == i for i in kept]
+
+
+def numbered_components(
+    mask: NDArray[np.bool_],
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """(H, W) numbers of the 8-connected components from 1, the numbers from the largest down, and all areas."""
+    labelled = label(mask, connectivity=2).astype(np.int32, copy=False)
+    areas = np.zeros(int(labelled.max(initial=0)) + 1, np.int64)
+    flat = labelled.ravel()
+    for start in range(0, flat.size, 8 * CHUNK):
+        areas += np.bincount(flat[start : start + 8 * CHUNK], minlength=areas.size)
+    return labelled, np.argsort(-areas[1:], kind="stable") + 1, areas[1:]

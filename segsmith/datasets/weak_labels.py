@@ -13,13 +13,13 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, find_objects
 from skimage.draw import polygon2mask
 from skimage.graph import route_through_array
 from skimage.measure import approximate_polygon, find_contours, label
 from skimage.morphology import skeletonize
 
-from segsmith.datasets.objects import components
+from segsmith.datasets.objects import histogram, numbered_components
 from segsmith.types import IGNORE
 
 WeakKind = Literal["points", "scribbles", "coarse", "image"]
@@ -34,6 +34,10 @@ COARSE_TOLERANCE = 0.06
 
 POINT_SIDE, LINE_DEPTH, DENSE_SHARE = 0.02, 0.01, 0.97
 """Shares by which `kind_of` tells kinds apart: of the image's side, of its side, and of all pixels (ours)."""
+STRIP_PIXELS = 1 << 22
+"""Pixels of which a distance transform is made at a time."""
+MAX_PIECES = 1000
+"""Components of one class in one label map that `kind_of` looks at."""
 
 
 def weaken(label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -67,7 +71,7 @@ def kind_of(weak_maps: Iterable[NDArray[np.uint8]]) -> WeakKind | None:
     for label_map in weak_maps:
         pixels, drawn = pixels + label_map.size, drawn + int((label_map != IGNORE).sum())
         side = max(label_map.shape)
-        for _, piece in _pieces(label_map):
+        for piece in _sampled_pieces(label_map):
             votes[_kind_of_piece(piece, max(3, POINT_SIDE * side), max(2, LINE_DEPTH * side))] += 1
     if not votes:
         return "image"
@@ -75,17 +79,45 @@ def kind_of(weak_maps: Iterable[NDArray[np.uint8]]) -> WeakKind | None:
 
 
 def _kind_of_piece(piece: NDArray[np.bool_], point_side: float, line_depth: float) -> WeakKind:
-    ys, xs = np.nonzero(piece)
-    if max(np.ptp(ys), np.ptp(xs)) < point_side:
+    """The kind of a component that fills the (H, W) box of `piece`."""
+    if max(piece.shape) - 1 < point_side:
         return "points"
-    box = piece[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    return "scribbles" if distance_transform_edt(np.pad(box, 1)).max() <= line_depth else "coarse"
+    return "coarse" if _deeper_than(piece, line_depth) else "scribbles"
+
+
+def _deeper_than(piece: NDArray[np.bool_], depth: float) -> bool:
+    """Is a pixel of the component farther than `depth` from its outside?
+
+    In strips with a margin of `depth`, because a distance transform needs about forty bytes a pixel.
+    """
+    padded = np.pad(piece, 1)
+    margin = int(np.ceil(depth)) + 1
+    height = max(margin, STRIP_PIXELS // padded.shape[1])
+    for start in range(0, len(padded), height):
+        top = max(0, start - margin)
+        strip = padded[top : start + height + margin]
+        if distance_transform_edt(strip)[start - top : start - top + height].max() > depth:
+            return True
+    return False
 
 
 def _pieces(label_map: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """(value, (H, W) mask) of every component, one class after the other, the largest components first."""
     for value in (int(v) for v in np.unique(label_map) if v != IGNORE):
-        for piece in components(label_map == value):
-            yield value, piece
+        labelled, order, _ = numbered_components(label_map == value)
+        for number in order:  # one at a time, since a noisy mask has a component for every few pixels
+            yield value, labelled == number
+
+
+def _sampled_pieces(label_map: NDArray[np.uint8]) -> Iterator[NDArray[np.bool_]]:
+    """Components cut out by their boxes; of many of a class, `MAX_PIECES` spread over their sizes."""
+    for value in np.flatnonzero(histogram(label_map)):
+        if value != IGNORE:
+            labelled, order, _ = numbered_components(label_map == value)
+            boxes = find_objects(labelled)
+            for number in order[:: max(1, len(order) // MAX_PIECES)]:
+                box = boxes[number - 1]
+                yield labelled[box] == number
 
 
 def _point(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:

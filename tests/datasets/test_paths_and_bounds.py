@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from segsmith.datasets.staging import replace_folder
 from segsmith.datasets.validate import validate
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import write_voc
+from segsmith.datasets.weak_labels import kind_of
 from segsmith.errors import SegsmithError
 from segsmith.files import Conversion
 
@@ -148,6 +150,15 @@ def test_sixteen_bit_masks_are_rejected_alike(copy):
     assert "colour_mask" in {problem.kind for problem in import_dataset(root).skipped}
     with pytest.raises(SegsmithError, match="16-bit"):
         VocFolder(root, "train")
+
+
+def test_a_mask_of_noise_costs_no_mask_per_component():
+    noise = np.random.default_rng(0).choice(np.array([1, 255], np.uint8), (700, 700), p=[0.15, 0.85])
+    tracemalloc.start()
+    assert kind_of([noise]) == "points"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 def test_two_exports_to_one_folder_do_not_mix(tmp_path):
