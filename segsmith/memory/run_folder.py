@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -20,6 +21,8 @@ from segsmith.errors import SegsmithError
 from segsmith.files import PART, read_image, sha256_of, write_atomic
 from segsmith.memory.ledger import ImageRow, MaskRow
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of `flock` on file systems without locks, such as some network file systems."""
 RESTORE = "Restore the file from a copy, or build again into another folder with --out."
 
 
@@ -44,6 +47,26 @@ def read_verified(path: Path, sha256: str, what: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise SegsmithError(f"The file of {what} is not the one that the run wrote ({path}).", RESTORE)
     return data
+
+
+def _holder() -> str:
+    """Who holds a lock: this process, in words."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"by process {os.getpid()} on {socket.gethostname()} since {since}"
+
+
+def _has_ended(holder: str) -> bool:
+    """Whether the process that `_holder` describes ran on this machine and has ended."""
+    found = re.match(r"by process (\d+) on (\S+) since", holder)
+    if found is None or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 class RunFolder:
@@ -122,12 +145,43 @@ class RunFolder:
                     f"Run folder {self.root} is in use {holder}.",
                     "Wait for it, stop it, or name another folder with --out.",
                 ) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                with self._held_by_file():
+                    self._sweep()
+                    yield
+                return
             file.truncate(0)
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            file.write(f"by process {os.getpid()} on {socket.gethostname()} since {since}")
+            file.write(_holder())
             file.flush()
             self._sweep()
             yield
+
+    @contextmanager
+    def _held_by_file(self) -> Iterator[None]:
+        """Lock the folder by a file that only one process can create, on file systems without locks.
+
+        The file of a process that no longer runs on this machine is taken over; nobody can tell for another machine.
+        """
+        path = self.root / ".lock-holder"
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            holder = path.read_text("utf-8")
+            if not _has_ended(holder):
+                raise SegsmithError(
+                    f"Run folder {self.root} is in use {holder or 'by an unknown process'}.",
+                    f"Wait for it or stop it; if it has ended, delete {path}.",
+                ) from None
+            path.unlink(missing_ok=True)
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        with os.fdopen(handle, "w") as file:
+            file.write(_holder())
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def held_for_reading(self) -> Iterator[None]:

@@ -173,7 +173,7 @@ def _is_ours(out: Path, record: str) -> bool:
     note = out / "refine.txt"
     if note.exists() and _same(note.read_text("utf-8", errors="replace"), record):
         return True
-    if any(path.name != ".lock" and not path.name.startswith(PART) for path in out.iterdir()):
+    if any(not path.name.startswith((".lock", PART)) for path in out.iterdir()):
         raise SegsmithError(
             f"{out} exists already and was not made with this dataset and these settings.",
             "Name a new folder with --out.",

@@ -16,7 +16,7 @@ from segsmith.memory.run_folder import RunFolder
 from segsmith.review.decisions import REENTER, stale
 from segsmith.workflows.verify import damaged_files
 
-OURS = {"images", "masks", "checkpoints", "real", ".writable", ".lock"}
+OURS = {"images", "masks", "checkpoints", "real", ".writable", ".lock", ".lock-holder"}
 """What a session may have created before it wrote run.toml."""
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C is told to the nodes, and still ends the command."""
+"""Ctrl-C reaches the nodes, and still ends the command."""
 
 import signal
 import threading

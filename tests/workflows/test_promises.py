@@ -1,8 +1,10 @@
 """Promises of the workflows: clocks, interrupted commands, locks, and the graph behind LangGraph's server."""
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +89,25 @@ def test_an_output_folder_is_locked_and_cleaned_up(tmp_path):
         assert not list((tmp_path / "out" / "training").iterdir())
         with pytest.raises(SegsmithError, match=f"process {os.getpid()}"), RunFolder(tmp_path / "out").held():
             pass
+
+
+def test_where_the_file_system_has_no_locks_an_exclusive_file_is_the_lock(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    run = RunFolder(tmp_path)
+    with run.held(), pytest.raises(SegsmithError, match=f"process {os.getpid()} .*lock-holder"), run.held():
+        pass
+    assert not (tmp_path / ".lock-holder").exists()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / ".lock-holder").write_text(f"by process {ended.pid} on {socket.gethostname()} since now")
+    with run.held():
+        assert f"process {os.getpid()}" in (tmp_path / ".lock-holder").read_text()
+    (tmp_path / ".lock-holder").write_text(f"by process {ended.pid} on elsewhere since now")
+    with pytest.raises(SegsmithError, match="on elsewhere"), run.held():
+        pass
 
 
 def test_tracing_to_langsmith_is_announced_and_refused_offline(monkeypatch):
