@@ -63,9 +63,9 @@ def _points(inputs: Path) -> None:
 
 def _real_images(inputs: Path) -> None:
     """``real``: ten scenes to train on and two to validate with, as a user's dataset."""
-    from segsmith.tools.images.simulator import real_world
+    from segsmith.tools.images.simulator import unseen_scenes
 
-    scenes = enumerate(real_world(CLASSES, 12, 3, 64))
+    scenes = enumerate(unseen_scenes(CLASSES, 12, 3, 64))
     pairs = [(f"{number:02d}", scene.image, scene.class_mask(CLASSES)) for number, scene in scenes]
     write_voc(inputs / "real", CLASSES, {"train": pairs[:10], "val": pairs[10:]})
 

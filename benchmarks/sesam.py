@@ -32,7 +32,7 @@ from segsmith.segmentation.metrics import score_pairs
 from segsmith.segmentation.sources import read_maps
 from segsmith.segmentation.trainer import train
 from segsmith.segmentation.weak_refiner import WeakRefiner
-from segsmith.tools.images.simulator import real_world
+from segsmith.tools.images.simulator import unseen_scenes
 from segsmith.tools.vision.clip import OpenClipEncoder
 from segsmith.tools.vision.sam import SamSegmenter
 from segsmith.workflows.refine import refine_config
@@ -164,7 +164,7 @@ def world(seed: int) -> Path:
 
 def scenes(split: str, seed: int) -> Iterator[Pair]:
     first = 1_000_000 * (seed + 1) + (500_000 if split == "test" else 0)
-    for index, scene in enumerate(real_world(CLASSES, IMAGES[split], first, SIZE_PX)):
+    for index, scene in enumerate(unseen_scenes(CLASSES, IMAGES[split], first, SIZE_PX)):
         yield f"{split}{index:04d}", scene.image, scene.class_mask(CLASSES)
 
 

@@ -28,7 +28,7 @@ from segsmith.datasets.voc_layout import Pair, write_voc
 from segsmith.segmentation.network import build_segmenter, normalise
 from segsmith.segmentation.trainer import MAX_GRADIENT, WEIGHT_DECAY, EpochReport, train
 from segsmith.segmentation.transforms import place, restyle
-from segsmith.tools.images.simulator import real_world
+from segsmith.tools.images.simulator import unseen_scenes
 
 CLASSES = ("cat", "bus")
 SIZE_PX, WINDOW_PX = 128, 96
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def scenes(count: int) -> Iterator[Pair]:
-    for index, scene in enumerate(real_world(CLASSES, count, 0, SIZE_PX)):
+    for index, scene in enumerate(unseen_scenes(CLASSES, count, 0, SIZE_PX)):
         yield f"s{index:04d}", scene.image, scene.class_mask(CLASSES)
 
 

@@ -13,7 +13,7 @@ from segsmith.config import load_config
 from segsmith.datasets.voc_layout import write_voc
 from segsmith.events import Status
 from segsmith.testing import ScriptedChat
-from segsmith.tools.images.simulator import real_world
+from segsmith.tools.images.simulator import unseen_scenes
 from segsmith.workflows.augment import plan_enlargement, training_share
 from segsmith.workflows.build import build_run
 
@@ -28,7 +28,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def scenes():
-    return list(real_world(CLASSES, 12, 3, 128))
+    return list(unseen_scenes(CLASSES, 12, 3, 128))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from segsmith.datasets.voc_layout import write_voc
-from segsmith.tools.images.simulator import real_world
+from segsmith.tools.images.simulator import unseen_scenes
 from segsmith.workflows.weaken import weaken_dataset
 
 CLASSES = ("cat", "bus")
@@ -23,7 +23,7 @@ def full(tmp_path_factory):
     root = tmp_path_factory.mktemp("refine") / "full"
 
     def pairs(split, count, seed):
-        for index, scene in enumerate(real_world(CLASSES, count, seed, 64)):
+        for index, scene in enumerate(unseen_scenes(CLASSES, count, seed, 64)):
             yield f"{split}{index}", scene.image, scene.class_mask(CLASSES)
 
     write_voc(root, CLASSES, {"train": pairs("train", 6, 1), "val": pairs("val", 2, 50)})

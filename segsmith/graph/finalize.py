@@ -67,7 +67,7 @@ class Finalizer:
         The masks of held-out generated images are the labeler's, so that score says how well the segmenter has
         learned them. Held-out real images have their own masks, and those of the test set are exact.
         """
-        from segsmith.tools.images.test_set import write_test_world
+        from segsmith.tools.images.simulator import write_test_set
         from segsmith.tools.training import evaluate_segmenter
 
         checkpoint = str(self._context.run.checkpoints)
@@ -81,7 +81,7 @@ class Finalizer:
             )
         settings = self._context.config.evaluation
         if settings.images and self._context.config.images.backend == "simulator":
-            test_set = write_test_world(
+            test_set = write_test_set(
                 self._context.run.evaluation / "real",
                 self._context.config.classes,
                 settings.images,

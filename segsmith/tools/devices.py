@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from segsmith.errors import SegsmithError
+from segsmith.terminal_text import first_line
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,7 +25,7 @@ def choose_device(device: str = "auto") -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or ["unknown"])[0].split(". ")[0].rstrip(".")
+        reason = first_line(error).split(". ")[0].rstrip(".")
         raise SegsmithError(
             f"There is no device {device!r}: {reason:.120}.", "Use auto, cpu, cuda, cuda:<number> or mps."
         ) from None

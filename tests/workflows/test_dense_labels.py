@@ -11,7 +11,7 @@ from segsmith.errors import SegsmithError
 from segsmith.segmentation.masks import MaskSettings
 from segsmith.segmentation.sources import Prediction
 from segsmith.segmentation.weak_refiner import WeakRefiner
-from segsmith.tools.images.simulator import real_world
+from segsmith.tools.images.simulator import unseen_scenes
 from segsmith.tools.vision.sam import SamSegmenter
 from segsmith.types import PatchScores
 from segsmith.workflows.dense_labels import find_seeds, maps_of_file, quality, write_dense
@@ -22,7 +22,7 @@ SETTINGS = MaskSettings.of(LabelerConfig())
 
 
 def pairs(count, seed):
-    for index, scene in enumerate(real_world(CLASSES, count, seed, 128)):
+    for index, scene in enumerate(unseen_scenes(CLASSES, count, seed, 128)):
         yield f"s{seed}-{index}", scene.image, scene.class_mask(CLASSES)
 
 

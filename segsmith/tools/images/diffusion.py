@@ -17,6 +17,7 @@ import torch
 from segsmith.config import ImagesConfig
 from segsmith.errors import OutOfMemory, SegsmithError
 from segsmith.protocols import unwatched
+from segsmith.terminal_text import first_line
 from segsmith.tools.devices import choose_device, choose_dtype
 from segsmith.tools.images.denoising import SHRINKABLE, NothingLeft, StepWatch, watched
 from segsmith.tools.images.diffusion_files import check_tensors, load_tensors, pipeline_folder, settings_name
@@ -186,7 +187,7 @@ class DiffusionBackend:
             self._set_scheduler(pipe)
         except BAD_FILES as error:
             raise SegsmithError(
-                f"{config.model!r} cannot be loaded as a text-to-image pipeline: {_first_line(error)}",
+                f"{config.model!r} cannot be loaded as a text-to-image pipeline: {first_line(error, 200)}",
                 "Name a complete diffusers folder or hub id with safetensors weights in images.model.",
             ) from error
         return pipe
@@ -302,7 +303,3 @@ def _free() -> None:
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

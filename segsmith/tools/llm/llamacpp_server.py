@@ -1,6 +1,6 @@
 """A llama.cpp server in a separate process: a script that is started by its path and imports nothing from segsmith.
 
-The key that requests must carry comes as LLAMA_API_KEY (llama.cpp's own name for it), never on the command
+The key that requests must contain is passed as LLAMA_API_KEY (llama.cpp's own name for it), not on the command
 line, which every user of the machine can read.
 """
 
@@ -12,12 +12,12 @@ import signal
 import sys
 
 CACHE_MIB = 64
-"""Prompt cache. llama.cpp's own default is 8 GiB."""
+"""Size of the prompt cache; llama.cpp's default is 8 GiB."""
 WARNINGS_AND_SERVER_LINES = 3
 
 
 def main() -> int:
-    """Serve until SIGTERM; 1 when the file cannot be served."""
+    """Serve until SIGTERM; returns 1 if the file cannot be served."""
     parser = argparse.ArgumentParser()
     parser.add_argument("gguf")
     parser.add_argument("--model", required=True)
@@ -40,7 +40,7 @@ def main() -> int:
     params.cache_ram_mib = CACHE_MIB
     params.warmup = False
     params.ui = False
-    params.endpoint_slots = False  # it would show every prompt
+    params.endpoint_slots = False  # it would expose every prompt
     params.verbosity = WARNINGS_AND_SERVER_LINES
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:

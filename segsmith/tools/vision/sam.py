@@ -26,6 +26,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
 from segsmith.errors import SegsmithError
+from segsmith.terminal_text import first_line
 from segsmith.tools.devices import autocast, choose_device, choose_dtype
 from segsmith.tools.weights.store import sam_file
 from segsmith.types import Image, MaskCandidates
@@ -267,7 +268,7 @@ def _load_official(path: Path) -> Sam:
         # torch's message is not shown, because it explains how to run arbitrary code from the file.
         raise SegsmithError(f"{path} is corrupt, or contains more than weights.", _REMEDY) from None
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise SegsmithError(f"{path} is not a complete SAM checkpoint: {reason:.160}.", _REMEDY) from None
     if width not in OFFICIAL:
         known = ", ".join(map(str, OFFICIAL))

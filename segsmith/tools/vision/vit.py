@@ -26,6 +26,7 @@ from timm.models.vision_transformer import VisionTransformer
 from segsmith.config import Config, LabelerConfig
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.seeds import top_k_pool
+from segsmith.terminal_text import first_line
 from segsmith.tools.devices import autocast, choose_device, choose_dtype, training_dtype
 from segsmith.tools.vision.clip import READ_ERRORS, OpenClipEncoder
 from segsmith.tools.vision.clip_to_timm import tower_as_timm
@@ -309,7 +310,7 @@ def _timm_vit(name: str, file: Path | None, pretrained: bool) -> VisionTransform
     except TypeError:  # not a ViT: the model does not accept dynamic_img_size
         trunk = None
     except READ_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise SegsmithError(
             f"Cannot load the ViT {name} from {file or 'the hub'}: {reason:.160}.", _VIT_REMEDY
         ) from None

@@ -6,7 +6,7 @@ import pytest
 from segsmith.config import FaultRates
 from segsmith.errors import SegsmithError
 from segsmith.protocols import ImageBackend
-from segsmith.tools.images.simulator import Simulator, check_drawable, real_world, synonyms, untaught
+from segsmith.tools.images.simulator import Simulator, check_drawable, synonyms, unseen_scenes, untaught
 from segsmith.types import ImageRequest
 
 POOL = ("cat", "dog", "bus", "boat")
@@ -76,19 +76,19 @@ def test_rates_are_kept():
 
 
 def test_the_test_world_has_another_style_and_exact_masks():
-    scenes = list(real_world(POOL, 4, seed=3, size=128))
+    scenes = list(unseen_scenes(POOL, 4, seed=3, size=128))
     for scene in scenes:
         assert scene.present(POOL)
         assert set(np.unique(scene.class_mask(POOL))) - {0} == {
             POOL.index(c) + 1 for c in scene.present(POOL)
         }
-    again = list(real_world(POOL, 4, seed=3, size=128))
+    again = list(unseen_scenes(POOL, 4, seed=3, size=128))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(scenes, again, strict=True))
 
 
 @pytest.mark.parametrize(
     ("classes", "words"),
-    [(("cat", "flurbodin"), "flurbodin"), (("sofa", "couch"), "same thing"), (("cta",), "cat")],
+    [(("cat", "flurbodin"), "flurbodin"), (("sofa", "couch"), "same sprite"), (("cta",), "cat")],
 )
 def test_classes_it_cannot_draw(classes, words):
     with pytest.raises(SegsmithError, match=words):

