@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,5 +103,10 @@ class OrderedSaver(SqliteSaver):
 @contextmanager
 def open_checkpoints(path: Path, ledger_sequence: Callable[[], int]) -> Iterator[OrderedSaver]:
     """The saver of a run's ``graph.db``; `ledger_sequence` gives the ledger's number of transactions."""
-    with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
-        yield OrderedSaver(connection, ledger_sequence)
+    connection = sqlite3.connect(path, check_same_thread=False)
+    saver = OrderedSaver(connection, ledger_sequence)
+    try:
+        yield saver
+    finally:
+        with saver.lock:  # closing a connection that another thread is using would crash the process
+            connection.close()

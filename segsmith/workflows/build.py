@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -241,15 +241,17 @@ def build_run(
                 durability="sync",
             )
             given = _FINISHED
-            for mode, item in stream:
-                clock.save()
-                if mode == "custom":
-                    yield item
-                elif "direct" in item:
-                    yield RoundPlanned(item["direct"]["reason"])
-                elif "__interrupt__" in item:
-                    asked = item["__interrupt__"][0].value
-                    given = Command(resume=True)
+            # Closed here, so that no node or checkpoint is still being written when the files below are closed.
+            with closing(stream), _ends_nodes(context):
+                for mode, item in stream:
+                    clock.save()
+                    if mode == "custom":
+                        yield item
+                    elif "direct" in item:
+                        yield RoundPlanned(item["direct"]["reason"])
+                    elif "__interrupt__" in item:
+                        asked = item["__interrupt__"][0].value
+                        given = Command(resume=True)
             if given is not _FINISHED:
                 assert reviewer is not None
                 with clock.stopped():
@@ -260,6 +262,16 @@ def build_run(
         clock.save()
         _write_report(context)
         yield _ended(Status.FINISHED, graph.get_state(options).values)
+
+
+@contextmanager
+def _ends_nodes(context: RunContext) -> Iterator[None]:
+    """Let running nodes end early when the caller stops asking for events."""
+    try:
+        yield
+    except GeneratorExit:
+        context.stopping.set()
+        raise
 
 
 def _settings_of(path: Path, changes: Settings, display: Display) -> Config:
