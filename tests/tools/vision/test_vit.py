@@ -137,7 +137,7 @@ def test_fewer_groups_than_folds_and_a_single_group(caplog):
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         tool.out_of_fold(images, labels, ["a"] * 6)
-    assert "One group" in caplog.text
+    assert "There is only one group" in caplog.text
 
 
 def test_images_of_any_size_and_an_empty_list():
