@@ -67,7 +67,7 @@ def spoil(voc, how):
         ("undrawable", "flurbodin"),
         ("no labels", "nothing to learn prompts from"),
         ("no split file", "names no image set"),
-        ("same sprite", "same thing"),
+        ("same sprite", "same sprite"),
     ],
 )
 def test_a_dataset_that_cannot_be_used_costs_one_line(voc, tmp_path, segsmith, how, words):

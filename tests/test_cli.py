@@ -9,7 +9,7 @@ BAD = [
     (["--classes", "cat,flurbodin"], "flurbodin"),
     (["--classes", "cat,,dog"], "empty"),
     (["--classes", "cat,cat"], "named twice"),
-    (["--classes", "sofa,couch"], "same thing"),
+    (["--classes", "sofa,couch"], "same sprite"),
     (["--classes", "x" * 300], "300 characters"),
     (["--classes", "../x"], "may only contain"),
     (["--classes", "<b>cat</b>"], "may only contain"),
@@ -42,7 +42,7 @@ BAD = [
     (["--classes", "cat", "--set", "judge.clip=ViT-Nope:x"], "ViT-Nope"),
     (["--classes", "cat", "--set", "labeler.vit=vit_nope"], "vit_nope"),
     (["--classes", "cat", "--set", "labeler.sam=sam_vit_z"], "sam_vit_z"),
-    (["--classes", "cat", "--set", "trainer.encoder=nope"], "Wrong encoder name"),
+    (["--classes", "cat", "--set", "trainer.encoder=nope"], "There is no encoder"),
     (["--classes", "cat", "--set", "trainer.architecture=nope"], "DeepLabV3Plus"),
     (["--classes", "cat", "--set", "compute.device=cuda:99"], "no device 'cuda:99'"),
 ]  # fmt: skip

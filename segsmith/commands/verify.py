@@ -41,7 +41,7 @@ def verify(
     for kind, count in Counter(finding.defect for finding in found.findings).most_common():
         out.print(f"{count:6} {kind}: {kind.wording}", soft_wrap=True)
     if not found.findings:
-        out.print("Nothing is wrong.")
+        out.print("No problems found.")
         return
     remedies = {finding.defect.remedy for finding in found.open}
     if found.marked:

@@ -94,7 +94,7 @@ def test_an_untouched_run_has_no_defect(run, segsmith):
     assert verify(run).findings == ()
     code, said, _ = segsmith("verify", run)
     assert code == 0
-    assert "Nothing is wrong." in said
+    assert "No problems found." in said
     assert fingerprint(run) == before
 
 
