@@ -78,10 +78,10 @@ def test_a_llama_cpp_process_behind_a_url_serves_a_whole_build(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_a_build_outlives_a_server_that_spoils_a_third_of_its_replies_and_dies_once(tmp_path, monkeypatch):
+def test_a_build_survives_a_server_that_damages_a_third_of_its_replies_and_dies_once(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    spoilt = ("half", None, "garbage", None, None, "half", None, None, "500", None)
-    server = ScriptedChatServer(lambda n: "die" if n == 5 else spoilt[n % 10] if n > 1 else None, key=KEY)
+    faults = ("half", None, "garbage", None, None, "half", None, None, "500", None)
+    server = ScriptedChatServer(lambda n: "die" if n == 5 else faults[n % 10] if n > 1 else None, key=KEY)
     config = config_for(server.url, usd_per_million_in=1.0, usd_per_million_out=4.0)
     with pytest.raises(SegsmithError, match=server.url) as caught:
         build(config, tmp_path / "run")
@@ -115,7 +115,7 @@ def test_no_more_is_asked_when_the_money_is_spent(tmp_path, monkeypatch):
         update={"budget": config.budget.model_copy(update={"max_usd": 0.02, "patience": 1})}
     )
     build(config, tmp_path / "run")
-    # Two at once may pass the gate together; nobody passes it later.
+    # Two concurrent requests may pass the check together; none passes it later.
     assert 2 <= len(server.happened) <= 3
     server.close()
 
@@ -142,7 +142,7 @@ def test_a_wrong_key_and_an_unknown_model_are_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_url_that_refuses_is_said_before_anything_is_written(tmp_path):
+def test_a_url_without_a_server_is_reported_before_anything_is_written(tmp_path):
     server = ScriptedChatServer()
     server.close()
     with pytest.raises(SegsmithError, match=server.url):

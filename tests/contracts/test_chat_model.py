@@ -1,6 +1,6 @@
 """What every chat model must do, whatever server is behind it.
 
-llama.cpp and vLLM are the real ones, with SmolLM2; the scripted servers lack or spoil one thing each.
+llama.cpp and vLLM run SmolLM2; each scripted server lacks one feature or has one fault.
 """
 
 import contextlib
@@ -210,8 +210,8 @@ def test_a_managed_server_is_private_restarts_when_it_dies_and_stops_at_the_end(
         assert chat.restarts == 1
         second = chat._server.endpoint()
         assert first.api_key != second.api_key
-        keeper = chat._server.pid
-    assert not alive(keeper)
+        supervisor = chat._server.pid
+    assert not alive(supervisor)
     said = log.read_text("utf-8", "replace")
     assert first.api_key not in said
     assert second.api_key not in said
@@ -269,8 +269,8 @@ def test_a_killed_parent_leaves_no_orphan(name, tmp_path):
     parent = subprocess.Popen(
         [sys.executable, "-c", code, config.model_dump_json()], stdout=subprocess.PIPE, text=True
     )
-    keeper = int(parent.stdout.readline())
-    family = [keeper, *descendants(keeper)]
+    supervisor = int(parent.stdout.readline())
+    family = [supervisor, *descendants(supervisor)]
     assert len(family) > 1
     parent.kill()
     parent.wait()
@@ -288,8 +288,8 @@ def descendants(pid):
     return children + [pid for child in children for pid in descendants(child)]
 
 
-def server_process(keeper):
-    return descendants(keeper)[0]
+def server_process(supervisor):
+    return descendants(supervisor)[0]
 
 
 def alive(pid):

@@ -1,4 +1,4 @@
-"""A pipeline that is not whole, not there or too large is said in one line; memory decides where parts lie."""
+"""Incomplete, missing and too large pipelines are one-line errors; free memory decides about offloading."""
 
 import shutil
 

@@ -153,7 +153,7 @@ def test_a_reply_cut_at_the_token_limit_is_bad_and_its_tokens_are_counted(server
         (500, "server's log"),
     ],
 )
-def test_a_refusal_names_the_url_and_the_remedy(server, status, remedy):
+def test_an_error_status_names_the_url_and_the_remedy(server, status, remedy):
     server.status = status
     with pytest.raises(SegsmithError) as caught:
         ask(chat_with(server.url))
@@ -225,7 +225,7 @@ def test_a_missing_wheel_names_the_command(monkeypatch):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 not a model"])
-def test_a_path_that_is_no_model_is_refused(tmp_path, content):
+def test_a_path_that_is_not_a_model_is_rejected(tmp_path, content):
     path = tmp_path / "model.gguf"
     if content is not None:
         path.write_bytes(content)
@@ -284,7 +284,7 @@ def test_the_real_model_answers_in_the_schema_and_is_quiet(smollm2, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-# -- what is said before anything starts -----------------------------------------------------------
+# -- errors before anything starts ----------------------------------------------------------------
 
 
 def test_a_missing_vllm_names_the_command():
@@ -315,14 +315,14 @@ def test_a_server_that_never_becomes_ready_is_reported(tmp_path):
 @pytest.mark.parametrize(
     "url", ["https://me:hunter2@host/v1", "https://host/v1?api-key=hunter2", "host:80/v1", "ftp://h/v1"]
 )
-def test_a_url_that_holds_a_secret_or_is_none_is_refused_without_showing_it(url):
+def test_a_url_with_a_secret_or_without_a_host_is_rejected_and_not_shown(url):
     with pytest.raises(SegsmithError, match="base_url") as caught:
         parse_config({"llm": {"server": "openai", "base_url": url}}, "test")
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("flag", ["--trust-remote-code", "--host=0.0.0.0", "--api-key"])
-def test_flags_that_would_open_the_server_are_refused(flag):
+def test_flags_that_would_open_the_server_are_rejected(flag):
     with pytest.raises(SegsmithError, match="vllm_flags"):
         parse_config({"llm": {"vllm_flags": [flag]}}, "test")
 

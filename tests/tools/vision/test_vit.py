@@ -234,7 +234,7 @@ def test_starts_from_the_text_embeddings_and_runs_with_prefix_tokens():
     assert np.isfinite(alike.maps).all()
 
 
-def test_a_resnet_tower_is_refused():
+def test_a_resnet_tower_is_rejected():
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
     text = {"context_length": 8, "vocab_size": 100, "width": 16, "heads": 2, "layers": 1}
     with pytest.raises(SegsmithError, match="not a ViT"):
