@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 
+import pytest
 from small_run import KEY, SMALL
 
 from segsmith.config import merged_config
@@ -184,3 +186,14 @@ def test_a_rejudged_run_is_continued_by_its_own_run_toml(run, segsmith):
     assert (code, said) == (0, "")
     assert read_record(run / "run.toml").config.judge.thresholds == {"cat": 1.0}
     assert read_record(run / "run.toml").asked.judge.thresholds == {}
+
+
+@pytest.mark.parametrize("lost", ["dataset/voc", "checkpoints/segmenter.safetensors"])
+def test_a_lost_result_of_a_finished_run_is_made_again(run, finished, build, lost):
+    path = run / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert build(small_config(**SMALL), run).ended.status == Status.FINISHED
+    now, before = fingerprint(run), fingerprint(finished)
+    # Exported again, the dataset's card states the evaluation that the ledger has by now.
+    card = {"dataset/voc/README.md", "dataset/voc/manifest.json"}
+    assert {name for name in before if now[name] != before[name]} <= card
