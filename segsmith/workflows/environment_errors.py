@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from segsmith.errors import OutOfMemory, SegsmithError
+from segsmith.terminal_text import first_line
 
 RESUME = "then run the same command again; it resumes from here."
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -43,15 +44,15 @@ def explain(error: BaseException, folder: Path) -> SegsmithError | None:
             )
         if isinstance(cause, OutOfMemory | MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return SegsmithError(
-                f"Out of memory ({_first_line(cause) or type(cause).__name__}).",
+                f"Out of memory ({first_line(cause)}).",
                 f"Close other programs or lower images.batch_size, {RESUME}",
             )
         if isinstance(cause, sqlite3.DatabaseError):
             return SegsmithError(
-                f"A database in {folder} failed ({_first_line(cause)}).", f"Check the disk, {RESUME}"
+                f"A database in {folder} failed ({first_line(cause)}).", f"Check the disk, {RESUME}"
             )
         if isinstance(cause, OSError):
-            reason = cause.strerror or _first_line(cause)
+            reason = cause.strerror or first_line(cause)
             return SegsmithError(f"{_place(cause, folder)}: {reason}.", f"Fix that, {RESUME}")
     return None
 
@@ -73,8 +74,3 @@ def _is_full(text: str) -> bool:
 def _place(cause: BaseException, folder: Path) -> str:
     name = getattr(cause, "filename", None)
     return str(name if name and ".part-" not in str(name) else folder)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else ""

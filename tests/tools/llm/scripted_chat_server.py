@@ -12,29 +12,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from segsmith.testing import example_reply
+
 UNENFORCED = ("maxLength", "minLength", "pattern")
-
-
-def example(schema, rng, defs=None):
-    """A value that fits a JSON schema as pydantic writes it."""
-    defs = schema.get("$defs", {}) if defs is None else defs
-    if "$ref" in schema:
-        return example(defs[schema["$ref"].rsplit("/", 1)[1]], rng, defs)
-    if "const" in schema:
-        return schema["const"]
-    if "enum" in schema:
-        return rng.choice(schema["enum"])
-    kind = schema.get("type")
-    if kind == "object":
-        return {name: example(part, rng, defs) for name, part in schema.get("properties", {}).items()}
-    if kind == "array":
-        return [example(schema["items"], rng, defs) for _ in range(schema.get("minItems", 1))]
-    if kind == "integer":
-        return rng.randint(schema.get("minimum", 0), schema.get("maximum", 9))
-    if kind == "number":
-        return rng.uniform(schema.get("minimum", 0.0), schema.get("maximum", 1.0))
-    text = "quiet picture of it " * (1 + schema.get("minLength", 0) // 20)
-    return text[: schema.get("maxLength", 40)].strip()
 
 
 class ScriptedChatServer:
@@ -141,7 +121,9 @@ class ScriptedChatServer:
         fault = self.faults(number)
         with self._lock:
             self.happened.append(fault)
-        text = json.dumps(example(schema_of(body), random.Random(repr((body.get("seed"), body["messages"])))))
+        text = json.dumps(
+            example_reply(schema_of(body), random.Random(repr((body.get("seed"), body["messages"]))))
+        )
         if self.ignores_format:
             text = f"Sure! Here you are:\n```json\n{text}\n```\nAnything else?"
         return self.answer(handler, fault, text)
