@@ -12,10 +12,13 @@ from segsmith.commands.train import print_training
 from segsmith.terminal_text import shown
 
 if TYPE_CHECKING:
+    from segsmith.datasets.records import Problem
     from segsmith.workflows.refine import Refinement
 
 SHOWN = 50
 """Problems printed; the rest is counted."""
+SHOWN_OF_KIND = 10
+"""Problems of one kind printed, so that a frequent kind hides no other."""
 
 
 @app.command()
@@ -38,11 +41,17 @@ def validate(
         f"{found.format}: {found.images} images ({splits or 'none'}), {len(found.classes)} classes",
         markup=False,
     )
-    for problem in found.problems[:SHOWN]:
+    kinds: Counter[str] = Counter()
+    printed: list[Problem] = []
+    for problem in found.problems:
+        kinds[problem.kind] += 1
+        if kinds[problem.kind] <= SHOWN_OF_KIND and len(printed) < SHOWN:
+            printed.append(problem)
+    for problem in printed:
         out.print(f"[red]{problem.kind}[/red] {shown(f'{problem.where}: {problem.text}')}", soft_wrap=True)
-    if len(found.problems) > SHOWN:
-        out.print(f"... and {len(found.problems) - SHOWN} more")
-    for kind, count in Counter(problem.kind for problem in found.problems).most_common():
+    if len(found.problems) > len(printed):
+        out.print(f"... and {len(found.problems) - len(printed)} more")
+    for kind, count in kinds.most_common():
         out.print(f"{count:6} {kind}: {KINDS[kind]}", soft_wrap=True)
     for note in conversion_notes(found.conversions):
         out.print(f"Not used as stored: {note}", soft_wrap=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segsmith.datasets.formats import coco, cvat, folder, huggingface, voc, webdataset, yolo
+from segsmith.datasets.near_misses import reject_near_miss
 from segsmith.datasets.records import DataError, LabelledDataset
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.staging import Sink
@@ -46,10 +47,15 @@ EXPORTS = tuple(name for name, form in FORMATS.items() if form.write is not None
 
 
 def detect(root: Path) -> Format:
-    """The format of a dataset folder, or `SegsmithError` that says what was looked for."""
+    """The format of a dataset folder, or `SegsmithError` that says what was looked for.
+
+    A folder of images per class is tried last, after the layouts that look like one and are not.
+    """
     if not root.is_dir():
         raise SegsmithError(f"{root} is not a folder.", "Name the root folder of a dataset.")
     for form in FORMATS.values():
+        if form.name == "folders":
+            reject_near_miss(root)
         if form.recognises(root):
             return form
     raise SegsmithError(

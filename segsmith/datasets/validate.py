@@ -28,6 +28,7 @@ KINDS = {
     "too_many_classes": "more classes than an 8-bit mask can hold",
     "duplicate_class": "two classes have one name, id or colour",
     "unknown_class": "a label names a class that is not listed",
+    "background_class": "background is listed as a class, but index 0 is background already",
     "empty_class": "a listed class has no pixel and no image",
     "untrained_class": "a class is tested but never trained",
     "no_images": "the dataset has no image",
@@ -61,6 +62,8 @@ KINDS = {
     "other_image": "another image than the run's",
 }
 """Every kind of problem, and what it means."""
+
+BACKGROUND = "background"
 
 JPEG_LEVELS = 16
 """Grey levels by which two JPEG decoders may differ."""
@@ -231,7 +234,13 @@ def _same_image(found: NDArray[np.uint8], original: NDArray[np.uint8], *, exact:
 def _class_names(data: LabelledDataset) -> Iterator[Problem]:
     """Unusable names, and names that differ in case or spaces only; readers find exact repetitions."""
     folded: dict[str, str] = {}
-    for name in data.classes:
+    for index, name in enumerate(data.classes, 1):
+        if data.has_label_maps and name.strip(" _").casefold() == BACKGROUND:
+            text = (
+                f"class {index} is {name!r}; index 0 is background in every mask, so each class may be shifted by "
+                "one: remove it from the list, and check the indices in the masks"
+            )
+            yield Problem("background_class", name, text)
         if problem := class_name_problem(name):
             yield Problem("bad_name", name, f"the class name {name!r} {problem}")
         other = folded.setdefault(" ".join(name.casefold().split()), name)

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from segsmith.datasets.dataset_files import DatasetFiles, class_name_problem, name_problem
 from segsmith.datasets.objects import histogram
-from segsmith.datasets.records import DataError
+from segsmith.datasets.records import IMAGE_SUFFIXES, DataError
 from segsmith.datasets.voc_layout import CLASS_NAMES, CLASSES, IMAGES, LABELS, SETS, image_labels
 from segsmith.errors import SegsmithError
 from segsmith.files import Conversion, ImageHeader, NotAnIndexMap, read_header, read_image, read_index_map
@@ -159,6 +159,11 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         for name in ids:
             if problem := name_problem(name):
                 raise SegsmithError(f"{self.root / path}: the id {name!r} {problem}.", "Rename that image.")
+            if self._files.is_file(f"{IMAGES}/{name}") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                raise SegsmithError(
+                    f"{self.root / path} names files ({name}), not ids.",
+                    "Remove the extensions from its lines.",
+                )
         return ids
 
     def _read_labels(self) -> tuple[dict[str, set[int]], dict[str, str]]:
@@ -176,12 +181,12 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         return labels, {name: row.source for name, row in rows.items()}
 
     def _image_path(self, name: str) -> Path:
-        for suffix in (".png", ".jpg", ".jpeg"):
+        for suffix in (".png", ".jpg", ".jpeg", ".webp"):
             path = self._inside(f"{IMAGES}/{name}{suffix}")
             if path.exists():
                 return path
         raise SegsmithError(
-            f"{self.root / IMAGES} has no image {name!r} (.png or .jpg).", "Export the dataset again."
+            f"{self.root / IMAGES} has no image {name!r} (.png, .jpg or .webp).", "Export the dataset again."
         )
 
     def _inside(self, name: str) -> Path:

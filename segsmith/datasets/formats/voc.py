@@ -15,7 +15,15 @@ from PIL import Image as PILImage
 
 from segsmith.datasets.dataset_files import DatasetFiles
 from segsmith.datasets.objects import object_map
-from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
+from segsmith.datasets.records import (
+    IMAGE_SUFFIXES,
+    DataError,
+    LabelledDataset,
+    Problem,
+    Record,
+    Sample,
+    lossless,
+)
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
@@ -120,6 +128,7 @@ def _image_sets(files: DatasetFiles, problems: list[Problem]) -> dict[str, list[
             sets[path.stem] = files.lines(path)
         except DataError as error:
             problems.append(error.problem)
+    sets = _without_extensions(files, sets, problems)
     if {"train", "val"} <= sets.keys():
         joined = sets.pop("trainval", None)
         if joined is not None and sorted(joined) != sorted(sets["train"] + sets["val"]):
@@ -129,6 +138,30 @@ def _image_sets(files: DatasetFiles, problems: list[Problem]) -> dict[str, list[
     if not sets:
         raise DataError("bad_file", SETS, "names no image set")
     return sets
+
+
+def _without_extensions(
+    files: DatasetFiles, sets: dict[str, list[str]], problems: list[Problem]
+) -> dict[str, list[str]]:
+    """The sets with "cat1.jpg" read as "cat1" where the folder says that it is meant; one problem for all."""
+    stems: dict[str, list[str]] = {}
+    examples: list[str] = []
+    for split, names in sets.items():
+        stems[split] = [_stem(files, name) for name in names]
+        examples += [name for name, stem in zip(names, stems[split], strict=True) if name != stem]
+    if examples:
+        lists = ", ".join(f"{split}.txt" for split in sets if stems[split] != sets[split])
+        text = f"name files, not ids: {len(examples)} lines end with an extension, such as {examples[0]!r}; they are "
+        problems.append(Problem("bad_split", f"{SETS}: {lists}", f"{text}read without it"))
+    return stems
+
+
+def _stem(files: DatasetFiles, name: str) -> str:
+    """The id that a line of a split list means: itself, unless it is a file name whose stem has a mask."""
+    stem, dot, suffix = name.rpartition(".")
+    if not dot or f".{suffix.lower()}" not in IMAGE_SUFFIXES or files.is_file(f"{CLASSES}/{name}.png"):
+        return name
+    return stem if files.is_file(f"{CLASSES}/{stem}.png") else name
 
 
 def _classes(files: DatasetFiles, problems: list[Problem]) -> tuple[str, ...]:
