@@ -5,10 +5,10 @@ diffusers objects are used only in this file and in `denoising`.
 
 from __future__ import annotations
 
-import gc
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,12 @@ from segsmith.errors import OutOfMemory, SegsmithError
 from segsmith.protocols import unwatched
 from segsmith.terminal_text import first_line
 from segsmith.tools.devices import choose_device, choose_dtype
+from segsmith.tools.images.decoding import (
+    SlicedDecoder,
+    free_device_memory,
+    is_out_of_memory,
+    sliced_decoder,
+)
 from segsmith.tools.images.denoising import SHRINKABLE, NothingLeft, StepWatch, watched
 from segsmith.tools.images.diffusion_files import check_tensors, load_tensors, pipeline_folder, settings_name
 from segsmith.types import Drawn, Gate, Image, ImageRequest
@@ -54,6 +60,7 @@ class DiffusionBackend:
         self._offline = offline
         self._device = choose_device(config.device)
         self._pipe: Any = None
+        self._decoder: SlicedDecoder | None = None
         self.name = settings_name(config)
 
     def draw(
@@ -92,8 +99,8 @@ class DiffusionBackend:
 
     def close(self) -> None:
         """Release the pipeline and its device memory."""
-        self._pipe = None
-        _free()
+        self._pipe = self._decoder = None
+        free_device_memory()
 
     def _inputs(self, pipe: Any, prompts: list[str]) -> dict[str, Any]:
         """Arguments for the pipeline, without those that keep its defaults."""
@@ -111,8 +118,9 @@ class DiffusionBackend:
         """The finished images and, for each, whether the model's safety checker blacked it out."""
         result: Any = None
         full = False
+        decoding = self._decoder.installed() if self._decoder else nullcontext()
         try:
-            with watched(pipe.scheduler, watch):
+            with watched(pipe.scheduler, watch), decoding:
                 result = pipe(**inputs)
         except NothingLeft:
             pass
@@ -124,7 +132,7 @@ class DiffusionBackend:
             if result is None:  # the pipeline did not get to free its hooks itself
                 pipe.maybe_free_model_hooks()
         if full:  # outside `except`, because the traceback keeps the tensors alive
-            _free()
+            free_device_memory()
             raise OutOfMemory
         if result is None:
             return [], []
@@ -133,21 +141,15 @@ class DiffusionBackend:
 
     def _preview(self, pipe: Any, clean: torch.Tensor) -> list[Image]:
         """Small images of clean latents, which are downsampled by averaging before they are decoded."""
-        vae, config = pipe.vae, pipe.vae.config
+        decoder, config = self._decoder, pipe.vae.config
+        assert decoder is not None
         cells = max(1, PREVIEW_PX // pipe.vae_scale_factor)
         side = min(clean.shape[-1], cells)
-        # SDXL's decoder overflows in float16; diffusers also decodes it in float32.
-        dtype = vae.dtype
-        upcast = dtype == torch.float16 and bool(config.get("force_upcast"))
-        with torch.inference_mode():
-            if upcast:
-                vae.to(torch.float32)
-            small = torch.nn.functional.interpolate(clean.float(), (side, side), mode="area").to(vae.dtype)
-            scaled = small / config.scaling_factor + (config.get("shift_factor") or 0.0)
-            pixels = vae.decode(scaled, return_dict=False)[0].float()
-            if upcast:
-                vae.to(dtype)
-        return [to_uint8(image) for image in (pixels / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()]
+        with torch.inference_mode(), decoder.full_precision():
+            small = torch.nn.functional.interpolate(clean.float(), (side, side), mode="area")
+            scaled = small.to(pipe.vae.dtype) / config.scaling_factor + (config.get("shift_factor") or 0.0)
+            (pixels,) = decoder.decode(scaled, return_dict=False)
+        return [to_uint8(image) for image in (pixels / 2 + 0.5).permute(0, 2, 3, 1).numpy()]
 
     # -- opening ----------------------------------------------------------------------------------
 
@@ -163,6 +165,7 @@ class DiffusionBackend:
             self._place(pipe)
             if self._config.compile:
                 _denoiser(pipe).compile(dynamic=True)  # dynamic: the filter shrinks batches
+            self._decoder = sliced_decoder(pipe)
             self._pipe = pipe
         return self._pipe
 
@@ -227,7 +230,7 @@ class DiffusionBackend:
                 raise
             full = True
         if full:
-            _free()
+            free_device_memory()
             raise SegsmithError(
                 f"The weights of {self._config.model} do not fit on {self._device}.",
                 "Set images.offload = 'model' or 'sequential', or name a smaller model.",
@@ -268,16 +271,6 @@ def choose_offload(part_bytes: Sequence[int], free_bytes: int | None) -> str:
     return "model" if HEADROOM * max(part_bytes) <= free_bytes else "sequential"
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out. CUDA has an error class for it; MPS and the CPU allocator only a message."""
-    said = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "out of memory" in said
-        or "can't allocate memory" in said
-    )
-
-
 def to_uint8(image: Any) -> Image:
     """(H, W, 3) floats in [0, 1] as uint8; NaN becomes black, so that the judge rejects the image as blank."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0)
@@ -295,11 +288,3 @@ def _bytes(part: torch.nn.Module) -> int:
 
 def _default(pipe: Any, name: str) -> int:
     return int(inspect.signature(pipe.__call__).parameters[name].default)
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()
