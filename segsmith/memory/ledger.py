@@ -500,6 +500,13 @@ class Ledger:
         )
         return [ImageRow(*row) for row in rows]
 
+    def measured(self, ids: Sequence[str]) -> set[str]:
+        """Those of these images that have evidence; `ids` are at most some thousand."""
+        marks = ", ".join("?" * len(ids))
+        return {
+            row[0] for row in self._all(f"SELECT image_id FROM evidence WHERE image_id IN ({marks})", *ids)
+        }
+
     def undrawn(self) -> list[UndrawnRow]:
         """Images that were not finished, in order."""
         return [UndrawnRow(*row) for row in self._all("SELECT * FROM undrawn ORDER BY rowid")]

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segsmith.agents.judge.agent import calibrate, class_probabilities, decide, with_article
+from segsmith.agents.judge.agent import JudgeAgent, calibrate, class_probabilities, decide, with_article
 from segsmith.config import JudgeConfig
 from segsmith.memory.ledger import Evidence
 from segsmith.segmentation.image_ops import is_blank, sharpness
+from segsmith.testing import made_up_run
+from segsmith.tools.vision.clip import OpenClipEncoder
 
 CONFIG = JudgeConfig(top_k=2, min_probability=0.32)
 CLASSES = ("cat", "dog")
@@ -135,3 +137,31 @@ def test_blank():
 @pytest.mark.parametrize(("noun", "text"), [("cat", "a cat"), ("aeroplane", "an aeroplane")])
 def test_article(noun, text):
     assert with_article(noun) == text
+
+
+def test_images_in_memory_are_measured_without_their_files(tmp_path):
+    """What is measured is the same as from the files, and measuring twice changes nothing."""
+    run, ledger, config = made_up_run(tmp_path / "run", 6)
+    rows = ledger.images()
+    images = [run.read_image(row) for row in rows]
+    encoder = OpenClipEncoder.load("mini")
+
+    def agent():
+        return JudgeAgent(
+            encoder, ledger, run, config.judge, config.classes, lambda name: (name,), config.wanted
+        )
+
+    agent().measure(rows)
+    from_files = ledger.evidence()
+    ledger._db.execute("DELETE FROM evidence")
+    for row in rows:
+        run.image(row.id).unlink()
+    judge = agent()
+    judge.measure(rows[:4], images[:4])
+    judge.measure(rows[2:], images[2:])
+    assert {i: e.sharpness for i, e in ledger.evidence().items()} == {
+        i: e.sharpness for i, e in from_files.items()
+    }
+    likeness = [e.duplicate_cosine for e in ledger.evidence().values()]
+    assert likeness == pytest.approx([e.duplicate_cosine for e in from_files.values()], abs=1e-5)
+    ledger.close()

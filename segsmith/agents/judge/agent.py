@@ -243,12 +243,21 @@ class JudgeAgent:
         record(self._ledger, decision, self._classes, self._config)
         return decision.thresholds
 
-    def measure(self) -> None:
-        """Measure the images that have no evidence yet."""
-        prompts = {p.id: p for p in self._ledger.prompts()}
-        todo = self._ledger.unmeasured()
-        for start in range(0, len(todo), CHUNK):
-            self._measure(todo[start : start + CHUNK], prompts)
+    def measure(self, rows: Sequence[ImageRow] | None = None, images: Sequence[Image] | None = None) -> None:
+        """Measure the images that have no evidence yet, or those of `rows`, in the order they were drawn.
+
+        `images` are the pixels of `rows`, where they are in memory; otherwise the files are read. The rows must be in
+        the ledger; those that have evidence are skipped.
+        """
+        rows = self._ledger.unmeasured() if rows is None else rows
+        for start in range(0, len(rows), CHUNK):
+            chunk = range(start, min(start + CHUNK, len(rows)))
+            measured = self._ledger.measured([rows[i].id for i in chunk])
+            todo = [i for i in chunk if rows[i].id not in measured]
+            self._measure(
+                [rows[i] for i in todo],
+                [self._run.read_image(rows[i]) if images is None else images[i] for i in todo],
+            )
         if self._real_classifier is not None:
             self._real_classifier.classify()
         self._ledger.logit_scale = self._encoder.logit_scale
@@ -293,15 +302,14 @@ class JudgeAgent:
                 failed.setdefault(self._ledger.prompt(prompt_id).class_name, []).append(prompt_id)
         return failed
 
-    def _measure(self, rows: Sequence[ImageRow], prompts: Mapping[str, PromptRow]) -> None:
-        images = [self._run.read_image(row) for row in rows]
-        if not images:
+    def _measure(self, rows: Sequence[ImageRow], images: Sequence[Image]) -> None:
+        if not rows:
             return
         vectors = self._encoder.embed_images(images)
         cosines = vectors @ self._texts.T
         measured = []
         for row, image, vector, cosine in zip(rows, images, vectors, cosines, strict=True):
-            prompt = prompts[row.prompt_id]
+            prompt = self._ledger.prompt(row.prompt_id)
             signature = _thumbnail(image)
             likeness = self._likeness(vector, signature)
             both = np.concatenate([vector, signature]).astype("<f4")
