@@ -56,6 +56,12 @@ def build(
         Path | None,
         typer.Option("--from", metavar="RUN.TOML", help="build with the settings of another run"),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="also take the programs, servers and folders that the file of --from names"
+        ),
+    ] = False,
     step: Step = False,
 ) -> None:
     """Build a dataset from a class list, and train a segmenter on it.
@@ -75,6 +81,7 @@ def build(
             config=config,
             settings=settings_of(set_),
             from_run=from_,
+            trust=trust,
             seed=seed,
             memory=memory,
             max_images=max_images,

@@ -27,7 +27,7 @@ from segsmith.workflows.rejudge import settled
 from segsmith.workflows.resume import record_for, reentry, starts_over, state_of_ledger, waiting
 from segsmith.workflows.reviewing import Reviewer, ask, terminal_reviewer
 from segsmith.workflows.run import Run
-from segsmith.workflows.settings import Settings, overrides, resolve
+from segsmith.workflows.settings import Settings, check_reach, overrides, resolve
 
 THREAD = "build"
 RECURSION_LIMIT = 10_000
@@ -52,6 +52,7 @@ def build(
     config: str | Path | Config | None = None,
     settings: Settings | None = None,
     from_run: str | Path | None = None,
+    trust: bool = False,
     seed: int | None = None,
     memory: str | Path | None = None,
     max_images: int | None = None,
@@ -79,6 +80,7 @@ def build(
         config: TOML file of settings, or a `Config` made by `load_config`, which needs no preset.
         settings: any setting, e.g. ``{"judge.top_k": 3}``; wins over `config`.
         from_run: ``run.toml`` of another run, whose settings are used in place of a preset.
+        trust: take from it also the settings that reach outside of the run (`REACHING_OUTSIDE`).
         seed: another seed gives other prompts and images.
         memory: folder of a prompt memory that several runs share; None keeps one in the run folder.
         max_images: images drawn at most.
@@ -112,6 +114,8 @@ def build(
             if preset or config:
                 raise SegsmithError("--from brings all settings.", "Leave --preset and --config out.")
             settled = _settings_of(Path(from_run), changes, display)
+            if not trust and not _same_file(Path(from_run), RunFolder(Path(out)).config):
+                check_reach(settled, changes, Path(from_run))
         else:
             settled, choice = resolve(preset=preset, config=config, changes=changes, run=Path(out))
             if choice.why:
@@ -284,6 +288,10 @@ def _settings_of(path: Path, changes: Settings, display: Display) -> Config:
             Notice(f"other package versions than in that run, so images may differ: {', '.join(other)}", True)
         )
     return merged_config(record.config, changes, str(path))
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _ended(status: Status, state: Mapping[str, Any]) -> SessionEnded:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from segsmith.config import Config, load_config, merged_config
+from segsmith.config import PRESETS, Config, load_config, merged_config
 from segsmith.errors import SegsmithError
 from segsmith.workflows.preset_selection import Choice, pick
 
 Settings = Mapping[str, Any]
 """Sections (``{"judge": {"top_k": 3}}``) or dotted names (``{"judge.top_k": 3}``), also mixed."""
+REACHING_OUTSIDE = {
+    "llm.vllm_command": "a program to run",
+    "llm.vllm_flags": "options of a program",
+    "llm.base_url": "a server that gets your prompts and API key",
+    "images.hosted.base_url": "a server that gets your prompts and API key",
+    "memory": "a folder to write to",
+}
+"""Settings that run programs, send data elsewhere or write outside of the run folder -> what they name."""
 
 
 def nested(settings: Settings) -> dict[str, Any]:
@@ -87,6 +97,23 @@ def resolve(
     choice = pick(preset, offline=bool(changes.get("offline")), run=run)
     file = None if config is None else Path(config)
     return load_config(preset=choice.preset, file=file, flags=changes), choice
+
+
+def check_reach(config: Config, given: Settings, source: Path) -> None:
+    """Raise `SegsmithError` if `config`, read from `source`, reaches outside of the run by a stranger's choice.
+
+    Settings of `REACHING_OUTSIDE` must be the preset's or be given by the user too: in `given` (what `overrides`
+    returns) or in the environment.
+    """
+    preset = config.preset if config.preset in PRESETS else PRESETS[0]
+    own = load_config(preset=preset, flags={"classes": config.classes, **given})
+    for key, meaning in REACHING_OUTSIDE.items():
+        value = attrgetter(key)(config)
+        if value != attrgetter(key)(own):
+            raise SegsmithError(
+                f"{source} sets {key} to {json.dumps(value)}, which is {meaning}.",
+                f"Type --trust if you trust that file, or --set {key}=... to name your own.",
+            )
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,20 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from small_run import KEY, SMALL
 
 from segsmith.config import merged_config
+from segsmith.errors import SegsmithError
 from segsmith.events import ReviewNeeded, Status
 from segsmith.memory.ledger import Ledger
-from segsmith.memory.run_config import read_record
+from segsmith.memory.run_config import read_record, write_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import ScriptedChat, fingerprint, small_config
 from segsmith.workflows.build import build_run
+from segsmith.workflows.settings import REACHING_OUTSIDE, check_reach, nested
 
 
 def test_the_funnel_narrows_and_adds_up(finished, segsmith):
@@ -91,6 +94,65 @@ def test_run_toml_builds_the_same_dataset_again(finished, tmp_path, segsmith, mo
     )
     assert (code, said) == (0, "")
     assert fingerprint(tmp_path / "again") == fingerprint(finished)
+
+
+@pytest.fixture
+def foreign(finished, tmp_path):
+    """Writes the finished run's settings, with others on top, as a stranger's run.toml; returns its path."""
+
+    def foreign(**changes):
+        record = read_record(finished / "run.toml")
+        path = tmp_path / "stranger" / "run.toml"
+        path.parent.mkdir()
+        write_record(path, replace(record, asked=merged_config(record.asked, changes, "test")))
+        return path
+
+    return foreign
+
+
+REACHING = {
+    "llm.vllm_command": ({"llm": {"vllm_command": "./evil"}}, "./evil"),
+    "llm.vllm_flags": ({"llm": {"vllm_flags": ("--plugin",)}}, '["--plugin"]'),
+    "llm.base_url": ({"llm": {"base_url": "http://evil.example/v1"}}, "http://evil.example/v1"),
+    "images.hosted.base_url": (
+        {"images": {"hosted": {"base_url": "http://evil.example/v1"}}},
+        "http://evil.example/v1",
+    ),
+    "memory": ({"memory": "/home/user/documents"}, "/home/user/documents"),
+}
+
+
+@pytest.mark.parametrize("key", REACHING)
+def test_settings_of_a_stranger_that_reach_outside_are_rejected(foreign, segsmith, tmp_path, key):
+    changes, value = REACHING[key]
+    path = foreign(**changes)
+    code, _, said = segsmith("build", "--from", path, "--out", tmp_path / "new")
+    assert code == 2
+    assert key in said
+    assert "--trust" in said
+    assert not (tmp_path / "new").exists()
+    record = read_record(path)
+    check_reach(record.asked, nested({key: json.loads(value) if value[0] == "[" else value}), path)
+
+
+def test_every_setting_that_reaches_outside_is_tested():
+    assert set(REACHING) == set(REACHING_OUTSIDE)
+
+
+def test_a_server_that_the_environment_names_too_is_accepted(foreign, monkeypatch):
+    path = foreign(llm={"base_url": "http://mine.example/v1"})
+    monkeypatch.setenv("SEGSMITH_LLM__BASE_URL", "http://mine.example/v1")
+    check_reach(read_record(path).asked, {}, path)
+    monkeypatch.setenv("SEGSMITH_LLM__BASE_URL", "http://other.example/v1")
+    with pytest.raises(SegsmithError, match=r"llm\.base_url"):
+        check_reach(read_record(path).asked, {}, path)
+
+
+def test_trusted_settings_build_and_the_run_resumes_from_its_own_file(foreign, segsmith, tmp_path):
+    path, out = foreign(memory=str(tmp_path / "shared")), tmp_path / "new"
+    chat = {"chat": ScriptedChat()}
+    assert segsmith("build", "--from", path, "--out", out, "--trust", parts=chat)[0] == 0
+    assert segsmith("build", "--from", out / "run.toml", "--out", out, parts=chat)[0] == 0
 
 
 def test_every_exported_image_has_its_provenance(finished):
