@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml
 demo: setup ## build a dataset of four classes and train on it, offline (preset sim)
 	$(BIN)/segsmith build --classes "cat,dog,bus,bicycle" --per-class 40 --out runs/demo
 
+# Several processes share the cores, so that each gets one thread. A test file runs in one process, which keeps its fixtures.
 test: setup ## run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup ## run the linter and the type checker
 	$(BIN)/ruff check .
