@@ -1,6 +1,7 @@
 """Checkpoints and training states from strangers, or damaged: one line, and nothing is fetched or allocated."""
 
 import json
+import re
 import shutil
 import struct
 import tracemalloc
@@ -79,10 +80,11 @@ def describe(folder, **changes):
 
 
 def one_line(function, *args, **kwargs):
+    """The path of the test's folder, which may be long, does not count."""
     with pytest.raises(SegsmithError) as caught:
         function(*args, **kwargs)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 700
+    assert len(re.sub(r"\S*/", "", str(caught.value))) < 700
     assert caught.value.remedy
     return str(caught.value)
 
