@@ -160,7 +160,7 @@ def test_folder_without_config_or_weights(tmp_path, timm_folder):
     with pytest.raises(SegsmithError, match=r"open_clip_config\.json"):
         OpenClipEncoder.load(str(tmp_path))
     (tmp_path / "open_clip_config.json").write_bytes((timm_folder / "open_clip_config.json").read_bytes())
-    with pytest.raises(SegsmithError, match="pretrained weights .* could not be"):
+    with pytest.raises(SegsmithError, match=r"pretrained weights .* could not be"):
         OpenClipEncoder.load(str(tmp_path))
 
 
