@@ -67,7 +67,7 @@ def build(
     """Build a dataset from a class list, and train a segmenter on it.
 
     The stages: write prompts, draw, judge, relabel, segment, export, train, evaluate. Rerun the command to resume; no
-    work is repeated.
+    work is repeated. A finished run grows with a larger --per-class, or with more names at the end of --classes.
     """
     quiet_libraries()
     from segsmith.workflows.build import build as run_build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from segsmith.errors import SegsmithError
 from segsmith.graph.finalize import Finalizer
 from segsmith.memory.ledger import Ledger, UsageRow
 from segsmith.memory.real_images import RealSet
-from segsmith.memory.run_config import check_fixed_settings, record_of
+from segsmith.memory.run_config import added_classes, check_fixed_settings, record_of
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import ImageBackend
 
@@ -65,13 +66,15 @@ class RunContext:
 
     read_only: bool = False
     """Change nothing in the run folder, so that it need not be writable."""
+    growing: bool = False
+    """Classes may have been added since the last session; the caller then calls `measure_added_classes`."""
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.run.ledger, read_only=self.read_only)
         self._stack = ExitStack()
         self._stack.callback(self.ledger.close)
         try:
-            check_fixed_settings(self.ledger, self.config, self.run.root)
+            check_fixed_settings(self.ledger, self.config, self.run.root, growing=self.growing)
         except SegsmithError:
             self._stack.close()
             raise
@@ -111,6 +114,28 @@ class RunContext:
             self._log_llm_trouble(self._made["chat"])
         self.release_images()
         self._stack.close()
+
+    def measure_added_classes(self) -> tuple[str, ...]:
+        """Prepare the run for classes that its data was made without; returns them.
+
+        What was made with fewer classes and is not in the ledger, such as the simulator's test set, is deleted.
+        """
+        added = added_classes(self.ledger, self.config)
+        if added:
+            from segsmith.agents.judge.added_classes import measure_added_classes
+
+            shutil.rmtree(self.run.evaluation, ignore_errors=True)
+            with self.ledger.transaction():
+                if self.ledger.has_images:
+                    measure_added_classes(
+                        self.ledger, self.encoder, self.config.classes, len(added), self._synonyms()
+                    )
+                self.ledger.evaluation = {}
+                self.ledger.fixed_settings = {
+                    **self.ledger.fixed_settings,
+                    "classes": list(self.config.classes),
+                }
+        return added
 
     # -- outside models ---------------------------------------------------------------------------
 

@@ -392,6 +392,14 @@ class Ledger:
             ],
         )  # fmt: skip
 
+    def replace_class_scores(self, rows: Iterable[tuple[str, Sequence[float], Sequence[float]]]) -> None:
+        """Replace cosines and text shares of measured images; rows are (image id, cosines, text shares)."""
+        with self.transaction():
+            self._db.executemany(
+                "UPDATE evidence SET cosines=?2, text_shares=?3 WHERE image_id=?1",
+                [(image_id, _dump(cosines), _dump(shares)) for image_id, cosines, shares in rows],
+            )
+
     def add_labels(self, rows: Iterable[LabelRow]) -> None:
         self._upsert("labels", [(r.image_id, r.source, _dump(r.classes), _dump(r.scores)) for r in rows])
 
@@ -468,6 +476,10 @@ class Ledger:
     @property
     def has_prompts(self) -> bool:
         return self._one("SELECT 1 FROM prompts LIMIT 1") is not None
+
+    @property
+    def has_images(self) -> bool:
+        return self._one("SELECT 1 FROM images LIMIT 1") is not None
 
     def prompts(self, status: PromptStatus | None = None) -> list[PromptRow]:
         """Prompts in the order they were written, of one status or all."""
@@ -549,6 +561,19 @@ class Ledger:
     def signatures(self) -> list[bytes]:
         """The signatures of all measured images, in the order of measuring."""
         return [row[0] for row in self._all("SELECT signature FROM evidence ORDER BY rowid")]
+
+    def measured_vectors(self, batch: int) -> Iterator[list[tuple[str, str, list[float], bytes]]]:
+        """Batches of (image id, text of its prompt, cosines, signature), in the order of measuring."""
+        last = -1
+        while rows := self._all(
+            """SELECT e.image_id, p.text, e.cosines, e.signature, e.rowid
+               FROM evidence e JOIN images i ON i.id=e.image_id JOIN prompts p ON p.id=i.prompt_id
+               WHERE e.rowid > ? ORDER BY e.rowid LIMIT ?""",
+            last,
+            batch,
+        ):
+            yield [(r[0], r[1], json.loads(r[2]), r[3]) for r in rows]
+            last = rows[-1][4]
 
     def labels(self, source: str) -> dict[str, LabelRow]:
         """Image id -> labels of one source."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,8 @@ FREE = (
     "trainer.save_every",
 )  # fmt: skip
 """Settings that may change from session to session: caps, and settings that no result depends on."""
+GROWING = ("classes", "per_class", "quotas")
+"""Settings of a run that may grow: classes are added at the end of the list, and more images are wanted."""
 FIXED = ("classes", "seed", "judge.clip")
 """Settings that give the stored data its meaning: the indices of masks, splits and seeds, and measured cosines."""
 
@@ -87,33 +89,70 @@ def write_record(path: Path, record: RunRecord) -> None:
         write_atomic(path, text.encode())
 
 
-def resumed(before: RunRecord, now: Config, where: Path) -> RunRecord:
-    """The record of a run that resumes with settings `now`; `SegsmithError` where others than `FREE` differ.
+def resumed(
+    before: RunRecord, now: Config, where: Path, accepted: Callable[[], Mapping[str, int]] = dict
+) -> RunRecord:
+    """The record of a run that resumes with settings `now`.
 
     `now` may also hold the judge settings that `segsmith rejudge` put in force, as `build --from` reads them.
+    `accepted` gives class -> number of accepted images; it is called where fewer images are wanted than before.
+    Raises `SegsmithError` where settings differ that are neither `FREE` nor `GROWING`, where a class is removed or
+    moved, and where a class has more images than are wanted now.
     """
     if now.judge == before.config.judge:
         now = now.model_copy(update={"judge": before.asked.judge})
     different = [
         (key, old, new)
         for key, old, new in _differences(before.asked.model_dump(mode="json"), now.model_dump(mode="json"))
-        if not key.startswith(FREE)
+        if not key.startswith((*FREE, *GROWING))
     ]
+    _check_growth(before.asked, now, where, accepted)
     if different:
         key, old, new = different[0]
         more = f" and {len(different) - 1} more" if len(different) > 1 else ""
         raise SegsmithError(
             f"{where} was started with {key} = {old!r}, now it is {new!r}{more}.",
-            "Use the settings of before, or another --out for a new run.",
+            f"Use the settings of before (`--from {where / 'run.toml'}` brings all of them), or another --out for a "
+            "new run.",
         )
     return RunRecord(now, before.versions, before.rejudged)
 
 
-def check_fixed_settings(ledger: Ledger, config: Config, where: Path) -> None:
+def _check_growth(
+    before: Config, now: Config, where: Path, accepted: Callable[[], Mapping[str, int]]
+) -> None:
+    """Raise `SegsmithError` unless `now` keeps the classes of a run in their order and all of its images."""
+    old, new = before.classes, now.classes
+    if new[: len(old)] != old:
+        gone = [name for name in old if name not in new]
+        what = f"class {gone[0]!r} is missing now" if gone else "the classes have another order now"
+        classes = ",".join((*old, *(name for name in new if name not in old)))
+        raise SegsmithError(
+            f"{where} has the classes {', '.join(old)}, and {what}. "
+            "Classes can only be added, at the end of the list.",
+            f'Type --classes "{classes}", or another --out for a new run.',
+        )
+    fewer = [name for name in old if now.wanted[name] < before.wanted[name]]
+    have = accepted() if fewer else {}
+    for name in fewer:
+        if now.wanted[name] < have.get(name, 0):
+            raise SegsmithError(
+                f"{where} has {have[name]} accepted images of class {name!r}, and {now.wanted[name]} are wanted now.",
+                "Want at least as many, or name another --out for a new run.",
+            )
+
+
+def added_classes(ledger: Ledger, config: Config) -> tuple[str, ...]:
+    """The classes at the end of the list that the data in the ledger was made without."""
+    before = ledger.fixed_settings.get("classes", list(config.classes))
+    return config.classes[len(before) :] if list(config.classes[: len(before)]) == before else ()
+
+
+def check_fixed_settings(ledger: Ledger, config: Config, where: Path, *, growing: bool = False) -> None:
     """Raise `SegsmithError` where `config` gives the data in the ledger another meaning than when it was written.
 
     A ledger without prompts takes over the settings, unless it is read-only, and so does one that an earlier version
-    wrote without them. `where` is the run folder.
+    wrote without them. Where the run is `growing`, classes may have been added. `where` is the run folder.
     """
     now = {key: _setting(config, key) for key in FIXED}
     before = ledger.fixed_settings
@@ -122,7 +161,14 @@ def check_fixed_settings(ledger: Ledger, config: Config, where: Path) -> None:
             ledger.fixed_settings = now
         return
     for key, new in now.items():
+        if key == "classes" and growing and added_classes(ledger, config):
+            continue
         if key in before and before[key] != new:
+            if key == "classes" and before[key][: len(new)] == new:
+                raise SegsmithError(
+                    f"A build that adds classes to {where} was stopped before it wrote run.toml.",
+                    f'Rerun it, with --classes "{",".join(before[key])}".',
+                )
             raise SegsmithError(
                 f"{where / 'run.toml'} says {key} = {new!r}, but the data of this run was made with {before[key]!r}.",
                 "Restore that setting.",

@@ -70,10 +70,12 @@ def build(
     """Write prompts, draw, judge, relabel, segment, export, train and evaluate.
 
     The same call on the same `out` resumes a run that was stopped or killed; no work is repeated. On a finished run
-    it does nothing but make again what is missing or out of date.
+    it does nothing but make again what is missing or out of date. A run grows when more images are wanted, a cap is
+    raised, or classes are added at the end of the list: it keeps what it has, and makes dataset and segmenter again.
 
     Args:
-        classes: class names, e.g. ``["cat", "dog"]``, in the order of the masks' indices from 1.
+        classes: class names, e.g. ``["cat", "dog"]``, in the order of the masks' indices from 1. Without classes,
+            preset and config, an existing run in `out` continues with its own settings.
         out: run folder.
         per_class: accepted images wanted of each class.
         preset: ``sim``, ``cpu``, ``gpu`` or ``hosted``; None picks the best one for this machine.
@@ -109,6 +111,12 @@ def build(
         max_hours=max_hours,
         max_usd=max_usd,
     )
+    if (
+        from_run is None
+        and not (preset or config or "classes" in changes)
+        and RunFolder(Path(out)).config.exists()
+    ):
+        from_run = RunFolder(Path(out)).config
     with open_display(on_event, progress, screen) as display:
         if from_run is not None:
             if preset or config:
@@ -198,9 +206,14 @@ def build_run(
         run.create()
         stack.enter_context(run.held())
         prepare()
-        write_record(run.config, record)
-        context = RunContext(config, run, step=reviewer is not None, parts=parts or {})
+        if not run.config.exists():
+            write_record(run.config, record)
+        context = RunContext(config, run, step=reviewer is not None, parts=parts or {}, growing=True)
         stack.callback(context.close)
+        added = context.measure_added_classes()
+        write_record(
+            run.config, record
+        )  # after the ledger, whose columns a reader expects to fit the classes
         stack.enter_context(stop_on_interrupt(context.stopping))
         saver = stack.enter_context(open_checkpoints(run.graph, lambda: context.ledger.sequence))
         if anew:
@@ -218,9 +231,9 @@ def build_run(
             graph.update_state(options, state, as_node="draw")
             snapshot = graph.get_state(options)
             yield Notice(GRAPH_LOST, warning=True)
-        if snapshot.values and (node := reentry(context, snapshot)):
-            graph.update_state(options, {}, as_node=node)
+        if snapshot.values and (change := reentry(context, snapshot, added)):
             context.ledger.finished_at = None
+            graph.update_state(options, dict(change.state), as_node=change.node)
             snapshot = graph.get_state(options)
         if snapshot.values and not waiting(snapshot):
             if (

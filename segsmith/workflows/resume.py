@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 from segsmith.agents.director import cap_reached, spent
@@ -14,10 +16,13 @@ from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_config import RunRecord, installed_versions, read_record, resumed
 from segsmith.memory.run_folder import RunFolder
 from segsmith.review.decisions import REENTER, stale
+from segsmith.types import ClassTally
 from segsmith.workflows.verify import damaged_files
 
 OURS = {"images", "masks", "checkpoints", "real", ".writable", ".lock", ".lock-holder"}
 """What a session may have created before it wrote run.toml."""
+DRAWING_ENDED = ("quota_met", "stalled", "budget_spent", "nothing_accepted")
+"""The director's reasons for ending the rounds of drawing."""
 
 
 def starts_over(run: RunFolder, config: Config) -> bool:
@@ -38,8 +43,16 @@ def record_for(run: RunFolder, config: Config) -> RunRecord:
     """
     check_folder(run)
     if run.config.exists():
-        return resumed(read_record(run.config), config, run.root)
+        return resumed(read_record(run.config), config, run.root, lambda: _accepted(run))
     return RunRecord(config, installed_versions())
+
+
+def _accepted(run: RunFolder) -> dict[str, int]:
+    """Class -> number of accepted images so far."""
+    if not run.ledger.exists():
+        return {}
+    with closing(Ledger(run.ledger, read_only=True)) as ledger:
+        return {name: tally.accepted for name, tally in ledger.tallies().items()}
 
 
 def check_folder(run: RunFolder) -> None:
@@ -58,22 +71,45 @@ def check_folder(run: RunFolder) -> None:
         )
 
 
-def reentry(context: RunContext, snapshot: Any) -> str:
-    """The node behind which the run continues because something changed; "" where the checkpoint holds.
+@dataclass(frozen=True)
+class Reentry:
+    """Where a run continues because something changed."""
 
-    What may have changed: verdicts, labels or masks by `rejudge` or a reviewer, a cap that was raised, and results
-    of a finished run that are gone or damaged.
+    node: str
+    """The node behind which it continues."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What changes in the graph's state."""
+
+
+def reentry(context: RunContext, snapshot: Any, added: Sequence[str] = ()) -> Reentry | None:
+    """Where the run continues because something changed; None where the checkpoint holds.
+
+    What may have changed: classes (`added` to the list since the last session), a quota or a cap that was raised,
+    verdicts, labels or masks by `rejudge` or a reviewer, and results of a finished run that are gone or damaged.
     """
     finished = not waiting(snapshot)
-    if finished and (changed := stale(context.ledger)):
-        return REENTER[changed]
-    drawing_ended = snapshot.values.get("reason") in ("budget_spent", "nothing_accepted")
-    if drawing_ended and "direct" not in waiting(snapshot):
+    reason = snapshot.values.get("reason")
+    if reason in DRAWING_ENDED and "direct" not in waiting(snapshot):
         images, rounds = len(context.ledger.images()), snapshot.values.get("round", 0)
         cap = cap_reached(context.config.budget, images, rounds, spent(context.ledger))
-        if cap != snapshot.values.get("cap", ""):
-            return "judge"
-    return lost_result(context) if finished and snapshot.values.get("reason") != "nothing_accepted" else ""
+        capped = reason in ("budget_spent", "nothing_accepted")
+        if capped and cap != snapshot.values.get("cap", ""):
+            return Reentry("judge")
+        known = snapshot.values.get("missing", {})
+        more = any(n > known.get(name, 0) for name, n in missing(context).items())
+        if added or (more and not (capped and cap)):
+            return Reentry("judge", {"idle": {}})
+    if finished and (changed := stale(context.ledger)):
+        return Reentry(REENTER[changed])
+    lost = lost_result(context) if finished and reason != "nothing_accepted" else ""
+    return Reentry(lost) if lost else None
+
+
+def missing(context: RunContext) -> dict[str, int]:
+    """Class -> accepted images short of what is wanted."""
+    tallies = context.ledger.tallies()
+    short = {c: n - tallies.get(c, ClassTally()).accepted for c, n in context.config.wanted.items()}
+    return {name: n for name, n in short.items() if n > 0}
 
 
 def state_of_ledger(ledger: Ledger) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""Classes that are added to a run: what was measured of its images gets their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsmith.agents.judge.agent import directions
+from segsmith.memory.ledger import Ledger
+from segsmith.protocols import ImageTextEncoder
+from segsmith.types import Vectors
+
+BATCH = 512
+
+
+def measure_added_classes(
+    ledger: Ledger,
+    encoder: ImageTextEncoder,
+    classes: Sequence[str],
+    added: int,
+    synonyms: Callable[[str], tuple[str, ...]],
+) -> None:
+    """Store each measured image's cosines with the last `added` of `classes`, and its prompt's shares of all classes.
+
+    The image's CLIP vector is in its signature, so no image is read. The stored cosines keep their exact values.
+    The centre of the region check is measured again with the classes.
+    """
+    texts = directions(encoder, classes, synonyms)
+    before = len(classes) - added
+    with ledger.transaction():
+        for rows in ledger.measured_vectors(BATCH):
+            vectors = np.stack([np.frombuffer(signature, "<f4")[: texts.shape[1]] for *_, signature in rows])
+            new = vectors @ texts[before : len(classes)].T
+            shares = text_shares(encoder, [text for _, text, _, _ in rows], texts[: len(classes)])
+            ledger.replace_class_scores(
+                (image_id, [*old[:before], *map(float, columns), *old[before:]], list(map(float, of_text)))
+                for (image_id, _, old, _), columns, of_text in zip(rows, new, shares, strict=True)
+            )
+        ledger.region_centre = None
+
+
+def text_shares(encoder: ImageTextEncoder, texts: Sequence[str], of_classes: Vectors) -> NDArray[np.float64]:
+    """(N, C) the prompts' own probability of each class, from CLIP's text tower."""
+    cosines = encoder.embed_texts(texts) @ of_classes.T
+    weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) * encoder.logit_scale)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
