@@ -635,6 +635,11 @@ def merged_config(config: Config, changes: Mapping[str, Any], source: str) -> Co
     return parse_config(_deep_merge(values, _with_current_names(changes)), source)
 
 
+def with_environment(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the environment, overridden by a nested mapping of `changes`."""
+    return _deep_merge(_with_current_names(_environment()), changes)
+
+
 def equals_stored(config: Config, text: str) -> bool:
     """Whether `text`, a config that this or an earlier version dumped as JSON, has the settings of `config`."""
     try:

@@ -24,7 +24,14 @@ from segsmith.workflows.models import fetch_missing
 from segsmith.workflows.preflight import check_classes, check_models, check_tracing
 from segsmith.workflows.progress import Callback, Display, Screen, open_display
 from segsmith.workflows.rejudge import settled
-from segsmith.workflows.resume import record_for, reentry, starts_over, state_of_ledger, waiting
+from segsmith.workflows.resume import (
+    record_for,
+    reentry,
+    settings_of_run,
+    starts_over,
+    state_of_ledger,
+    waiting,
+)
 from segsmith.workflows.reviewing import Reviewer, ask, terminal_reviewer
 from segsmith.workflows.run import Run
 from segsmith.workflows.settings import Settings, check_reach, overrides, resolve
@@ -74,11 +81,12 @@ def build(
     raised, or classes are added at the end of the list: it keeps what it has, and makes dataset and segmenter again.
 
     Args:
-        classes: class names, e.g. ``["cat", "dog"]``, in the order of the masks' indices from 1. Without classes,
-            preset and config, an existing run in `out` continues with its own settings.
+        classes: class names, e.g. ``["cat", "dog"]``, in the order of the masks' indices from 1. A run in `out`
+            keeps its classes where none are named.
         out: run folder.
         per_class: accepted images wanted of each class.
-        preset: ``sim``, ``cpu``, ``gpu`` or ``hosted``; None picks the best one for this machine.
+        preset: ``sim``, ``cpu``, ``gpu`` or ``hosted``; None keeps the settings of a run in `out`, and picks the best
+            preset for this machine for a new run.
         config: TOML file of settings, or a `Config` made by `load_config`, which needs no preset.
         settings: any setting, e.g. ``{"judge.top_k": 3}``; wins over `config`.
         from_run: ``run.toml`` of another run, whose settings are used in place of a preset.
@@ -124,6 +132,8 @@ def build(
             settled = _settings_of(Path(from_run), changes, display)
             if not trust and not _same_file(Path(from_run), RunFolder(Path(out)).config):
                 check_reach(settled, changes, Path(from_run))
+        elif not (preset or config) and (own := settings_of_run(RunFolder(Path(out)), changes)):
+            settled = own
         else:
             settled, choice = resolve(preset=preset, config=config, changes=changes, run=Path(out))
             if choice.why:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segsmith.agents.director import cap_reached, spent
-from segsmith.config import Config
+from segsmith.config import Config, merged_config, with_environment
 from segsmith.errors import SegsmithError
 from segsmith.files import PART, sha256_of
 from segsmith.graph.context import RunContext
@@ -17,6 +17,7 @@ from segsmith.memory.run_config import RunRecord, installed_versions, read_recor
 from segsmith.memory.run_folder import RunFolder
 from segsmith.review.decisions import REENTER, stale
 from segsmith.types import ClassTally
+from segsmith.workflows.settings import Settings
 from segsmith.workflows.verify import damaged_files
 
 OURS = {"images", "masks", "checkpoints", "real", ".writable", ".lock", ".lock-holder"}
@@ -34,6 +35,16 @@ def starts_over(run: RunFolder, config: Config) -> bool:
         return False
     with closing(Ledger(run.ledger)) as ledger:
         return not (ledger.prompts() or ledger.guidance(active_only=False))
+
+
+def settings_of_run(run: RunFolder, changes: Settings) -> Config | None:
+    """The settings that a run was started with, the environment and `changes` applied; None without prompts."""
+    if not run.config.exists() or not run.ledger.exists():
+        return None
+    with closing(Ledger(run.ledger, read_only=True)) as ledger:
+        if not ledger.has_prompts:
+            return None
+    return merged_config(read_record(run.config).asked, with_environment(changes), str(run.config))
 
 
 def record_for(run: RunFolder, config: Config) -> RunRecord:
