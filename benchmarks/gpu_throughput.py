@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from segsmith.config import ImagesConfig
+from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import OutOfMemory
-from segsmith.tools.devices import autocast, choose_device, choose_dtype
 from segsmith.tools.images.diffusion import DiffusionBackend
 from segsmith.tools.vision.clip import OpenClipEncoder
 from segsmith.tools.vision.sam import SamSegmenter

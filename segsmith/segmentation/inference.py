@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segsmith.datasets.voc_folder import VocFolder
+from segsmith.device_memory import Batches
+from segsmith.devices import autocast, choose_dtype
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.checkpoint import load_segmenter
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
@@ -21,21 +23,44 @@ from segsmith.segmentation.network import STRIDE, normalise
 from segsmith.segmentation.sources import LabelSources, Prediction
 
 PREDICT_BATCH = 32
-"""Number of images per forward pass."""
+"""Maximum number of images per forward pass."""
+PREDICT_BYTES = 2 << 30
+"""Memory that the activations of one forward pass may take."""
+PIXEL_BYTES = 330
+CLASS_BYTES = 12
+"""Peak of a DeepLabV3+ in float32: bytes per pixel, and per pixel and class (`benchmarks/gpu_memory.py`)."""
 
 
-def predict(model: nn.Module, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def predict_batch(height: int, width: int, n_classes: int) -> int:
+    """Number of `height` x `width` images per forward pass, so that it stays within `PREDICT_BYTES`; at least 1."""
+    per_image = height * width * (PIXEL_BYTES + CLASS_BYTES * n_classes)
+    return max(1, min(PREDICT_BATCH, PREDICT_BYTES // per_image))
+
+
+def predict(
+    model: nn.Module,
+    images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+    precision: str = "auto",
+) -> NDArray[np.uint8]:
     """Predict label maps: (N, H, W, 3) uint8 RGB images of one size -> (N, H, W) uint8, 0 is background.
 
-    Any image size works; inputs are padded for the network. Index i is the checkpoint's class i - 1.
+    Any image size works; inputs are padded for the network. Index i is the checkpoint's class i - 1. `precision` is
+    that of `segsmith.devices.choose_dtype`. Raises `SegsmithError` if memory is too small for one image.
     """
-    batches = [
-        _predict_batch(
-            model, torch.from_numpy(np.stack(list(images[i : i + PREDICT_BATCH]))).permute(0, 3, 1, 2)
-        )
-        for i in range(0, len(images), PREDICT_BATCH)
-    ]
-    return torch.cat(batches).numpy() if batches else np.zeros((0, 0, 0), np.uint8)
+    if not len(images):
+        return np.zeros((0, 0, 0), np.uint8)
+    height, width = images[0].shape[:2]
+    size = predict_batch(height, width, _n_outputs(model))
+    memory = Batches(
+        size, f"predicting one image of {width} x {height} px", "Use smaller images, or run on a CPU."
+    )
+
+    def work(start: int, stop: int) -> Tensor:
+        pixels = torch.from_numpy(np.stack(list(images[start:stop]))).permute(0, 3, 1, 2)
+        return _logits(model, pixels, precision).argmax(dim=1).to(torch.uint8).cpu()
+
+    batches = list(memory.run(len(images), work))
+    return torch.cat(batches).numpy()
 
 
 class LabelledImages(Protocol):
@@ -82,7 +107,9 @@ def evaluate_on(
     return score_pairs(predicted_pairs(model.to(Accelerator().device), data), data.classes)
 
 
-def predicted_pairs(model: nn.Module, data: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
+def predicted_pairs(
+    model: nn.Module, data: LabelledImages, precision: str = "auto"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of (B, H, W) predicted and true label maps, in batches of images of one size, in the split's order."""
     start = 0
     while start < len(data):
@@ -91,7 +118,7 @@ def predicted_pairs(model: nn.Module, data: LabelledImages) -> Iterator[tuple[Te
         while stop < len(data) and stop - start < PREDICT_BATCH and data.sizes[stop] == size:
             stop += 1
         images, labels = zip(*(data.raw(i) for i in range(start, stop)), strict=True)
-        yield torch.from_numpy(predict(model, images)), torch.from_numpy(np.stack(labels))
+        yield torch.from_numpy(predict(model, images, precision)), torch.from_numpy(np.stack(labels))
         start = stop
 
 
@@ -103,7 +130,9 @@ def teacher_predictions(model: nn.Module, sources: LabelSources) -> Iterator[Pre
     for index in range(len(sources)):
         image = torch.from_numpy(sources.data.raw(index)[0]).permute(2, 0, 1)[None]
         impossible = ~sources.allowed(index).to(next(model.parameters()).device)
-        scores = _logits(model, image)[0].masked_fill(impossible[:, None, None], -torch.inf).softmax(0)
+        scores = (
+            _logits(model, image)[0].float().masked_fill(impossible[:, None, None], -torch.inf).softmax(0)
+        )
         confidence, labels = scores.max(dim=0)
         yield Prediction(labels.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
 
@@ -117,17 +146,20 @@ def checkpoint_predictions(
     return teacher_predictions(model.to(Accelerator().device), sources)
 
 
-def _predict_batch(model: nn.Module, images: Tensor) -> Tensor:
-    return _logits(model, images).argmax(dim=1).to(torch.uint8).cpu()
+def _n_outputs(model: nn.Module) -> int:
+    """Number of classes with the background, from the last convolution."""
+    heads = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    return heads[-1].out_channels if heads else 1
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits (B, C + 1, H, W) float32 for (B, 3, H, W) uint8 RGB images."""
+def _logits(model: nn.Module, images: Tensor, precision: str = "auto") -> Tensor:
+    """Logits (B, C + 1, H, W) for (B, 3, H, W) uint8 RGB images, in the dtype of `precision`."""
     height, width = images.shape[-2:]
     device = next(model.parameters()).device
     padded = F.pad(
         images.to(device).float() / 255, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate"
     )
-    logits: Tensor = model.eval()(normalise(model, padded).to(memory_format=torch.channels_last))
-    return logits[..., :height, :width].float()
+    with autocast(str(device), choose_dtype(str(device), precision)):
+        logits: Tensor = model.eval()(normalise(model, padded).to(memory_format=torch.channels_last))
+    return logits[..., :height, :width]

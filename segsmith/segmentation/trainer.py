@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from segsmith.config import TrainerConfig
 from segsmith.datasets.voc_folder import VocFolder
+from segsmith.device_memory import Batches
 from segsmith.errors import SegsmithError
 from segsmith.files import remove_leftovers
 from segsmith.ids import seed_of
@@ -171,6 +172,13 @@ class _Run:
         self.ema = Ema(self._bare(), config.ema)
         self.reports: list[EpochReport] = []
         self.epoch = 0
+        # Batch normalisation needs two images.
+        self.memory = Batches(
+            batch,
+            "training on two images",
+            "Set trainer.encoder to a smaller one, or train on smaller images.",
+            smallest=min(batch, 2) if self.accelerator.num_processes == 1 else batch,
+        )
         self.sam_round: int | None = None
         self.fingerprint = _fingerprint(data, config, seed, "" if sam is None else sam.name)
         if self.accelerator.is_main_process:
@@ -238,6 +246,28 @@ class _Run:
         """One update on `view`, which is `batch.image` with photometric changes; the teacher sees `batch.image`."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        loss = self.memory.whole(len(view), partial(self._gradients, batch, view, epoch))
+        self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT)
+        self.optimizer.step()
+        self.ema.update(self._bare())
+        return loss
+
+    def _gradients(self, batch: Sample, view: Tensor, epoch: int, size: int) -> Tensor:
+        """Compute the gradients of one update from about `size` images at a time; returns the mean loss.
+
+        With several processes a batch is never split, because all of them must take part in each backward pass.
+        """
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=view.device)
+        for rows in torch.arange(len(view), device=view.device).tensor_split(len(view) // size):
+            whole = len(rows) == len(view)
+            part = batch if whole else Sample(*(values[rows] for values in batch))
+            loss = self._loss(part, view if whole else view[rows], epoch) * (len(rows) / len(view))
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _loss(self, batch: Sample, view: Tensor, epoch: int) -> Tensor:
         logits = self._logits(self.model, view)
         weighed = zip(
             batch.labels.unbind(1), (self.config.given_weight, self.config.sam_weight), strict=False
@@ -249,13 +279,7 @@ class _Run:
             known = (batch.labels != IGNORE).any(1)
             guesses = teacher_labels(taught, known, batch.allowed, self.config.teacher_threshold)
             sources.append((guesses, self.config.teacher_weight))
-        loss = joint_loss(logits, sources, self.weights, self.config.balance)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT)
-        self.optimizer.step()
-        self.ema.update(self._bare())
-        return loss.detach()
+        return joint_loss(logits, sources, self.weights, self.config.balance)
 
     def _description(self, model: nn.Module) -> SegmenterMeta:
         mean, std = normalisation(model)
@@ -316,7 +340,9 @@ class _Run:
 
     def _score(self) -> SegmentationScore:
         assert self.validation is not None
-        return score_pairs(predicted_pairs(self.ema.model, self.validation), self.data.classes)
+        return score_pairs(
+            predicted_pairs(self.ema.model, self.validation, self.config.precision), self.data.classes
+        )
 
     def _bare(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)

@@ -86,7 +86,7 @@ def _torch() -> Line:
         import torch
         import torchvision  # noqa: F401
 
-        from segsmith.tools.devices import choose_device
+        from segsmith.devices import choose_device
     except (ImportError, OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["unknown"])[0]
         return Line(

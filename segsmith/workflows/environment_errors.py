@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from segsmith.device_memory import is_out_of_memory
 from segsmith.errors import OutOfMemory, SegsmithError
 from segsmith.terminal_text import first_line
 
@@ -42,10 +43,10 @@ def explain(error: BaseException, folder: Path) -> SegsmithError | None:
             return SegsmithError(
                 f"{_place(cause, folder)} is no longer writable.", f"Make it writable, {RESUME}"
             )
-        if isinstance(cause, OutOfMemory | MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+        if isinstance(cause, OutOfMemory) or is_out_of_memory(cause):
             return SegsmithError(
                 f"Out of memory ({first_line(cause)}).",
-                f"Close other programs or lower images.batch_size, {RESUME}",
+                f"Close other programs or set smaller models (`segsmith plan` shows what needs most), {RESUME}",
             )
         if isinstance(cause, sqlite3.DatabaseError):
             return SegsmithError(

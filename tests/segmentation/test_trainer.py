@@ -316,3 +316,24 @@ def test_half_precision_without_a_gpu_is_rejected_and_bfloat16_trains(squares, t
         train(squares, tmp_path / "a", config(precision="float16"), seed=3)
     result = train(squares, tmp_path / "b", config(precision="bfloat16", epochs=1), seed=3)
     assert np.isfinite(result.reports[0].loss)
+
+
+def test_a_training_step_that_does_not_fit_is_made_in_parts(squares, tmp_path, monkeypatch):
+    from torch import nn
+
+    sizes = []
+    forward = nn.Conv2d.forward
+
+    def at_most_three(self, x):
+        if self.in_channels == 3 and torch.is_grad_enabled():
+            sizes.append(len(x))
+            if len(x) > 3:
+                raise RuntimeError(
+                    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+                )
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", at_most_three)
+    result = train(squares, tmp_path / "out", config(epochs=1), seed=3)
+    assert sizes == [6] + [3, 3] * 4
+    assert np.isfinite(result.reports[0].loss)

@@ -7,7 +7,6 @@ denoises it, so an allocation that fails there would discard every step.
 
 from __future__ import annotations
 
-import gc
 import inspect
 import logging
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from segsmith.device_memory import free_device_memory, is_out_of_memory
 from segsmith.errors import OutOfMemory
 
 logger = logging.getLogger(__name__)
@@ -166,25 +166,6 @@ def sliced_decoder(pipe: Any) -> SlicedDecoder | None:
         if hasattr(part, "decode") and hasattr(part, "dtype"):
             return SlicedDecoder(part, int(getattr(pipe, "vae_scale_factor", 8)))
     return None
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out. CUDA has an error class for it; MPS and the CPU allocator only a message."""
-    said = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "out of memory" in said
-        or "can't allocate memory" in said
-    )
-
-
-def free_device_memory() -> None:
-    """Return unused memory to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()
 
 
 def _rows(value: Any, rows: slice, batch: int) -> Any:

@@ -15,16 +15,12 @@ import numpy as np
 import torch
 
 from segsmith.config import ImagesConfig
+from segsmith.device_memory import free_device_memory, is_out_of_memory
+from segsmith.devices import choose_device, choose_dtype
 from segsmith.errors import OutOfMemory, SegsmithError
 from segsmith.protocols import unwatched
 from segsmith.terminal_text import first_line
-from segsmith.tools.devices import choose_device, choose_dtype
-from segsmith.tools.images.decoding import (
-    SlicedDecoder,
-    free_device_memory,
-    is_out_of_memory,
-    sliced_decoder,
-)
+from segsmith.tools.images.decoding import SlicedDecoder, sliced_decoder
 from segsmith.tools.images.denoising import SHRINKABLE, NothingLeft, StepWatch, watched
 from segsmith.tools.images.diffusion_files import check_tensors, load_tensors, pipeline_folder, settings_name
 from segsmith.types import Drawn, Gate, Image, ImageRequest

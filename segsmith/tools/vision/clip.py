@@ -20,9 +20,10 @@ from PIL import Image as PILImage
 from safetensors import SafetensorError
 
 import segsmith.tools.vision.mini_clip as mini
+from segsmith.device_memory import Batches
+from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import first_line
-from segsmith.tools.devices import autocast, choose_device, choose_dtype
 from segsmith.tools.vision.clip_config import check_clip, read_clip_config
 from segsmith.tools.weights.model_requirements import OPEN_CLIP_CONFIG
 from segsmith.types import Image, Vectors
@@ -70,7 +71,12 @@ class OpenClipEncoder:
         self.device = torch.device(device)
         self.precision = precision
         self._dtype = choose_dtype(device, precision)
-        self.batch_size = batch_size or (64 if self.device.type == "cuda" else 16)
+        size = batch_size or (64 if self.device.type == "cuda" else 16)
+        self.batches = Batches(
+            size,
+            f"one image in CLIP {name}",
+            "Stop other programs on the GPU, or set compute.device = 'cpu'.",
+        )
         self.name = f"{name}@{_digest(model)}"
         self.logit_scale = float(model.logit_scale.detach().exp())
         self._texts: OrderedDict[str, Vectors] = OrderedDict()
@@ -131,15 +137,13 @@ class OpenClipEncoder:
         return {} if stem is None else {k: v.detach().clone() for k, v in stem.state_dict().items()}
 
     def embed_images(self, images: Sequence[Image]) -> Vectors:
-        vectors = np.zeros((len(images), self.dim), np.float32)
-        for start in range(0, len(images), self.batch_size):
-            chunk = images[start : start + self.batch_size]
-            batch = torch.stack([self.preprocess(PILImage.fromarray(image)) for image in chunk])
+        def embed(start: int, stop: int) -> Vectors:
+            batch = torch.stack([self.preprocess(PILImage.fromarray(image)) for image in images[start:stop]])
             with torch.inference_mode(), autocast(str(self.device), self._dtype):
                 pixels = batch.to(self.device, memory_format=torch.channels_last)
-                embedded = self.model.encode_image(pixels, normalize=True)
-            vectors[start : start + len(chunk)] = _unit(embedded)
-        return vectors
+                return _unit(self.model.encode_image(pixels, normalize=True))
+
+        return np.concatenate([np.zeros((0, self.dim), np.float32), *self.batches.run(len(images), embed)])
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         with self._lock:

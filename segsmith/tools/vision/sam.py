@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -25,9 +25,10 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
+from segsmith.device_memory import Batches
+from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import first_line
-from segsmith.tools.devices import autocast, choose_device, choose_dtype
 from segsmith.tools.weights.store import sam_file
 from segsmith.types import Image, MaskCandidates
 
@@ -135,13 +136,16 @@ class SamSegmenter:
         self._dtype = choose_dtype(device, precision)
         self._sam = sam.eval().requires_grad_(False).to(self._device)
         self._resize = ResizeLongestSide(sam.image_encoder.img_size)
+        side = sam.image_encoder.img_size
+        self._embedding = Batches(max(1, min(16, (1024 // side) ** 2)), f"one image in SAM {name}", _SMALLER)
+        self._decoding = Batches(MAX_POINT_SETS, f"one point set in SAM {name}", _SMALLER)
 
     @classmethod
     def load(cls, spec: str, device: str = "auto", precision: str = "auto") -> SamSegmenter:
         """Load "mini", a folder with config.json and model.safetensors, or an official ``sam_vit_*.pth``.
 
         "sam_vit_b", "sam_vit_l" and "sam_vit_h" are the official files that ``segsmith models pull`` stores.
-        For `device` and `precision` see `segsmith.tools.devices`; `precision` applies to the image encoder, while
+        For `device` and `precision` see `segsmith.devices`; `precision` applies to the image encoder, while
         prompts and masks use float32. Raises `SegsmithError` if the file is missing, corrupt or of unknown
         architecture.
         """
@@ -171,18 +175,23 @@ class SamSegmenter:
     ) -> list[list[MaskCandidates]]:
         """`segment` for several images of any sizes, embedded `images_per_batch` at a time.
 
-        By default, as many as fit into the area of one 1024 x 1024 input, at most 16: one for an official model.
+        By default, as many as fit into the area of one 1024 x 1024 input, at most 16: one for an official model. A batch
+        that does not fit is halved. Raises `SegsmithError` if memory is too small for one image.
         """
-        side = self._sam.image_encoder.img_size
-        images_per_batch = images_per_batch or max(1, min(16, (1024 // side) ** 2))
+        embedding = self._embedding
+        if images_per_batch:
+            embedding = replace(embedding, size=images_per_batch)
         results: list[list[MaskCandidates]] = [[] for _ in images]
         wanted = [i for i, sets in enumerate(point_sets) if len(sets)]
-        for start in range(0, len(wanted), images_per_batch):
-            batch = wanted[start : start + images_per_batch]
+
+        def embed(start: int, stop: int) -> tuple[list[int], list[Tensor], Tensor]:
+            batch = wanted[start:stop]
             resized = [torch.as_tensor(self._resize.apply_image(images[i])) for i in batch]
             inputs = [self._sam.preprocess(r.permute(2, 0, 1).to(self._device)) for r in resized]
             with autocast(str(self._device), self._dtype):
-                embeddings = self._sam.image_encoder(torch.stack(inputs)).float()
+                return batch, resized, self._sam.image_encoder(torch.stack(inputs)).float()
+
+        for batch, resized, embeddings in embedding.run(len(wanted), embed):
             for i, small, embedding in zip(batch, resized, embeddings, strict=True):
                 size = (images[i].shape[0], images[i].shape[1])
                 results[i] = self._decode(embedding, point_sets[i], size, (small.shape[0], small.shape[1]))
@@ -204,13 +213,21 @@ class SamSegmenter:
         for index, points in enumerate(point_sets):
             by_length.setdefault(len(points), []).append(index)
         candidates = self._sam.mask_decoder.num_multimask_outputs
-        chunk = max(1, min(MAX_POINT_SETS, MAX_PIXELS // (candidates * size[0] * size[1])))
+        fits = max(1, MAX_PIXELS // (candidates * size[0] * size[1]))
+        decoding = replace(self._decoding, size=min(self._decoding.size, fits))
         found: dict[int, MaskCandidates] = {}
         for indices in by_length.values():
-            for start in range(0, len(indices), chunk):
-                part = indices[start : start + chunk]
+
+            def decode(start: int, stop: int, indices: list[int] = indices) -> dict[int, MaskCandidates]:
+                part = indices[start:stop]
                 sets = np.stack([point_sets[i] for i in part])
-                found.update(zip(part, self._decode_equal(embedding, sets, size, input_size), strict=True))
+                return dict(zip(part, self._decode_equal(embedding, sets, size, input_size), strict=True))
+
+            before = decoding.size
+            for masks in decoding.run(len(indices), decode):
+                found.update(masks)
+            if decoding.size < before:
+                self._decoding.size = decoding.size
         return [found[i] for i in range(len(point_sets))]
 
     def _decode_equal(
@@ -239,6 +256,7 @@ class SamSegmenter:
         return [MaskCandidates(mask, iou) for mask, iou in zip(masks, ious, strict=True)]
 
 
+_SMALLER = "Stop other programs on the GPU, or set labeler.sam to a smaller model, e.g. sam_vit_b."
 _REMEDY = (
     "Set labeler.sam to 'mini', sam_vit_b, sam_vit_l or sam_vit_h, a sam_vit_*.pth file, "
     "or a folder with config.json and model.safetensors."

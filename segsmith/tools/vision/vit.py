@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 
 from segsmith.config import Config, LabelerConfig
+from segsmith.device_memory import Batches
+from segsmith.devices import autocast, choose_device, choose_dtype, training_dtype
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.seeds import top_k_pool
 from segsmith.terminal_text import first_line
-from segsmith.tools.devices import autocast, choose_device, choose_dtype, training_dtype
 from segsmith.tools.vision.clip import READ_ERRORS, OpenClipEncoder
 from segsmith.tools.vision.clip_to_timm import tower_as_timm
 from segsmith.tools.vision.patch_head import PatchHead
@@ -83,6 +84,9 @@ class TimmPatchClassifier:
         self.start = start
         self.map_scale = map_scale
         self.frozen = max(1, len(trunk.blocks) // 2)
+        remedy = "Stop other programs on the GPU, or set labeler.vit to a smaller ViT."
+        self._inference = Batches(settings.batch_size, f"one image in {name}", remedy)
+        self._training = Batches(settings.batch_size, f"training {name} on one image", remedy)
 
     @classmethod
     def from_encoder(
@@ -227,9 +231,13 @@ class TimmPatchClassifier:
             return pixels
         return functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
-    @torch.no_grad()
     def _frozen(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens after the frozen blocks, (B, P + h * w, D), of images in [0, 1]; P prefix tokens."""
+        parts = self._inference.run(len(pixels), lambda start, stop: self._tokens(pixels[start:stop]))
+        return torch.cat(list(parts))
+
+    @torch.no_grad()
+    def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         x = ((pixels - self.mean) / self.std).to(self.device, memory_format=torch.channels_last)
         trunk: Any = self.trunk
         with autocast(str(self.device), self.dtype):
@@ -258,15 +266,30 @@ class TimmPatchClassifier:
             for picked in torch.randperm(len(kept), generator=generator).split(settings.batch_size):
                 rows = kept[picked]
                 view = torch.randint(len(views), (len(rows),), generator=generator)
-                with autocast(str(self.device), training_dtype(self.dtype)):
-                    logits = model(views[view, rows].to(self.device).float())
-                pooled = top_k_pool(logits.float(), settings.top_k)
-                loss = functional.binary_cross_entropy_with_logits(pooled, target[rows].to(self.device))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                self._training.whole(
+                    len(rows), partial(self._add_gradients, model, views, view, rows, target)
+                )
                 optimizer.step()
                 schedule.step()
         return model.eval()
+
+    def _add_gradients(
+        self,
+        model: PatchHead,
+        views: torch.Tensor,
+        view: torch.Tensor,
+        rows: torch.Tensor,
+        target: torch.Tensor,
+        size: int,
+    ) -> None:
+        """The gradients of one training step, from `size` images at a time."""
+        model.zero_grad(set_to_none=True)
+        for picked in torch.arange(len(rows)).split(size):
+            with autocast(str(self.device), training_dtype(self.dtype)):
+                logits = model(views[view[picked], rows[picked]].to(self.device).float())
+            pooled = top_k_pool(logits.float(), self.settings.top_k)
+            loss = functional.binary_cross_entropy_with_logits(pooled, target[rows[picked]].to(self.device))
+            (loss * (len(picked) / len(rows))).backward()
 
     @torch.no_grad()
     def _predict(
@@ -293,8 +316,11 @@ class TimmPatchClassifier:
         return fine, pooled
 
     def _scores(self, model: PatchHead, features: torch.Tensor) -> torch.Tensor:
-        with autocast(str(self.device), self.dtype):
-            return model(features.to(self.device).float()).float()
+        def score(start: int, stop: int) -> torch.Tensor:
+            with autocast(str(self.device), self.dtype):
+                return model(features[start:stop].to(self.device).float()).float()
+
+        return torch.cat(list(self._inference.run(len(features), score)))
 
 
 def _timm_vit(name: str, file: Path | None, pretrained: bool) -> VisionTransformer:

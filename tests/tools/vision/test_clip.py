@@ -59,9 +59,9 @@ def test_image_vectors_are_unit_and_independent_of_the_batch(encoder):
     assert vectors.shape == (5, 16)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    encoder.batch_size, before = 2, encoder.batch_size
+    encoder.batches.size, before = 2, encoder.batches.size
     np.testing.assert_allclose(encoder.embed_images(images), vectors, atol=1e-5)
-    encoder.batch_size = before
+    encoder.batches.size = before
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-4
 
 
