@@ -175,8 +175,8 @@ class SamSegmenter:
     ) -> list[list[MaskCandidates]]:
         """`segment` for several images of any sizes, embedded `images_per_batch` at a time.
 
-        By default, as many as fit into the area of one 1024 x 1024 input, at most 16: one for an official model. A batch
-        that does not fit is halved. Raises `SegsmithError` if memory is too small for one image.
+        By default, as many as fit into the area of one 1024 x 1024 input, at most 16: one for an official model.
+        A batch that does not fit is halved. Raises `SegsmithError` if memory is too small for one image.
         """
         embedding = self._embedding
         if images_per_batch:
