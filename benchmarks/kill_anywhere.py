@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from segsmith.events import EpochFinished, Event, ImagesDrawn, RoundPlanned, Stage, StageStarted
+from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import ScriptedChat, fingerprint, leftovers, small_config
 
 FORK = multiprocessing.get_context("forkserver")
@@ -159,7 +160,7 @@ def promised(out: Path) -> dict[str, str]:
     except sqlite3.OperationalError:  # killed before the tables were there
         rows = []
     db.close()
-    whole = {i: sha for i, sha in rows if _sha((out / "images" / f"{i}.png").read_bytes()) == sha}
+    whole = {i: sha for i, sha in rows if _sha(RunFolder(out).image(i).read_bytes()) == sha}
     assert len(whole) == len(rows), "the ledger names an image whose file is not whole"
     return whole
 
@@ -238,7 +239,9 @@ def kill_anywhere(
             figures["different"].append({"moment": round(moment, 2), "stage": stage, "what": different[:6]})
         figures["half-written or unknown files"] += len(leftovers(out))
         figures["memory consistent"] += memory_matches(out)
-        figures["lost images"] += sum(got.get(f"images/{i}.png") != sha for i, sha in before.items())
+        figures["lost images"] += sum(
+            got.get(RunFolder(out).image(i).relative_to(out).as_posix()) != sha for i, sha in before.items()
+        )
         again = repeats(journal)
         figures["again"].update(again)
         for kind, n in again.items():

@@ -48,7 +48,7 @@ def fill(root: Path, wanted: int) -> tuple[RunFolder, Any, Any]:
         ]  # fmt: skip
         for image in images[:room]:
             new = f"{image.id}-{copy}"
-            os.link(run.image(image.id), run.image(new))
+            os.link(run.image(image.id), run.new_image(new, "png"))
             extra["images"].append(
                 ImageRow(
                     new, f"{image.prompt_id}-{copy}", image.seed, image.backend, image.round, image.sha256
@@ -57,7 +57,7 @@ def fill(root: Path, wanted: int) -> tuple[RunFolder, Any, Any]:
             old = verdicts[image.id]
             extra["verdicts"].append(VerdictRow(new, old.accepted, old.reason, old.scores))
             if image.id in masks:
-                os.link(run.mask(image.id), run.mask(new))
+                os.link(run.mask(image.id), run.new_mask(new))
                 mask = masks[image.id]
                 extra["masks"].append(MaskRow(new, mask.pixels, mask.ignore_share, mask.sources))
             extra["labels"] += [

@@ -28,6 +28,7 @@ from pydantic_settings import (
 )
 
 from segsmith.errors import SegsmithError
+from segsmith.files import ImageFormat
 
 PRESETS = ("sim", "cpu", "gpu", "hosted")
 MAX_CLASS_NAME = 60
@@ -239,6 +240,10 @@ class ImagesConfig(Section):
     filter: FilterConfig = Field(default_factory=FilterConfig)
     hosted: HostedImagesConfig = Field(default_factory=HostedImagesConfig)
     size: int = Field(128, ge=64, le=2048, description="side of the square images, in pixels")
+    format: ImageFormat = Field(
+        "png", description="format of the stored images: png, webp (lossless), or jpeg, which is lossy"
+    )
+    quality: int = Field(95, ge=1, le=100, description="quality of stored JPEGs")
     per_prompt: int = Field(2, ge=1, le=64, description="images drawn from one prompt")
     batch_size: int = Field(
         32, ge=1, description="maximum number of images per backend call; halved when memory runs out"

@@ -207,9 +207,9 @@ def made_up_run(root: Path, images: int, size: int = 128, seed: int = 0) -> tupl
             )
         image, mask = _paint_scene(depicted, size, rng)
         id_, data = make_id("i", seed, n), png_bytes(image)
-        run.image(id_).write_bytes(data)
+        run.new_image(id_, "png").write_bytes(data)
         mask_data = png_bytes(mask, voc_palette())
-        run.mask(id_).write_bytes(mask_data)
+        run.new_mask(id_).write_bytes(mask_data)
         rows.append(ImageRow(id_, prompts[-1].id, n, "made-up", 0, hashlib.sha256(data).hexdigest()))
         verdicts.append(VerdictRow(id_, True, "ok", {"probability": 0.5 + n / (2 * images)}))
         present = [int(i) for i in np.unique(mask) if 0 < i < IGNORE]
@@ -282,12 +282,12 @@ def fingerprint(root: Path) -> dict[str, str]:
 
 def leftovers(root: Path) -> list[str]:
     """Half-written files of a run, and files of images or masks without a row in the ledger."""
-    with closing(sqlite3.connect(root / "ledger.db")) as db:
-        known = {f"images/{i}.png" for (i,) in db.execute("SELECT id FROM images")}
-        known |= {f"masks/{i}.png" for (i,) in db.execute("SELECT image_id FROM masks")}
+    run = RunFolder(root)
+    with closing(sqlite3.connect(run.ledger)) as db:
+        known = {run.image(i) for (i,) in db.execute("SELECT id FROM images")}
+        known |= {run.mask(i) for (i,) in db.execute("SELECT image_id FROM masks")}
     strange = [p for p in root.rglob("*") if PART in p.name or p.name.endswith(".old")]
-    files = [p for folder in ("images", "masks") for p in (root / folder).iterdir()]
-    strange += [p for p in files if str(p.relative_to(root)) not in known]
+    strange += [p for p in (*run.image_files(), *run.mask_files()) if p not in known]
     return sorted({str(p.relative_to(root)) for p in strange})
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from segsmith.config import ImagesConfig
 from segsmith.errors import Cancelled, OutOfMemory, SegsmithError
-from segsmith.files import png_bytes, sha256_of, write_atomic
+from segsmith.files import image_bytes, sha256_of, write_atomic
 from segsmith.ids import make_id, seed_of
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, UndrawnRow, UsageRow
 from segsmith.memory.run_folder import RunFolder
@@ -216,18 +216,19 @@ class ImageAgent:
                     if result.image is None:
                         rejected[task.id] = result
                     else:
-                        hashes[task.id] = self._write(task, png_bytes(result.image))
+                        hashes[task.id] = self._write(task, result.image)
         finally:
             there = [task for task in batch if task.id in hashes]
             self._ledger.add_images(self._image_row(task, round_, hashes[task.id]) for task in there)
             self._record_undrawn(batch, rejected, round_)
         return [task.id for task in there]
 
-    def _write(self, task: Task, png: bytes) -> str:
+    def _write(self, task: Task, image: Image) -> str:
         """Write an image's file; its hash is committed first, so that the file can be trusted after a crash."""
-        digest = hashlib.sha256(png).hexdigest()
+        data = image_bytes(image, self._config.format, self._config.quality)
+        digest = hashlib.sha256(data).hexdigest()
         self._ledger.add_pending_image(task.id, digest)
-        write_atomic(self._run.image(task.id), png)
+        write_atomic(self._run.new_image(task.id, self._config.format), data)
         return digest
 
     def _image_row(self, task: Task, round_: int, sha256: str) -> ImageRow:

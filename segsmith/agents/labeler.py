@@ -227,7 +227,7 @@ class LabelerAgent:
         records = []
         for row, (label_map, sources) in zip(rows, finished, strict=True):
             png = png_bytes(label_map, voc_palette())
-            write_atomic(self._run.mask(row.id), png)
+            write_atomic(self._run.new_mask(row.id), png)
             counts = pixel_counts(label_map, self._classes)
             how = {**sources, "labels": list(labels[row.id].classes)}
             digest = hashlib.sha256(png).hexdigest()

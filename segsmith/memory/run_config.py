@@ -31,8 +31,8 @@ FREE = (
 """Settings that may change from session to session: caps, and settings that no result depends on."""
 GROWING = ("classes", "per_class", "quotas")
 """Settings of a run that may grow: classes are added at the end of the list, and more images are wanted."""
-FIXED = ("classes", "seed", "judge.clip")
-"""Settings that give the stored data its meaning: the indices of masks, splits and seeds, and measured cosines."""
+FIXED = ("classes", "seed", "judge.clip", "images.format")
+"""Settings that give the stored data its meaning: the indices of masks, splits and seeds, measured cosines, files."""
 
 
 @dataclass(frozen=True)

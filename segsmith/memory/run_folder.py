@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import os
 import re
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -18,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.errors import SegsmithError
-from segsmith.files import PART, read_image, sha256_of, write_atomic
+from segsmith.files import (
+    PART,
+    SUFFIXES,
+    ImageFormat,
+    make_folder,
+    read_image,
+    remove_leftovers,
+    sha256_of,
+    write_atomic,
+)
 from segsmith.memory.ledger import ImageRow, MaskRow
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -33,6 +41,46 @@ def _checked_id(name: str) -> str:
             f"The ledger names an image {name!r}, which is not an id.", "Do not use this run folder."
         )
     return name
+
+
+def _sub_folder(folder: Path, image_id: str) -> Path:
+    """``images/ab`` for ``i-ab12...``: ids are hashes, so the files spread evenly over 256 folders."""
+    return folder / _checked_id(image_id).rpartition("-")[2][:2]
+
+
+def _place(folder: Path, image_id: str, suffix: str) -> Path:
+    """The path of a new file; one that an earlier version wrote without a sub-folder is replaced in its place."""
+    before = _stored(folder, image_id, (suffix,))
+    make_folder(before.parent)
+    return before
+
+
+def _stored(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> Path:
+    """The file of an image with one of `suffixes`; where there is none, the path with the first of them."""
+    within = _sub_folder(folder, image_id)
+    for suffix in suffixes:
+        path = within / f"{image_id}{suffix}"
+        if path.exists():
+            return path
+    flat = folder / f"{image_id}.png"  # earlier versions had no sub-folders, and PNG alone
+    return flat if ".png" in suffixes and flat.exists() else within / f"{image_id}{suffixes[0]}"
+
+
+def _folders_in(folder: Path) -> list[str]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files in a folder and its sub-folders, sorted; unfinished ones are left out."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(PART):
+            continue
+        if path.is_dir():
+            yield from _files_below(path)
+        else:
+            yield path
 
 
 def read_verified(path: Path, sha256: str, what: str) -> bytes:
@@ -104,12 +152,28 @@ class RunFolder:
             ) from None
 
     def image(self, image_id: str) -> Path:
-        """The PNG file of an image."""
-        return self.images / f"{_checked_id(image_id)}.png"
+        """The file of an image, in whichever format it is stored; where there is none, its path as a PNG."""
+        return _stored(self.images, image_id, tuple(SUFFIXES.values()))
+
+    def new_image(self, image_id: str, form: ImageFormat) -> Path:
+        """Where to write a new image; creates the sub-folder."""
+        return _place(self.images, image_id, SUFFIXES[form])
 
     def mask(self, image_id: str) -> Path:
-        """The palette PNG file of an image's mask."""
-        return self.masks / f"{_checked_id(image_id)}.png"
+        """The palette PNG file of an image's mask; it may not exist."""
+        return _stored(self.masks, image_id, (".png",))
+
+    def new_mask(self, image_id: str) -> Path:
+        """Where to write a new mask, or the new version of one; creates the sub-folder."""
+        return _place(self.masks, image_id, ".png")
+
+    def image_files(self) -> Iterator[Path]:
+        """All files below ``images/``, known to the ledger or not, sorted."""
+        return _files_below(self.images)
+
+    def mask_files(self) -> Iterator[Path]:
+        """All files below ``masks/``, known to the ledger or not, sorted."""
+        return _files_below(self.masks)
 
     def read_image(self, row: ImageRow) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB. Raises `SegsmithError` unless the file is the one that was drawn."""
@@ -203,9 +267,6 @@ class RunFolder:
                    self.checkpoints / "training",
                    self.dataset, self.evaluation, self.evaluation / "real" / "Predictions",
                    self.real / "masks")  # fmt: skip
-        for folder in folders:
-            for left in folder.glob(f"{PART}*"):
-                if left.is_dir():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
+        shards = (part for folder in (self.images, self.masks) for part in _folders_in(folder))
+        for folder in (*folders, *map(Path, shards)):
+            remove_leftovers(folder)

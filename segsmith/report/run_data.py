@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,13 +97,13 @@ def read_run(run: RunFolder, ledger: Ledger) -> RunData:
     """Read a run in whatever state it is, without changing it."""
     reader = _Reader()
     # Rows before what they refer to: a session may be writing, and what is read later is more complete.
-    masks = reader.rows("masks", ledger.masks, _mask_ok)
+    masks = reader.rows("masks", ledger.masks, partial(_mask_ok, run))
     labels: dict[str, dict[str, LabelRow]] = {}
     for source in LABEL_SOURCES:
         rows = reader.rows(f"{source} labels", partial(ledger.labels, source), _label_ok)
         labels[source] = {row.image_id: row for row in rows}
     verdicts = reader.rows("verdicts", ledger.verdicts, _verdict_ok)
-    images = reader.rows("images", ledger.images, lambda row: _image_ok(run, row))
+    images = reader.rows("images", ledger.images, partial(_image_ok, run))
     prompts = {p.id: p for p in reader.rows("prompts", ledger.prompts, _prompt_ok)}
     known = [image for image in images if image.prompt_id in prompts]
     reader.count_lost("images", "belong to no known prompt", len(images) - len(known), len(images))
@@ -116,8 +115,8 @@ def read_run(run: RunFolder, ledger: Ledger) -> RunData:
     thresholds = reader.value("thresholds", lambda: ledger.thresholds, NOTHING)
     versions = reader.value("versions", lambda: ledger.versions, NOTHING)
     real_set = reader.value("list of real images", partial(RealSet.open, run.real), None)
-    reader.missing_files(run.images, "image", [image.id for image in known])
-    reader.missing_files(run.masks, "mask", [mask.image_id for mask in masks])
+    reader.missing_files(run.images.name, "image", [run.image(image.id) for image in known])
+    reader.missing_files(run.masks.name, "mask", [run.mask(mask.image_id) for mask in masks])
     return RunData(
         prompts=prompts,
         images=known,
@@ -193,13 +192,9 @@ class _Reader:
         if lost:
             self.problems.append(f"{lost} of {total} {name} {what}.")
 
-    def missing_files(self, folder: Path, name: str, ids: Sequence[str]) -> None:
-        try:
-            present = set(os.listdir(folder))
-        except OSError:
-            present = set()
-        missing = sum(f"{image_id}.png" not in present for image_id in ids)
-        self.count_lost(f"{name} files", f"are missing from {folder.name}/", missing, len(ids))
+    def missing_files(self, folder: str, name: str, paths: Sequence[Path]) -> None:
+        missing = sum(not path.exists() for path in paths)
+        self.count_lost(f"{name} files", f"are missing from {folder}/", missing, len(paths))
 
 
 def _evaluation(ledger: Ledger, reader: _Reader) -> dict[str, Evaluation]:
@@ -250,13 +245,14 @@ def _prompt_ok(row: PromptRow) -> bool:
 
 
 def _image_ok(run: RunFolder, row: ImageRow) -> bool:
-    if not _texts(row.id, row.prompt_id, row.backend):
-        return False
+    return _texts(row.prompt_id, row.backend) and _id_ok(run, row.id)
+
+
+def _id_ok(run: RunFolder, image_id: object) -> bool:
     try:
-        run.image(row.id)
+        return isinstance(image_id, str) and bool(run.image(image_id))
     except SegsmithError:  # the id has path parts
         return False
-    return True
 
 
 def _verdict_ok(row: VerdictRow) -> bool:
@@ -267,9 +263,9 @@ def _label_ok(row: LabelRow) -> bool:
     return _texts(row.image_id, *row.classes)
 
 
-def _mask_ok(row: MaskRow) -> bool:
+def _mask_ok(run: RunFolder, row: MaskRow) -> bool:
     return (
-        isinstance(row.image_id, str)
+        _id_ok(run, row.image_id)
         and isinstance(row.pixels, Mapping)
         and all(finite(n) is not None for n in row.pixels.values())
         and finite(row.ignore_share) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -166,16 +166,16 @@ def _references(ledger: Ledger) -> Iterator[Finding]:
 
 def _images(folder: RunFolder, ledger: Ledger) -> Iterator[Finding]:
     accepted = {row.id for row in ledger.accepted()}
-    known = set(ledger.pending_images())
+    known = {folder.image(id_) for id_ in ledger.pending_images()}
     for row in ledger.images():
-        known.add(row.id)
         path = folder.image(row.id)
+        known.add(path)
         detail = "" if not path.is_file() else "its SHA-256 differs"
         if path.is_file() and sha256_of(path) == row.sha256:
             continue
         lost = Defect.OTHER_IMAGE if detail else Defect.LOST_IMAGE
         yield Finding(lost if row.id in accepted else Defect.LOST_REJECT, row.id, detail)
-    yield from _strangers(folder.images, known, Defect.STRAY_IMAGE)
+    yield from _strangers(folder.image_files(), folder.images, known, Defect.STRAY_IMAGE)
 
 
 def _masks(folder: RunFolder, ledger: Ledger, config: Config) -> Iterator[Finding]:
@@ -186,7 +186,8 @@ def _masks(folder: RunFolder, ledger: Ledger, config: Config) -> Iterator[Findin
             yield Finding(Defect.LOST_MASK, row.image_id)
         elif why := _differs(path, row, config):
             yield Finding(Defect.OTHER_MASK, row.image_id, why)
-    yield from _strangers(folder.masks, masks.keys(), Defect.STRAY_MASK)
+    known = {folder.mask(id_) for id_ in masks}
+    yield from _strangers(folder.mask_files(), folder.masks, known, Defect.STRAY_MASK)
     if ledger.finished_at is not None:
         labels = ledger.labels("relabel")
         for image in ledger.accepted():
@@ -210,11 +211,13 @@ def _differs(path: Path, row: MaskRow, config: Config) -> str:
     return "" if same else "its pixels per class differ"
 
 
-def _strangers(folder: Path, known: Collection[str], defect: Defect) -> Iterator[Finding]:
-    """Files without a row."""
-    for path in sorted(folder.glob("*")) if folder.is_dir() else ():
-        if not path.name.startswith(PART) and path.stem not in known:
-            yield Finding(defect, path.name)
+def _strangers(
+    files: Iterable[Path], folder: Path, known: Collection[Path], defect: Defect
+) -> Iterator[Finding]:
+    """Files without a row, by their paths below `folder`."""
+    for path in files:
+        if path not in known:
+            yield Finding(defect, path.relative_to(folder).as_posix())
 
 
 def _real_images(folder: RunFolder) -> Iterator[Finding]:

@@ -138,7 +138,7 @@ def lose_row(place, png=None):
     drawn = next(iter(Backend().draw([task.request]))).image
     it._write(task, png_bytes(drawn))
     if png is not None:
-        run.image(task.id).write_bytes(png)
+        run.new_image(task.id, "png").write_bytes(png)
     return task.id
 
 

@@ -77,7 +77,7 @@ def place(tmp_path):
     for name, prompt, right in [("i1", "p1", 40), ("i2", "p2", 220)]:
         image = np.full((64, 64, 3), 40, dtype=np.uint8)
         image[:, 32:] = right
-        run.image(name).write_bytes(png_bytes(image))
+        run.new_image(name, "png").write_bytes(png_bytes(image))
         ledger.add_images([ImageRow(name, prompt, 0, "x", 0, sha256_of(run.image(name)))])
         ledger.add_verdicts([VerdictRow(name, True, "ok", {})])
         ledger.add_labels([LabelRow(name, "clip", ("cat",), {})])

@@ -61,7 +61,7 @@ def place(tmp_path):
 
 
 def draw(run, ledger, name, level):
-    run.image(name).write_bytes(png_bytes(np.full((8, 8, 3), level, np.uint8)))
+    run.new_image(name, "png").write_bytes(png_bytes(np.full((8, 8, 3), level, np.uint8)))
     ledger.add_images([ImageRow(name, "p-1", 1, "b", 0, sha256_of(run.image(name)))])
 
 

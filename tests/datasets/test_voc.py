@@ -37,13 +37,13 @@ def filled(tmp_path):
         ledger.add_prompts([prompt(f"p{n}", CLASSES[n % 2], "p0" if n == 1 else None)])
         for k in range(2):
             id_ = f"i{n}-{k}"
-            write_atomic(run.image(id_), png_bytes(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)))
+            write_atomic(run.new_image(id_, "png"), png_bytes(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)))
             ledger.add_images([ImageRow(id_, f"p{n}", k, "sim", 0, "")])
             ledger.add_verdicts([VerdictRow(id_, id_ != "i0-0", "ok", {})])
             ledger.add_labels([LabelRow(id_, "prompt", (CLASSES[n % 2],)), LabelRow(id_, "clip", CLASSES)])
             if id_ != "i1-1":
                 mask = rng.choice(np.array([0, 1, 2, 255], np.uint8), (20, 30))
-                write_atomic(run.mask(id_), png_bytes(mask, voc_palette()))
+                write_atomic(run.new_mask(id_), png_bytes(mask, voc_palette()))
                 ledger.add_masks([MaskRow(id_, {}, 0.0, {})])
     ledger.add_labels([LabelRow("i2-0", "relabel", ("potted plant",))])
     yield run, ledger, config
@@ -92,7 +92,7 @@ def test_export_reads_back_as_voc(filled, tmp_path):
             np.testing.assert_array_equal(np.array(mask.getpalette()).reshape(-1, 3), voc_palette())
         seen |= set(names)
     assert {s: len(ids(out, s)) for s in ("train", "val", "test")} == summary.splits
-    assert seen | set(ids(out, "test")) == {i.stem for i in run.masks.glob("*.png")} - {"i0-0"}
+    assert seen | set(ids(out, "test")) == {i.stem for i in run.mask_files()} - {"i0-0"}
     assert sorted(ids(out, "trainval")) == sorted(ids(out, "train") + ids(out, "val"))
     assert (out / "classes.txt").read_text().splitlines() == list(CLASSES)
 
@@ -182,11 +182,11 @@ def test_errors_state_the_remedy(filled, tmp_path):
     with pytest.raises(SegsmithError, match="Name a new or empty folder"):
         export_dataset(run, ledger, config, out=foreign)
     assert (foreign / "thesis.tex").exists()
-    write_atomic(run.mask("i3-0"), png_bytes(np.full((20, 30), 3, np.uint8)))
+    write_atomic(run.new_mask("i3-0"), png_bytes(np.full((20, 30), 3, np.uint8)))
     with pytest.raises(SegsmithError, match="index 3"):
         export_dataset(run, ledger, config)
     assert not (run.dataset / "voc").exists()
-    write_atomic(run.mask("i3-0"), png_bytes(np.zeros((20, 20), np.uint8)))
+    write_atomic(run.new_mask("i3-0"), png_bytes(np.zeros((20, 20), np.uint8)))
     with pytest.raises(SegsmithError, match="its mask"):
         export_dataset(run, ledger, config)
     run.mask("i3-0").unlink()

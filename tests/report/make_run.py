@@ -241,7 +241,7 @@ def _draw(
                     .astype(np.uint8)
                 )
             data = png_bytes(np.ascontiguousarray(image))
-            run.image(image_id).write_bytes(data)
+            run.new_image(image_id, "png").write_bytes(data)
             images.append(
                 ImageRow(
                     image_id,
@@ -281,7 +281,7 @@ def _draw(
                 )
             if at < STAGES.index("masked"):
                 continue
-            run.mask(image_id).write_bytes(png_bytes(np.ascontiguousarray(mask), voc_palette()))
+            run.new_mask(image_id).write_bytes(png_bytes(np.ascontiguousarray(mask), voc_palette()))
             pixels = {classes[i - 1]: int((mask == i).sum()) for i in sorted(set(mask.ravel()) - {0, 255})}
             masks.append(MaskRow(image_id, pixels, float((mask == 255).mean()), {}))
     ledger.add_images(images)

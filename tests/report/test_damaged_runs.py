@@ -210,9 +210,9 @@ def test_ids_with_path_parts_read_nothing_outside_the_run(copied, config):
 
 
 def test_a_mask_or_image_in_another_format_is_shown_as_unreadable(copied, config):
-    for path in copied.masks.glob("*.png"):
+    for path in copied.mask_files():
         PILImage.new("RGB", (8, 8)).save(path)
-    for path in copied.images.glob("*.png"):
+    for path in copied.image_files():
         path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
     page = report_of(copied, config)
     assert "image missing or unreadable" in page

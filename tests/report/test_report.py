@@ -172,9 +172,9 @@ def test_a_run_without_classes_and_events_has_a_page(tmp_path):
 
 def test_missing_and_damaged_files_are_stated(tmp_path):
     run, ledger, config = make_run(tmp_path, classes=("cat",), size=64, prompts_per_class=3)
-    for path in run.images.glob("*.png"):
+    for path in run.image_files():
         path.unlink()
-    for path in run.masks.glob("*.png"):
+    for path in run.mask_files():
         write_atomic(path, b"not an image")
     run.config.unlink()
     images = len(ledger.images())

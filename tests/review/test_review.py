@@ -110,7 +110,7 @@ class Labeler:
         labels, masks = self.ledger.labels("relabel"), self.ledger.masks()
         for row in self.ledger.accepted():
             if row.id not in masks or row.id in review.lagging_masks(self.ledger):
-                write_atomic(self.run.mask(row.id), png_bytes(np.zeros((8, 8), np.uint8)))
+                write_atomic(self.run.new_mask(row.id), png_bytes(np.zeros((8, 8), np.uint8)))
                 how = {"seed": 1, "labels": list(labels[row.id].classes)}
                 self.ledger.add_masks([MaskRow(row.id, {"cat": 3, "dog": 0}, 0.1, how)])
 

@@ -10,6 +10,7 @@ import pytest
 from segsmith.files import PART, png_bytes
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_config import read_record
+from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import fingerprint
 from segsmith.workflows.verify import Defect, verify
 
@@ -42,11 +43,11 @@ def swap(one, two):
 
 
 def mask(run, number=0):
-    return run / "masks" / f"{accepted(run)[number]}.png"
+    return RunFolder(run).mask(accepted(run)[number])
 
 
 def image(run, number=0):
-    return run / "images" / f"{accepted(run)[number]}.png"
+    return RunFolder(run).image(accepted(run)[number])
 
 
 def blank(path):
@@ -68,7 +69,7 @@ DAMAGE = [
     (lambda run: image(run).unlink(), Defect.LOST_IMAGE),
     (lambda run: swap(image(run, 0), image(run, 1)), Defect.OTHER_IMAGE),
     (lambda run: image(run).write_bytes(b"garbage"), Defect.OTHER_IMAGE),
-    (lambda run: (run / "images" / f"{rejected(run)}.png").unlink(), Defect.LOST_REJECT),
+    (lambda run: RunFolder(run).image(rejected(run)).unlink(), Defect.LOST_REJECT),
     (lambda run: shutil.copy(image(run), run / "images" / "i-stranger.png"), Defect.STRAY_IMAGE),
     (lambda run: mask(run).unlink(), Defect.LOST_MASK),
     (lambda run: swap(mask(run, 0), mask(run, 1)), Defect.OTHER_MASK),
@@ -136,7 +137,7 @@ def test_repair_moves_damaged_files_and_deletes_none(run):
     damaged.write_bytes(b"garbage")
     shutil.copy(damaged, run / "images" / "i-stranger.png")
     verify(run, repair=True)
-    assert (run / "set-aside" / "images" / damaged.name).read_bytes() == b"garbage"
+    assert (run / "set-aside" / damaged.relative_to(run)).read_bytes() == b"garbage"
     assert (run / "set-aside" / "images" / "i-stranger.png").exists()
     assert not damaged.exists()
     assert json.loads((run / "dataset/voc/manifest.json").read_text())
