@@ -111,7 +111,7 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class MaskRow:
-    """Facts about a mask; the mask itself is ``masks/<image_id>.png``."""
+    """Facts about a mask; the mask itself is the file `RunFolder.mask`."""
 
     image_id: str
     pixels: Mapping[str, int]

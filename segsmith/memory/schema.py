@@ -35,11 +35,11 @@ CREATE TABLE IF NOT EXISTS images (
     seed INTEGER NOT NULL,
     backend TEXT NOT NULL,
     round INTEGER NOT NULL,
-    sha256 TEXT NOT NULL            -- of the PNG file images/<id>.png
+    sha256 TEXT NOT NULL            -- of the file images/ab/<id>.png, .webp or .jpg
 );
 CREATE TABLE IF NOT EXISTS pending_images (
     id TEXT PRIMARY KEY,            -- an image whose file is written before its row is
-    sha256 TEXT NOT NULL            -- of the PNG file images/<id>.png
+    sha256 TEXT NOT NULL            -- of the file images/ab/<id>.png, .webp or .jpg
 );
 CREATE TABLE IF NOT EXISTS undrawn (
     id TEXT PRIMARY KEY,            -- the id the image would have had
@@ -76,7 +76,7 @@ CREATE TABLE IF NOT EXISTS masks (
     pixels TEXT NOT NULL,           -- JSON object: class -> pixel count
     ignore_share REAL NOT NULL,     -- share of pixels that are 255
     sources TEXT NOT NULL,          -- JSON object: how each component was found
-    sha256 TEXT NOT NULL DEFAULT '' -- of the PNG file masks/<id>.png; '' in ledgers of schema 3 and earlier
+    sha256 TEXT NOT NULL DEFAULT '' -- of the PNG file masks/ab/<id>.png; '' in ledgers of schema 3 and earlier
 );
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

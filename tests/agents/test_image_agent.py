@@ -136,7 +136,7 @@ def lose_row(place, png=None):
     it = agent(place, Backend())
     task = it._tasks(ledger.prompt("p2"))[0]
     drawn = next(iter(Backend().draw([task.request]))).image
-    it._write(task, png_bytes(drawn))
+    it._write(task, drawn)
     if png is not None:
         run.new_image(task.id, "png").write_bytes(png)
     return task.id

@@ -37,7 +37,9 @@ def filled(tmp_path):
         ledger.add_prompts([prompt(f"p{n}", CLASSES[n % 2], "p0" if n == 1 else None)])
         for k in range(2):
             id_ = f"i{n}-{k}"
-            write_atomic(run.new_image(id_, "png"), png_bytes(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)))
+            write_atomic(
+                run.new_image(id_, "png"), png_bytes(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+            )
             ledger.add_images([ImageRow(id_, f"p{n}", k, "sim", 0, "")])
             ledger.add_verdicts([VerdictRow(id_, id_ != "i0-0", "ok", {})])
             ledger.add_labels([LabelRow(id_, "prompt", (CLASSES[n % 2],)), LabelRow(id_, "clip", CLASSES)])
