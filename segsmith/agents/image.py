@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 
 from segsmith.config import ImagesConfig
 from segsmith.errors import Cancelled, OutOfMemory, SegsmithError
-from segsmith.files import image_bytes, sha256_of, write_atomic
+from segsmith.files import image_bytes, read_image, sha256_of, write_atomic
 from segsmith.ids import make_id, seed_of
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, UndrawnRow, UsageRow
 from segsmith.memory.run_folder import RunFolder
@@ -43,6 +45,12 @@ class PreviewScore:
 Look = Callable[[Sequence[Preview]], Sequence[PreviewScore]]
 """Scores previews, for the online filter."""
 
+OnImages = Callable[[Sequence[ImageRow], Mapping[str, Image]], None]
+"""Is called with rows added to the ledger, in its order, and with those of their images that are in memory, by id."""
+
+WRITERS = min(4, os.cpu_count() or 1)
+"""Threads that encode and write images while the next batch is drawn."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -51,6 +59,24 @@ class Task:
     id: str
     prompt: PromptRow
     request: ImageRequest
+
+
+@dataclass(frozen=True)
+class _File:
+    """An image's file, and the image as it is stored; None if it is not in memory."""
+
+    sha256: str
+    image: Image | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images of one batch, while their files are written and until their rows are."""
+
+    tasks: Sequence[Task]
+    """In the order of the requests."""
+    files: dict[str, Future[_File]]
+    """Image id -> its file, once it is written."""
 
 
 class ImageAgent:
@@ -107,16 +133,18 @@ class ImageAgent:
         limit: int | None = None,
         lacking: Mapping[str, int] | None = None,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
+        on_images: OnImages = lambda rows, images: None,
     ) -> list[str]:
         """Draw every prompt's images that the ledger lacks, at most `limit`; returns the ids drawn, in order.
 
-        An image's file is written as soon as it is drawn; rows follow at the end of a batch, in the order of the
-        requests. A file whose row was lost in a crash is used if its hash is the one recorded before it was
-        written, so no image is drawn or paid for twice. If memory runs out, the batch size is halved and
-        remembered. Drawing ends early, without an error, when the next image would exceed the budget. With the
-        online filter, a class in `lacking` (class -> images it still needs) stops when enough previews look good.
-        `on_batch` is called with (images done, images in all). Raises `Cancelled`, or `SegsmithError` when memory
-        is too small for one image.
+        Threads encode and write a batch while the next one is drawn; its rows follow in the order of the requests,
+        and then `on_images`. At most two batches are in memory. A file whose row was lost in a crash is used if its
+        hash is the one recorded before it was written, so no image is drawn or paid for twice. If memory runs out,
+        the batch size is halved and remembered. Drawing ends early, without an error, when the next image would
+        exceed the budget. With the online filter, a class in `lacking` (class -> images it still needs) stops when
+        enough previews look good. `on_batch` is called with (images done, images in all). Whatever ends drawing, the
+        images drawn by then are stored. Raises `Cancelled`, or `SegsmithError` when memory is too small for one
+        image.
         """
         there = {row.id for row in self._ledger.images()} | {row.id for row in self._ledger.undrawn()}
         rejected = self._rejected_prompts()
@@ -125,28 +153,47 @@ class ImageAgent:
         total, position = len(todo), 0
         good: dict[str, set[str]] = {}
         drawn: list[str] = []
-        hashes: dict[str, str] = {}
-        while position < total:
-            batch = todo[position : position + self._batch_size]
-            begun = [t for t in batch if not self._enough(t.prompt.class_name, good, lacking)]
-            hashes |= self._recovered([task for task in begun if task.id not in hashes])
-            payable = self._affordable_part(begun, hashes)
+        stored: set[str] = set()
+        unfinished: deque[_Batch] = deque()
+
+        def finish(keep: int) -> None:
+            while len(unfinished) > keep:
+                drawn.extend(self._finish(unfinished.popleft(), round_, on_images))
+
+        with ThreadPoolExecutor(WRITERS, "segsmith-write") as pool:
             try:
-                drawn += self._draw_batch(
-                    payable,
-                    hashes,
-                    round_,
-                    partial(self._gate, good=good, lacking=lacking),
-                    partial(self._step, on_batch, position, len(batch), total),
-                )
-            except OutOfMemory:
-                self._halve(len(batch))
-                continue
-            if len(payable) < len(begun):
-                self._ledger.log("budget_spent", usd=self._max_usd, undone=total - position - len(payable))
-                break
-            position += len(batch)
-            on_batch(position, total)
+                while position < total:
+                    batch = todo[position : position + self._batch_size]
+                    begun = [
+                        task
+                        for task in batch
+                        if task.id not in stored and not self._enough(task.prompt.class_name, good, lacking)
+                    ]
+                    recovered = self._recovered(begun)
+                    payable = self._affordable_part(begun, recovered)
+                    unfinished.append(_Batch(payable, recovered))
+                    try:
+                        self._draw_batch(
+                            unfinished[-1],
+                            pool,
+                            round_,
+                            partial(self._gate, good=good, lacking=lacking),
+                            partial(self._step, on_batch, position, len(batch), total),
+                        )
+                    except OutOfMemory:
+                        self._halve(len(batch))
+                        continue
+                    finally:
+                        stored.update(unfinished[-1].files)
+                    finish(keep=1)
+                    if len(payable) < len(begun):
+                        undone = total - position - len(payable)
+                        self._ledger.log("budget_spent", usd=self._max_usd, undone=undone)
+                        break
+                    position += len(batch)
+                    on_batch(position, total)
+            finally:
+                finish(keep=0)
         return drawn
 
     def _rejected_prompts(self) -> set[str]:
@@ -164,31 +211,32 @@ class ImageAgent:
             for seed in range(first, first + self._config.per_prompt)
         ]
 
-    def _recovered(self, tasks: Sequence[Task]) -> dict[str, str]:
-        """Image id -> SHA-256 of the files that an earlier session wrote and whose rows it did not commit.
+    def _recovered(self, tasks: Sequence[Task]) -> dict[str, Future[_File]]:
+        """Image id -> the files that an earlier session wrote and whose rows it did not commit.
 
         Other files under these names are set aside, and their images are drawn again.
         """
         pending = self._ledger.pending_images()
-        hashes = {}
+        found: dict[str, Future[_File]] = {}
         for task in tasks:
             path = self._run.image(task.id)
             if not path.exists():
                 continue
             digest = sha256_of(path)
             if pending.get(task.id) == digest:
-                hashes[task.id] = digest
+                found[task.id] = Future()
+                found[task.id].set_result(_File(digest, None))
             else:
                 moved = self._run.set_aside(path)
                 self._ledger.log("set_aside", file=path.name)
                 log.warning("%s is not a file that this run drew; moved to %s", path, moved)
-        return hashes
+        return found
 
-    def _affordable_part(self, batch: list[Task], hashes: Mapping[str, str]) -> list[Task]:
-        """The first tasks that the budget pays for; images with a hash are drawn already and cost nothing."""
+    def _affordable_part(self, batch: Sequence[Task], recovered: Mapping[str, object]) -> list[Task]:
+        """The first tasks that the budget pays for; images that are recovered cost nothing."""
         left, part = self.affordable(), []
         for task in batch:
-            left -= task.id not in hashes
+            left -= task.id not in recovered
             if left < 0:
                 break
             part.append(task)
@@ -196,17 +244,14 @@ class ImageAgent:
 
     def _draw_batch(
         self,
-        batch: Sequence[Task],
-        hashes: dict[str, str],
+        batch: _Batch,
+        pool: ThreadPoolExecutor,
         round_: int,
         gate: Callable[[Sequence[Task]], Gate | None],
         on_step: Callable[[float], None],
-    ) -> list[str]:
-        """Draw what has no hash yet, adding to `hashes`; returns the ids of the images that the batch has now.
-
-        Rows are written even if the backend fails half-way.
-        """
-        new = [task for task in batch if task.id not in hashes]
+    ) -> None:
+        """Draw what has no file yet; threads of `pool` write the images. Adds to `batch` what it draws."""
+        new = [task for task in batch.tasks if task.id not in batch.files]
         rejected: dict[str, Drawn] = {}
         try:
             if new:
@@ -216,20 +261,32 @@ class ImageAgent:
                     if result.image is None:
                         rejected[task.id] = result
                     else:
-                        hashes[task.id] = self._write(task, result.image)
+                        batch.files[task.id] = pool.submit(self._write, task, result.image)
         finally:
-            there = [task for task in batch if task.id in hashes]
-            self._ledger.add_images(self._image_row(task, round_, hashes[task.id]) for task in there)
-            self._record_undrawn(batch, rejected, round_)
-        return [task.id for task in there]
+            self._record_undrawn(batch.tasks, rejected, round_)
 
-    def _write(self, task: Task, image: Image) -> str:
+    def _finish(self, batch: _Batch, round_: int, on_images: OnImages) -> list[str]:
+        """Wait for the files of a batch and add the rows of those that could be written; returns their ids."""
+        wait(batch.files.values())
+        files = {name: file.result() for name, file in batch.files.items() if file.exception() is None}
+        rows = [
+            self._image_row(task, round_, files[task.id].sha256) for task in batch.tasks if task.id in files
+        ]
+        self._ledger.add_images(rows)
+        for file in batch.files.values():
+            file.result()  # raises what kept a file from being written
+        on_images(rows, {name: file.image for name, file in files.items() if file.image is not None})
+        return [row.id for row in rows]
+
+    def _write(self, task: Task, image: Image) -> _File:
         """Write an image's file; its hash is committed first, so that the file can be trusted after a crash."""
-        data = image_bytes(image, self._config.format, self._config.quality)
+        form = self._config.format
+        data = image_bytes(image, form, self._config.quality)
         digest = hashlib.sha256(data).hexdigest()
         self._ledger.add_pending_image(task.id, digest)
-        write_atomic(self._run.new_image(task.id, self._config.format), data)
-        return digest
+        write_atomic(self._run.new_image(task.id, form), data)
+        # Of a JPEG, the pixels that a resumed session would read are measured.
+        return _File(digest, image if form != "jpeg" else read_image(data))
 
     def _image_row(self, task: Task, round_: int, sha256: str) -> ImageRow:
         return ImageRow(task.id, task.prompt.id, task.request.seed, self._backend.name, round_, sha256)

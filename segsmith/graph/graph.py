@@ -18,6 +18,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from segsmith.agents.director import ClassProgress, cap_reached, plan_round, spent
+from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.agents.prompt.draft import Draft
 from segsmith.events import ImagesDrawn, MasksMade, RoundJudged, Stage, StageStarted
 from segsmith.graph.context import RunContext
@@ -148,7 +149,7 @@ def route_plan(state: RunState) -> list[str | Send]:
 
 
 def draw(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Draw this round's prompts."""
+    """Draw this round's prompts; images are written and measured while the next ones are drawn."""
     context, emit = runtime.context, get_stream_writer()
     limit = context.config.budget.max_images
     left = None if limit is None else max(0, limit - len(context.ledger.images()))
@@ -168,9 +169,15 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
 
     counts = context.ledger.tallies()
     lacking = {c: n - counts.get(c, ClassTally()).accepted for c, n in context.config.wanted.items()}
-    with suppress(_CapReached):
+    measuring = MeasuringAhead(context.judge_agent, context.ledger, context.run)
+    with measuring, suppress(_CapReached):
         context.image_agent.draw(
-            prompts, state.get("round", 0), limit=left, lacking=lacking, on_batch=on_batch
+            prompts,
+            state.get("round", 0),
+            limit=left,
+            lacking=lacking,
+            on_batch=on_batch,
+            on_images=measuring.add,
         )
     context.ledger.log("drawn", images=done, seconds=time.monotonic() - started)
     return {}
@@ -181,7 +188,7 @@ class _CapReached(Exception):
 
 
 def judge(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Measure the new images, decide about all of them, and return failed prompts to the prompt agent."""
+    """Measure what is not measured yet, decide about all images, and return failed prompts to the prompt agent."""
     context, emit = runtime.context, get_stream_writer()
     context.judge_agent.judge()
     asked = {context.ledger.prompt(p).class_name for p in state["draw"]}

@@ -1,6 +1,7 @@
 """The image agent: the same images every time, files before rows, and smaller batches when memory runs out."""
 
 import hashlib
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -282,3 +283,65 @@ def test_a_stopped_run_keeps_what_is_drawn(place):
     with pytest.raises(Cancelled):
         it.draw(place[1].prompts("admitted"), 0)
     assert 2 <= len(place[1].images()) <= 4
+
+
+def test_a_batch_is_written_while_the_next_one_is_drawn(place):
+    """The second batch is not finished before the first one's files are there: waiting for them would be lock-step."""
+    run, ledger = place
+
+    class Waits(Backend):
+        def draw(self, requests, gate=None, on_step=unwatched):
+            if self.batches:
+                deadline = time.monotonic() + 30
+                while len(list(run.images.rglob("*.png"))) < 4 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                self.rows_meanwhile = len(ledger.images())
+            yield from super().draw(requests)
+
+    backend = Waits()
+    ids = agent(place, backend, batch_size=4).draw(ledger.prompts("admitted"), 0)
+    assert backend.rows_meanwhile == 0
+    assert [row.id for row in ledger.images()] == ids
+    assert len(ids) == 8
+
+
+def test_new_rows_come_with_their_images_in_the_order_of_the_ledger(place):
+    _, ledger = place
+    lost = lose_row(place)
+    seen, images = [], {}
+
+    def on_images(rows, in_memory):
+        assert {row.id for row in rows} <= {row.id for row in ledger.images()}
+        seen.extend(row.id for row in rows)
+        images.update(in_memory)
+
+    ids = agent(place, Backend(), batch_size=3).draw(ledger.prompts("admitted"), 0, on_images=on_images)
+    assert seen == ids == [row.id for row in ledger.images()]
+    assert images.keys() == set(ids) - {lost}
+
+
+def test_a_file_that_cannot_be_written_ends_drawing_and_loses_no_other_image(place):
+    run, ledger = place
+    third = agent(place, Backend())._tasks(ledger.prompt("p1"))[2].id
+
+    class Full(RunFolder):
+        def new_image(self, image_id, form):
+            return run.root / "missing" / "x.png" if image_id == third else super().new_image(image_id, form)
+
+    backend = Backend()
+    with pytest.raises(FileNotFoundError):
+        agent((Full(run.root), ledger), backend, batch_size=2).draw(ledger.prompts("admitted"), 0)
+    assert len(ledger.images()) == 5
+    assert len(backend.batches) == 3  # the error is raised once the next batch is drawn
+    assert len(agent(place, Backend(), batch_size=2).draw(ledger.prompts("admitted"), 0)) == 3
+
+
+def test_of_a_lossy_file_the_stored_pixels_are_measured(place):
+    """A resumed session reads them from the file, and must measure the same."""
+    run, ledger = place
+    stored = {}
+    it = agent(place, Backend(), format="jpeg")
+    it.draw(ledger.prompts("admitted"), 0, on_images=lambda rows, images: stored.update(images))
+    assert len(stored) == 8
+    for row in ledger.images():
+        assert np.array_equal(stored[row.id], run.read_image(row))

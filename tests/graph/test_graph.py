@@ -10,7 +10,7 @@ from segsmith.config import Config
 from segsmith.graph.context import RunContext
 from segsmith.graph.graph import build_graph
 from segsmith.ids import make_id
-from segsmith.memory.ledger import PromptRow, VerdictRow
+from segsmith.memory.ledger import Evidence, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.reasons import PromptProblem
 from segsmith.testing import InstantImages
@@ -64,6 +64,9 @@ class Judge:
     def __init__(self, ledger, quota, refuse=()):
         self.ledger, self.quota, self.refuse = ledger, quota, refuse
         self.crash_once = False
+
+    def measure(self, rows, images):
+        self.ledger.add_evidence(Evidence(r.id, r.prompt_id, "", (), (), 1.0, False, -1.0) for r in rows)
 
     def judge(self):
         if self.crash_once:

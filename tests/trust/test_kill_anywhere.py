@@ -42,7 +42,8 @@ def test_a_killed_build_ends_like_an_untouched_one(tmp_path):
     found = kill("build", 3, tmp_path)
     assert found["memory consistent"] == 3
     assert found["lost images"] == 0
-    assert found["most again"]["draw"] <= small_config().images.batch_size
+    # One batch is being drawn while the one before is being written.
+    assert found["most again"]["draw"] <= 2 * small_config().images.batch_size
     assert found["most again"]["epoch"] <= 1
 
 

@@ -247,8 +247,10 @@ class JudgeAgent:
         """Measure the images that have no evidence yet, or those of `rows`, in the order they were drawn.
 
         `images` are the pixels of `rows`, where they are in memory; otherwise the files are read. The rows must be in
-        the ledger; those that have evidence are skipped.
+        the ledger; those that have evidence are skipped. The classifier trained on real images is not asked about
+        `rows`, but about all images at once.
         """
+        every = rows is None
         rows = self._ledger.unmeasured() if rows is None else rows
         for start in range(0, len(rows), CHUNK):
             chunk = range(start, min(start + CHUNK, len(rows)))
@@ -258,14 +260,15 @@ class JudgeAgent:
                 [rows[i] for i in todo],
                 [self._run.read_image(rows[i]) if images is None else images[i] for i in todo],
             )
-        if self._real_classifier is not None:
+        if every and self._real_classifier is not None:
             self._real_classifier.classify()
         self._ledger.logit_scale = self._encoder.logit_scale
 
     def look(self, previews: Sequence[Preview]) -> list[PreviewScore]:
         """Score unfinished images by the rules of `class_probabilities`; nothing is stored.
 
-        Cosines are centred by what was measured of finished images. The threshold is that of the last judgement.
+        Cosines are centred by what was measured of the images judged so far. Others are being measured meanwhile;
+        with them, the scores would depend on who was faster. The threshold is that of the last judgement.
         """
         cosines = self._encoder.embed_images([preview.image for preview in previews]) @ self._texts.T
         seen = [
@@ -273,7 +276,8 @@ class JudgeAgent:
             for p, cosine in zip([preview.prompt for preview in previews], cosines, strict=True)
         ]
         thresholds = self._ledger.thresholds
-        earlier = list(self._ledger.evidence().values()) if thresholds else []
+        judged = self._ledger.verdicts().keys()
+        earlier = [e for i, e in self._ledger.evidence().items() if i in judged] if thresholds else []
         shares = class_probabilities(seen, self._classes, self._encoder.logit_scale, among=earlier)
         start = max(self._config.min_probability, UNCALIBRATED)
         return [
