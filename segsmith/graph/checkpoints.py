@@ -7,6 +7,10 @@ count up whatever the clock says.
 A checkpoint relies on what the nodes before it wrote to the ledger. So each one records how many transactions the
 ledger had by then (`Ledger.sequence`); one that has fewer now has lost some (a lost write-ahead log, an older backup,
 a copy made while the run was going), and the run must continue from an earlier checkpoint.
+
+LangGraph stores the whole state at every step and keeps all of it. A run only ever continues from the newest
+checkpoint, or a little earlier, so the last `KEPT` stay. Only plain values are read back (`ALLOWED`): a ``graph.db``
+from a stranger cannot name code to run.
 """
 
 from __future__ import annotations
@@ -19,7 +23,15 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
+
+KEPT = 16
+"""Number of newest checkpoints of the main graph that stay, with those of its sub-graphs: two to three rounds."""
+ALLOWED: tuple[tuple[str, ...], ...] = ()
+"""(module, name) of types of our own in the state, besides LangGraph's safe list: there are none."""
+WORTH_VACUUM = 1 << 20
+"""Bytes of unused pages from which a database of mostly unused pages is rewritten when it is opened."""
 
 NEWEST = """SELECT checkpoint_id FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?
             ORDER BY rowid DESC LIMIT 1"""
@@ -32,11 +44,18 @@ LAST_COVERED = """SELECT MAX(c.rowid) FROM checkpoints c JOIN ledger_sequences s
                   ORDER BY c.rowid DESC LIMIT 1"""
 
 
+FIRST_KEPT = """SELECT rowid FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ''
+                ORDER BY rowid DESC LIMIT 1 OFFSET ?"""
+
+
 class OrderedSaver(SqliteSaver):
-    """A `SqliteSaver` whose newest checkpoint is the one written last, and which can follow the ledger back."""
+    """A `SqliteSaver` whose newest checkpoint is the one written last, and which can follow the ledger back.
+
+    It keeps the last `KEPT` checkpoints of a thread.
+    """
 
     def __init__(self, connection: sqlite3.Connection, ledger_sequence: Callable[[], int]) -> None:
-        super().__init__(connection)
+        super().__init__(connection, serde=JsonPlusSerializer(allowed_msgpack_modules=ALLOWED))
         self._ledger_sequence = ledger_sequence
         with self.cursor() as cursor:
             cursor.execute(SEQUENCES)
@@ -63,7 +82,38 @@ class OrderedSaver(SqliteSaver):
     ) -> RunnableConfig:
         """Store a checkpoint, and before it what it relies on: a row too many does no harm, one too few would."""
         self._note(checkpoint["id"])
-        return super().put(config, checkpoint, metadata, new_versions)
+        written = super().put(config, checkpoint, metadata, new_versions)
+        if not config["configurable"].get("checkpoint_ns"):
+            self._prune(str(config["configurable"]["thread_id"]))
+        return written
+
+    def _prune(self, thread: str) -> None:
+        """Delete the thread's checkpoints before the last `KEPT`, with their results."""
+        with self.cursor() as cursor:
+            first = cursor.execute(FIRST_KEPT, (thread, KEPT - 1)).fetchone()
+            if first is None:
+                return
+            # Row ids count up, so what sub-graphs wrote since the first checkpoint that is kept stays, too.
+            cursor.execute("DELETE FROM checkpoints WHERE thread_id = ? AND rowid < ?", (thread, first[0]))
+            if cursor.rowcount:
+                for table in ("writes", "ledger_sequences"):
+                    cursor.execute(
+                        f"DELETE FROM {table} WHERE checkpoint_id NOT IN (SELECT checkpoint_id FROM checkpoints)"
+                    )
+
+    def compact(self) -> None:
+        """Prune every thread, and give unused pages back to the disk where most of the file is unused."""
+        with self.cursor(transaction=False) as cursor:
+            threads = cursor.execute("SELECT DISTINCT thread_id FROM checkpoints").fetchall()
+        for (thread,) in threads:
+            self._prune(thread)
+        with self.cursor(transaction=False) as cursor:
+            unused, pages, size = (
+                cursor.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("freelist_count", "page_count", "page_size")
+            )
+            if unused > pages // 2 and unused * size > WORTH_VACUUM:
+                cursor.execute("VACUUM")
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -106,6 +156,7 @@ def open_checkpoints(path: Path, ledger_sequence: Callable[[], int]) -> Iterator
     connection = sqlite3.connect(path, check_same_thread=False)
     saver = OrderedSaver(connection, ledger_sequence)
     try:
+        saver.compact()
         yield saver
     finally:
         with saver.lock:  # closing a connection that another thread is using would crash the process
