@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segsmith.config import Config, config_toml, load_config
 from segsmith.datasets.palette import voc_palette
@@ -36,7 +37,17 @@ from segsmith.ids import make_id
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, ModelRow, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import Reply, unwatched
-from segsmith.types import IGNORE, Drawn, Gate, Image, ImageRequest, LabelMap
+from segsmith.types import (
+    IGNORE,
+    Drawn,
+    Gate,
+    Image,
+    ImageRequest,
+    LabelMap,
+    MaskCandidates,
+    PatchScores,
+    Vectors,
+)
 
 if TYPE_CHECKING:
     from segsmith.workflows.run import Run
@@ -163,6 +174,193 @@ class InstantImages:
     def _paint(self, request: ImageRequest) -> Image:
         text = int.from_bytes(hashlib.sha256(request.prompt.encode()).digest()[:8])
         return _backdrop(self.size, np.random.default_rng([request.seed, text])).clip(0, 255).astype(np.uint8)
+
+
+class InstantChat:
+    """A `ChatModel` for large runs: it writes sentences, each its own, and finds every prompt rational."""
+
+    name = "instant"
+    concurrency = 1
+    restarts = 0
+
+    def __init__(self) -> None:
+        from segsmith.tools.llm.usage import Usage
+
+        self.usage = Usage()
+
+    def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
+        reply = example_reply(schema.model_json_schema(), random.Random(seed))
+        if "sentence" in schema.model_fields:
+            asked = dict(line.split(": ", 1) for line in user.splitlines()[:2])
+            subject, companion = asked["Main object"], asked["Also in the picture"]
+            beside = "" if companion == "nothing else" else f" and {companion}"
+            reply["sentence"] = f"{subject}{beside} in calm light, view {seed} of a long and quiet series."
+        if "score" in schema.model_fields:
+            reply["score"] = 1.0
+        return schema.model_validate(reply)
+
+
+class InstantScenes:
+    """An `ImageBackend` for large runs: noise whose first pixels say which class it is drawn for.
+
+    `InstantEncoder` reads these pixels in place of the content. Every tenth image shows another class.
+    """
+
+    usd_per_image = 0.0
+
+    def __init__(self, classes: Sequence[str], size: int = 64) -> None:
+        self.name = "instant-scenes"
+        self._classes = tuple(classes)
+        self._noise = _backdrop(size, np.random.default_rng(0)).clip(0, 255).astype(np.uint8)
+
+    def draw(
+        self,
+        requests: Sequence[ImageRequest],
+        gate: Gate | None = None,
+        on_step: Callable[[float], None] = unwatched,
+    ) -> Iterator[Drawn]:
+        for index, request in enumerate(requests):
+            digest = hashlib.sha256(f"{request.seed} {request.prompt}".encode()).digest()
+            image = np.roll(self._noise, (digest[0], digest[1]), (0, 1))
+            depicted = _first_named(request.prompt, self._classes)
+            image[0, 0, 0] = digest[2] % len(self._classes) if digest[3] < 26 else depicted
+            image[0, 1:9, 0] = np.frombuffer(digest[:8], np.uint8)
+            yield Drawn(index, image)
+            on_step((index + 1) / len(requests))
+
+    def close(self) -> None:
+        pass
+
+
+class InstantEncoder:
+    """An `ImageTextEncoder` for large runs: a direction for each class, and noise that follows from the input."""
+
+    name = "instant"
+    logit_scale = 20.0
+
+    def __init__(self, classes: Sequence[str], dimensions: int = 64) -> None:
+        """`dimensions` is more than the number of classes."""
+        self._classes = tuple(classes)
+        self._dimensions = dimensions
+
+    def embed_images(self, images: Sequence[Image]) -> Vectors:
+        return self._vectors(
+            [([int(i[0, 0, 0]) % len(self._classes)], i[0, 1:9, 0].tobytes()) for i in images]
+        )
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        return self._vectors([(_named(text, self._classes), text.encode()) for text in texts])
+
+    def fits(self, text: str) -> bool:
+        return True
+
+    def _vectors(self, items: Sequence[tuple[list[int], bytes]]) -> Vectors:
+        vectors = np.zeros((len(items), self._dimensions), np.float32)
+        for vector, (depicted, data) in zip(vectors, items, strict=True):
+            seed = int.from_bytes(hashlib.sha256(data).digest()[:8])
+            vector[:] = np.random.default_rng(seed).normal(0, 0.1, self._dimensions)
+            vector[depicted] += 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class InstantClassifier:
+    """A `PatchClassifier` for large runs: it believes the labels, and places every object in the middle."""
+
+    name = "instant"
+
+    def out_of_fold(
+        self, images: Sequence[Image], labels: NDArray[np.float32], groups: Sequence[str]
+    ) -> PatchScores:
+        spot = np.zeros((4, 4), np.float32)
+        spot[1:3, 1:3] = 0.9
+        return PatchScores(labels[:, :, None, None] * spot, np.asarray(labels, np.float32))
+
+    def taught(
+        self, images: Sequence[Image], labels: NDArray[np.float32]
+    ) -> Callable[[Sequence[Image]], NDArray[np.float32]]:
+        return lambda others: np.full((len(others), labels.shape[1]), 0.5, np.float32)
+
+
+class InstantSegmenter:
+    """A `PointSegmenter` for large runs: a square around the mean of the points."""
+
+    name = "instant"
+
+    def segment(self, image: Image, point_sets: Sequence[NDArray[np.float32]]) -> list[MaskCandidates]:
+        height, width = image.shape[:2]
+        found = []
+        for points in point_sets:
+            x, y = points.mean(axis=0).astype(int)
+            mask = np.zeros((1, height, width), bool)
+            mask[0, max(0, y - height // 4) : y + height // 4, max(0, x - width // 4) : x + width // 4] = True
+            found.append(MaskCandidates(mask, np.ones(1, np.float32)))
+        return found
+
+    def segment_many(
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[NDArray[np.float32]]]
+    ) -> list[list[MaskCandidates]]:
+        return [self.segment(image, points) for image, points in zip(images, point_sets, strict=True)]
+
+
+class InstantFinalizer:
+    """The last stages of a large run: the dataset is exported, and a few bytes stand for the segmenter."""
+
+    def __init__(self, out: Path, config: Config) -> None:
+        self._run = RunFolder(out)
+        self._config = config
+
+    def export(self) -> None:
+        from segsmith.datasets.export import export_dataset
+        from segsmith.datasets.provenance import write_provenance
+
+        with closing(Ledger(self._run.ledger)) as ledger:
+            export_dataset(self._run, ledger, self._config)
+            write_provenance(self._run, ledger, ledger.versions)
+
+    def train(self, on_epoch: object) -> None:
+        self._run.segmenter.write_bytes(b"segmenter")
+        self._run.segmenter.with_suffix(".json").write_text("{}")
+        with closing(Ledger(self._run.ledger)) as ledger:
+            ledger.log("trained", sha256=_sha(b"segmenter"))
+
+    def evaluate(self) -> dict[str, Any]:
+        return {}
+
+
+def instant_config(classes: Sequence[str], per_class: int, size: int = 64, **changes: Any) -> Config:
+    """Settings of a large run with `instant_parts`; `changes` are top-level settings."""
+    settings: dict[str, Any] = {
+        "classes": tuple(classes),
+        "per_class": per_class,
+        "images": {"size": size},
+        "evaluation": {"images": 0},
+        "llm": {"concurrency": 1, "writes_sentences": True},
+        **changes,
+    }
+    return load_config(flags=settings)
+
+
+def instant_parts(config: Config, out: Path) -> dict[str, Any]:
+    """Parts that take the place of every model: a build with them is segsmith's own work, and little else."""
+    return {
+        "chat": InstantChat(),
+        "backend": InstantScenes(config.classes, config.images.size),
+        "encoder": InstantEncoder(config.classes),
+        "classifier": InstantClassifier(),
+        "segmenter": InstantSegmenter(),
+        "finalizer": InstantFinalizer(out, config),
+    }
+
+
+def _named(text: str, classes: Sequence[str]) -> list[int]:
+    """Indices of the classes that a text names."""
+    words = f" {text.lower().rstrip('.').replace(',', ' ')} "
+    return [i for i, name in enumerate(classes) if f" {name} " in words]
+
+
+def _first_named(text: str, classes: Sequence[str]) -> int:
+    found = _named(text, classes)
+    return min(found, key=lambda i: text.lower().find(f" {classes[i]}")) if found else 0
 
 
 def small_run(out: Path, config: Config | None = None, parts: Mapping[str, Any] | None = None) -> Run:

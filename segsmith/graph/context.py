@@ -246,8 +246,8 @@ class RunContext:
     @once
     def labeler_agent(self) -> LabelerAgent:
         return LabelerAgent(
-            self._classifier,
-            self._segmenter,
+            lambda: self.classifier,
+            lambda: self.segmenter,
             self.ledger,
             self.run,
             self.config.labeler,
@@ -271,7 +271,7 @@ class RunContext:
         settings = self.config.augment
         if self.real is None or not settings.classifier:
             return None
-        return RealClassifier(self._classifier, self.ledger, self.run, self.real, settings.min_skill)
+        return RealClassifier(lambda: self.classifier, self.ledger, self.run, self.real, settings.min_skill)
 
     def _synonyms(self) -> Callable[[str], tuple[str, ...]]:
         """Other words for a class: the simulator's, which draws only its own nouns; else only the name.
@@ -284,12 +284,16 @@ class RunContext:
             return synonyms
         return lambda class_name: (class_name,)
 
-    def _classifier(self) -> Any:
+    @once
+    def classifier(self) -> Any:
+        """The ViT that relabels images and scores their patches."""
         from segsmith.tools.vision.vit import open_classifier
 
         return open_classifier(self.config, self.config.classes, self.config.seed, lambda: self.encoder)
 
-    def _segmenter(self) -> Any:
+    @once
+    def segmenter(self) -> Any:
+        """SAM."""
         from segsmith.tools.vision.sam import SamSegmenter
 
         compute = self.config.compute

@@ -1,0 +1,279 @@
+"""How the cost of a run grows with its size: builds with instant stand-ins for all models.
+
+    python -m benchmarks.scale --quick                          # 1,000 and 4,000 images, and the ratio of their costs
+    python -m benchmarks.scale --sizes 1000 4000 16000 --svg docs/images/scale.svg
+    python -m benchmarks.scale --sizes 200 20000 --pixels 1024  # for the peak memory
+
+Every size is built in a process of its own, then opened again, as a resumed session would. Processor time is
+counted, since other work on the machine does not change it, without that inside of the stand-ins: what remains is
+segsmith's own work. Seconds on the clock are given beside it; they include waiting for the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from segsmith.events import Event, ImagesDrawn, RoundJudged, RoundPlanned, SessionEnded, Stage, StageStarted
+from segsmith.testing import instant_config, instant_parts
+
+CLASSES = (
+    "cat", "dog", "bus", "car", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "airplane",
+    "boat", "bicycle", "train", "truck", "chair", "clock", "apple", "banana",
+)  # fmt: skip
+QUICK = (1_000, 4_000)
+SIZES = (1_000, 4_000, 16_000, 64_000)
+STAND_INS = {
+    "chat": ("ask",),
+    "backend": ("draw",),
+    "encoder": ("embed_images", "embed_texts"),
+    "classifier": ("out_of_fold",),
+    "segmenter": ("segment", "segment_many"),
+}
+WARM_UP = 40
+PER_IMAGE_MS = 10.0
+RATIO = 1.3
+
+
+class Timed:
+    """Passes everything on to a stand-in, and adds up the processor time that it takes."""
+
+    def __init__(self, inner: Any, methods: tuple[str, ...], clock: Counter[str]) -> None:
+        self._inner = inner
+        self._methods = methods
+        self._clock = clock
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._inner, name)
+        if name not in self._methods:
+            return value
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            began = time.thread_time()
+            result = value(*arguments, **named)
+            self._clock["models"] += time.thread_time() - began
+            return self._each(result) if isinstance(result, Iterator) else result
+
+        return timed
+
+    def _each(self, results: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            began = time.thread_time()
+            result = next(results, None)
+            self._clock["models"] += time.thread_time() - began
+            if result is None:
+                return
+            yield result
+
+
+def build(folder: Path, images: int, pixels: int, profile: Path | None = None) -> dict[str, Any]:
+    """Build a run of `images` accepted images in this process; returns its figures."""
+    from segsmith.workflows.build import build_run
+
+    os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
+    config = instant_config(CLASSES, images // len(CLASSES), pixels, budget={"max_rounds": 1_000_000})
+    clock: Counter[str] = Counter()
+    parts = instant_parts(config, folder)
+    parts |= {name: Timed(parts[name], methods, clock) for name, methods in STAND_INS.items()}
+    stages: Counter[str] = Counter()
+    rounds, stage = 0, "prompts"
+    began, since = time.monotonic(), time.process_time()
+    first = since
+    models = 0.0
+    ended = None
+    if profile is not None:
+        import cProfile
+
+        profiler = cProfile.Profile()
+        profiler.enable()
+    for event in build_run(config, folder, "scale", parts=parts):
+        rounds += isinstance(event, RoundJudged)
+        if (begun := begun_stage(event)) and begun != stage:
+            now = time.process_time()
+            stages[stage] += now - since - (clock["models"] - models)
+            since, models, stage = now, clock["models"], begun
+        if isinstance(event, SessionEnded):
+            ended = event
+    wall = time.monotonic() - began
+    stages[stage] += time.process_time() - since - (clock["models"] - models)
+    if profile is not None:
+        profiler.disable()
+        profiler.dump_stats(profile)
+    assert ended is not None
+    missing = sum(ended.missing.values())
+    accepted = images - missing
+    own = time.process_time() - first - clock["models"]
+    return {
+        "images": images,
+        "accepted": accepted,
+        "ended": ended.reason,
+        "rounds": rounds,
+        "seconds": round(wall, 1),
+        "own seconds": round(own, 1),
+        "own ms per image": round(1000 * own / accepted, 2),
+        "ms per image by stage": {name: round(1000 * s / accepted, 2) for name, s in stages.items()},
+        "peak memory, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "ledger, MB": megabytes(folder / "ledger.db"),
+        "graph, MB": megabytes(folder / "graph.db"),
+        "report, MB": megabytes(folder / "report.html"),
+    }
+
+
+def begun_stage(event: Event) -> str:
+    """The stage that begins with an event of the build, "" for none."""
+    if isinstance(event, RoundPlanned):
+        return {"need_prompts": "prompts", "draw": "draw"}.get(event.reason, "end")
+    if isinstance(event, ImagesDrawn) and event.done == event.total:
+        return "judge"
+    if isinstance(event, RoundJudged):
+        return "direct"
+    if isinstance(event, StageStarted):
+        return "report" if event.stage is Stage.EVALUATING else event.stage.value
+    return ""
+
+
+def resume(folder: Path) -> float:
+    """Seconds that a session takes which finds the run finished."""
+    from segsmith.memory.run_config import read_record
+    from segsmith.workflows.build import build_run
+
+    config = read_record(folder / "run.toml").config
+    began = time.monotonic()
+    *_, ended = build_run(config, folder, "scale", parts=instant_parts(config, folder))
+    assert isinstance(ended, SessionEnded)
+    return time.monotonic() - began
+
+
+def megabytes(path: Path) -> float:
+    return round(path.stat().st_size / 1e6, 1) if path.exists() else 0.0
+
+
+def _child(pipe: Any, folder: Path, images: int, pixels: int, profile: Path | None) -> None:
+    build(folder.with_name("warm-up"), WARM_UP, 64)  # what is imported on first use is no cost of an image
+    pipe.send(build(folder, images, pixels, profile))
+
+
+def _resume_child(pipe: Any, folder: Path) -> None:
+    import segsmith.graph.graph  # noqa: F401
+
+    pipe.send(resume(folder))
+
+
+def in_a_process(work: Any, *arguments: Any) -> Any:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        raise SystemExit("the build failed; its message is above") from None
+    finally:
+        process.join()
+    return found
+
+
+def measure(images: int, pixels: int, profile: Path | None, where: Path | None) -> dict[str, Any]:
+    """The figures of a run of one size, built in a temporary folder in `where`."""
+    with tempfile.TemporaryDirectory(dir=where) as scratch:
+        folder = Path(scratch) / "run"
+        figures = in_a_process(_child, folder, images, pixels, profile)
+        figures["resume, s"] = round(in_a_process(_resume_child, folder), 2)
+    return figures
+
+
+def growth(found: list[dict[str, Any]]) -> str:
+    """The cost per image of the largest size against the smallest."""
+    small, large = min(found, key=lambda f: f["images"]), max(found, key=lambda f: f["images"])
+    ratio = large["own ms per image"] / small["own ms per image"]
+    return (
+        f"own work per image, {large['images']:,} against {small['images']:,} images: {ratio:.2f} "
+        f"(at most {RATIO} wanted); {large['own ms per image']:.1f} ms (at most {PER_IMAGE_MS:.0f} wanted)"
+    )
+
+
+def chart(found: list[dict[str, Any]], before: list[dict[str, Any]]) -> str:
+    """Own work per accepted image over the size of the run, as SVG; both axes are logarithmic."""
+    from math import floor, log10
+
+    width, height, left, bottom, top, right = 640, 360, 64, 48, 28, 150
+    every = [*found, *before]
+    low, high = (floor(log10(min(f["own ms per image"] for f in every))),
+                 floor(log10(max(f["own ms per image"] for f in every))) + 1)  # fmt: skip
+    first, last = log10(min(f["images"] for f in every)), log10(max(f["images"] for f in every))
+
+    def at(images: float, ms: float) -> tuple[float, float]:
+        x = left + (log10(images) - first) / max(last - first, 1e-9) * (width - left - right)
+        y = height - bottom - (log10(ms) - low) / (high - low) * (height - bottom - top)
+        return round(x, 1), round(y, 1)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        'aria-label="Own work per accepted image over the number of images">',
+        "<style>text{font:13px sans-serif;fill:#24292f}.axis{stroke:#8c959f;stroke-width:1}"
+        ".now{stroke:#0969da;fill:#0969da}.before{stroke:#bc4c00;fill:#bc4c00}"
+        "polyline{fill:none!important;stroke-width:2}"
+        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.axis{stroke:#6e7681}"
+        ".now{stroke:#58a6ff;fill:#58a6ff}.before{stroke:#f0883e;fill:#f0883e}}</style>",
+        '<text x="8" y="16">own work per accepted image, ms</text>',
+    ]
+    for power in range(low, high + 1):
+        _, y = at(10**first, 10**power)
+        parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}" opacity=".4"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{10**power:g}</text>')
+    for images in sorted({f["images"] for f in every}):
+        x, _ = at(images, 10**low)
+        parts.append(f'<text x="{x}" y="{height - bottom + 20}" text-anchor="middle">{images:,}</text>')
+    parts.append(
+        f'<text x="{(width - right + left) / 2}" y="{height - 8}" text-anchor="middle">images</text>'
+    )
+    for name, label, rows in (("now", "now", found), ("before", "before", before)):
+        points = [at(f["images"], f["own ms per image"]) for f in sorted(rows, key=lambda f: f["images"])]
+        if not points:
+            continue
+        parts.append(f'<polyline class="{name}" points="{" ".join(f"{x},{y}" for x, y in points)}"/>')
+        parts += [f'<circle class="{name}" cx="{x}" cy="{y}" r="4"/>' for x, y in points]
+        parts.append(f'<text x="{points[-1][0] + 10}" y="{points[-1][1] + 4}">{label}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of accepted images")
+    parser.add_argument("--quick", action="store_true", help="1,000 and 4,000 images")
+    parser.add_argument("--pixels", type=int, default=64, help="side of the images (default 64)")
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    parser.add_argument("--svg", type=Path, help="write a chart of the growth here")
+    parser.add_argument("--before", type=Path, help="figures of an earlier version, for the chart")
+    parser.add_argument("--where", type=Path, help="folder for the runs, e.g. /dev/shm to leave the disk out")
+    parser.add_argument("--profile", type=Path, help="write a cProfile of the last size here")
+    given = parser.parse_args()
+    sizes = QUICK if given.quick else tuple(given.sizes)
+    found = []
+    for images in sizes:
+        figures = measure(images, given.pixels, given.profile if images == sizes[-1] else None, given.where)
+        print(json.dumps(figures, indent=1), flush=True)
+        found.append(figures)
+    if len(found) > 1:
+        print(growth(found))
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
+    if given.svg:
+        before = json.loads(given.before.read_text()) if given.before else []
+        given.svg.write_text(chart(found, before))
+
+
+if __name__ == "__main__":
+    main()
