@@ -44,6 +44,8 @@ LEDGER_BEHIND = (
     "makes again what is missing."
 )
 GRAPH_LOST = "graph.db holds no progress of this run, but the ledger does. The run continues from the ledger."
+SAVE_EVERY_S = 1.0
+"""Seconds between two updates of the time and memory that a run has taken."""
 _FINISHED = object()
 
 Parts = Mapping[str, Any]
@@ -271,7 +273,7 @@ def build_run(
             # Closed here, so that no node or checkpoint is still being written when the files below are closed.
             with closing(stream), _ends_nodes(context):
                 for mode, item in stream:
-                    clock.save()
+                    clock.save_now_and_then()
                     if mode == "custom":
                         yield item
                     elif "direct" in item:
@@ -283,6 +285,7 @@ def build_run(
                 assert reviewer is not None
                 with clock.stopped():
                     yield ReviewNeeded(asked["kind"], tuple(asked["subjects"]))
+                    clock.save()
                     if ask(reviewer, context, asked["kind"], asked["subjects"]) == "stop":
                         yield _ended(Status.STOPPED, graph.get_state(options).values)
                         return
@@ -328,6 +331,7 @@ class _Clock:
         self._ledger = context.ledger
         self._before = context.ledger.summary
         self._started = time.monotonic()
+        self._saved = 0.0
         self._command = command
 
     @contextmanager
@@ -337,8 +341,14 @@ class _Clock:
         yield
         self._started += time.monotonic() - since
 
+    def save_now_and_then(self) -> None:
+        """`save`, if that was not done within `SAVE_EVERY_S`: events come faster than a disk can sync."""
+        if time.monotonic() - self._saved >= SAVE_EVERY_S:
+            self.save()
+
     def save(self) -> None:
-        elapsed = time.monotonic() - self._started
+        self._saved = time.monotonic()
+        elapsed = self._saved - self._started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         memory = peak / 1024 if os.uname().sysname != "Darwin" else peak / 1024**2
         drawing = [detail for _, _, detail in self._ledger.events("drawn")]
