@@ -1,5 +1,6 @@
 """Benchmarks run: every one prints its help, and the one that waits for a GPU runs on small models on the CPU."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,14 @@ def test_the_gpu_benchmark_runs_to_its_end_on_small_models():
         assert row in said
     assert said.count("ratio") == 4
     assert "random weights load: CLIP RN50 (1024 dimensions), SAM ViT-B" in said
+
+
+@pytest.mark.slow
+def test_the_scale_benchmark_gives_its_figures_and_a_chart(tmp_path):
+    figures, svg = tmp_path / "scale.json", tmp_path / "scale.svg"
+    said = benchmark("scale", "--sizes", "20", "40", "--out", str(figures), "--svg", str(svg))
+    assert "own work per image, 40 against 20 images" in said
+    small, large = json.loads(figures.read_text())
+    assert (small["accepted"], large["accepted"]) == (20, 40)
+    assert {"prompts", "draw", "judge", "exporting"} <= small["ms per image by stage"].keys()
+    assert svg.read_text().count("<circle") == 2
