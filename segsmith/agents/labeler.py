@@ -148,8 +148,12 @@ class LabelerAgent:
         labels = self._ledger.labels("relabel")
         settings = MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None
+        calibrating: dict[tuple[str, ...], list[tuple[Image, Outlined]]] = {}
 
         def outlined(rows: Sequence[ImageRow]) -> list[tuple[Image, Outlined]]:
+            ids = tuple(row.id for row in rows)
+            if ids in calibrating:
+                return calibrating.pop(ids)
             images = [self._run.read_image(row) for row in rows]
             plans = [
                 self._plan(row.id, image, maps[row.id], labels[row.id].classes, settings)
@@ -157,11 +161,17 @@ class LabelerAgent:
             ]
             return list(zip(images, outline(images, plans, segmenter, settings), strict=True))
 
+        def kept(rows: Sequence[ImageRow]) -> list[tuple[Image, Outlined]]:
+            """As `outlined`; the result is kept until the masks of these images are made."""
+            found = outlined(rows)
+            calibrating[tuple(row.id for row in rows)] = found
+            return found
+
         check = self._check() if self._check is not None and self._config.region_doubt else None
         if check is not None:
             # Always the run's first images, even those with a mask: a resumed run must make the same masks.
             check.calibrate(
-                pair for rows in _chunks(self._ledger.accepted()[:CALIBRATION]) for pair in outlined(rows)
+                pair for rows in _chunks(self._ledger.accepted()[:CALIBRATION]) for pair in kept(rows)
             )
         done = 0
         for chunk in _chunks(todo):

@@ -1,7 +1,7 @@
 """Augmentation of training batches: geometric (`place`, the weak view) and photometric (`restyle`, the strong view).
 
 Images are (B, 3, H, W) in [0, 1], labels (B, S, H, W). All randomness comes from `generator`, a CPU generator, so the
-same state gives the same batch.
+same state gives the same batch on the same kind of device.
 """
 
 from __future__ import annotations
@@ -87,8 +87,16 @@ def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    strength = _uniform(len(images), 0, 0.04, generator).view(-1, 1, 1, 1)
-    return images + (strength * torch.randn(images.shape, generator=generator)).to(images.device)
+    strength = _uniform(len(images), 0, 0.04, generator).view(-1, 1, 1, 1).to(images)
+    return images + strength * _normal(images.shape, images.device, generator)
+
+
+def _normal(shape: torch.Size, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Standard normal values, drawn on `device`: on a GPU by a generator there, whose seed `generator` draws."""
+    if device.type != "cpu":
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, device=device, generator=generator)
 
 
 def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -119,6 +119,31 @@ def test_masks_hold_the_labelled_classes_and_are_made_once(place, use_sam):
     assert it.segment() == 0
 
 
+def test_images_that_calibrate_the_region_check_are_segmented_once(place):
+    run, ledger = place
+    asked = []
+
+    class Counting(Squares):
+        def segment_many(self, images, point_sets):
+            asked.append(len(images))
+            return super().segment_many(images, point_sets)
+
+    class Check:
+        def calibrate(self, pairs):
+            self.seen = len(list(pairs))
+
+        def beliefs(self, image, found):
+            return None
+
+    check = Check()
+    it = LabelerAgent(
+        Classifier, Counting, ledger, run, LabelerConfig(), ("cat", "dog"), seed=0, check=lambda: check
+    )
+    it.relabel()
+    assert it.segment() == check.seen == 2
+    assert asked == [2]
+
+
 @pytest.mark.parametrize("step", ["relabel", "segment"])
 def test_an_image_that_has_changed_is_noticed(place, step):
     run, _ = place

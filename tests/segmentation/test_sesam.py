@@ -1,11 +1,14 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from skimage.morphology import skeletonize
 
 from segsmith.datasets.objects import components
-from segsmith.segmentation.sesam import confidence_points, select_mask, skeleton_points
+from segsmith.segmentation.sesam import THINNED_PX, confidence_points, select_mask, skeleton_points
 from segsmith.types import MaskCandidates
 
 few = settings(max_examples=40, deadline=None)
@@ -155,3 +158,20 @@ def test_without_candidates_or_other_classes():
     none = MaskCandidates(np.zeros((0, 20, 20), bool), np.zeros(0, np.float32))
     assert select_mask(none, OWN, OTHER).reason == "no_candidates"
     assert select_mask(offer((OWN, 0.9)), OWN, np.zeros_like(OWN)).index == 0
+
+
+def test_large_components_are_thinned_at_a_lower_resolution_near_the_same_skeleton():
+    wide = np.zeros((700, 900), bool)
+    wide[100:180, 50:850] = True
+    points = skeleton_points(wide, 40, np.random.default_rng(0)).astype(int)
+    assert len(points) == 40
+    assert wide[points[:, 1], points[:, 0]].all()
+    skeleton = np.argwhere(skeletonize(wide))
+    for x, y in points:
+        assert np.abs(skeleton - (y, x)).max(axis=1).min() <= 2 * math.ceil(800 / THINNED_PX)
+
+
+def test_a_large_component_that_the_coarse_grid_misses_still_gives_points():
+    line = np.zeros((600, 600), bool)
+    line[np.arange(1, 600), np.arange(599)] = True
+    assert len(skeleton_points(line, 5, np.random.default_rng(0))) == 5
