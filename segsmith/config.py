@@ -71,11 +71,11 @@ class LLMConfig(Section):
         "vllm", description="vllm: the program, or its path if it is installed in a separate environment"
     )
     vllm_flags: tuple[str, ...] = Field((), description="vllm: additional flags for `vllm serve`")
-    gpu_memory_share: float = Field(
-        0.35,
+    gpu_memory_share: float | None = Field(
+        None,
         gt=0,
         lt=1,
-        description="vllm: share of the GPU memory it may use; the rest is for images (ours)",
+        description="vllm: share of the GPU memory it may use; default: what the model needs (`segsmith plan`)",
     )
     context_tokens: int = Field(
         2048,

@@ -115,6 +115,24 @@ class PatchClassifier(Protocol):
 
 
 @runtime_checkable
+class Releasable(Protocol):
+    """A model that can leave the GPU and comes back when it is used again."""
+
+    def release(self) -> None:
+        """Free the GPU's memory."""
+        ...
+
+
+@runtime_checkable
+class LocalService(Releasable, Protocol):
+    """A model behind a server that segsmith starts."""
+
+    def start(self) -> None:
+        """Start the server now."""
+        ...
+
+
+@runtime_checkable
 class ChatModel(Protocol):
     """A language model whose replies follow a schema."""
 

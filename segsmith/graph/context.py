@@ -17,14 +17,16 @@ from segsmith.agents.labeler import LabelerAgent
 from segsmith.agents.prompt.agent import PromptAgent
 from segsmith.agents.prompt.label_sets import LabelSets
 from segsmith.agents.region_check import RegionCheck
-from segsmith.config import Config, api_key
+from segsmith.config import Config, ImagesConfig, LLMConfig, api_key
 from segsmith.errors import SegsmithError
 from segsmith.graph.finalize import Finalizer
 from segsmith.memory.ledger import Ledger, UsageRow
 from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_config import added_classes, check_fixed_settings, record_of
 from segsmith.memory.run_folder import RunFolder
-from segsmith.protocols import ImageBackend
+from segsmith.protocols import ImageBackend, LocalService, Releasable
+from segsmith.tools.gpu_plan import GpuPlan, GpuStage, Part, plan_gpu
+from segsmith.tools.machine import this_gpu
 
 if TYPE_CHECKING:
     from segsmith.tools.llm.chat import OpenAIChat
@@ -103,6 +105,25 @@ class RunContext:
         self._made.update(parts)
         return self
 
+    def enter(self, stage: GpuStage, *, asks: bool = False) -> None:
+        """Make room for a stage: release the models that the plan does not keep on the GPU.
+
+        With `asks`, the language model's server is started as well, before the caller loads anything: a server
+        measures the GPU's memory when it starts, and nothing else may allocate meanwhile.
+        """
+        with self._opening:
+            keeps = self.gpu_plan.keeps
+            chat = self._made.get("chat")
+            if not keeps(stage, Part.LLM) and isinstance(chat, Releasable):
+                chat.release()
+            if self.gpu_plan.releases_images(stage):
+                self.release_images()
+            encoder = self._made.get("encoder")
+            if not keeps(stage, Part.JUDGE) and isinstance(encoder, Releasable):
+                encoder.release()
+            if asks and keeps(stage, Part.LLM) and isinstance(self.chat, LocalService):
+                self.chat.start()
+
     def release_images(self) -> None:
         """Release the image model from the device; it is opened again if more images must be drawn."""
         if "backend" in self._made:
@@ -140,6 +161,14 @@ class RunContext:
     # -- outside models ---------------------------------------------------------------------------
 
     @once
+    def gpu_plan(self) -> GpuPlan:
+        """Which models are on the GPU in each stage."""
+        gpu = this_gpu()
+        if gpu is None:
+            return GpuPlan()
+        return plan_gpu(self.config, gpu.total, gpu.free)
+
+    @once
     def chat(self) -> OpenAIChat:
         """The LLM; the first request starts a local server, and `close` stops it."""
         from segsmith.tools.llm.chat import open_chat
@@ -147,7 +176,7 @@ class RunContext:
         limit = self.config.budget.max_usd
         return self._stack.enter_context(
             open_chat(
-                self.config.llm,
+                self._llm_settings(),
                 api_key(),
                 log=self.run.llm_log,
                 note=self._note_llm,
@@ -223,7 +252,7 @@ class RunContext:
             self.backend,
             self.ledger,
             self.run,
-            config.images,
+            self._images_settings(),
             config.seed,
             max_usd=config.budget.max_usd,
             look=self.judge_agent.look if config.images.filter.enabled else None,
@@ -261,6 +290,17 @@ class RunContext:
     def finalizer(self) -> Finalizer:
         """Export, training and evaluation, once labels and masks are final."""
         return Finalizer(self)
+
+    def _llm_settings(self) -> LLMConfig:
+        llm, share = self.config.llm, self.gpu_plan.llm_share
+        return llm if share is None else llm.model_copy(update={"gpu_memory_share": share})
+
+    def _images_settings(self) -> ImagesConfig:
+        """With the batch that fits beside the other models of the stage."""
+        images, plan = self.config.images, self.gpu_plan.of(GpuStage.DRAW)
+        if plan is None or not plan.batch:
+            return images
+        return images.model_copy(update={"batch_size": min(images.batch_size, plan.batch)})
 
     def _label_sets(self) -> LabelSets | None:
         if self.real is None:

@@ -25,6 +25,7 @@ from segsmith.graph.context import RunContext
 from segsmith.graph.review_nodes import pause
 from segsmith.graph.state import PromptResult, PromptState, RunState
 from segsmith.review import decisions as review
+from segsmith.tools.gpu_plan import GpuStage
 from segsmith.types import ClassTally
 
 Context = Runtime[RunContext]
@@ -35,6 +36,7 @@ Context = Runtime[RunContext]
 
 def propose(state: PromptState, runtime: Context) -> dict[str, Any]:
     """Rewrite the prompts the judge sent back, then ask for new ones."""
+    runtime.context.enter(GpuStage.WRITE, asks=True)
     agent = runtime.context.prompt_agent
     rewritten = agent.refine(agent.returned(state.get("returned", [])))[: state["wanted"]]
     fresh = agent.propose(state["class_name"], state["wanted"] - len(rewritten), state["round"])
@@ -128,10 +130,10 @@ def direct(state: RunState, runtime: Context) -> dict[str, Any]:
     }
 
 
-def route_plan(state: RunState) -> list[str | Send]:
+def route_plan(state: RunState, runtime: Context) -> list[str | Send]:
     """After `direct`: its reason, and one `write_prompts` for each class that is short of prompts.
 
-    The next round's prompts are written while this round's are drawn.
+    The next round's prompts are written while this round's are drawn, unless the GPU has no room for both models.
     """
     writers: list[str | Send] = [
         Send(
@@ -145,12 +147,15 @@ def route_plan(state: RunState) -> list[str | Send]:
         )
         for name, wanted in state["write"].items()
     ]
-    return writers if state["reason"] == "need_prompts" else [state["reason"], *writers]
+    if state["reason"] == "need_prompts":
+        return writers
+    return [state["reason"], *([] if runtime.context.gpu_plan.alternates else writers)]
 
 
 def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     """Draw this round's prompts; images are written and measured while the next ones are drawn."""
     context, emit = runtime.context, get_stream_writer()
+    context.enter(GpuStage.DRAW, asks=bool(state["write"]))
     limit = context.config.budget.max_images
     left = None if limit is None else max(0, limit - len(context.ledger.images()))
     prompts = [context.ledger.prompt(p) for p in state["draw"]]
@@ -190,6 +195,7 @@ class _CapReached(Exception):
 def judge(state: RunState, runtime: Context) -> dict[str, Any]:
     """Measure what is not measured yet, decide about all images, and return failed prompts to the prompt agent."""
     context, emit = runtime.context, get_stream_writer()
+    context.enter(GpuStage.JUDGE)
     context.judge_agent.judge()
     asked = {context.ledger.prompt(p).class_name for p in state["draw"]}
     # By round, not by a count before and after, because a node that runs twice must return the same.
@@ -206,7 +212,7 @@ def judge(state: RunState, runtime: Context) -> dict[str, Any]:
 def label(state: RunState, runtime: Context) -> dict[str, Any]:
     """Relabel every accepted image by a ViT that was not trained on it."""
     context, emit = runtime.context, get_stream_writer()
-    context.release_images()
+    context.enter(GpuStage.LABEL)
     emit(StageStarted(Stage.RELABELLING))
     changed = context.labeler_agent.relabel()
     context.ledger.log("relabelled", changed=changed)
@@ -216,6 +222,7 @@ def label(state: RunState, runtime: Context) -> dict[str, Any]:
 def segment(state: RunState, runtime: Context) -> dict[str, Any]:
     """Make masks from patch scores and SAM."""
     context, emit = runtime.context, get_stream_writer()
+    context.enter(GpuStage.SEGMENT)
     emit(StageStarted(Stage.SEGMENTING))
     context.labeler_agent.segment(on_batch=lambda done, total: emit(MasksMade(done, total)))
     return {}
@@ -269,6 +276,7 @@ def export(state: RunState, runtime: Context) -> dict[str, Any]:
 def train(state: RunState, runtime: Context) -> dict[str, Any]:
     """Train the segmenter on the exported dataset."""
     context, emit = runtime.context, get_stream_writer()
+    context.enter(GpuStage.TRAIN)
     emit(StageStarted(Stage.TRAINING))
     context.finalizer.train(on_epoch=emit)
     return {}

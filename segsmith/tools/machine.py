@@ -72,6 +72,11 @@ def find_gpus(memory: int) -> tuple[Gpu, ...]:
         pynvml.nvmlShutdown()
 
 
+def this_gpu() -> Gpu | None:
+    """The GPU on which a run computes: the first NVIDIA one that torch can use."""
+    return next((gpu for gpu in find_gpus(0) if gpu.total), None)
+
+
 def _gpu(nvml: Any, handle: Any) -> Gpu:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     return Gpu(str(nvml.nvmlDeviceGetName(handle)), int(memory.total), int(memory.free))

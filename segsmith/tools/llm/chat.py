@@ -92,6 +92,15 @@ class OpenAIChat:
         """How often a local server had to be restarted."""
         return self._server.restarts if isinstance(self._server, LocalServer) else 0
 
+    def start(self) -> None:
+        """Start a local server now, while nothing else allocates on its GPU; does nothing for a server that runs."""
+        self._server.endpoint()
+
+    def release(self) -> None:
+        """Stop a local server, so that its memory is free; the next question starts it again."""
+        if isinstance(self._server, LocalServer):
+            self._server.release()
+
     def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
         """See `ChatModel.ask`. Try n has the seed ``seed + n`` and states what was wrong with try n - 1.
 

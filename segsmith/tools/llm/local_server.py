@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -33,11 +34,16 @@ logger = logging.getLogger(__name__)
 
 RESTARTS = 3
 """Of one server in one session; if it dies more often, a restart does not help."""
+START_TRIES = 3
+"""Of one start: a server that failed for a reason that may pass, or that another setting avoids, is started again."""
 STOP_S = 2 * process_supervisor.GRACE_S + 2
 CHECK_EVERY_S = 0.2
 PING_S = 5.0
-LOG_TAIL = 4096
-"""Bytes of the log that are searched for an error message."""
+LOG_TAIL = 1 << 18
+"""Bytes of the log that are searched for an error message; vLLM's tracebacks are long."""
+REASON = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+")
+CONSEQUENCES = ("Engine core initialization failed", "Engine process failed to start", "EngineDeadError")
+"""Errors in vLLM's log that only say that another one has happened."""
 LAST_LINE = 200
 """Characters of the log's last line that an error quotes."""
 SECRET_VARIABLES = ("OPENAI_API_KEY",)
@@ -53,6 +59,8 @@ class ServerPlan:
     command: Callable[[int], Sequence[str]]
     key_variable: str
     remedy: str
+    again: Callable[[str], ServerPlan | None] = lambda reason: None
+    """What to try after a start that failed for `reason`, a line of the log; None if trying again does not help."""
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 120.0
 
@@ -72,6 +80,7 @@ class LocalServer:
         self._endpoint: Endpoint | None = None
         self._restarts = 0
         self._closed = False
+        self._log_start = 0
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> LocalServer:
@@ -109,6 +118,11 @@ class LocalServer:
                 self._endpoint = self._start()
             return self._endpoint
 
+    def release(self) -> None:
+        """Stop the server, so that its memory is free; the next `endpoint` starts it again."""
+        with self._lock:
+            self._stop()
+
     def revive(self, seen: Endpoint) -> bool:
         """See `ChatServer.revive`. A server that has died, or does not answer, is restarted.
 
@@ -136,6 +150,20 @@ class LocalServer:
     # -- the process ------------------------------------------------------------------------------
 
     def _start(self) -> Endpoint:
+        """Start the server, at most `START_TRIES` times."""
+        for left in reversed(range(START_TRIES)):
+            try:
+                return self._start_once()
+            except SegsmithError:
+                reason = self._last_words()
+                other = self._plan.again(reason) if left else None
+                if other is None:
+                    raise
+            logger.warning("the %s server did not start (%s); trying again", self._plan.title, reason)
+            self._plan = other
+        raise AssertionError("the last try raises")
+
+    def _start_once(self) -> Endpoint:
         port = free_port()
         where = Endpoint(f"http://127.0.0.1:{port}/v1", secrets.token_urlsafe(32))
         inherited = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES}
@@ -212,16 +240,21 @@ class LocalServer:
 
     def _open_log(self) -> BinaryIO:
         log = self._log_path().open("ab")
+        self._log_start = log.tell()
         log.write(f"\n-- {time.strftime('%F %T')} {self._plan.title}: {self._plan.serves}\n".encode())
         log.flush()
         return log
 
     def _last_words(self) -> str:
-        """The last line of the log that mentions an error, or else the last line; printable and short."""
+        """The error that this start has logged, or else its last line that mentions one; printable and short."""
         with self._log_path().open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
+            file.seek(max(self._log_start, file.seek(0, os.SEEK_END) - LOG_TAIL))
             lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines()]
         lines = [printable(line) for line in lines if line]
+        reasons = [found[0] for line in lines if (found := REASON.search(line))]
+        reasons = [reason for reason in reasons if not any(words in reason for words in CONSEQUENCES)]
+        if reasons:
+            return reasons[-1][:LAST_LINE].rstrip(".")
         complaints = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
         return (complaints or lines or ["it printed nothing"])[-1][-LAST_LINE:].rstrip(".")
 

@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 from safetensors import SafetensorError
 
 import segsmith.tools.vision.mini_clip as mini
-from segsmith.device_memory import Batches
+from segsmith.device_memory import Batches, free_device_memory
 from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import first_line
@@ -111,6 +111,18 @@ class OpenClipEncoder:
             ) from error
         return cls(model, preprocess, tokenizer, name=spec, device=device, precision=precision)
 
+    def release(self) -> None:
+        """Move the weights to main memory. Texts are embedded there; the next images bring the weights back."""
+        with self._lock:
+            if self.device.type != "cpu":
+                self.model.to("cpu")
+                free_device_memory()
+
+    def _on_device(self) -> None:
+        with self._lock:
+            if self.device.type != "cpu" and self.model.logit_scale.device.type == "cpu":
+                self.model.to(self.device)
+
     @property
     def tower(self) -> torch.nn.Module:
         """The image tower, e.g. open_clip's `TimmModel` (its `trunk` is the timm model)."""
@@ -137,6 +149,8 @@ class OpenClipEncoder:
         return {} if stem is None else {k: v.detach().clone() for k, v in stem.state_dict().items()}
 
     def embed_images(self, images: Sequence[Image]) -> Vectors:
+        self._on_device()
+
         def embed(start: int, stop: int) -> Vectors:
             batch = torch.stack([self.preprocess(PILImage.fromarray(image)) for image in images[start:stop]])
             with torch.inference_mode(), autocast(str(self.device), self._dtype):
@@ -152,8 +166,10 @@ class OpenClipEncoder:
             # One at a time, because the last bits of a vector depend on its batch, and a resumed run
             # asks for other batches than an uninterrupted one.
             for text in new:
-                with torch.inference_mode(), autocast(str(self.device), self._dtype):
-                    tokens = self.tokenizer([text], context_length=self.context_length).to(self.device)
+                device = str(self.model.logit_scale.device)
+                dtype = self._dtype if device != "cpu" else choose_dtype("cpu", self.precision)
+                with torch.inference_mode(), autocast(device, dtype):
+                    tokens = self.tokenizer([text], context_length=self.context_length).to(device)
                     found[text] = _unit(self.model.encode_text(tokens, normalize=True))[0]
             self._remember(found)
         if not texts:
