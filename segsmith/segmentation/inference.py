@@ -29,6 +29,10 @@ PREDICT_BYTES = 2 << 30
 PIXEL_BYTES = 330
 CLASS_BYTES = 12
 """Peak of a DeepLabV3+ in float32: bytes per pixel, and per pixel and class (`benchmarks/gpu_memory.py`)."""
+WINDOW = 1024
+"""Side in pixels of the windows in which larger images are predicted; a forward pass has at most as many pixels."""
+OVERLAP = 128
+"""Pixels at a window's border whose predictions come from its neighbour, which sees more around them."""
 
 
 def predict_batch(height: int, width: int, n_classes: int) -> int:
@@ -44,20 +48,21 @@ def predict(
 ) -> NDArray[np.uint8]:
     """Predict label maps: (N, H, W, 3) uint8 RGB images of one size -> (N, H, W) uint8, 0 is background.
 
-    Any image size works; inputs are padded for the network. Index i is the checkpoint's class i - 1. `precision` is
-    that of `segsmith.devices.choose_dtype`. Raises `SegsmithError` if memory is too small for one image.
+    Any image size works: inputs are padded for the network, and images of more than ``WINDOW ** 2`` pixels are
+    predicted in overlapping windows, so that memory is bounded. Index i is the checkpoint's class i - 1. `precision`
+    is that of `segsmith.devices.choose_dtype`. Raises `SegsmithError` if memory is too small for one image.
     """
     if not len(images):
         return np.zeros((0, 0, 0), np.uint8)
     height, width = images[0].shape[:2]
-    size = predict_batch(height, width, _n_outputs(model))
+    size = predict_batch(height, width, _n_outputs(model)) if height * width <= WINDOW**2 else 1
     memory = Batches(
         size, f"predicting one image of {width} x {height} px", "Use smaller images, or run on a CPU."
     )
 
     def work(start: int, stop: int) -> Tensor:
         pixels = torch.from_numpy(np.stack(list(images[start:stop]))).permute(0, 3, 1, 2)
-        return _logits(model, pixels, precision).argmax(dim=1).to(torch.uint8).cpu()
+        return _labels(model, pixels, precision)
 
     batches = list(memory.run(len(images), work))
     return torch.cat(batches).numpy()
@@ -130,11 +135,13 @@ def teacher_predictions(model: nn.Module, sources: LabelSources) -> Iterator[Pre
     for index in range(len(sources)):
         image = torch.from_numpy(sources.data.raw(index)[0]).permute(2, 0, 1)[None]
         impossible = ~sources.allowed(index).to(next(model.parameters()).device)
-        scores = (
-            _logits(model, image)[0].float().masked_fill(impossible[:, None, None], -torch.inf).softmax(0)
-        )
-        confidence, labels = scores.max(dim=0)
-        yield Prediction(labels.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
+        labels, confidence = torch.empty(image.shape[-2:], dtype=torch.uint8), torch.empty(image.shape[-2:])
+        for seen, kept, inside in windows(*image.shape[-2:]):
+            logits = _logits(model, image[(..., *seen)])[0]
+            scores = logits.float().masked_fill(impossible[:, None, None], -torch.inf).softmax(0)
+            best, chosen = scores[(..., *inside)].max(dim=0)
+            confidence[kept], labels[kept] = best.cpu(), chosen.to(torch.uint8).cpu()
+        yield Prediction(labels.numpy(), confidence.numpy())
 
 
 def checkpoint_predictions(
@@ -150,6 +157,44 @@ def _n_outputs(model: nn.Module) -> int:
     """Number of classes with the background, from the last convolution."""
     heads = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
     return heads[-1].out_channels if heads else 1
+
+
+def _labels(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+    """Label maps (B, H, W) uint8 on the CPU for (B, 3, H, W) uint8 RGB images."""
+    labels = torch.empty((len(images), *images.shape[-2:]), dtype=torch.uint8)
+    for seen, kept, inside in windows(*images.shape[-2:]):
+        logits = _logits(model, images[(..., *seen)], precision)[(..., *inside)]
+        labels[(..., *kept)] = logits.argmax(dim=1).to(torch.uint8).cpu()
+    return labels
+
+
+Part = tuple[slice, slice]
+"""Rows and columns of an image."""
+
+
+def windows(height: int, width: int) -> Iterator[tuple[Part, Part, Part]]:
+    """Windows that cover an image of (H, W) pixels: what each sees, what is kept of it, and where that is inside.
+
+    An image of at most ``WINDOW ** 2`` pixels is one window. The kept parts cover the image once; away from the
+    image's border they are `OVERLAP` pixels inside of what the window sees.
+    """
+    if height * width <= WINDOW**2:
+        whole = slice(0, height), slice(0, width)
+        yield whole, whole, whole
+        return
+    for rows in _spans(height):
+        for columns in _spans(width):
+            seen, kept, inside = zip(rows, columns, strict=True)
+            yield seen, kept, inside
+
+
+def _spans(length: int) -> Iterator[tuple[slice, slice, slice]]:
+    """`windows` in one direction."""
+    step = WINDOW - 2 * OVERLAP
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        low, high = max(0, start - OVERLAP), min(length, stop + OVERLAP)
+        yield slice(low, high), slice(start, stop), slice(start - low, stop - low)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segsmith.datasets.objects import components
+from segsmith.datasets.objects import numbered_components
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,12 +55,17 @@ def seed_masks(
             seeds[index] = np.zeros(score.shape, bool)
             continue
         mask = (score >= high * peak) & (score >= best)
-        seeds[index] = _union(components(mask if mask.any() else score >= peak, min_area_px))
+        seeds[index] = _without_small(mask if mask.any() else score >= peak, min_area_px)
     return seeds
 
 
-def _union(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    return np.logical_or.reduce(masks)
+def _without_small(mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:
+    """The (H, W) mask without connected pieces of fewer pixels; if all are smaller, the largest stays."""
+    numbers, order, areas = numbered_components(mask)
+    kept = np.concatenate([[False], areas >= min_area_px])
+    if not kept.any() and len(order):
+        kept[order[0]] = True
+    return kept[numbers]
 
 
 def _interpolation(source: int, target: int) -> NDArray[np.float32]:

@@ -181,4 +181,5 @@ def _fit(sample: Sample, size: tuple[int, int]) -> Sample:
     if image.shape[-2:] == size:
         return sample
     resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    return Sample(resized, F.interpolate(labels[None].float(), size, mode="nearest-exact")[0].long(), allowed)
+    nearest = F.interpolate(labels[None].to(torch.uint8), size, mode="nearest-exact")[0].long()
+    return Sample(resized, nearest, allowed)
