@@ -179,7 +179,12 @@ def gallery(run: RunArgument) -> None:
 def export(
     run: RunArgument,
     format_: Annotated[
-        str, typer.Option("--format", help="voc, coco, yolo, cvat, webdataset or hf (Hugging Face)")
+        str,
+        typer.Option(
+            "--format",
+            help="voc, voc2012 (torchvision's folders), coco, coco-stuff (one annotation per class), yolo, cvat, "
+            "webdataset or hf (Hugging Face)",
+        ),
     ] = "voc",
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="folder to write; default: dataset/FORMAT in the run folder")
@@ -192,4 +197,6 @@ def export(
     summary = open_run(run).export_summary(format_, out_dir)
     splits = ", ".join(f"{name} {n}" for name, n in summary.splits.items())
     out.print(f"{summary.images} images: {splits}{'' if summary.written else ' (already exported)'}")
+    for note in summary.notes:
+        out.print(note, soft_wrap=True)
     print_path(summary.folder)

@@ -18,6 +18,7 @@ from segsmith.errors import SegsmithError
 class Format:
     """`write` fills a folder; `read` opens one.
 
+    `write` returns what a user should know of the export, a sentence each.
     `version` goes up when the files change, so that an export by an older segsmith is written again.
     `read` raises `DataError` if nothing can be read at all. A format without `write` is only imported.
     """
@@ -25,19 +26,21 @@ class Format:
     name: str
     recognises: Callable[[Path], bool]
     read: Callable[[Path], LabelledDataset]
-    write: Callable[[Sink, RunDataset], None] | None = None
+    write: Callable[[Sink, RunDataset], list[str]] | None = None
     version: int = 1
 
 
 FORMATS = {
     f.name: f
     for f in (
-        Format("voc", voc.recognises, voc.read, voc.write, version=3),
-        Format("coco", coco.recognises, coco.read, coco.write),
-        Format("yolo", yolo.recognises, yolo.read, yolo.write),
-        Format("cvat", cvat.recognises, cvat.read, cvat.write),
-        Format("webdataset", webdataset.recognises, webdataset.read, webdataset.write),
-        Format("hf", huggingface.recognises, huggingface.read, huggingface.write),
+        Format("voc", voc.recognises, voc.read, voc.write, version=4),
+        Format("voc2012", voc.recognises, voc.read, voc.write_devkit),
+        Format("coco", coco.recognises, coco.read, coco.write, version=2),
+        Format("coco-stuff", coco.recognises, coco.read, coco.write_stuff),
+        Format("yolo", yolo.recognises, yolo.read, yolo.write, version=2),
+        Format("cvat", cvat.recognises, cvat.read, cvat.write, version=2),
+        Format("webdataset", webdataset.recognises, webdataset.read, webdataset.write, version=2),
+        Format("hf", huggingface.recognises, huggingface.read, huggingface.write, version=2),
         Format("folders", folder.recognises, folder.read),
     )
 }

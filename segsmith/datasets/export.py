@@ -24,6 +24,8 @@ class ExportSummary:
     images: int
     splits: Mapping[str, int]
     written: bool
+    notes: tuple[str, ...] = ()
+    """What was left out and why; empty for an export that was already there."""
 
 
 def export_dataset(
@@ -49,5 +51,8 @@ def export_dataset(
     chosen = FORMATS[form]
     assert chosen.write is not None
     write = chosen.write
-    written = replace_folder(out, data.digest(f"{form}-{chosen.version}"), lambda sink: write(sink, data))
-    return ExportSummary(out, len(data.records), data.counts, written)
+    notes: list[str] = []
+    written = replace_folder(
+        out, data.digest(f"{form}-{chosen.version}"), lambda sink: notes.extend(write(sink, data))
+    )
+    return ExportSummary(out, len(data.records), data.counts, written, tuple(notes))

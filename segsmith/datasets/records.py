@@ -155,7 +155,8 @@ class LabelledDataset:
     `records` can be iterated repeatedly; `problems` are those found without reading pixels. A format without
     splits puts everything into split "". `exact_images` is False where the format stores JPEG, so that a
     comparison with the original must allow for it. `knows_background` is False where 0 in a label map may
-    also mean that the pixel was not labelled.
+    also mean that the pixel was not labelled. `without_specks` is True where small objects became unknown
+    (`segsmith.datasets.instances.without_specks`).
     """
 
     format: str
@@ -166,6 +167,7 @@ class LabelledDataset:
     has_label_maps: bool = True
     exact_images: bool = True
     knows_background: bool = True
+    without_specks: bool = False
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)

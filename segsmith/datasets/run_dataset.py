@@ -6,20 +6,56 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segsmith.config import Config
-from segsmith.datasets.palette import VOID
+from segsmith.datasets.palette import VOID, voc_palette
+from segsmith.datasets.png_chunks import grey_png, has_palette
 from segsmith.datasets.records import Origin, Record, Sample
 from segsmith.datasets.splits import SPLITS, split_by_group
 from segsmith.errors import SegsmithError
-from segsmith.files import read_header, read_index_map, sha256_of
+from segsmith.files import open_image, png_bytes, read_header, read_index_map, sha256_of
 from segsmith.memory.ledger import Ledger, prompt_families
 from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_folder import RunFolder
 
 REDO = "Restore the file from a copy, or build again into another folder with --out."
+
+
+@dataclass(frozen=True)
+class StoredFiles:
+    """The bytes of one image of a run and of its mask, as stored, checked to be those that the run wrote."""
+
+    name: str
+    image: bytes
+    image_sha256: str
+    suffix: str
+    """Of the image's file, such as ".png"."""
+    mask: bytes
+    mask_sha256: str
+
+    @cached_property
+    def label_map(self) -> NDArray[np.uint8]:
+        """(H, W) uint8: 0 background, i the i-th class, 255 unknown."""
+        try:
+            return read_index_map(self.mask)
+        except OSError as error:
+            raise SegsmithError(f"The mask of {self.name} cannot be read: {error}.", REDO) from None
+
+    @property
+    def grey_mask(self) -> bytes:
+        """The mask as grey PNG, whose values no reader mistakes for colours."""
+        return grey_png(self.mask)
+
+    @property
+    def palette_mask(self) -> bytes:
+        """The mask as PNG with VOC's palette: as stored where it has that palette."""
+        palette = voc_palette()
+        return self.mask if has_palette(self.mask, palette.tobytes()) else png_bytes(self.label_map, palette)
 
 
 @dataclass(frozen=True)
@@ -33,40 +69,56 @@ class StoredImage:
     mask_sha256: str = ""
     """Of the mask; "" where the ledger does not state it."""
 
-    def load(self, name: str, classes: int) -> Sample:
-        """Image and mask; `SegsmithError` when a file is missing, damaged, another one, or does not fit."""
+    def read(self, name: str, classes: int) -> StoredFiles:
+        """The bytes of both; `SegsmithError` when a file is missing, damaged, another one, or does not fit.
+
+        Files whose hashes the ledger knows are what the run wrote, so they are not decoded to be checked.
+        """
         try:
             data, mask = self.image.read_bytes(), self.mask.read_bytes()
-            label_map, size = read_index_map(mask), read_header(data).size
-            sample = Sample(data, label_map)
-            if not self.sha256:
-                sample.decode()  # nothing else tells whether the file is whole
         except FileNotFoundError as error:
             raise _missing(error.filename) from None
         except OSError as error:
             raise SegsmithError(f"Image {name} or its mask cannot be read: {error}.", REDO) from None
-        self._check(name, hashlib.sha256(data).hexdigest(), hashlib.sha256(mask).hexdigest())
-        if label_map.shape != size:
-            raise SegsmithError(f"Image {name} is {size} pixels (H, W), its mask {label_map.shape}.", REDO)
-        undefined = label_map[(label_map > classes) & (label_map != VOID)]
-        if undefined.size:
-            raise SegsmithError(f"The mask of {name} holds index {undefined[0]}, which no class has.", REDO)
-        return sample
+        found = hashlib.sha256(data).hexdigest(), hashlib.sha256(mask).hexdigest()
+        self._check(name, *found)
+        files = StoredFiles(name, data, found[0], self.image.suffix, mask, found[1])
+        if not (self.sha256 and self.mask_sha256):
+            self._check_pixels(files, classes)
+        return files
 
-    def hashes(self, name: str) -> tuple[str, str]:
-        """SHA-256 of the image and of the mask; `SegsmithError` when a file is missing or another one."""
+    def load(self, name: str, classes: int) -> Sample:
+        """Image and mask; errors as of `read`."""
+        files = self.read(name, classes)
+        self._check_pixels(files, classes)
+        return Sample(files.image, files.label_map)
+
+    def hashes(self) -> tuple[str, str]:
+        """SHA-256 of the image and of the mask, as the ledger states them, else of the files."""
         try:
-            found = self.sha256 or sha256_of(self.image), sha256_of(self.mask)
+            return self.sha256 or sha256_of(self.image), self.mask_sha256 or sha256_of(self.mask)
         except FileNotFoundError as error:
             raise _missing(error.filename) from None
-        self._check(name, *found)
-        return found
 
     def _check(self, name: str, image: str, mask: str) -> None:
         if self.sha256 not in ("", image):
             raise SegsmithError(f"Image {name} is not the file that the run drew.", REDO)
         if self.mask_sha256 not in ("", mask):
             raise SegsmithError(f"The mask of {name} is not the file that the run made.", REDO)
+
+    def _check_pixels(self, files: StoredFiles, classes: int) -> None:
+        name, label_map = files.name, files.label_map
+        try:
+            size = read_header(files.image).size
+            if not self.sha256:
+                open_image(files.image)  # nothing else tells whether the file is whole
+        except OSError as error:
+            raise SegsmithError(f"Image {name} cannot be read: {error}.", REDO) from None
+        if label_map.shape != size:
+            raise SegsmithError(f"Image {name} is {size} pixels (H, W), its mask {label_map.shape}.", REDO)
+        undefined = label_map[(label_map > classes) & (label_map != VOID)]
+        if undefined.size:
+            raise SegsmithError(f"The mask of {name} holds index {undefined[0]}, which no class has.", REDO)
 
 
 @dataclass(frozen=True)
@@ -86,6 +138,10 @@ class RunDataset:
         """Number of images in each split."""
         return {split: sum(r.split == split for r in self.records) for split in SPLITS}
 
+    def read(self, record: Record) -> StoredFiles:
+        """The stored bytes of an image and its mask; errors as of `StoredImage.read`."""
+        return self.stored[record.id].read(record.id, len(self.classes))
+
     def readme(self, files: str) -> bytes:
         """The card, with a section on the files of a format."""
         return f"{self.card}\n## Files\n\n{files}\n".encode()
@@ -98,7 +154,7 @@ class RunDataset:
         """SHA-256 of all that decides an export in the format `form`, "name-version"."""
         digest = hashlib.sha256(json.dumps([form, self.classes, self.card]).encode())
         for record in self.records:
-            image, mask = self.stored[record.id].hashes(record.id)
+            image, mask = self.stored[record.id].hashes()
             digest.update(json.dumps([record.provenance(), image, mask]).encode())
         return digest.hexdigest()
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from segsmith.errors import SegsmithError
@@ -28,11 +28,19 @@ class Sink:
         self._files: dict[str, str] = {}
         self._made: set[Path] = set()
 
-    def put(self, name: str, data: bytes) -> None:
-        """Store a file under a path relative to the dataset."""
-        path = self.path(name)
-        path.write_bytes(data)
-        self._files[name] = hashlib.sha256(data).hexdigest()
+    def put(self, name: str, data: bytes, sha256: str = "") -> None:
+        """Store a file under a path relative to the dataset; `sha256` of the data where it is known.
+
+        Several threads may do so at once.
+        """
+        with self.path(name).open("wb", buffering=0) as file:
+            file.write(data)
+        self._files[name] = sha256 or hashlib.sha256(data).hexdigest()
+
+    def link(self, name: str, target: str) -> None:
+        """A symbolic link to a path relative to the link's folder, where the file system has such links."""
+        with suppress(OSError):
+            self.path(name).symlink_to(target)
 
     def path(self, name: str) -> Path:
         """Where a file belongs; its folder is created. Files not written through `put` need an `adopt`."""
@@ -42,9 +50,9 @@ class Sink:
             self._made.add(path.parent)
         return path
 
-    def adopt(self, name: str) -> None:
-        """List a file that a library wrote."""
-        self._files[name] = sha256_of(self.root / name)
+    def adopt(self, name: str, sha256: str = "") -> None:
+        """List a file that was not written by `put`; `sha256` where it is known."""
+        self._files[name] = sha256 or sha256_of(self.root / name)
 
     def close(self, digest: str) -> None:
         """Write the manifest, which is the last file of an export."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.datasets.dataset_files import DatasetFiles, class_name_problem, name_problem
-from segsmith.datasets.palette import voc_palette
+from segsmith.datasets.palette import VOID, voc_palette
 from segsmith.datasets.records import DataError
 from segsmith.errors import SegsmithError
 from segsmith.files import PART, png_bytes
@@ -27,6 +27,7 @@ IMAGES, CLASSES, OBJECTS, SETS = (
     "ImageSets/Segmentation",
 )
 CLASS_NAMES = "classes.txt"
+LABELMAP = "labelmap.txt"
 LABELS = "labels.csv"
 
 Put = Callable[[str, bytes], None]
@@ -62,19 +63,46 @@ class VocLayout:
         self._put(f"{CLASSES}/{name}.png", png_bytes(label_map, self._palette))
         if object_map is not None:
             self._put(f"{OBJECTS}/{name}.png", png_bytes(object_map, self._palette))
+        self.list(split, name)
+
+    def list(self, split: str, name: str) -> None:
+        """Name an image whose files were stored by other means."""
         self._members[split].append(name)
 
+    @property
+    def lists(self) -> dict[str, Sequence[str]]:
+        """The names of each split, and of ``trainval`` where there are both."""
+        lists: dict[str, Sequence[str]] = dict(self._members)
+        if {"train", "val"} <= lists.keys():
+            lists["trainval"] = [*lists["train"], *lists["val"]]
+        return lists
+
     def finish(self, classes: Sequence[str]) -> None:
-        """Store the list of each split, ``trainval`` where there are both, and the class names."""
+        """Store the list of each split and the class names."""
         for name in classes:
             if problem := class_name_problem(name):
                 raise SegsmithError(f"The class name {name!r} {problem}.", "Rename that class.")
-        lists = dict(self._members)
-        if {"train", "val"} <= lists.keys():
-            lists["trainval"] = [*lists["train"], *lists["val"]]
-        for split, names in lists.items():
+        for split, names in self.lists.items():
             self._put(f"{SETS}/{split}.txt", _lines(names))
         self._put(CLASS_NAMES, _lines(classes))
+
+
+def labelmap_text(classes: Sequence[str]) -> str:
+    """``labelmap.txt`` of CVAT and datumaro: the colour of each class, and of unknown pixels.
+
+    Without it CVAT rejects masks with unknown pixels, and datumaro takes the classes for VOC's own twenty.
+    """
+    palette = voc_palette()
+    lines = ["# label:color_rgb:parts:actions"]
+    for index, name in labelmap_names(classes).items():
+        lines.append(f"{name}:{','.join(str(v) for v in palette[index])}::")
+    return "\n".join(lines) + "\n"
+
+
+def labelmap_names(classes: Sequence[str]) -> dict[int, str]:
+    """Index -> name of background, of the classes, and of unknown pixels."""
+    unknown = "ignored" if "ignored" not in classes else "ignored 255"
+    return {**dict(enumerate(("background", *classes))), VOID: unknown}
 
 
 def _lines(names: Sequence[str]) -> bytes:

@@ -107,9 +107,9 @@ def set_pixel(value: int) -> Callable[[np.ndarray], None]:
 # -- PASCAL VOC -----------------------------------------------------------------------------------------
 
 
-@defect("truncated JPEG", "voc", "corrupt_image")
+@defect("truncated image", "voc", "corrupt_image")
 def _(root: Path) -> None:
-    truncate(first(root, "JPEGImages/*.jpg"))
+    truncate(first(root, "JPEGImages/*"))
 
 
 @defect("truncated mask", "voc", "corrupt_mask")
@@ -162,7 +162,8 @@ def _(root: Path) -> None:
 @defect("same image recompressed in another split", "voc", "near_duplicate")
 def _(root: Path) -> None:
     source, target = names_of(root, "train")[0], names_of(root, "test")[0]
-    with PILImage.open(root / f"JPEGImages/{source}.jpg") as image:
+    (root / f"JPEGImages/{target}.png").unlink()
+    with PILImage.open(root / f"JPEGImages/{source}.png") as image:
         image.save(root / f"JPEGImages/{target}.jpg", quality=60)
 
 
@@ -174,7 +175,8 @@ def _(root: Path) -> None:
 
 @defect("class list missing", "voc", "no_classes")
 def _(root: Path) -> None:
-    (root / "classes.txt").unlink()
+    for name in ("classes.txt", "labelmap.txt"):
+        (root / name).unlink()
 
 
 @defect("class of test and val not in train", "voc", "untrained_class")
@@ -201,11 +203,11 @@ def _(root: Path) -> None:
     edit_json(train_json(root), lambda c: c["annotations"][0]["bbox"].__setitem__(0, 4000.0))
 
 
-@defect("area of the box in the place of the mask's", "coco", "bad_area")
+@defect("area that is not the mask's", "coco", "bad_area")
 def _(root: Path) -> None:
     def change(content: dict) -> None:
         one = content["annotations"][0]
-        one["area"] = one["bbox"][2] * one["bbox"][3]
+        one["area"] = 2 * one["bbox"][2] * one["bbox"][3]
 
     edit_json(train_json(root), change)
 

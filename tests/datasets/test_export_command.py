@@ -60,12 +60,13 @@ def test_a_killed_export_leaves_no_half_dataset(made_up, tmp_path):
 def test_every_format_says_where_each_image_comes_from(made_up, form):
     data, folders = made_up.data, made_up.folders
     root, want = folders[form], {r.id: r.provenance() for r in data.records}
-    if form == "voc":
+    if form in ("voc", "voc2012"):
+        root = root if form == "voc" else root / "VOCdevkit/VOC2012"
         with (root / "labels.csv").open(newline="") as file:
             got = {r["image_id"]: (r["prompt"], int(r["seed"]), r["backend"]) for r in csv.DictReader(file)}
         assert got == {i: (w["prompt"], w["seed"], w["backend"]) for i, w in want.items()}
         return
-    if form == "coco":
+    if form in ("coco", "coco-stuff"):
         files = [json.loads(p.read_text()) for p in root.glob("annotations/*.json")]
         rows = [image["segsmith"] for file in files for image in file["images"]]
     elif form == "webdataset":
@@ -78,7 +79,7 @@ def test_every_format_says_where_each_image_comes_from(made_up, form):
         rows = [json.loads(line) for p in paths for line in p.read_text("utf-8").splitlines()]
     for row in rows:
         if form == "hf":
-            row = {k: v for k, v in row.items() if not k.endswith("file_name")} | {
+            row = {k: v for k, v in row.items() if not k.endswith("file_name") and k != "original"} | {
                 "scores": json.loads(row["scores"])
             }
         assert row == want[row["id"]]

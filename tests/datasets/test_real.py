@@ -75,7 +75,7 @@ def test_splits_labels_and_label_maps_are_those_of_the_dataset(made_up, tmp_path
 
 @pytest.fixture(scope="module")
 def enlarged(made_up, tmp_path_factory):
-    """The made-up run again, as one that enlarges its own VOC export (JPEG, so nothing is the same file)."""
+    """The made-up run again, as one that enlarges its own VOC export."""
     run, ledger, config = made_up_run(tmp_path_factory.mktemp("enlarged") / "run", 40, size=64)
     keep(survey(made_up.folders["voc"], run.root, SHARES, 0))
     yield run, ledger, config
@@ -106,8 +106,8 @@ def test_in_voc_real_images_stay_the_files_they_were(enlarged, made_up):
     real = {row["image_id"] for row in rows if row["source"] == "real"}
     assert len(real) == 40
     for name in real:
-        original = made_up.folders["voc"] / "JPEGImages" / f"{name.removeprefix('real-')}.jpg"
-        assert (folder / "JPEGImages" / f"{name}.jpg").read_bytes() == original.read_bytes()
+        original = made_up.folders["voc"] / "JPEGImages" / f"{name.removeprefix('real-')}.png"
+        assert (folder / "JPEGImages" / f"{name}.png").read_bytes() == original.read_bytes()
     assert len(import_dataset(folder).records) == 80
 
 

@@ -75,14 +75,15 @@ def test_palette_is_the_one_of_the_voc_devkit():
 def test_export_reads_back_as_voc(filled, tmp_path):
     torchvision = pytest.importorskip("torchvision")
     run, ledger, config = filled
-    out = tmp_path / "VOCdevkit/VOC2012"
-    summary = export_dataset(run, ledger, config, out=out)
+    summary = export_dataset(run, ledger, config, "voc2012", tmp_path / "data")
+    out = tmp_path / "data/VOCdevkit/VOC2012"
     assert summary.images == 18
     assert summary.written
-    assert summary.folder == out
+    assert summary.folder == tmp_path / "data"
     seen = set()
-    for split in ("trainval", "train", "val"):
-        data = torchvision.datasets.VOCSegmentation(str(tmp_path), year="2012", image_set=split)
+    for split in ("trainval", "train", "val", "test"):
+        year = "2007" if split == "test" else "2012"
+        data = torchvision.datasets.VOCSegmentation(str(tmp_path / "data"), year=year, image_set=split)
         names = ids(out, split)
         assert len(data) == len(names)
         for (image, mask), id_ in zip(data, names, strict=True):
@@ -135,7 +136,7 @@ def test_same_run_is_not_written_twice_and_a_changed_one_is(filled):
     again = export_dataset(run, ledger, config)
     assert again.written
     assert again.images == 17
-    assert not (again.folder / "JPEGImages/i9-0.jpg").exists()
+    assert not (again.folder / "JPEGImages/i9-0.png").exists()
     assert sorted(p.name for p in again.folder.parent.iterdir()) == ["voc"]
 
 

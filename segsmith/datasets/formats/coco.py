@@ -1,16 +1,21 @@
-"""COCO: one JSON file per split, masks as RLE or polygons.
+"""COCO: one JSON file per split.
 
-Every connected part of a class is an annotation (``iscrowd`` 0), with the area and box of its own pixels.
-COCO cannot state that a pixel is unknown: unknown pixels are kept as an RLE under ``void`` in the image's
-entry, which other readers ignore, so that a label map comes back exactly.
+In ``instances_<split>.json`` an annotation is an object: its outlines as polygons that give back its pixels exactly
+(`segsmith.datasets.outlines`), its area and its box. Specks and unknown pixels (255) are ``iscrowd`` regions of every
+class that the image is labelled with, because COCO has no other way to say "do not count this". In
+``stuff_<split>.json`` an annotation is a class: all its pixels as RLE, and nothing is left out.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from numpy.typing import NDArray
 
 from segsmith.datasets.dataset_files import DatasetFiles, header_of, labels_in, sample_of
 from segsmith.datasets.formats.coco_masks import (
+    MAX_OUTLINE,
     LabelCanvas,
     MaskError,
     Runs,
@@ -28,18 +34,29 @@ from segsmith.datasets.formats.coco_masks import (
     leaves_image,
     parse,
 )
-from segsmith.datasets.objects import number_objects
+from segsmith.datasets.formats.voc import speck_notes
+from segsmith.datasets.instances import Instances, find_instances
+from segsmith.datasets.objects import present_classes
 from segsmith.datasets.palette import VOID
+from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
 from segsmith.files import MAX_IMAGE_BYTES, MAX_PIXELS
 
-FILES = """- `<split>/`: the images. `annotations/instances_<split>.json`: COCO annotations, masks as RLE.
-- Every connected part of a class is one annotation; touching objects of a class are one.
-- `images[].void` is an RLE of the unknown pixels (255), `images[].segsmith` the origin of the image."""
-PREFIX = "annotations/instances_"
+FILES = """- `images/<split>/`: the images, byte for byte as the run stored them.
+- `annotations/instances_<split>.json`: one annotation for each object, its mask as polygons. Nearby pieces of a class
+  are one object; touching objects of a class are one, too.
+- Unknown pixels (255) are regions with `iscrowd` 1 and `unknown` true, for each class of the image. So are
+  specks: objects of fewer than 25 pixels, or 1/10,000 of a larger image.
+- `images[].segsmith` is the origin of the image."""
+STUFF_FILES = """- `images/<split>/`: the images, byte for byte as the run stored them.
+- `annotations/stuff_<split>.json`: one annotation for each class of an image, with all its pixels as RLE.
+- Unknown pixels (255) are regions with `iscrowd` 1 and `unknown` true, for each class of the image.
+- `images[].segsmith` is the origin of the image."""
+INSTANCES, STUFF = "instances", "stuff"
+STYLES = (f"{INSTANCES}_", f"{STUFF}_")
 NEEDED: Mapping[str, Mapping[str, type]] = {
     "images": {"id": int, "file_name": str},
     "annotations": {"id": int, "image_id": int, "category_id": int},
@@ -52,58 +69,157 @@ BOX_SLACK = 2.0
 Table = dict[str, list[dict[str, Any]]]
 
 
-def write(sink: Sink, data: RunDataset) -> None:
-    """``<split>/<id>.png`` and ``annotations/instances_<split>.json``."""
-    files: dict[str, dict[str, Any]] = {
-        split: {
-            "info": {"description": "made by segsmith; see README.md"},
-            "images": [],
-            "annotations": [],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(data.classes, 1)],
-        }
-        for split in SPLITS
-    }
-    for number, record in enumerate(data.records, 1):
-        sample = record.load()
-        label_map = sample.label_map
-        assert label_map is not None
-        sink.put(f"{record.split}/{record.id}.png", sample.png)
-        file = files[record.split]
-        file["images"].append(_image(number, record, label_map))
-        for annotation in annotations_of(label_map):
-            annotation |= {"id": len(file["annotations"]) + 1, "image_id": number}
-            file["annotations"].append(annotation)
-    for split, file in files.items():
-        sink.put(f"{PREFIX}{split}.json", json.dumps(file, ensure_ascii=False).encode())
+def write(sink: Sink, data: RunDataset) -> list[str]:
+    """``images/<split>/<id>`` and ``annotations/instances_<split>.json``."""
+    specks = _write(sink, data, INSTANCES)
     sink.put("README.md", data.readme(FILES))
+    return speck_notes(specks, "are unknown regions")
 
 
-def _image(number: int, record: Record, label_map: NDArray[np.uint8]) -> dict[str, Any]:
-    height, width = label_map.shape
-    return {
-        "id": number,
-        "file_name": f"{record.id}.png",
-        "height": height,
-        "width": width,
-        "void": encode(label_map == VOID),
-        "segsmith": record.provenance(),
-    }
+def write_stuff(sink: Sink, data: RunDataset) -> list[str]:
+    """``images/<split>/<id>`` and ``annotations/stuff_<split>.json``."""
+    _write(sink, data, STUFF)
+    sink.put("README.md", data.readme(STUFF_FILES))
+    return []
 
 
-def annotations_of(label_map: NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
-    """The annotations of an (H, W) label map, without ids."""
-    numbers = number_objects(label_map)
-    for number in range(1, int(numbers.max(initial=0)) + 1):
-        pixels = numbers == number
-        encoded = encode(pixels)
-        runs = parse(encoded, (pixels.shape[0], pixels.shape[1]))
-        yield {
-            "category_id": int(label_map[pixels][0]),
-            "segmentation": encoded,
-            "area": runs.area,
-            "bbox": [float(v) for v in runs.box],
+@dataclass(frozen=True)
+class _Entry:
+    """What an image adds to the annotation file of its split."""
+
+    image: dict[str, Any]
+    annotations: list[dict[str, Any]]
+    specks: int
+
+
+def _write(sink: Sink, data: RunDataset, style: str) -> int:
+    """Write images and annotation files; returns the number of specks."""
+
+    def write_one(record: Record) -> _Entry:
+        files = data.read(record)
+        name = f"{record.id}{files.suffix}"
+        sink.put(f"images/{record.split}/{name}", files.image, files.image_sha256)
+        height, width = files.label_map.shape
+        image = {"file_name": name, "height": height, "width": width, "segsmith": record.provenance()}
+        present = [data.classes.index(label) + 1 for label in record.labels or ()]
+        if style == STUFF:
+            return _Entry(image, class_annotations(files.label_map, present, len(data.classes)), 0)
+        found = find_instances(files.label_map)
+        return _Entry(
+            image, object_annotations(files.label_map, found, present, len(data.classes)), found.specks
+        )
+
+    categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(data.classes, 1)]
+    specks = 0
+    with ExitStack() as stack:
+        tables = {
+            split: stack.enter_context(_AnnotationFile(sink, f"annotations/{style}_{split}.json", categories))
+            for split in SPLITS
+        }
+        for number, (record, entry) in enumerate(
+            zip(data.records, in_order(write_one, data.records), strict=True), 1
+        ):
+            tables[record.split].add(number, entry)
+            specks += entry.specks
+    return specks
+
+
+class _AnnotationFile:
+    """Writes an annotation file as its images come; annotations wait in a temporary file until all are known."""
+
+    def __init__(self, sink: Sink, name: str, categories: Sequence[Mapping[str, Any]]) -> None:
+        self._sink = sink
+        self._name = name
+        self._categories = categories
+        self._images = 0
+        self._annotations = 0
+
+    def __enter__(self) -> _AnnotationFile:
+        self._file = self._sink.path(self._name).open("w", encoding="utf-8")
+        self._waiting = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._sink.root)
+        about = {"description": "made by segsmith; see README.md"}
+        self._file.write(
+            f'{{"info": {json.dumps(about)}, "categories": {_json(self._categories)}, "images": ['
+        )
+        return self
+
+    def add(self, number: int, entry: _Entry) -> None:
+        """Append an image, whose id is `number`, and its annotations."""
+        self._file.write(",\n" * bool(self._images) + _json({"id": number, **entry.image}))
+        self._images += 1
+        for annotation in entry.annotations:
+            self._waiting.write(",\n" * bool(self._annotations))
+            self._annotations += 1
+            self._waiting.write(_json({"id": self._annotations, "image_id": number, **annotation}))
+
+    def __exit__(self, error: object, *_: object) -> None:
+        with self._file, self._waiting:
+            if error is None:
+                self._file.write('],\n"annotations": [')
+                self._waiting.seek(0)
+                shutil.copyfileobj(self._waiting, self._file)
+                self._file.write("]}\n")
+        if error is None:
+            self._sink.adopt(self._name)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def object_annotations(
+    label_map: NDArray[np.uint8], found: Instances, present: Sequence[int], classes: int
+) -> list[dict[str, Any]]:
+    """The annotations of an (H, W) label map without ids: its objects, then its unknown pixels and specks.
+
+    `present` are the indices of the classes that the image is labelled with, of `classes` in all.
+    """
+    size = (label_map.shape[0], label_map.shape[1])
+    annotations = [
+        {
+            "category_id": instance.index,
+            "segmentation": _polygons(instance.polygons, size) or encode(found.numbers == number),
+            "area": instance.area,
+            "bbox": [float(v) for v in instance.box],
             "iscrowd": 0,
         }
+        for number, instance in enumerate(found.objects, 1)
+    ]
+    unknown = (found.numbers == 0) & (label_map != 0)
+    return annotations + _unknown(unknown, label_map, present, classes)
+
+
+def class_annotations(
+    label_map: NDArray[np.uint8], present: Sequence[int], classes: int
+) -> list[dict[str, Any]]:
+    """One annotation for each class of an (H, W) label map, and those of its unknown pixels; without ids."""
+    annotations = [
+        {"category_id": index, **_region(encode(label_map == index), label_map), "iscrowd": 0}
+        for index in present_classes(label_map)
+    ]
+    return annotations + _unknown(label_map == VOID, label_map, present, classes)
+
+
+def _unknown(
+    unknown: NDArray[np.bool_], label_map: NDArray[np.uint8], present: Sequence[int], classes: int
+) -> list[dict[str, Any]]:
+    """The unknown pixels as a region of each class that they may show: those labelled or drawn, else all."""
+    if not unknown.any():
+        return []
+    region = _region(encode(unknown), label_map)
+    indices = sorted({*present, *present_classes(label_map)}) or range(1, classes + 1)
+    return [{"category_id": index, **region, "iscrowd": 1, "unknown": True} for index in indices]
+
+
+def _region(encoded: dict[str, Any], label_map: NDArray[np.uint8]) -> dict[str, Any]:
+    runs = parse(encoded, (label_map.shape[0], label_map.shape[1]))
+    return {"segmentation": encoded, "area": runs.area, "bbox": [float(v) for v in runs.box]}
+
+
+def _polygons(polygons: Sequence[NDArray[np.int32]], size: tuple[int, int]) -> list[list[int]]:
+    """Polygons as COCO lists them; empty for outlines so long that readers reject them (noise)."""
+    outline = sum(int(np.abs(np.diff(p, axis=0, append=p[:1])).sum()) for p in polygons)
+    return [] if outline > MAX_OUTLINE * sum(size) // 2 else [p.ravel().tolist() for p in polygons]
 
 
 # -- reading --------------------------------------------------------------------------------------------
@@ -115,7 +231,11 @@ def recognises(root: Path) -> bool:
 
 
 def _annotation_files(files: DatasetFiles) -> list[Path]:
-    named = [p for p in files.files("annotations", ".json") if p.name.startswith("instances_")]
+    listed = files.files("annotations", ".json")
+    # Of two styles of the same objects only one can be read.
+    named = next(
+        (found for style in STYLES if (found := [p for p in listed if p.name.startswith(style)])), []
+    )
     others = files.files(".", ".json") + sorted(files.root.glob("*/_annotations.coco.json"))
     return named or [p for p in others if _is_coco(files, p)]
 
@@ -143,9 +263,8 @@ def read(root: Path) -> LabelledDataset:
         raise DataError("too_many_classes", "categories", f"{len(names)} classes; a mask holds {VOID - 1}")
     records: list[Record] = []
     for path, table in tables:
-        split = (
-            path.stem.removeprefix("instances_") if path.stem.startswith("instances_") else path.parent.name
-        )
+        style, _, rest = path.stem.partition("_")
+        split = rest if f"{style}_" in STYLES else path.parent.name
         _check(path, table, problems)
         index_of = {c["id"]: names.index(c["name"]) + 1 for c in table["categories"]}
         annotations = defaultdict(list)
@@ -158,6 +277,7 @@ def read(root: Path) -> LabelledDataset:
             where = f"{path.name}: {image['file_name']}"
             load = partial(_load, files, found, where, image, annotations[image["id"]], index_of)
             records.append(Record(Path(image["file_name"]).stem, split, where, load, labels, found))
+    images = [image for _, table in tables for image in table["images"]]
     return LabelledDataset(
         "coco",
         root,
@@ -165,13 +285,19 @@ def read(root: Path) -> LabelledDataset:
         records,
         problems,
         exact_images=lossless(records),
-        knows_background=all("void" in image for _, table in tables for image in table["images"]),
+        knows_background=all(image.keys() & {"void", "segsmith"} for image in images),
+        without_specks=all(
+            "segsmith" in image and "void" not in image
+            for path, table in tables
+            for image in table["images"]
+            if path.name.startswith(f"{INSTANCES}_")
+        ),
     )
 
 
 def _image_file(files: DatasetFiles, annotations: Path, split: str, name: str) -> Path:
     root = files.root
-    places = [root / split, root / "images" / split, root / "images", root, annotations.parent]
+    places = [root / "images" / split, root / split, root / "images", root, annotations.parent]
     return next((p / name for p in places if files.is_file(p / name)), places[0] / name)
 
 
@@ -246,7 +372,8 @@ def _load(
             raise DataError("unknown_class", where, f"annotation {a['id']} has an unlisted category")
         try:
             runs = parse(a.get("segmentation"), found)
-            canvas.paint(runs, index_of[a["category_id"]])
+            unknown = a.get("iscrowd") == 1 and a.get("unknown") is True
+            canvas.paint(runs, VOID if unknown else index_of[a["category_id"]])
         except MaskError as error:
             raise DataError("bad_mask", where, f"annotation {a['id']} {error}") from None
         if problem := _geometry(a, runs):

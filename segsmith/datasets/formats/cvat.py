@@ -16,50 +16,56 @@ from numpy.typing import NDArray
 from segsmith.datasets.dataset_files import DatasetFiles, header_of
 from segsmith.datasets.objects import object_map
 from segsmith.datasets.palette import VOID, voc_palette
+from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
-from segsmith.datasets.voc_layout import CLASSES, IMAGES, OBJECTS, SETS
+from segsmith.datasets.voc_layout import (
+    CLASSES,
+    IMAGES,
+    LABELMAP,
+    OBJECTS,
+    SETS,
+    labelmap_names,
+    labelmap_text,
+)
 from segsmith.files import MASK_FORMATS, MAX_IMAGE_BYTES, png_bytes
 
-LABELMAP = "labelmap.txt"
 FILES = """Zip the content of this folder and upload it as "Segmentation mask 1.1"; create the labels of the
 project first, by pasting `labels.json` into the label constructor ("Raw").
 
 - `JPEGImages/`: the images. `SegmentationClass/`, `SegmentationObject/`: masks in the colours of `labelmap.txt`,
   and each connected part of a class in its own colour.
 - `ImageSets/Segmentation/`: names of each split. `metadata.jsonl`: the origin of each image."""
-SUFFIXES = (".png", ".jpg")
+SUFFIXES = (".png", ".jpg", ".webp")
 
 
-def write(sink: Sink, data: RunDataset) -> None:
+def write(sink: Sink, data: RunDataset) -> list[str]:
     """Write the dataset; unknown pixels get the label "ignored"."""
     palette = voc_palette()
-    for record in data.records:
-        sample = record.load()
-        assert sample.label_map is not None
-        sink.put(f"{IMAGES}/{record.id}.png", sample.png)
-        sink.put(f"{CLASSES}/{record.id}.png", png_bytes(palette[sample.label_map]))
-        sink.put(f"{OBJECTS}/{record.id}.png", png_bytes(palette[object_map(sample.label_map)]))
+
+    def write_one(record: Record) -> None:
+        files = data.read(record)
+        sink.put(f"{IMAGES}/{record.id}{files.suffix}", files.image, files.image_sha256)
+        sink.put(f"{CLASSES}/{record.id}.png", png_bytes(palette[files.label_map]))
+        sink.put(f"{OBJECTS}/{record.id}.png", png_bytes(palette[object_map(files.label_map)]))
+
+    for _ in in_order(write_one, data.records):
+        pass
     for split in SPLITS:
         if names := [r.id for r in data.records if r.split == split]:
             sink.put(f"{SETS}/{split}.txt", "".join(f"{name}\n" for name in names).encode())
-    labels = {
-        **dict(enumerate(("background", *data.classes))),
-        VOID: "ignored" if "ignored" not in data.classes else "ignored 255",
-    }
-    lines = ["# label:color_rgb:parts:actions"]
-    lines += [f"{name}:{','.join(str(v) for v in palette[index])}::" for index, name in labels.items()]
-    sink.put(LABELMAP, ("\n".join(lines) + "\n").encode())
+    sink.put(LABELMAP, labelmap_text(data.classes).encode())
     raw = [
         {"name": name, "color": "#" + bytes(palette[index]).hex(), "type": "mask", "attributes": []}
-        for index, name in labels.items()
+        for index, name in labelmap_names(data.classes).items()
         if index
     ]
     sink.put("labels.json", json.dumps(raw, indent=1).encode())
     sink.put("metadata.jsonl", data.metadata_lines())
     sink.put("README.md", data.readme(FILES))
+    return []
 
 
 def recognises(root: Path) -> bool:

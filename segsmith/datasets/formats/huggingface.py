@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from segsmith.datasets.dataset_files import (
     parse_json,
     parse_yaml,
 )
-from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
+from segsmith.datasets.parallel import in_order
+from segsmith.datasets.records import (
+    IMAGE_SUFFIXES,
+    DataError,
+    LabelledDataset,
+    Problem,
+    Record,
+    Sample,
+    lossless,
+)
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.staging import Sink
 
@@ -28,32 +38,42 @@ METADATA = "metadata.jsonl"
 CARD = "README.md"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 FILES = """`datasets.load_dataset(<this folder>)` gives the columns `image`, `mask` (grey values are class indices),
-`classes`, and the origin of each image: `prompt`, `prompt_family`, `seed`, `backend`, `scores` (JSON)."""
+`classes`, and the origin of each image: `source` (generated or real), `original` (the id of a real image in its
+dataset), `prompt`, `prompt_family`, `seed`, `backend`, `scores` (JSON). Images are as the run stored them."""
 
 
-def write(sink: Sink, data: RunDataset) -> None:
+def write(sink: Sink, data: RunDataset) -> list[str]:
     """Write the dataset; the card's metadata names the classes and the files of each split."""
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in FOLDERS}
-    for record in data.records:
-        sample = record.load()
+
+    def write_one(record: Record) -> dict[str, Any]:
+        files = data.read(record)
         folder = FOLDERS[record.split]
-        sink.put(f"{folder}/images/{record.id}.png", sample.png)
-        sink.put(f"{folder}/masks/{record.id}.png", sample.index_png)
+        image, mask = f"images/{record.id}{files.suffix}", f"masks/{record.id}.png"
+        sink.put(f"{folder}/{image}", files.image, files.image_sha256)
+        sink.put(f"{folder}/{mask}", files.grey_mask)
         # Scores are text: pyarrow would want the same keys in every row of every split.
-        origin = {**record.provenance(), "scores": json.dumps(record.provenance()["scores"])}
-        names = {"file_name": f"images/{record.id}.png", "mask_file_name": f"masks/{record.id}.png"}
-        rows[record.split].append({**names, **origin})
-    for split, lines in rows.items():
-        if lines:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            sink.put(f"{FOLDERS[split]}/{METADATA}", text.encode())
-    sink.put(CARD, _card(data, [FOLDERS[s] for s, lines in rows.items() if lines]))
+        origin = record.provenance()
+        stated = {**origin, "scores": json.dumps(origin["scores"]), "original": origin.get("original", "")}
+        return {"file_name": image, "mask_file_name": mask, **stated}
+
+    with ExitStack() as stack:
+        tables = {
+            split: stack.enter_context(sink.path(f"{folder}/{METADATA}").open("w", encoding="utf-8"))
+            for split, folder in FOLDERS.items()
+            if data.counts[split]
+        }
+        for record, row in zip(data.records, in_order(write_one, data.records), strict=True):
+            tables[record.split].write(json.dumps(row, ensure_ascii=False) + "\n")
+    for split in tables:
+        sink.adopt(f"{FOLDERS[split]}/{METADATA}")
+    sink.put(CARD, _card(data, [FOLDERS[split] for split in tables]))
+    return []
 
 
 def _card(data: RunDataset, folders: list[str]) -> bytes:
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    text = ("id", "split", "prompt", "prompt_id", "prompt_family", "backend", "scores")
+    text = ("id", "source", "original", "split", "prompt", "prompt_id", "prompt_family", "backend", "scores")
     features: list[dict[str, Any]] = [
         {"name": "image", "dtype": "image"},
         {"name": "mask", "dtype": "image"},
@@ -162,7 +182,7 @@ def _rows(files: DatasetFiles, name: str, problems: list[Problem]) -> list[dict[
 def _unmatched(files: DatasetFiles, folder: str, rows: Sequence[Mapping[str, Any]]) -> list[Problem]:
     """Files that are named but missing, and those that are there but not named."""
     named = {str(row[key]) for row in rows for key in ("file_name", "mask_file_name")}
-    there = {path.relative_to(files.root / folder).as_posix() for path in files.walk(folder, ".png")}
+    there = {path.relative_to(files.root / folder).as_posix() for path in files.walk(folder, *IMAGE_SUFFIXES)}
     missing = [
         Problem("missing_file", f"{folder}/{name}", f"is in {METADATA} but not in the folder")
         for name in sorted(named - there)

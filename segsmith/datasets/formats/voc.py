@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from segsmith.datasets.dataset_files import DatasetFiles
-from segsmith.datasets.objects import object_map
+from segsmith.datasets.instances import Instances, find_instances, instance_map
+from segsmith.datasets.palette import voc_palette
+from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import (
     IMAGE_SUFFIXES,
     DataError,
@@ -24,21 +28,48 @@ from segsmith.datasets.records import (
     Sample,
     lossless,
 )
-from segsmith.datasets.run_dataset import RunDataset
+from segsmith.datasets.run_dataset import RunDataset, StoredFiles
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
-from segsmith.datasets.voc_layout import CLASS_NAMES, CLASSES, IMAGES, LABELS, SETS, VocLayout, image_labels
+from segsmith.datasets.voc_layout import (
+    CLASS_NAMES,
+    CLASSES,
+    IMAGES,
+    LABELMAP,
+    LABELS,
+    OBJECTS,
+    SETS,
+    VocLayout,
+    image_labels,
+    labelmap_text,
+)
+from segsmith.files import png_bytes, read_image
 
 JPEG_QUALITY = 95
-FILES = f"""- `JPEGImages/<id>.jpg`: the images (JPEG, quality {JPEG_QUALITY}).
-- `SegmentationClass/<id>.png`: palette PNG of class indices; 0 is background, 255 is unknown (ignore it).
-- `SegmentationObject/<id>.png`: each connected part of a class has a number; 255 is unknown.
-- `ImageSets/Segmentation/`: ids of train, val, test and trainval. `classes.txt`: line n is index n.
+MAIN = "ImageSets/Main"
+ANNOTATIONS = "Annotations"
+DEVKIT = "VOCdevkit/VOC2012"
+DEVKIT_2007 = "VOCdevkit/VOC2007"
+LISTS = """- `SegmentationClass/<id>.png`: palette PNG of class indices; 0 is background, 255 is unknown (ignore it).
+- `SegmentationObject/<id>.png`: palette PNG of object numbers; 255 is unknown, or part of a speck.
+- `Annotations/<id>.xml`: the box of each object, in the order of the object numbers, in VOC's coordinates (from 1,
+  the last pixel included). Nearby pieces of a class are one object; objects of fewer than 25 pixels, or 1/10,000 of a
+  larger image, are specks and have no box.
+- `ImageSets/Segmentation/`, `ImageSets/Main/`: ids of train, val, test and trainval.
+- `classes.txt`: line n is index n. `labelmap.txt`: the colours of the classes, for datumaro.
 - `labels.csv`: for each image its classes (separated by `|`), prompt, split, seed, image model, scores,
   and whether it is real or generated (`source`)."""
-SUFFIXES = (".jpg", ".png", ".jpeg")
+FILES = f"""- `JPEGImages/<id>`: the images, byte for byte as the run stored them.
+{LISTS}"""
+DEVKIT_FILES = f"""Everything is in `{DEVKIT}`, as torchvision expects it:
+`torchvision.datasets.VOCSegmentation(<this folder>, year="2012", image_set="train")`. For `image_set="test"`
+torchvision wants `year="2007"`, so `{DEVKIT_2007}` is a link to the same files.
 
-ANNOTATIONS = 500
+- `JPEGImages/<id>.jpg`: the images (JPEG; those that were stored in another format with quality {JPEG_QUALITY}).
+{LISTS}"""
+SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
+
+SEARCHED = 500
 """Annotation files that are searched for the names of objects."""
 MAX_XML_BYTES = 1 << 20
 
@@ -49,17 +80,93 @@ VOC_CLASSES = (
 """Indices 1 to 20 of the VOC 2007 to 2012 challenges, which are distributed without a list of names."""
 
 
-def write(sink: Sink, data: RunDataset) -> None:
+def write(sink: Sink, data: RunDataset) -> list[str]:
     """Write the dataset; ``labels.csv`` holds image labels and provenance."""
-    layout = VocLayout(sink.put, SPLITS)
-    for record in data.records:
-        sample = record.load()
-        assert sample.label_map is not None
-        jpeg = sample.jpeg or jpeg_bytes(sample.image)
-        layout.add(record.split, record.id, (".jpg", jpeg), sample.label_map, object_map(sample.label_map))
-    layout.finish(data.classes)
-    sink.put(LABELS, _labels_csv(data).encode())
+    notes = _write(sink, data, "", _stored_image)
     sink.put("README.md", data.readme(FILES))
+    return notes
+
+
+def write_devkit(sink: Sink, data: RunDataset) -> list[str]:
+    """As `write`, with JPEG images and in the folders of the VOC 2012 development kit, which torchvision reads."""
+    notes = _write(sink, data, f"{DEVKIT}/", _jpeg_image)
+    sink.link(DEVKIT_2007, Path(DEVKIT).name)
+    sink.put("README.md", data.readme(DEVKIT_FILES))
+    return notes
+
+
+EncodedImage = tuple[str, bytes, str]
+"""Suffix, content, and SHA-256 of the content where it is known."""
+
+
+def _stored_image(files: StoredFiles) -> EncodedImage:
+    return files.suffix, files.image, files.image_sha256
+
+
+def _jpeg_image(files: StoredFiles) -> EncodedImage:
+    if files.suffix in (".jpg", ".jpeg"):
+        return ".jpg", files.image, files.image_sha256
+    return ".jpg", jpeg_bytes(read_image(files.image)), ""
+
+
+def _write(
+    sink: Sink, data: RunDataset, folder: str, encode: Callable[[StoredFiles], EncodedImage]
+) -> list[str]:
+    def put(name: str, content: bytes, sha256: str = "") -> None:
+        sink.put(f"{folder}{name}", content, sha256)
+
+    def write_one(record: Record) -> int:
+        """Store the files of an image; returns its number of specks."""
+        files = data.read(record)
+        suffix, image, sha256 = encode(files)
+        found = find_instances(files.label_map)
+        put(f"{IMAGES}/{record.id}{suffix}", image, sha256)
+        mask = files.palette_mask
+        put(f"{CLASSES}/{record.id}.png", mask, files.mask_sha256 if mask is files.mask else "")
+        put(f"{OBJECTS}/{record.id}.png", png_bytes(instance_map(files.label_map, found), voc_palette()))
+        size = (files.label_map.shape[0], files.label_map.shape[1])
+        put(f"{ANNOTATIONS}/{record.id}.xml", _annotation(f"{record.id}{suffix}", size, found, data.classes))
+        return found.specks
+
+    layout = VocLayout(put, SPLITS)
+    specks = 0
+    for record, count in zip(data.records, in_order(write_one, data.records), strict=True):
+        layout.list(record.split, record.id)
+        specks += count
+    layout.finish(data.classes)
+    for name, members in layout.lists.items():
+        put(f"{MAIN}/{name}.txt", "".join(f"{member}\n" for member in members).encode())
+    put(LABELMAP, labelmap_text(data.classes).encode())
+    put(LABELS, _labels_csv(data).encode())
+    return speck_notes(specks, "have no box")
+
+
+def speck_notes(specks: int, what: str) -> list[str]:
+    """What an export says of its specks."""
+    return (
+        [f"{specks} specks (objects of fewer than 25 pixels, or 1/10,000 of a larger image) {what}."]
+        if specks
+        else []
+    )
+
+
+def _annotation(file_name: str, size: tuple[int, int], found: Instances, classes: Sequence[str]) -> bytes:
+    """The XML of an image: the box of each object, whose pixels are counted from 1, the last one included."""
+    objects = []
+    for instance in found.objects:
+        x, y, width, height = instance.box
+        objects.append(
+            f"<object><name>{escape(classes[instance.index - 1])}</name><pose>Unspecified</pose>"
+            "<truncated>0</truncated><difficult>0</difficult>"
+            f"<bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
+            f"<xmax>{x + width}</xmax><ymax>{y + height}</ymax></bndbox>"
+            "</object>\n"
+        )
+    return (
+        f"<annotation><folder>JPEGImages</folder><filename>{file_name}</filename>"
+        f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"
+        f"<segmented>1</segmented>\n{''.join(objects)}</annotation>\n"
+    ).encode()
 
 
 def jpeg_bytes(image: NDArray[np.uint8]) -> bytes:
@@ -85,12 +192,19 @@ def _labels_csv(data: RunDataset) -> str:
 
 
 def recognises(root: Path) -> bool:
-    """Image sets and index masks, but no CVAT label map."""
-    return (root / SETS).is_dir() and not (root / "labelmap.txt").exists()
+    """Image sets and index masks, here or in the folder of a development kit, but no CVAT dataset."""
+    root = _below_devkit(root)
+    return (root / SETS).is_dir() and ((root / CLASS_NAMES).exists() or not (root / LABELMAP).exists())
+
+
+def _below_devkit(root: Path) -> Path:
+    """The folder that holds ``ImageSets``: `root`, or the one of a development kit in it."""
+    return root / DEVKIT if not (root / SETS).is_dir() and (root / DEVKIT / SETS).is_dir() else root
 
 
 def read(root: Path) -> LabelledDataset:
     """Read image sets, classes and image labels; of images JPEG is preferred to PNG."""
+    root = _below_devkit(root)
     files = DatasetFiles(root)
     problems: list[Problem] = []
     classes = _classes(files, problems)
@@ -117,7 +231,8 @@ def _load(files: DatasetFiles, image: str, mask: str) -> Sample:
 
 def _image_path(files: DatasetFiles, name: str) -> str:
     paths = [f"{IMAGES}/{name}{suffix}" for suffix in SUFFIXES]
-    return next((path for path in paths if files.is_file(path)), paths[0])
+    usable = (path for path in paths if files.is_file(path))
+    return next(usable, next((path for path in paths if (files.root / path).is_symlink()), paths[0]))
 
 
 def _image_sets(files: DatasetFiles, problems: list[Problem]) -> dict[str, list[str]]:
@@ -177,7 +292,7 @@ def _classes(files: DatasetFiles, problems: list[Problem]) -> tuple[str, ...]:
         return tuple(names)
     found = {
         node.text or ""
-        for path in files.files("Annotations", ".xml")[:ANNOTATIONS]
+        for path in files.files(ANNOTATIONS, ".xml")[:SEARCHED]
         for node in _objects(files, path)
     }
     if found and found <= set(VOC_CLASSES):

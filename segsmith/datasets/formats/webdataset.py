@@ -23,7 +23,8 @@ from segsmith.datasets.dataset_files import (
 )
 from segsmith.datasets.formats.tar_reader import TarError, members
 from segsmith.datasets.palette import VOID
-from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample
+from segsmith.datasets.parallel import in_order
+from segsmith.datasets.records import IMAGE_SUFFIXES, DataError, LabelledDataset, Problem, Record, Sample
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.staging import Sink
 from segsmith.files import MAX_IMAGE_BYTES
@@ -32,33 +33,39 @@ from segsmith.ids import seed_of
 INDEX = "dataset.json"
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 1 << 30
+IMAGE_PARTS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 MAX_SAMPLE_BYTES = 2 * MAX_IMAGE_BYTES
 """Largest sample that is held in memory."""
-FILES = """- `<split>-<number>.tar`: shards of at most 10,000 samples or about 1 GiB. A sample is `<id>.png`,
+FILES = """- `<split>-<number>.tar`: shards of at most 10,000 samples or about 1 GiB. A sample is `<id>.png`
+  (or .jpg, .webp: as the run stored it),
   `<id>.mask.png` (grey values are class indices) and `<id>.json` (classes, prompt, seed, scores ...).
 - `dataset.json`: class names (the first is index 1) and the number of samples in each shard.
 
 `webdataset.WebDataset(shards).decode("pil")` turns the mask into RGB of three equal channels; take one of them."""
 
 
-def write(sink: Sink, data: RunDataset) -> None:
+def write(sink: Sink, data: RunDataset) -> list[str]:
     """Write the shards, one stream per split."""
     with ExitStack() as stack:
         writers = {split: stack.enter_context(_Shards(sink, split)) for split, n in data.counts.items() if n}
-        for record in sorted(data.records, key=lambda r: (seed_of(r.id), r.id)):
-            sample = record.load()
-            writers[record.split].write(
-                {
-                    "__key__": record.id,
-                    "png": sample.png,
-                    "mask.png": sample.index_png,
-                    "json": json.dumps(record.provenance(), ensure_ascii=False).encode(),
-                }
-            )
+        ordered = sorted(data.records, key=lambda r: (seed_of(r.id), r.id))
+        for record, sample in zip(ordered, in_order(partial(_sample, data), ordered), strict=True):
+            writers[record.split].write(sample)
     shards = {name: count for writer in writers.values() for name, count in writer.counts.items()}
     index = {"classes": list(data.classes), "shards": shards}
     sink.put(INDEX, json.dumps(index, indent=1).encode())
     sink.put("README.md", data.readme(FILES))
+    return []
+
+
+def _sample(data: RunDataset, record: Record) -> dict[str, Any]:
+    files = data.read(record)
+    return {
+        "__key__": record.id,
+        files.suffix.removeprefix("."): files.image,
+        "mask.png": files.grey_mask,
+        "json": json.dumps(record.provenance(), ensure_ascii=False).encode(),
+    }
 
 
 class _Shards:
@@ -218,7 +225,8 @@ def _labels(parts: Mapping[str, bytes]) -> tuple[str, ...] | None:
 
 
 def _load(parts: Mapping[str, bytes], where: str) -> Sample:
-    for part in ("png", "mask.png", "json"):
+    image = next((suffix for suffix in IMAGE_PARTS if suffix in parts), "png")
+    for part in (image, "mask.png", "json"):
         if part not in parts:
             raise DataError("missing_file", where, f"has no .{part}")
     try:
@@ -228,4 +236,4 @@ def _load(parts: Mapping[str, bytes], where: str) -> Sample:
     mask = index_map_of(parts["mask.png"], where)
     if mask.has_palette:
         raise DataError("colour_mask", where, "is a palette image; webdataset would decode its colours")
-    return sample_of(parts["png"], mask.indices, where)
+    return sample_of(parts[image], mask.indices, where)

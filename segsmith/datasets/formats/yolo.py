@@ -1,19 +1,27 @@
-"""Ultralytics semantic segmentation with PNG masks (docs.ultralytics.com/datasets/semantic).
+"""Ultralytics: semantic segmentation with PNG masks, and instance segmentation with polygons.
 
-``images/<split>/``, ``masks/<split>/`` with the same stems, and ``data.yaml``, whose ``masks_dir`` replaces
-"images" in a path. Masks are grey PNGs of class indices, background is class 0, 255 is ignored.
+``data.yaml`` is of the semantic task (docs.ultralytics.com/datasets/semantic): ``images/<split>/``, and
+``masks/<split>/`` with the same stems, since ``masks_dir`` replaces "images" in a path. Masks are grey PNGs of class
+indices, background is class 0, 255 is ignored. ``segment.yaml`` is of the segment task: ``labels/<split>/<id>.txt``
+holds a polygon for each object, and class 0 is the first class.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from segsmith.datasets.dataset_files import DatasetFiles
+from segsmith.datasets.formats.voc import speck_notes
+from segsmith.datasets.instances import Instance, find_instances
+from segsmith.datasets.outlines import joined
 from segsmith.datasets.palette import VOID
+from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import (
     IMAGE_SUFFIXES,
     DataError,
@@ -28,27 +36,81 @@ from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
 
 BACKGROUND = "background"
-FILES = """- `data.yaml`: the description for Ultralytics: `yolo semantic train data=data.yaml model=yolo26n-sem.pt`.
-- `images/<split>/`, `masks/<split>/`: images, and grey PNGs of class indices.
+SEGMENT = "segment.yaml"
+FILES = """- `data.yaml`: for the semantic task: `yolo semantic train data=data.yaml model=yolo26n-sem.pt`.
+- `segment.yaml`: for the segment task: `yolo segment train data=segment.yaml model=yolo26n-seg.pt`. Class 0 is the
+  first class; there is no background.
+- `images/<split>/`: the images, byte for byte as the run stored them.
+- `masks/<split>/`: grey PNGs of class indices: 0 is background, 255 unknown (ignored).
+- `labels/<split>/<id>.txt`: one line for each object: class and polygon, relative to width and height. Nearby pieces
+  of a class are one object; the line joins them, and holes, by slits without width, as Ultralytics' converters do.
+- `segment-<split>.txt`: the images of the segment task. Polygons cannot say that a pixel is unknown, so an image that
+  is labelled with a class of which it shows no object is left out. Specks (objects of fewer than 25 pixels, or
+  1/10,000 of a larger image) have no polygon.
 - `metadata.jsonl`: the origin of each image."""
 
 
-def write(sink: Sink, data: RunDataset) -> None:
+@dataclass(frozen=True)
+class _Written:
+    image: str
+    """Path of the image in the dataset."""
+    specks: int
+    is_complete: bool
+    """Does every class that the image is labelled with have a polygon?"""
+
+
+def write(sink: Sink, data: RunDataset) -> list[str]:
     """Write the dataset. ``path`` is left out of the YAML: Ultralytics then takes the YAML's own folder."""
-    for record in data.records:
-        sample = record.load()
-        sink.put(f"images/{record.split}/{record.id}.png", sample.png)
-        sink.put(f"masks/{record.split}/{record.id}.png", sample.index_png)
+
+    def write_one(record: Record) -> _Written:
+        files = data.read(record)
+        image = f"images/{record.split}/{record.id}{files.suffix}"
+        found = find_instances(files.label_map)
+        sink.put(image, files.image, files.image_sha256)
+        sink.put(f"masks/{record.split}/{record.id}.png", files.grey_mask)
+        lines = "".join(_line(instance, files.label_map.shape) for instance in found.objects)
+        sink.put(f"labels/{record.split}/{record.id}.txt", lines.encode())
+        drawn = {data.classes[instance.index - 1] for instance in found.objects}
+        return _Written(image, found.specks, drawn >= set(record.labels or ()))
+
     used = [split for split in SPLITS if data.counts[split] or split == "val"]
+    complete: dict[str, list[str]] = {split: [] for split in used}
+    specks = 0
+    for record, written in zip(data.records, in_order(write_one, data.records), strict=True):
+        specks += written.specks
+        if written.is_complete:
+            complete[record.split].append(written.image)
     sink.path("images/val/x")  # the YAML must name a val, even an empty one
-    description = {
+    semantic = {
         **{split: f"images/{split}" for split in used},
         "masks_dir": "masks",
         "names": dict(enumerate((BACKGROUND, *data.classes))),
     }
-    sink.put("data.yaml", yaml.safe_dump(description, sort_keys=False).encode())
+    segment = {
+        **{split: f"segment-{split}.txt" for split in used},
+        "names": dict(enumerate(data.classes)),
+    }
+    sink.put("data.yaml", yaml.safe_dump(semantic, sort_keys=False).encode())
+    sink.put(SEGMENT, yaml.safe_dump(segment, sort_keys=False).encode())
+    for split, images in complete.items():
+        sink.put(f"segment-{split}.txt", "".join(f"./{image}\n" for image in images).encode())
     sink.put("metadata.jsonl", data.metadata_lines())
     sink.put("README.md", data.readme(FILES))
+    left_out = len(data.records) - sum(map(len, complete.values()))
+    notes = speck_notes(specks, "have no polygon")
+    if left_out:
+        notes.append(
+            f"{left_out} images are left out of the segment task: a class they are labelled with is unknown."
+        )
+    return notes
+
+
+def _line(instance: Instance, size: tuple[int, ...]) -> str:
+    """Class and polygon of an object, in shares of width and height."""
+    first, *rest = instance.polygons
+    polygon = reduce(joined, rest, first)
+    shares = polygon / np.array([size[1], size[0]], np.float64)
+    return f"{instance.index - 1} {' '.join(f'{v:.6g}' for v in shares.ravel().tolist())}\n"
 
 
 def recognises(root: Path) -> bool:
