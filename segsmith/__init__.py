@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from segsmith.workflows.build import build
     from segsmith.workflows.dense_labels import MaskQuality
     from segsmith.workflows.evaluate import evaluate
+    from segsmith.workflows.merge import merge
     from segsmith.workflows.predict import predict
     from segsmith.workflows.refine import Refinement, refine
     from segsmith.workflows.rejudge import Rejudged, rejudge
@@ -55,6 +56,7 @@ __all__ = [
     "build",
     "evaluate",
     "load_config",
+    "merge",
     "open_run",
     "predict",
     "refine",
@@ -72,6 +74,7 @@ _MODULES = {
     "workflows.build": ("build",),
     "workflows.dense_labels": ("MaskQuality",),
     "workflows.evaluate": ("evaluate",),
+    "workflows.merge": ("merge",),
     "workflows.predict": ("predict",),
     "workflows.refine": ("Refinement", "refine"),
     "workflows.rejudge": ("Rejudged", "rejudge"),

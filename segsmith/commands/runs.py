@@ -152,6 +152,26 @@ def _print_what_is_left(result: Rejudged) -> None:
 
 
 @app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="two or more run folders of the same classes")],
+    out_dir: Annotated[Path, typer.Option("--out", help="the new run folder")],
+) -> None:
+    """Join runs of the same classes into a new one; duplicates across them are rejected."""
+    quiet_libraries()
+    from segsmith.workflows.merge import merge as merge_runs
+
+    merged = merge_runs(runs, out_dir)
+    for name, tally in merged.tallies.items():
+        out.print(f"{shown(name)}: {tally.accepted} of {merged.config.wanted[name]} images")
+    rejected = merged.funnel()["image_rejects"].get("duplicate", 0)
+    out.print(
+        f"{rejected} images are duplicates. Label, export and train with: segsmith build --out {shown(str(out_dir))}",
+        soft_wrap=True,
+    )
+    print_path(out_dir)
+
+
+@app.command()
 def report(
     run: RunArgument,
     open_: Annotated[bool, typer.Option("--open", help="open it in the web browser")] = False,

@@ -105,6 +105,35 @@ def stored_vectors(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float
     return best
 
 
+def copy_memory(sources: Sequence[Path], target: Path) -> None:
+    """Write the prompts of several memories, with their vectors, into a memory in the folder `target`."""
+    import chromadb
+    from chromadb.config import Settings
+
+    settings = Settings(anonymized_telemetry=False)
+    into = None
+    for source in sources:
+        if not (source / "chroma.sqlite3").exists():
+            continue
+        client = chromadb.PersistentClient(str(source), settings)
+        for collection in client.list_collections():
+            target.mkdir(exist_ok=True)
+            into = into or chromadb.PersistentClient(str(target), settings)
+            copy = into.get_or_create_collection(
+                collection.name, metadata=collection.metadata, embedding_function=None
+            )
+            for start in range(0, collection.count(), READ_BATCH):
+                part = collection.get(
+                    limit=READ_BATCH, offset=start, include=["embeddings", "documents", "metadatas"]
+                )
+                copy.upsert(
+                    ids=part["ids"],
+                    embeddings=part["embeddings"],
+                    documents=part["documents"],
+                    metadatas=part["metadatas"],
+                )
+
+
 class PromptMemory:
     """Prompts of one or several runs; safe to share between the threads of one process.
 

@@ -154,7 +154,7 @@ def check_fixed_settings(ledger: Ledger, config: Config, where: Path, *, growing
     A ledger without prompts takes over the settings, unless it is read-only, and so does one that an earlier version
     wrote without them. Where the run is `growing`, classes may have been added. `where` is the run folder.
     """
-    now = {key: _setting(config, key) for key in FIXED}
+    now = {key: setting(config, key) for key in FIXED}
     before = ledger.fixed_settings
     if not before or not ledger.has_prompts:
         if before != now and not ledger.read_only:
@@ -175,7 +175,8 @@ def check_fixed_settings(ledger: Ledger, config: Config, where: Path, *, growing
             )
 
 
-def _setting(config: Config, key: str) -> Any:
+def setting(config: Config, key: str) -> Any:
+    """The value of a setting by its dotted name."""
     value: Any = config.model_dump(mode="json")
     for part in key.split("."):
         value = value[part]

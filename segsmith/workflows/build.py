@@ -242,7 +242,8 @@ def build_run(
         if not snapshot.values and (state := state_of_ledger(context.ledger)):
             graph.update_state(options, state, as_node="draw")
             snapshot = graph.get_state(options)
-            yield Notice(GRAPH_LOST, warning=True)
+            if not context.ledger.events("merged"):
+                yield Notice(GRAPH_LOST, warning=True)
         if snapshot.values and (change := reentry(context, snapshot, added)):
             context.ledger.finished_at = None
             graph.update_state(options, dict(change.state), as_node=change.node)
