@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from segsmith.types import Drawn, Gate, Image, ImageRequest, MaskCandidates, PatchScores, Vectors
 
 Reply = TypeVar("Reply", bound=BaseModel)
+OnMaps = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
+"""Takes indices of B images and their (B, C, h, w) maps."""
 
 
 def unwatched(share: float) -> None:
@@ -99,11 +101,17 @@ class PatchClassifier(Protocol):
     name: str
 
     def out_of_fold(
-        self, images: Sequence[Image], labels: NDArray[np.float32], groups: Sequence[str]
+        self,
+        images: Sequence[Image],
+        labels: NDArray[np.float32],
+        groups: Sequence[str],
+        on_maps: OnMaps | None = None,
     ) -> PatchScores:
         """Predict each image with a model trained on folds that contain no image of its group.
 
-        `labels` is (N, C) float32 in [0, 1]; images of the same group (a prompt) share a fold.
+        `labels` is (N, C) float32 in [0, 1]; images of the same group (a prompt) share a fold. `images` may read an
+        image whenever it is indexed; only a batch of them is kept. With `on_maps`, maps are passed to it in batches,
+        and those of the result are empty.
         """
         ...
 

@@ -7,12 +7,12 @@ prompt asked for), `segment` follows SeSAM (seeds, components, skeleton points, 
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ from segsmith.config import LabelerConfig
 from segsmith.datasets.palette import voc_palette
 from segsmith.files import png_bytes, sha256_of, write_atomic
 from segsmith.ids import seed_of
-from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, prompt_families
+from segsmith.memory.ledger import PAGE, ImageRow, LabelRow, Ledger, MaskRow, PromptRow, prompt_families
+from segsmith.memory.patch_scores import PatchScoreFile, patch_score_writer
 from segsmith.memory.real_images import RealImage, RealSet
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import PatchClassifier, PointSegmenter
@@ -97,24 +98,50 @@ class LabelerAgent:
         """
         rows = self._ledger.accepted()
         prompts = {p.id: p for p in self._ledger.prompts()}
-        pseudo = self._ledger.labels("clip")
-        targets = np.array(
-            [[float(c in pseudo[r.id].classes) for c in self._classes] for r in rows], dtype=np.float32
-        )
+        pseudo = self._ledger.label_sets("clip")
+        targets = np.array([[float(c in pseudo[r.id]) for c in self._classes] for r in rows], np.float32)
         family = prompt_families(prompts.values())
         families = [family[r.prompt_id] for r in rows]
-        images = [self._run.read_image(row) for row in rows]
+        names = [row.id for row in rows]
+        reads: list[Callable[[], Image]] = [partial(self._run.read_image, row) for row in rows]
         teachers = self._teachers()
         if self._real is not None and teachers:
-            images += [self._real.read(item) for item in teachers]
+            names += [item.id for item in teachers]
+            reads += [partial(self._real.read, item) for item in teachers]
             targets = np.concatenate([targets, self._real.targets(teachers)])
             families += [item.id for item in teachers]
-        scores = self._classifier().out_of_fold(images, targets, families)
+        with patch_score_writer(self._run.patch_scores) as add:
+
+            def keep(where: NDArray[np.int64], maps: NDArray[np.float32]) -> None:
+                for index, of_image in zip(where, maps, strict=True):
+                    add(names[index], of_image)
+
+            scores = self._classifier().out_of_fold(StoredImages(reads), targets, families, keep)
+        self._ledger.patch_scores_sha256 = sha256_of(self._run.patch_scores)
+        changed = 0
+        with self._ledger.transaction():
+            for start in range(0, len(rows), PAGE):
+                part = slice(start, start + PAGE)
+                labels, differences = self._final_labels(
+                    rows[part], scores.probabilities[part], pseudo, prompts
+                )
+                self._ledger.add_labels(labels)
+                changed += differences
+        return changed
+
+    def _final_labels(
+        self,
+        rows: Sequence[ImageRow],
+        probabilities: NDArray[np.float32],
+        pseudo: Mapping[str, tuple[str, ...]],
+        prompts: Mapping[str, PromptRow],
+    ) -> tuple[list[LabelRow], int]:
+        """The labels of some images from the (N, C) scores of the ViT, and how many differ from the pseudo-labels."""
         decided = self._ledger.decisions("label")
         labels, changed = [], 0
-        for row, probabilities in zip(rows, scores.probabilities, strict=False):
-            named = dict(zip(self._classes, map(float, probabilities), strict=True))
-            before = pseudo[row.id].classes
+        for row, scores in zip(rows, probabilities, strict=False):
+            named = dict(zip(self._classes, map(float, scores), strict=True))
+            before = pseudo[row.id]
             prompt = prompts[row.prompt_id]
             after = before
             if self._config.relabel:
@@ -123,9 +150,7 @@ class LabelerAgent:
                 after = tuple(c for c in self._classes if c in decided[row.id].value["labels"])
             changed += len(set(before) ^ set(after))
             labels.append(LabelRow(row.id, "relabel", after, named))
-        self._save_maps([*(row.id for row in rows), *(item.id for item in teachers)], scores.maps)
-        self._ledger.add_labels(labels)
-        return changed
+        return labels, changed
 
     def _teachers(self) -> list[RealImage]:
         """Real images that the ViT is trained on: all that still need a mask, or else a selection."""
@@ -144,8 +169,14 @@ class LabelerAgent:
         todo = [row for row in self._ledger.accepted() if row.id not in there]
         if not todo:
             return 0
-        maps = self._maps([row.id for row in todo])
-        labels = self._ledger.labels("relabel")
+        with closing(self._maps([row.id for row in todo])) as maps:
+            self._segment(todo, maps, on_batch)
+        return len(todo)
+
+    def _segment(
+        self, todo: Sequence[ImageRow], maps: PatchScoreFile, on_batch: Callable[[int, int], None]
+    ) -> None:
+        labels = self._ledger.label_sets("relabel")
         settings = MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None
         calibrating: dict[tuple[str, ...], list[tuple[Image, Outlined]]] = {}
@@ -156,7 +187,7 @@ class LabelerAgent:
                 return calibrating.pop(ids)
             images = [self._run.read_image(row) for row in rows]
             plans = [
-                self._plan(row.id, image, maps[row.id], labels[row.id].classes, settings)
+                self._plan(row.id, image, maps[row.id], labels[row.id], settings)
                 for row, image in zip(rows, images, strict=True)
             ]
             return list(zip(images, outline(images, plans, segmenter, settings), strict=True))
@@ -184,22 +215,19 @@ class LabelerAgent:
             self._save_masks(chunk, labels, finished)
             done += len(chunk)
             on_batch(done, len(todo))
-        return len(todo)
 
     def _finished_masks(self) -> set[str]:
         """Images whose mask was made for the labels they have now, and whose file is intact."""
-        labels = self._ledger.labels("relabel")
-        finished = [
-            mask
-            for i, mask in self._ledger.masks().items()
-            if i in labels and made_for(mask, labels[i]) and self._run.has_mask(mask)
-        ]
-        self._ledger.add_masks(  # those of ledgers without hashes
-            replace(mask, sha256=sha256_of(self._run.mask(mask.image_id)))
-            for mask in finished
-            if not mask.sha256
-        )
-        return {mask.image_id for mask in finished}
+        labels = self._ledger.label_sets("relabel")
+        finished = set()
+        for mask in self._ledger.each_mask():
+            classes = labels.get(mask.image_id)
+            if classes is None or not made_for(mask, classes) or not self._run.has_mask(mask):
+                continue
+            finished.add(mask.image_id)
+            if not mask.sha256:  # of a ledger without hashes
+                self._ledger.add_masks([replace(mask, sha256=sha256_of(self._run.mask(mask.image_id)))])
+        return finished
 
     def _segment_real(self) -> None:
         """Make label maps for real images without one, one at a time, since their sizes differ."""
@@ -208,13 +236,14 @@ class LabelerAgent:
         todo = [item for item in self._real.unmasked() if not self._real.mask(item).exists()]
         if not todo:
             return
-        maps, settings = self._maps([item.id for item in todo]), MaskSettings.of(self._config)
+        settings = MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None
-        for item in todo:
-            image = self._real.read(item)
-            plan = self._plan(item.id, image, maps[item.id], item.labels, settings)
-            ((label_map, _),) = finish_mask([image], [plan], segmenter, settings)
-            write_atomic(self._real.mask(item), png_bytes(label_map, voc_palette()))
+        with closing(self._maps([item.id for item in todo])) as maps:
+            for item in todo:
+                image = self._real.read(item)
+                plan = self._plan(item.id, image, maps[item.id], item.labels, settings)
+                ((label_map, _),) = finish_mask([image], [plan], segmenter, settings)
+                write_atomic(self._real.mask(item), png_bytes(label_map, voc_palette()))
 
     def _plan(
         self,
@@ -231,7 +260,7 @@ class LabelerAgent:
     def _save_masks(
         self,
         rows: Sequence[ImageRow],
-        labels: Mapping[str, LabelRow],
+        labels: Mapping[str, tuple[str, ...]],
         finished: Sequence[tuple[NDArray[np.uint8], dict[str, int]]],
     ) -> None:
         records = []
@@ -239,42 +268,43 @@ class LabelerAgent:
             png = png_bytes(label_map, voc_palette())
             write_atomic(self._run.new_mask(row.id), png)
             counts = pixel_counts(label_map, self._classes)
-            how = {**sources, "labels": list(labels[row.id].classes)}
+            how = {**sources, "labels": list(labels[row.id])}
             digest = hashlib.sha256(png).hexdigest()
             records.append(MaskRow(row.id, counts, ignore_share(label_map), how, digest))
         self._ledger.add_masks(records)
 
-    def _save_maps(self, ids: Sequence[str], maps: NDArray[np.float32]) -> None:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, ids=np.array(ids), maps=maps.astype(np.float16))
-        write_atomic(self._run.patch_scores, buffer.getvalue())
-        self._ledger.patch_scores_sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+    def _maps(self, needed: Sequence[str]) -> PatchScoreFile:
+        """The stored patch scores; the ViT is trained again where they are not usable."""
+        maps = PatchScoreFile(self._run.patch_scores, self._ledger.patch_scores_sha256)
+        if maps.holds(needed):
+            return maps
+        maps.close()
+        log.warning("%s is missing or damaged: training the ViT again", self._run.patch_scores)
+        self.relabel()
+        return PatchScoreFile(self._run.patch_scores, self._ledger.patch_scores_sha256)
 
-    def _maps(self, needed: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Image id -> (C, h, w) patch scores; the ViT is trained again where the stored ones are not usable."""
-        maps = self._read_maps()
-        if not maps.keys() >= set(needed):
-            log.warning("%s is missing or damaged: training the ViT again", self._run.patch_scores)
-            self.relabel()
-            maps = self._read_maps()
-        return maps
 
-    def _read_maps(self) -> dict[str, NDArray[np.float32]]:
-        """The stored patch scores; {} where they are missing, damaged, or not those that the run wrote."""
-        try:
-            data = self._run.patch_scores.read_bytes()
-            if self._ledger.patch_scores_sha256 not in ("", hashlib.sha256(data).hexdigest()):
-                return {}
-            with np.load(io.BytesIO(data)) as file:
-                return dict(zip(file["ids"].tolist(), file["maps"].astype(np.float32), strict=True))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return {}
+class StoredImages(Sequence[Image]):
+    """Images that are read from their files whenever they are asked for, so that few are in memory at a time."""
+
+    def __init__(self, reads: Sequence[Callable[[], Image]]) -> None:
+        self._reads = reads
+
+    def __len__(self) -> int:
+        return len(self._reads)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredImages: ...
+    def __getitem__(self, index: int | slice) -> Image | StoredImages:
+        return StoredImages(self._reads[index]) if isinstance(index, slice) else self._reads[index]()
 
 
 def _chunks(rows: Sequence[ImageRow]) -> Iterator[Sequence[ImageRow]]:
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
-def made_for(mask: MaskRow, labels: LabelRow) -> bool:
+def made_for(mask: MaskRow, labels: tuple[str, ...]) -> bool:
     """Whether the mask was made for these labels; True for a mask that did not record its labels."""
-    return tuple(mask.sources.get("labels", labels.classes)) == labels.classes
+    return tuple(mask.sources.get("labels", labels)) == labels

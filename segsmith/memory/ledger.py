@@ -24,6 +24,9 @@ INSERT INTO meta VALUES ('sequence', '1')
 ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1
 """
 
+PAGE = 1000
+"""Number of rows that are read at a time where a table is read bit by bit."""
+
 PromptStatus = Literal["admitted", "refined", "dropped"]
 
 
@@ -579,6 +582,23 @@ class Ledger:
         """Image id -> labels of one source."""
         rows = self._all("SELECT * FROM labels WHERE source=? ORDER BY rowid", source)
         return {r[0]: LabelRow(r[0], r[1], tuple(json.loads(r[2])), json.loads(r[3])) for r in rows}
+
+    def label_sets(self, source: str) -> dict[str, tuple[str, ...]]:
+        """Image id -> classes by one source; `labels` without the scores, which take most of the memory."""
+        rows = self._all("SELECT image_id, classes FROM labels WHERE source=? ORDER BY rowid", source)
+        return {image_id: tuple(json.loads(classes)) for image_id, classes in rows}
+
+    def each_mask(self) -> Iterator[MaskRow]:
+        """The rows of `masks`, read in pages; the ledger may be written to in between."""
+        last = 0
+        while rows := self._all(
+            """SELECT image_id, pixels, ignore_share, sources, sha256, rowid FROM masks
+               WHERE rowid > ? ORDER BY rowid LIMIT ?""",
+            last,
+            PAGE,
+        ):
+            yield from (MaskRow(r[0], json.loads(r[1]), r[2], json.loads(r[3]), r[4]) for r in rows)
+            last = rows[-1][5]
 
     def masks(self) -> dict[str, MaskRow]:
         rows = self._all("SELECT image_id, pixels, ignore_share, sources, sha256 FROM masks ORDER BY rowid")

@@ -47,7 +47,7 @@ def lagging_masks(ledger: Ledger) -> set[str]:
     return {
         i
         for i, mask in ledger.masks().items()
-        if i in accepted and i in labels and not made_for(mask, labels[i])
+        if i in accepted and i in labels and not made_for(mask, labels[i].classes)
     }
 
 

@@ -38,13 +38,14 @@ def test_labels(pseudo, probabilities, labels):
 class Classifier:
     """Finds a cat in the left half and, in images with a bright right half, a dog there."""
 
-    def out_of_fold(self, images, labels, groups):
+    def out_of_fold(self, images, labels, groups, on_maps):
         self.labels, self.groups = labels, groups
         maps = np.zeros((len(images), 2, 8, 8), dtype=np.float32)
         maps[:, 0, 2:6, 1:3] = 0.9
         dogs = np.array([image[:, 32:].mean() > 128 for image in images])
         maps[dogs, 1, 2:6, 5:7] = 0.8
-        return PatchScores(maps, np.stack([np.full(len(images), 0.9), np.where(dogs, 0.8, 0.01)], axis=1))
+        on_maps(np.arange(len(images)), maps)
+        return PatchScores(maps[:0], np.stack([np.full(len(images), 0.9), np.where(dogs, 0.8, 0.01)], axis=1))
 
 
 class Squares:

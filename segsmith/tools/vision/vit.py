@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from segsmith.config import Config, LabelerConfig
 from segsmith.device_memory import Batches
 from segsmith.devices import autocast, choose_device, choose_dtype, training_dtype
 from segsmith.errors import SegsmithError
+from segsmith.protocols import OnMaps
 from segsmith.segmentation.seeds import top_k_pool
 from segsmith.terminal_text import first_line
 from segsmith.tools.vision.clip import READ_ERRORS, OpenClipEncoder
@@ -40,6 +42,8 @@ WEIGHT_DECAY = 0.05
 BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
 MAX_FEATURES_IN_MEMORY = 2 << 30
 """Maximum bytes of frozen features in memory; more (ViT-L, thousands of images) go to an unlinked file."""
+MAX_TAUGHT = 4096
+"""Maximum number of images that the models of the folds are trained on (ours)."""
 JITTER = 0.15
 """Largest change of brightness and tint in the jittered views, as a share of the value range."""
 
@@ -146,9 +150,16 @@ class TimmPatchClassifier:
                    precision=precision)  # fmt: skip
 
     def out_of_fold(
-        self, images: Sequence[Image], labels: NDArray[np.float32], groups: Sequence[str]
+        self,
+        images: Sequence[Image],
+        labels: NDArray[np.float32],
+        groups: Sequence[str],
+        on_maps: OnMaps | None = None,
     ) -> PatchScores:
-        """One new model per fold; with a single group, one model is trained on all images, with a warning."""
+        """One new model per fold; with a single group, one model is trained on all images, with a warning.
+
+        Of more than `MAX_TAUGHT` images, the models are trained on a sample with equal numbers of all classes.
+        """
         if not len(images) == len(labels) == len(groups) or labels.shape[1:] != (self.n_classes,):
             raise ValueError(
                 f"{len(images)} images, labels {labels.shape}, {len(groups)} groups do not match"
@@ -156,26 +167,34 @@ class TimmPatchClassifier:
         if not images:
             return PatchScores(np.zeros((0, self.n_classes, 1, 1), np.float32), np.zeros_like(labels))
         folds = group_folds(groups, self.settings.folds, self.seed)
-        target = torch.from_numpy(np.asarray(labels, np.float32))
-        views = self._training_views(images)
+        taught = sample_by_class(labels, MAX_TAUGHT, self.seed)
+        place = np.full(len(images), -1)
+        place[taught] = np.arange(len(taught))
+        target = torch.from_numpy(np.asarray(labels[taught], np.float32))
+        views = self._training_views((images[int(i)] for i in taught), len(taught))
         maps: NDArray[np.float32] | None = None
         probabilities = np.zeros_like(labels, np.float32)
         for number, held_out in enumerate(folds):
-            kept = np.setdiff1d(np.arange(len(images)), held_out)
+            kept = np.setdiff1d(taught, held_out)
             if not len(kept):
                 logger.warning(
                     "There is only one group: the relabelling model is trained on the images that it relabels."
                 )
-                kept = held_out
-            model = self._train(views, torch.from_numpy(kept), target, number)
+                kept = taught
+            model = self._train(views, torch.from_numpy(place[kept]), target, number)
             for where in np.array_split(held_out, math.ceil(len(held_out) / self.settings.batch_size)):
-                rows = torch.from_numpy(where)
-                fine, pooled = self._predict(
-                    model, [images[i] for i in where], views[0, rows], views[1, rows]
-                )
+                batch, rows = [images[int(i)] for i in where], torch.from_numpy(place[where])
+                known = bool((rows >= 0).all())
+                features = views[:2, rows] if known else self._plain_and_mirrored(batch)
+                fine, pooled = self._predict(model, batch, *features)
+                scores = fine.sigmoid().cpu().numpy()
+                probabilities[where] = pooled.sigmoid().cpu()
                 if maps is None:
-                    maps = np.zeros((len(images), *fine.shape[1:]), np.float32)
-                maps[where], probabilities[where] = fine.sigmoid().cpu(), pooled.sigmoid().cpu()
+                    maps = np.zeros((len(images) if on_maps is None else 0, *fine.shape[1:]), np.float32)
+                if on_maps is None:
+                    maps[where] = scores
+                else:
+                    on_maps(where, scores)
         assert maps is not None
         return PatchScores(maps, probabilities)
 
@@ -184,7 +203,9 @@ class TimmPatchClassifier:
     ) -> Callable[[Sequence[Image]], NDArray[np.float32]]:
         """One model trained on all images; it scores others by averaging over each image and its mirror image."""
         target = torch.from_numpy(np.asarray(labels, np.float32))
-        model = self._train(self._training_views(images), torch.arange(len(images)), target, fold=0)
+        model = self._train(
+            self._training_views(images, len(images)), torch.arange(len(images)), target, fold=0
+        )
 
         def score(others: Sequence[Image]) -> NDArray[np.float32]:
             found = [np.zeros((0, self.n_classes), np.float32)]
@@ -198,7 +219,12 @@ class TimmPatchClassifier:
 
     # -- views and features -----------------------------------------------------------------------
 
-    def _training_views(self, images: Sequence[Image]) -> torch.Tensor:
+    def _plain_and_mirrored(self, images: Sequence[Image]) -> torch.Tensor:
+        """The first two of the `_training_views`, (2, B, L, D)."""
+        pixels = torch.cat(list(self._batches(images)))
+        return torch.stack([self._frozen(p).half().cpu() for p in (pixels, pixels.flip(-1))])
+
+    def _training_views(self, images: Iterable[Image], count: int) -> torch.Tensor:
         """Frozen features (4, N, L, D) of four views: the image, its mirror image, and both in jittered colours."""
         generator = torch.Generator().manual_seed(self.seed)
         views: torch.Tensor | None = None
@@ -210,19 +236,17 @@ class TimmPatchClassifier:
             for number, pixels in enumerate((batch, batch.flip(-1), tinted, tinted.flip(-1))):
                 features = self._frozen(pixels).half().cpu()
                 if views is None:
-                    views = _half_store((4, len(images), *features.shape[1:]))
+                    views = _half_store((4, count, *features.shape[1:]))
                 views[number, done : done + len(batch)] = features
             done += len(batch)
         assert views is not None
         return views
 
-    def _batches(self, images: Sequence[Image]) -> Iterator[torch.Tensor]:
+    def _batches(self, images: Iterable[Image]) -> Iterator[torch.Tensor]:
         """(B, 3, size, size) in [0, 1]."""
-        for start in range(0, len(images), self.settings.batch_size):
-            pixels = [
-                torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
-                for image in images[start : start + self.settings.batch_size]
-            ]
+        left = iter(images)
+        while batch := list(islice(left, self.settings.batch_size)):
+            pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in batch]
             yield torch.stack([self._resized(image.unsqueeze(0), self.size)[0] for image in pixels])
 
     @staticmethod
@@ -355,6 +379,17 @@ def _half_store(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.half)
     with tempfile.NamedTemporaryFile(prefix="segsmith-features-") as file:
         return torch.from_file(file.name, shared=True, size=count, dtype=torch.half).view(shape)
+
+
+def sample_by_class(labels: NDArray[np.float32], at_most: int, seed: int) -> NDArray[np.int64]:
+    """Sorted rows of (N, C) labels, at most `at_most`: the same number of every class, as far as there are."""
+    if len(labels) <= at_most:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shown = labels[order] > 0.5
+    # How many images of its rarest class come before an image; images without a class come last.
+    turn = np.where(shown, shown.cumsum(0), len(labels) + 1).min(1)
+    return np.sort(order[np.argsort(turn, kind="stable")[:at_most]])
 
 
 def group_folds(groups: Sequence[str], folds: int, seed: int) -> list[NDArray[np.int64]]:

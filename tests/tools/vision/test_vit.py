@@ -99,7 +99,7 @@ def test_no_image_is_scored_by_a_model_that_saw_its_group(monkeypatch):
     trained: list[set[float]] = []
     tool = classifier(2, settings={"epochs": 1})
     real_train, real_predict = tool._train, tool._predict
-    keys = tool._training_views(images)[0].flatten(1)[:, :50]
+    keys = tool._training_views(images, len(images))[0].flatten(1)[:, :50]
 
     def train(views, kept, target, fold):
         rows = views[0, kept].flatten(1)[:, :50]
