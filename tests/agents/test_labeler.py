@@ -203,3 +203,20 @@ def test_the_vit_is_trained_again_where_its_patch_scores_cannot_be_used(place, h
         spoil(run.patch_scores, how)
     assert it.segment() == 2
     assert [run.mask(name).read_bytes() for name in ("i1", "i2")] == masks
+
+
+def test_relabelling_reads_images_when_they_are_asked_for(place, monkeypatch):
+    """No list of images is made: the classifier gets a sequence that reads a file for each index."""
+    read = []
+    real = RunFolder.read_image
+    monkeypatch.setattr(RunFolder, "read_image", lambda *of: read.append(of[1].id) or real(*of))
+
+    class Sparing(Classifier):
+        def out_of_fold(self, images, labels, groups, on_maps):
+            assert read == []
+            assert len(images) == 2
+            assert images[1].shape == (64, 64, 3)
+            assert read == ["i2"]
+            return super().out_of_fold(images, labels, groups, on_maps)
+
+    labeler(place, Sparing()).relabel()

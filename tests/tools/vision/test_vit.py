@@ -8,8 +8,9 @@ import torch
 from segsmith.config import LabelerConfig
 from segsmith.errors import SegsmithError
 from segsmith.protocols import PatchClassifier
+from segsmith.tools.vision import vit
 from segsmith.tools.vision.clip_to_timm import tower_as_timm
-from segsmith.tools.vision.vit import TimmPatchClassifier, group_folds, shifts
+from segsmith.tools.vision.vit import TimmPatchClassifier, group_folds, sample_by_class, shifts
 
 TINY = "vit_tiny_test_16"
 SETTINGS = LabelerConfig(folds=3, epochs=8, batch_size=8, learning_rate=3e-3, top_k=2)
@@ -239,3 +240,31 @@ def test_a_resnet_tower_is_rejected():
     text = {"context_length": 8, "vocab_size": 100, "width": 16, "heads": 2, "layers": 1}
     with pytest.raises(SegsmithError, match="not a ViT"):
         tower_as_timm(FakeEncoder(open_clip.CLIP(16, vision, text)))
+
+
+def test_a_sample_holds_the_same_number_of_every_class():
+    labels = np.zeros((100, 3), np.float32)
+    labels[:, 0] = 1
+    labels[:5, 1] = 1
+    labels[90:, 2] = 1
+    rows = sample_by_class(labels, 30, seed=0)
+    assert len(set(rows)) == 30
+    assert (np.diff(rows) > 0).all()
+    assert labels[rows].sum(0).tolist()[1:] == [5, 10]
+    assert (sample_by_class(labels, 100, seed=0) == np.arange(100)).all()
+
+
+def test_images_outside_the_sample_are_scored_too(monkeypatch):
+    images, labels, _ = squares(24)
+    groups = [f"p{i // 2}" for i in range(24)]
+    tool = classifier(2)
+    got = {}
+    monkeypatch.setattr(vit, "MAX_TAUGHT", 12)
+    scores = tool.out_of_fold(
+        images, labels, groups, lambda rows, maps: got.update(zip(rows.tolist(), maps, strict=True))
+    )
+    assert sorted(got) == list(range(24))
+    assert scores.maps.shape[0] == 0
+    together = tool.out_of_fold(images, labels, groups)
+    np.testing.assert_array_equal(np.stack([got[i] for i in range(24)]), together.maps)
+    assert np.isfinite(scores.probabilities).all()
