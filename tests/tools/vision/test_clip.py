@@ -5,6 +5,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image as PILImage
 from safetensors.torch import save_file
 
 import segsmith.tools.vision.mini_clip as mini
@@ -202,3 +203,16 @@ def test_packaged_mini_clip_knows_its_world():
     assert right > 0.6  # chance is 0.05
     places = encoder.embed_texts(["a photo of a street", "a photo of a kitchen"])
     assert np.mean((images @ places.T).argmax(1) == np.tile([0, 1], 20)) > 0.9
+
+
+@pytest.mark.parametrize("side", [300, 97, 64])
+def test_images_resized_together_are_those_that_open_clip_prepares(encoder, side):
+    """Up to the rounding of one level of 255; images that have the tower's size are the same bits."""
+    y, x = np.mgrid[:side, :side] / side
+    image = np.stack([255 * y, 255 * x, 127 + 127 * np.sin(9 * x * y)], axis=2).astype(np.uint8)
+    size = encoder.preprocess_config["size"]
+    for images in ([image, image[::-1].copy()], [image[:50, :40], image]):
+        expected = torch.stack([encoder.preprocess(PILImage.fromarray(image)) for image in images])
+        difference = (encoder._prepared(images) - expected).abs().max()
+        assert difference <= 2.5 / 255 / 0.5
+        assert difference == 0 or side not in (size, (size, size))
