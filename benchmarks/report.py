@@ -1,4 +1,4 @@
-"""What the report costs: size, build time and time to first paint, at 300 and at 20,000 images.
+"""What the report costs: size, build time and time to first paint, at 1,000 and at 10,000 images.
 
 `python -m benchmarks.report` fills run folders with images of the simulator (a few hundred scenes, repeated)
 and opens each page in chromium, five times. Needs chromium and chromedriver.
@@ -123,7 +123,7 @@ def measure(wanted: int, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=[300, 20_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[1_000, 10_000])
     arguments = parser.parse_args()
     print(f"| {' | '.join(COLUMNS.values())} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:

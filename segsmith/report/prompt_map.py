@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from segsmith.memory.ledger import PromptRow, prompt_families
 from segsmith.report.run_data import RunData
+from segsmith.report.sheets import round_robin
 from segsmith.report.statistics import label, ratio
 from segsmith.report.theme import OUTLINES, class_shape
 
+CAP = 5_000
+"""The largest number of prompts in the page; of more, a selection spread over classes and statuses."""
 WIDTH, HEIGHT, MARGIN, RADIUS = 720, 420, 14, 4.2
 LEVELS = ("unjudged", "none", "some", "most")
 """Share of a prompt's judged images that were accepted: none judged yet, none, less than half, half or more."""
@@ -44,6 +47,16 @@ def project(vectors: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], fl
     plane = plane * np.where(plane[np.abs(plane).argmax(0), [0, 1]] < 0, -1, 1)
     total = float(values.sum())
     return centred @ plane, float(values[::-1][:2].sum() / total) if total > 1e-12 else 0.0
+
+
+def select_prompts(data: RunData, first: Iterable[str], cap: int = CAP) -> dict[str, PromptRow]:
+    """At most `cap` prompts in the order they were written, always including those with the ids in `first`."""
+    if len(data.prompts) <= cap:
+        return dict(data.prompts)
+    chosen = set(first)
+    rest = [prompt for prompt in data.prompts.values() if prompt.id not in chosen]
+    chosen |= {p.id for p in round_robin(rest, lambda p: f"{p.class_name}/{p.status}", cap - len(chosen))}
+    return {prompt_id: prompt for prompt_id, prompt in data.prompts.items() if prompt_id in chosen}
 
 
 def yields(data: RunData) -> dict[str, tuple[int, int]]:

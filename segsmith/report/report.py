@@ -6,7 +6,7 @@ import base64
 import datetime
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,12 @@ def render(run: RunFolder, data: RunData, config: Config) -> Iterator[str]:
 def _prompts_and_index(run: RunFolder, data: RunData, config: Config, selection: Selection) -> dict[str, Any]:
     """The map of the prompts, and the two tables that the page's script works on."""
     memory = Path(config.memory) if config.memory else run.memory
-    admitted = [p.id for p in data.prompts.values() if p.status == "admitted"]
-    found = prompt_map.prompt_map(data, config.classes, stored_vectors(memory, admitted))
-    table = prompt_map.prompt_table(data, config.classes, found.points if found else {})
+    # The tables of a large run hold a part of the prompts; all counts on the page are of the whole run.
+    chosen = prompt_map.select_prompts(data, (image.prompt_id for image in selection.images))
+    part = replace(data, prompts=chosen)
+    admitted = [p.id for p in chosen.values() if p.status == "admitted"]
+    found = prompt_map.prompt_map(part, config.classes, stored_vectors(memory, admitted))
+    table = prompt_map.prompt_table(part, config.classes, found.points if found else {})
     place = {prompt_id: k for k, prompt_id in enumerate(table["id"])}
     # The browser stores marks by run id. A ledger from before run ids gets one that differs from other runs'.
     run_id = data.run_id or make_id("r", *(image.id for image in data.images))

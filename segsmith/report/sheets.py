@@ -1,7 +1,7 @@
 """All images of a run inside the page: thumbnails packed into sheets that the browser decodes on demand.
 
 A sheet is one WebP image of up to `PER_SHEET` photos, one of their masks, and what is known about each. The page
-holds the sheets as inert text, so twenty thousand images cost nothing until the user browses to them.
+holds the sheets as inert text, so thousands of images cost nothing until the user browses to them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from segsmith.report.run_data import RunData, finite
 from segsmith.report.statistics import certainty, label, label_change, median_sharpness
 from segsmith.report.thumbnails import name_tags, painted, small_mask, small_photo
 
-CAP = 20_000
+CAP = 4_000
 """The largest number of images in the page; of more, a selection spread over classes and reasons."""
 PER_SHEET, COLUMNS = 96, 12
-SIDES = ((1_500, 128), (6_000, 96), (CAP, 64))
+SIDES = ((1_500, 128), (CAP, 64))
 """(number of images, longest side of a thumbnail in pixels up to that number)."""
 # On 96 images of the simulator at 64 px: WebP 0.9 kB each in 26 ms per sheet, JPEG 1.0 kB, AVIF 0.6 kB but
 # 0.7 s per sheet, which would be two and a half minutes for a large run.

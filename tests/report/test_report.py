@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from segsmith.files import png_bytes, write_atomic
 from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, RunSummary, UndrawnRow, VerdictRow
-from segsmith.report import cards, charts, sheets, statistics, theme, thumbnails
+from segsmith.report import cards, charts, prompt_map, sheets, statistics, theme, thumbnails
 from segsmith.report.report import build_report
 from segsmith.report.run_data import read_run
 
@@ -224,6 +224,22 @@ def test_more_images_than_the_cap_are_sampled_and_the_page_says_so(tmp_path, mon
     assert len(data.verdicts) > 30
     assert len(page.load("index")["id"]) == 30
     assert f"This page holds 30 of {len(data.verdicts)} judged images" in re.sub(r"\s+", " ", page.text)
+
+
+def test_more_prompts_than_the_cap_are_sampled_and_counts_stay_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(sheets.select_images, "__defaults__", ((), 30))
+    monkeypatch.setattr(prompt_map.select_prompts, "__defaults__", (25,))
+    html, data, *_ = build(tmp_path, classes=("a", "b", "c", "d", "e", "f"))
+    page = Page(html)
+    assert len(data.prompts) > 25
+    table, index = page.load("prompt-table"), page.load("index")
+    assert len(table["id"]) == 25
+    assert {data.prompts[i].class_name for i in table["id"]} == set("abcdef")
+    drawn_from = {image.id: image.prompt_id for image in data.images}
+    assert [table["id"][k] for k in index["prompt"]] == [drawn_from[i] for i in index["id"]]
+    text = re.sub(r"\s+", " ", page.text)
+    assert f"hold 25 of {len(data.prompts)} prompts" in text
+    assert statistics.prompt_funnel(data)[0].count == len(data.prompts)
 
 
 def test_funnel_and_class_rows_add_up(whole):

@@ -4,11 +4,15 @@ import errno
 import os
 import sqlite3
 import subprocess
+from contextlib import closing
 
 import pytest
 
+from segsmith import files
 from segsmith.errors import OutOfMemory, SegsmithError
+from segsmith.files import sha256_of
 from segsmith.graph.context import open_image_backend
+from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import ScriptedChat, leftovers, small_config
 from segsmith.workflows.build import build_run
@@ -144,3 +148,31 @@ def test_a_run_left_inside_a_node_is_not_taken_for_a_finished_one(tmp_path, scri
             events.close()  # what a Ctrl-C or an error of the caller does; the node itself may end yet
             break
     assert build(tmp_path / "run", scripted) == "end"
+
+
+@pytest.mark.parametrize("after", [5, 9])
+def test_a_disk_that_fills_up_in_the_middle_loses_nothing(tmp_path, scripted, monkeypatch, after):
+    """Whichever file does not fit any more: one line, every row has its file, and the same command completes it."""
+    real, written = files.os.replace, []
+
+    def replace(source, target):
+        if len(written) == after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as full:
+        full.setattr(files.os, "replace", replace)
+        with pytest.raises(SegsmithError, match="disk is full") as caught:
+            build(tmp_path / "run", scripted)
+    assert "\n" not in str(caught.value)
+    run = RunFolder(tmp_path / "run")
+    with closing(Ledger(run.ledger)) as ledger:
+        rows = ledger.images()
+        assert all(sha256_of(run.image(row.id)) == row.sha256 for row in rows)
+    assert not [path for path in run.root.rglob("*") if files.PART in path.name]
+    before = {row.id for row in rows}
+    assert build(tmp_path / "run", scripted) == "end"
+    with closing(Ledger(run.ledger)) as ledger:
+        assert before <= {row.id for row in ledger.images()}
+    assert leftovers(run.root) == []
