@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -34,6 +35,9 @@ from segsmith.commands.options import (
 )
 from segsmith.commands.summary import print_summary
 from segsmith.terminal_text import shown
+
+if TYPE_CHECKING:
+    from segsmith.tools.gpu_plan import GpuPlan
 
 
 @app.command()
@@ -156,6 +160,9 @@ def plan(
     config: ConfigFile = None,
     set_: Set = None,
     like: Annotated[Path | None, typer.Option(help="take time and yield from this finished run")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="plan for a card of this many GiB, in detail", min=1)
+    ] = None,
 ) -> None:
     """Estimate images, LLM tokens, hours, disk, GPU memory and dollars of a build. Nothing is drawn or fetched."""
     quiet_libraries()
@@ -169,6 +176,7 @@ def plan(
         settings=settings_of(set_),
         offline=offline,
         like=like,
+        gpu_memory=gpu_memory,
         screen=screen(),
     )
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -200,6 +208,43 @@ def plan(
         "at the prices in the config" if estimate.usd else "no prices set, or no paid model",
     )
     out.print(table)
+    if estimate.gpu_plans:
+        out.print("")
+        _print_gpu(estimate.gpu_plans)
+
+
+def _print_gpu(plans: Mapping[float, GpuPlan]) -> None:
+    """The stages of a run in order, with the GiB that each takes on cards of several sizes."""
+    from segsmith.device_memory import GIB
+    from segsmith.tools.gpu_plan import GpuStage
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("GPU memory, GiB")
+    for card in plans:
+        table.add_column(f"{card:g} GiB", justify="right")
+    for stage in GpuStage:
+        cells = [plan.of(stage) for plan in plans.values()]
+        table.add_row(
+            stage.value,
+            *(
+                "-" if cell is None else f"{cell.size / GIB:.1f}{f' x{cell.batch}' if cell.batch else ''}"
+                for cell in cells
+            ),
+        )
+    out.print(table)
+    out.print("[dim]x8: 8 images at once[/dim]")
+    for card, plan in plans.items():
+        if plan.problem:
+            out.print(f"{card:g} GiB: {shown(plan.problem)} {shown(plan.remedy)}", soft_wrap=True)
+            continue
+        notes = ["LLM and image model take turns"] if plan.alternates else []
+        notes += [f"images.offload = {plan.offload}"] if plan.offload != "none" else []
+        notes += [f"vLLM's share {plan.llm_share:.2f}"] if plan.llm_share else []
+        out.print(f"{card:g} GiB: {', '.join(notes) or 'everything stays loaded'}", soft_wrap=True)
+        if len(plans) == 1:
+            for stage_plan in plan.stages:
+                loads = ", ".join(f"{part.value} {size / GIB:.1f}" for part, size in stage_plan.loads)
+                out.print(f"  {stage_plan.stage.value:14} {loads}", soft_wrap=True)
 
 
 def _duration(hours: float) -> str:

@@ -212,7 +212,9 @@ class RunContext:
         from segsmith.tools.vision.clip import OpenClipEncoder
 
         compute = self.config.compute
-        return OpenClipEncoder.load(self.config.judge.clip, compute.device, compute.precision)
+        plan = self.gpu_plan
+        parked = bool(plan.stages) and not plan.keeps(GpuStage.WRITE, Part.JUDGE)
+        return OpenClipEncoder.load(self.config.judge.clip, compute.device, compute.precision, parked=parked)
 
     @once
     def backend(self) -> ImageBackend:

@@ -21,7 +21,7 @@ from segsmith.workflows.environment_errors import translate
 from segsmith.workflows.interrupt import stop_on_interrupt
 from segsmith.workflows.model_provenance import model_rows
 from segsmith.workflows.models import fetch_missing
-from segsmith.workflows.preflight import check_classes, check_models, check_tracing
+from segsmith.workflows.preflight import check_classes, check_machine, check_models, check_tracing
 from segsmith.workflows.progress import Callback, Display, Screen, open_display
 from segsmith.workflows.rejudge import settled
 from segsmith.workflows.resume import (
@@ -163,6 +163,7 @@ def run_with_display(
     """Check, fetch models and build, with every event on `display`; the figures are kept for `plan`."""
     for warning in (*check_classes(config), *check_tracing(config)):
         display.show(Notice(warning, warning=True))
+    check_machine(config, tuple(parts or ()))
     fetch_missing(config, display.show)
 
     def in_the_foreground(pause: Any) -> bool | None:

@@ -11,8 +11,10 @@ from pydantic import BaseModel, Field
 
 from segsmith.config import Config, api_key, cache_dir
 from segsmith.errors import BadReply, SegsmithError
+from segsmith.tools.gpu_plan import plan_gpu
 from segsmith.tools.http import is_loopback
-from segsmith.tools.machine import Machine, hub_answers, installed, look
+from segsmith.tools.llm.vllm import vllm_version
+from segsmith.tools.machine import Machine, hub_answers, look
 from segsmith.tools.weights.catalogue import GB, ModelRequirement
 from segsmith.tools.weights.hub import go_offline
 from segsmith.tools.weights.model_requirements import requirements_of
@@ -21,6 +23,10 @@ from segsmith.tools.weights.store import find
 FETCHED = ("hub", "url")
 
 MIN_MEMORY = 4 * GB
+BASE_MEMORY = int(2.5 * GB)
+"""Main memory of Python, torch and one batch of activations, in bytes (ours)."""
+SMALL = 100_000_000
+"""Bytes of a model that make no difference to what a machine needs."""
 RUN_DISK = 2 * GB
 """Disk space for the images and checkpoints of a small run, in bytes."""
 
@@ -45,7 +51,7 @@ def examine(config: Config) -> Iterator[Line]:
     yield _python()
     yield _torch()
     yield _gpu(config, machine)
-    yield _memory(machine)
+    yield _memory(config, machine)
     yield _disk(machine, sum(n.facts.size if n.facts else 0 for n in missing))
     # The hub is asked once for all models. A missing model that `build` can fetch is not an error.
     reachable = any(n.kind in FETCHED for n in missing) and not config.offline and hub_answers()
@@ -71,7 +77,8 @@ def _model(need: ModelRequirement, missing: bool, reachable: bool, preset: str) 
     remedy = f"Type: segsmith models pull --preset {preset}"
     if need.kind in FETCHED and reachable:
         return Line(need.role, True, f"{need.name} is not on this machine; build fetches it", remedy)
-    return Line(need.role, False, f"{need.name} is not on this machine", remedy)
+    unreachable = ", and the hub does not answer" if need.kind in FETCHED else ""
+    return Line(need.role, False, f"{need.name} is not on this machine{unreachable}", remedy)
 
 
 def _python() -> Line:
@@ -96,30 +103,38 @@ def _torch() -> Line:
 
 
 def _gpu(config: Config, machine: Machine) -> Line:
-    needed = gpu_bytes(config)
     if not machine.gpus:
         wanted = config.images.backend == "diffusion" and config.preset != "cpu"
         remedy = "Use a machine with an NVIDIA GPU and its driver, or --preset cpu, hosted or sim."
         return Line("gpu", not wanted, "none", remedy if wanted else "")
     best = max(machine.gpus, key=lambda gpu: gpu.total)
-    found = f"{best.name}, {best.free / GB:.0f} of {best.total / GB:.0f} GB free, {needed / GB:.0f} GB needed"
-    if best.free >= needed:
-        return Line("gpu", True, found)
-    return Line("gpu", False, found, "Stop other programs on it, or name smaller models (docs/models.md).")
+    found = f"{best.name}, {best.free / GB:.0f} of {best.total / GB:.0f} GB free"
+    plan = plan_gpu(config, best.total, best.free)
+    if plan.problem:
+        return Line("gpu", False, f"{found}. {plan.problem}", f"Stop other programs on it. {plan.remedy}")
+    needed = max((stage.size for stage in plan.stages), default=0)
+    found += f", {needed / GB:.0f} GB needed"
+    if plan.alternates:
+        return Line("gpu", True, f"{found}; the language model and the image model take turns")
+    return Line("gpu", True, found)
 
 
-def gpu_bytes(config: Config) -> int:
-    """Maximum GPU memory of a config, in bytes: LLM, image model and judge together, or later masks or segmenter."""
-    by_role = {need.role: need.facts.gpu_bytes if need.facts else 0 for need in requirements_of(config)}
-    drawing = sum(by_role.get(role, 0) for role in ("llm", "images", "judge"))
-    return max(drawing, by_role.get("masks", 0), by_role.get("segmenter", 0))
+def memory_bytes(config: Config, *, gpu: bool) -> int:
+    """Main memory that a config needs, in bytes. On a CPU models compute in float32, twice their files' size."""
+    size = {need.role: need.facts.size if need.facts else 0 for need in requirements_of(config)}
+    needed = BASE_MEMORY + (size["llm"] if config.llm.server == "llamacpp" else 0)
+    if not gpu:
+        needed += 2 * size["images"] if config.images.backend == "diffusion" else 0
+        needed += size["judge"] if size["judge"] > SMALL else 0
+    return max(MIN_MEMORY, needed)
 
 
-def _memory(machine: Machine) -> Line:
-    found = f"{machine.memory / GB:.0f} GB, {machine.cores} cores"
-    if machine.memory >= MIN_MEMORY:
+def _memory(config: Config, machine: Machine) -> Line:
+    needed = memory_bytes(config, gpu=bool(machine.gpus))
+    found = f"{machine.memory / GB:.0f} GB, {machine.cores} cores, {needed / GB:.0f} GB needed"
+    if machine.memory >= needed:
         return Line("memory", True, found)
-    return Line("memory", False, found, f"segsmith needs at least {MIN_MEMORY // GB} GB.")
+    return Line("memory", False, found, "Use a machine with more memory, or smaller models (docs/models.md).")
 
 
 def _disk(machine: Machine, to_fetch: int) -> Line:
@@ -137,9 +152,11 @@ class _Answer(BaseModel):
 def _language_model(config: Config, here: bool) -> Line:
     """Ask the LLM one short question. vLLM takes minutes to start, so for that only the package is checked."""
     if config.llm.server == "vllm":
-        ok = installed("vllm")
-        return Line("answers", ok, "vLLM is installed (not started)" if ok else "vLLM is not installed",
-                    "" if ok else "Type: pip install 'segsmith[vllm]'")  # fmt: skip
+        try:
+            version = vllm_version(config.llm)
+        except SegsmithError as error:
+            return Line("answers", False, error.message, error.remedy)
+        return Line("answers", True, f"vLLM {version} is installed (not started)")
     if not here:
         return Line("answers", False, "not asked: the model file is missing")
     if config.offline and config.llm.server == "openai" and not is_loopback(config.llm.base_url):

@@ -15,18 +15,21 @@ from typing import Any
 
 from segsmith.agents.director import PRIOR_ACCEPTED, PRIOR_JUDGED
 from segsmith.config import Config, cache_dir
+from segsmith.device_memory import GIB
 from segsmith.errors import SegsmithError
 from segsmith.events import Notice
 from segsmith.files import write_atomic
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
+from segsmith.tools.gpu_plan import GpuPlan, plan_gpu
 from segsmith.tools.weights.model_requirements import requirements_of
 from segsmith.tools.weights.store import find
-from segsmith.workflows.doctor import gpu_bytes
 from segsmith.workflows.progress import Screen, open_display
 from segsmith.workflows.run import open_run
 from segsmith.workflows.settings import Settings, overrides, resolve
 
+CARDS = (8.0, 12.0, 16.0, 24.0, 80.0)
+"""GiB of the cards that a plan shows."""
 MIN_IMAGES = 20
 """A run that drew fewer images is too short to measure anything."""
 TOKENS_IN, TOKENS_OUT = 500.0, 90.0
@@ -67,7 +70,10 @@ class Estimate:
     disk: int
     to_fetch: int
     gpu: int
+    """Peak of the largest stage on the largest card of `gpu_plans`."""
     usd: float
+    gpu_plans: dict[float, GpuPlan]
+    """GiB of a card -> how its memory is used; empty for a config without large models."""
     sources: dict[str, str]
     """Where the ``yield`` and the ``time`` come from."""
 
@@ -81,11 +87,13 @@ def plan_build(
     settings: Settings | None = None,
     offline: bool = False,
     like: str | Path | None = None,
+    gpu_memory: float | None = None,
     screen: Screen | None = None,
 ) -> Estimate:
     """Estimate what a build with these arguments takes (see `build`). Nothing is drawn, asked or fetched.
 
-    `like` is a finished run whose figures are used. Raises `SegsmithError` for bad settings, or where `like` drew too
+    `like` is a finished run whose figures are used. `gpu_memory` is the size of one card in GiB; None plans for cards
+    of several sizes. Raises `SegsmithError` for bad settings, or where `like` drew too
     little to measure anything.
     """
     changes = overrides(settings, classes=classes, per_class=per_class, offline=offline)
@@ -100,10 +108,10 @@ def plan_build(
         figures = open_run(like).figures()
         if figures is None:
             raise SegsmithError(f"{like} drew too few images to measure anything.", "Name a finished run.")
-    return estimate(settled, figures)
+    return estimate(settled, figures, CARDS if gpu_memory is None else (gpu_memory,))
 
 
-def estimate(config: Config, figures: Figures | None) -> Estimate:
+def estimate(config: Config, figures: Figures | None, cards: Sequence[float] = CARDS) -> Estimate:
     """The images to draw at the expected yield, and what follows from them."""
     used = figures or stated(config)
     accepted = sum(config.wanted.values())
@@ -113,6 +121,8 @@ def estimate(config: Config, figures: Figures | None) -> Estimate:
     tokens_out = round(prompts * used.tokens_out_per_prompt)
     seconds = images * used.seconds_per_image + accepted * used.other_seconds_per_accepted
     missing = [n for n in requirements_of(config) if find(n) is None]
+    on_gpu = config.llm.server == "vllm" or config.images.backend != "simulator"
+    plans = {card: plan_gpu(config, int(card * GIB)) for card in cards} if on_gpu else {}
     return Estimate(
         wanted=accepted,
         images=images,
@@ -123,7 +133,8 @@ def estimate(config: Config, figures: Figures | None) -> Estimate:
         hours=seconds / 3600,
         disk=round(images * used.bytes_per_image),
         to_fetch=sum(n.facts.size for n in missing if n.facts),
-        gpu=gpu_bytes(config),
+        gpu=max((stage.size for plan in plans.values() for stage in plan.stages), default=0),
+        gpu_plans=plans,
         usd=images * used.usd_per_image + _llm_usd(config, tokens_in, tokens_out),
         sources={"yield": used.source, "time": _time_source(config, figures)},
     )

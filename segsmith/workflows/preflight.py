@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from segsmith.config import Config, api_key
+from segsmith.config import Config, api_key, cache_dir
 from segsmith.errors import SegsmithError
+from segsmith.tools.gpu_plan import plan_gpu
+from segsmith.tools.machine import Machine, look
+from segsmith.tools.weights.catalogue import GB
+from segsmith.tools.weights.model_requirements import requirements_of
+from segsmith.tools.weights.store import find
 
 TRACING = ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING", "LANGCHAIN_TRACING_V2")
 """Environment variables with which LangGraph sends every step of a run to LangSmith."""
@@ -63,18 +68,57 @@ def check_images(config: Config) -> None:
         )
 
 
+def check_machine(config: Config, replaced: Collection[str] = (), machine: Machine | None = None) -> None:
+    """The checks that take no time, before anything is fetched: programs, keys, disk space, GPU memory.
+
+    `replaced` are parts of the `RunContext` that the config does not open. Raises `SegsmithError`.
+    """
+    from segsmith.tools.llm.vllm import vllm_command
+
+    machine = machine or look(cache_dir())
+    if config.llm.server == "vllm" and "chat" not in replaced:
+        vllm_command(config.llm)
+    if (
+        config.llm.server == "openai"
+        and config.llm.base_url is None
+        and not api_key()
+        and "chat" not in replaced
+    ):
+        raise SegsmithError(
+            "The hosted language model needs a key.",
+            "Set OPENAI_API_KEY, or set llm.base_url to your own server.",
+        )
+    if not {"chat", "backend"} & set(replaced):
+        _check_gpu(config, machine)
+    missing = sum(need.facts.size for need in requirements_of(config) if need.facts and find(need) is None)
+    if not config.offline and missing > machine.free_disk:
+        raise SegsmithError(
+            f"{missing / GB:.0f} GB of models must be fetched, and {machine.free_disk / GB:.0f} GB of disk are free.",
+            "Free space, or set SEGSMITH_CACHE and HF_HOME to another disk.",
+        )
+
+
+def _check_gpu(config: Config, machine: Machine) -> None:
+    card = next(iter(machine.gpus), None)
+    if card is None:
+        return
+    plan = plan_gpu(config, card.total, card.free)
+    if plan.problem:
+        raise SegsmithError(plan.problem, plan.remedy)
+
+
 def check_models(config: Config, *, ask_llm: bool = True, replaced: Collection[str] = ()) -> None:
-    """Fetch missing model files, load every model once and release it, and build the segmenter once.
+    """Fetch missing model files, check each model in main memory, and build the segmenter once; the GPU is not used.
 
     A missing or broken model is thus reported before the run folder is touched. No server is started. A server named
     by its URL is asked only with `ask_llm`, because a run that has all its prompts needs none. The models behind
     the `replaced` parts of the `RunContext` are not checked. Raises `SegsmithError` that names what to type.
     """
+    from segsmith.devices import choose_device
     from segsmith.segmentation.network import build_segmenter
     from segsmith.tools.llm.chat import check_llm
     from segsmith.tools.vision.clip import OpenClipEncoder
-    from segsmith.tools.vision.sam import SamSegmenter
-    from segsmith.tools.weights.model_requirements import requirements_of
+    from segsmith.tools.vision.sam import check_sam
     from segsmith.tools.weights.store import require
 
     unused = {role for part, role in (("chat", "llm"), ("backend", "images")) if part in replaced}
@@ -83,8 +127,8 @@ def check_models(config: Config, *, ask_llm: bool = True, replaced: Collection[s
         check_images(config)
     if "llm" not in unused and (ask_llm or config.llm.server != "openai"):
         check_llm(config.llm, api_key())
-    compute = config.compute
-    encoder = OpenClipEncoder.load(config.judge.clip, compute.device, compute.precision)
+    choose_device(config.compute.device)
+    encoder = OpenClipEncoder.load(config.judge.clip, "cpu")
     build_segmenter(config.trainer, len(config.classes), encoder.tower)
     if config.labeler.vit != "judge":
         from segsmith.tools.vision.vit import TimmPatchClassifier
@@ -92,4 +136,4 @@ def check_models(config: Config, *, ask_llm: bool = True, replaced: Collection[s
         spec = config.labeler.vit
         TimmPatchClassifier.from_timm(spec, 1, config.labeler, 0, pretrained=":" not in spec, device="cpu")
     if config.labeler.use_sam:
-        SamSegmenter.load(config.labeler.sam, compute.device, compute.precision)
+        check_sam(config.labeler.sam)

@@ -94,8 +94,13 @@ def resolve(
                 "Leave preset out.",
             )
         return merged_config(config, changes, "settings"), Choice(config.preset, "")
-    choice = pick(preset, offline=bool(changes.get("offline")), run=run)
     file = None if config is None else Path(config)
+    choice = pick(
+        preset,
+        offline=bool(changes.get("offline")),
+        run=run,
+        configs=lambda name: load_config(preset=name, file=file, flags=changes),
+    )
     return load_config(preset=choice.preset, file=file, flags=changes), choice
 
 

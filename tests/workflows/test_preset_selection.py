@@ -27,8 +27,8 @@ def world(monkeypatch):
             return self.online
 
     world = World()
-    monkeypatch.setattr(auto, "present", lambda preset: preset in world.here)
-    monkeypatch.setattr(auto, "installed", lambda package: world.vllm)
+    monkeypatch.setattr(auto, "present", lambda config: config.preset in world.here)
+    monkeypatch.setattr(auto, "vllm_problem", lambda llm: "" if world.vllm else "vLLM is not installed")
     return world
 
 

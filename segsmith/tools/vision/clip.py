@@ -62,9 +62,11 @@ class OpenClipEncoder:
         device: str = "cpu",
         precision: str = "auto",
         batch_size: int | None = None,
+        parked: bool = False,
     ) -> None:
+        """With `parked` the weights stay in main memory until the first image (see `release`)."""
         # Convolutions on a CPU are nearly twice as fast with channels last and batches that fit its cache.
-        self.model = model.to(device).eval()
+        self.model = (model if parked else model.to(device)).eval()
         self.model.visual.to(memory_format=torch.channels_last)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
@@ -84,7 +86,9 @@ class OpenClipEncoder:
         self.dim = int(self.embed_texts(["a photo"]).shape[1])
 
     @classmethod
-    def load(cls, spec: str, device: str = "auto", precision: str = "auto") -> OpenClipEncoder:
+    def load(
+        cls, spec: str, device: str = "auto", precision: str = "auto", *, parked: bool = False
+    ) -> OpenClipEncoder:
         """Load the model `spec` onto `device` (see `choose_device`), with `precision` as in `choose_dtype`.
 
         `spec` is "mini" (the packaged checkpoint), a folder with ``open_clip_config.json`` and weights,
@@ -100,7 +104,7 @@ class OpenClipEncoder:
                 # Whatever the configuration or the tokenizer's own files ask for, no code of theirs is run.
                 options = {"trust_remote_code": False}
             model, preprocess = open_clip.create_model_from_pretrained(
-                model_name, pretrained=weights, device=device, weights_only=True
+                model_name, pretrained=weights, device="cpu" if parked else device, weights_only=True
             )
             tokenizer = open_clip.get_tokenizer(model_name, **options)
         except READ_ERRORS as error:
@@ -109,7 +113,7 @@ class OpenClipEncoder:
                 "Use 'mini', a folder with open_clip_config.json and its weights, or name:file "
                 "with weights that fit the name.",
             ) from error
-        return cls(model, preprocess, tokenizer, name=spec, device=device, precision=precision)
+        return cls(model, preprocess, tokenizer, name=spec, device=device, precision=precision, parked=parked)
 
     def release(self) -> None:
         """Move the weights to main memory. Texts are embedded there; the next images bring the weights back."""

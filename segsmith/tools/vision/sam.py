@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -263,6 +264,19 @@ _REMEDY = (
 )
 
 
+def check_sam(spec: str) -> None:
+    """Check that a checkpoint is complete and fits its model, without reading the weights of an official file.
+
+    Raises `SegsmithError` as `SamSegmenter.load` does.
+    """
+    path = MINI if spec == "mini" else sam_file(spec) or Path(spec).expanduser()
+    if not path.is_file() or not zipfile.is_zipfile(path):  # small, missing, truncated, or of an old format
+        SamSegmenter.load(spec, "cpu")
+        return
+    with torch.device("meta"):
+        _load_official(path, map_location="meta", mmap=True)
+
+
 def _load_folder(folder: Path) -> Sam:
     try:
         values: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
@@ -278,9 +292,9 @@ def _load_folder(folder: Path) -> Sam:
     return _fill(sam, state, folder)
 
 
-def _load_official(path: Path) -> Sam:
+def _load_official(path: Path, map_location: str = "cpu", mmap: bool = False) -> Sam:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
         width = int(state["image_encoder.pos_embed"].shape[-1])
     except pickle.UnpicklingError:
         # torch's message is not shown, because it explains how to run arbitrary code from the file.
