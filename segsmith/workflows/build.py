@@ -163,7 +163,7 @@ def run_with_display(
     """Check, fetch models and build, with every event on `display`; the figures are kept for `plan`."""
     for warning in (*check_classes(config), *check_tracing(config)):
         display.show(Notice(warning, warning=True))
-    check_machine(config, tuple(parts or ()))
+    check_machine(config, tuple(parts or ()), ask_llm=not RunFolder(out).config.exists())
     fetch_missing(config, display.show)
 
     def in_the_foreground(pause: Any) -> bool | None:

@@ -131,7 +131,7 @@ def memory_bytes(config: Config, *, gpu: bool) -> int:
 
 def _memory(config: Config, machine: Machine) -> Line:
     needed = memory_bytes(config, gpu=bool(machine.gpus))
-    found = f"{machine.memory / GB:.0f} GB, {machine.cores} cores, {needed / GB:.0f} GB needed"
+    found = f"{machine.memory / GB:.0f} GB, {machine.cores} cores, {-(-needed // GB)} GB needed"
     if machine.memory >= needed:
         return Line("memory", True, found)
     return Line("memory", False, found, "Use a machine with more memory, or smaller models (docs/models.md).")

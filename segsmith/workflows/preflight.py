@@ -68,22 +68,25 @@ def check_images(config: Config) -> None:
         )
 
 
-def check_machine(config: Config, replaced: Collection[str] = (), machine: Machine | None = None) -> None:
+def check_machine(
+    config: Config,
+    replaced: Collection[str] = (),
+    machine: Machine | None = None,
+    *,
+    ask_llm: bool = True,
+) -> None:
     """The checks that take no time, before anything is fetched: programs, keys, disk space, GPU memory.
 
-    `replaced` are parts of the `RunContext` that the config does not open. Raises `SegsmithError`.
+    `replaced` are parts of the `RunContext` that the config does not open. A key is required only with `ask_llm`.
+    Raises `SegsmithError`.
     """
     from segsmith.tools.llm.vllm import vllm_command
 
     machine = machine or look(cache_dir())
     if config.llm.server == "vllm" and "chat" not in replaced:
         vllm_command(config.llm)
-    if (
-        config.llm.server == "openai"
-        and config.llm.base_url is None
-        and not api_key()
-        and "chat" not in replaced
-    ):
+    hosted = config.llm.server == "openai" and config.llm.base_url is None and ask_llm
+    if hosted and not api_key() and "chat" not in replaced:
         raise SegsmithError(
             "The hosted language model needs a key.",
             "Set OPENAI_API_KEY, or set llm.base_url to your own server.",

@@ -106,8 +106,8 @@ CATALOGUE: Mapping[str, ModelFacts] = {
         int(6.94 * GB),
         int(9.0 * GB),
         RAIL_TERMS,
-        seconds_per_image=33.0,
-        seconds_source="SDXL with CPU offload on a 24 GB L4, datadreamer PR 36",
+        seconds_per_image=11.0,
+        seconds_source="a third of 33 s with CPU offload on a 24 GB L4 (datadreamer PR 36), which that card does not need",
     ),
     "gpt-4o-mini": ModelFacts("OpenAI terms of service", 0),
     "gpt-image-2": ModelFacts(
