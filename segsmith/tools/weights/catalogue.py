@@ -107,7 +107,7 @@ CATALOGUE: Mapping[str, ModelFacts] = {
         int(9.0 * GB),
         RAIL_TERMS,
         seconds_per_image=11.0,
-        seconds_source="a third of 33 s with CPU offload on a 24 GB L4 (datadreamer PR 36), which that card does not need",
+        seconds_source="a third of the 33 s with CPU offload on a 24 GB L4 (datadreamer PR 36)",
     ),
     "gpt-4o-mini": ModelFacts("OpenAI terms of service", 0),
     "gpt-image-2": ModelFacts(
