@@ -34,6 +34,8 @@ PRESETS = ("sim", "cpu", "gpu", "hosted")
 MAX_CLASS_NAME = 60
 MAX_CLASSES = 254
 """A mask is uint8: 0 is background and 255 is unknown."""
+MAX_QUOTA = 1_000_000
+"""Accepted images of a class; datasets above that need several runs."""
 LARGEST_SEED = 2**63 - 1
 LONGEST_SHOWN = 60
 """Characters of a key or value that an error message shows."""
@@ -127,7 +129,11 @@ class LLMConfig(Section):
 class PromptsConfig(Section):
     """The prompt agent (SynthSeg-Agents: self-refinement and memory; IAA: rationality score)."""
 
-    batch: int = Field(6, ge=1, description="prompts written for a class in one round (ours)")
+    batch: int = Field(
+        6,
+        ge=1,
+        description="prompts of a class in its first round; later rounds grow with what it lacks (ours)",
+    )
     max_refines: int = Field(2, ge=0, description="refinements before a prompt is dropped (ours)")
     novelty_delta: float = Field(
         0.95,
@@ -474,7 +480,10 @@ class BudgetConfig(Section):
         description="US dollars spent on hosted models after which no prompts are written or images drawn",
     )
     max_rounds: int = Field(
-        40, ge=1, description="maximum number of rounds of writing, drawing and judging (ours)"
+        1000,
+        ge=1,
+        description="a guard against endless loops: maximum number of rounds. Rounds grow with what a class lacks; "
+        "a quota of a million takes fewer than 40 (ours)",
     )
     patience: int = Field(
         4, ge=1, description="a class is abandoned after this many rounds without an accepted image (ours)"
@@ -509,8 +518,10 @@ class Config(BaseSettings):
 
     preset: str = Field("sim", description="the preset that the other settings started from")
     classes: tuple[str, ...] = Field((), description="class names, in the order of the mask indices, from 1")
-    per_class: int = Field(40, ge=1, description="target number of accepted images of each class")
-    quotas: dict[str, Annotated[int, Field(ge=0)]] = Field(
+    per_class: int = Field(
+        40, ge=1, le=MAX_QUOTA, description="target number of accepted images of each class"
+    )
+    quotas: dict[str, Annotated[int, Field(ge=0, le=MAX_QUOTA)]] = Field(
         default_factory=dict, description="class -> target number of accepted images, in place of per_class"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of all random choices of the run")

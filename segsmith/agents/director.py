@@ -15,8 +15,14 @@ Reason = Literal["need_prompts", "draw", "quota_met", "stalled", "budget_spent",
 
 PRIOR_ACCEPTED, PRIOR_JUDGED = 3.0, 5.0
 """Prior of a class's yield: 3 of 5 images accepted, with the weight of five judged images (ours)."""
-SPARE = 1.25
-"""Factor on the expected number of images, since a spare image is cheaper than another round (ours)."""
+CONFIDENCE = 1.28
+"""Standard deviations of spare images: a class gets what it lacks with probability 0.9, since spare images are
+cheaper than another round (ours)."""
+GROWTH = 2
+"""A round may draw up to this many times the prompts that a class has drawn before (ours).
+
+So the number of rounds grows with the logarithm of the quota, and the yield is measured on few images first.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,9 @@ def plan_round(
 ) -> Plan:
     """Decide the next round from each class's progress and the admitted prompts still `waiting` to be drawn.
 
-    Classes that have their quota, or were idle for `budget.patience` rounds, are left out. Each other class gets
-    slightly more prompts than its measured yield calls for, at most `prompts.batch` per round, and prompts for the
-    next round are written while this round's are drawn.
+    Classes that have their quota, or were idle for `budget.patience` rounds, are left out. Each other class gets the
+    prompts that its measured yield calls for, with spares (`prompts_wanted`), as far as its round may grow
+    (`round_limit`). Prompts for the next round are written while this round's are drawn.
     """
     missing = {c: config.wanted[c] - progress[c].tally.accepted for c in config.classes}
     missing = {c: n for c, n in missing.items() if n > 0}
@@ -100,20 +106,67 @@ def plan_round(
     if cap := cap_reached(config.budget, drawn, rounds_done, cost):
         return _stop("budget_spent", progress, missing, cap)
 
-    draw: list[str] = []
+    per_prompt = config.images.per_prompt
+    chosen: dict[str, list[str]] = {}
     write: dict[str, int] = {}
     for name in hopeful:
-        wanted = math.ceil(SPARE * missing[name] / progress[name].expected_yield / config.images.per_prompt)
-        now = list(waiting.get(name, ()))[: min(wanted, config.prompts.batch)]
-        draw += now
-        short = min(wanted - len(now), config.prompts.batch) - (len(waiting.get(name, ())) - len(now))
+        wanted = prompts_wanted(missing[name], progress[name].expected_yield, per_prompt)
+        there = list(waiting.get(name, ()))
+        now = there[: min(wanted, round_limit(config, progress[name]))]
+        chosen[name] = now
+        next_limit = round_limit(config, progress[name], drawing=len(now))
+        short = min(wanted - len(now), next_limit) - (len(there) - len(now))
         if short > 0:
             write[name] = short
+    draw = _interleaved(list(chosen.values()))
     if left < math.inf:
-        draw = draw[: max(1, int(left) // config.images.per_prompt)]
+        draw = draw[: max(1, int(left) // per_prompt)]
     if draw:
         return Plan("draw", draw=tuple(draw), write=write)
     return Plan("need_prompts", write=write)
+
+
+def prompts_wanted(missing: int, expected_yield: float, per_prompt: int) -> int:
+    """Prompts whose images contain `missing` accepted ones with probability 0.9.
+
+    A normal approximation in which all images of a prompt succeed or fail together, the least favourable case.
+    """
+    deviation = CONFIDENCE * math.sqrt(per_prompt * expected_yield * (1 - expected_yield))
+    root = (deviation + math.sqrt(deviation**2 + 4 * expected_yield * missing)) / (2 * expected_yield)
+    return math.ceil(root**2 / per_prompt)
+
+
+def round_limit(config: Config, progress: ClassProgress, drawing: int = 0) -> int:
+    """Maximum number of prompts that a class draws in its next round.
+
+    `drawing` is the number of its prompts that are about to be drawn before that round. A class without success in
+    its last round goes back to `prompts.batch`.
+    """
+    if progress.idle_rounds:
+        return config.prompts.batch
+    drawn = progress.tally.drawn // config.images.per_prompt + drawing
+    return max(config.prompts.batch, GROWTH * drawn)
+
+
+def rounds_needed(config: Config, expected_yield: float) -> int:
+    """Rounds that the largest quota takes at a yield, in (0, 1]; the last one may have to be repeated."""
+    drawn = accepted = 0.0
+    rounds, quota = 0, max(config.wanted.values(), default=0)
+    while accepted < quota:
+        tally = ClassTally(drawn=int(drawn), judged=int(drawn), accepted=int(accepted))
+        wanted = prompts_wanted(math.ceil(quota - accepted), expected_yield, config.images.per_prompt)
+        drawn += config.images.per_prompt * min(wanted, round_limit(config, ClassProgress(tally)))
+        accepted = drawn * expected_yield
+        rounds += 1
+    return rounds
+
+
+def _interleaved(groups: Sequence[Sequence[str]]) -> list[str]:
+    """The items of all groups, each group spread evenly, so that a cap within a round leaves no class behind."""
+    placed = [
+        ((i + 0.5) / len(group), g, item) for g, group in enumerate(groups) for i, item in enumerate(group)
+    ]
+    return [item for _, _, item in sorted(placed, key=lambda place: place[:2])]
 
 
 def _stop(

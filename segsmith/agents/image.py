@@ -108,14 +108,10 @@ class ImageAgent:
 
     def waiting(self) -> dict[str, list[str]]:
         """Class -> admitted prompts with images left to draw, oldest first, without those a reviewer rejected."""
-        done = Counter(row.prompt_id for row in self._ledger.images())
-        done.update(row.prompt_id for row in self._ledger.undrawn())
         rejected = self._rejected_prompts()
-        waiting: dict[str, list[str]] = {}
-        for prompt in self._ledger.prompts("admitted"):
-            if done[prompt.id] < self._config.per_prompt and prompt.id not in rejected:
-                waiting.setdefault(prompt.class_name, []).append(prompt.id)
-        return waiting
+        waiting = self._ledger.waiting(self._config.per_prompt)
+        left = {name: [i for i in ids if i not in rejected] for name, ids in waiting.items()}
+        return {name: ids for name, ids in left.items() if ids}
 
     def affordable(self) -> float:
         """Number of images that the rest of the budget pays for; infinite without a price or a cap."""
@@ -146,9 +142,9 @@ class ImageAgent:
         images drawn by then are stored. Raises `Cancelled`, or `SegsmithError` when memory is too small for one
         image.
         """
-        there = {row.id for row in self._ledger.images()} | {row.id for row in self._ledger.undrawn()}
         rejected = self._rejected_prompts()
         wanted = [prompt for prompt in prompts if prompt.id not in rejected]
+        there = self._ledger.requested([prompt.id for prompt in wanted])
         todo = [task for prompt in wanted for task in self._tasks(prompt) if task.id not in there][:limit]
         total, position = len(todo), 0
         good: dict[str, set[str]] = {}

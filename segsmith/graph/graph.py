@@ -30,17 +30,31 @@ from segsmith.types import ClassTally
 
 Context = Runtime[RunContext]
 
+WRITTEN_TOGETHER = 64
+"""Prompts of a class that are written, checked and stored together; the state holds their drafts."""
+ATTEMPTS = 2
+"""Prompts proposed for each one that is wanted, at most: drafts that are dropped are replaced."""
+
 
 # -- the prompt agent's sub-graph: one class, fanned out with Send ---------------------------------
 
 
 def propose(state: PromptState, runtime: Context) -> dict[str, Any]:
-    """Rewrite the prompts the judge sent back, then ask for new ones."""
+    """Rewrite the prompts the judge sent back, then ask for new ones; at most `WRITTEN_TOGETHER` at a time."""
     runtime.context.enter(GpuStage.WRITE, asks=True)
     agent = runtime.context.prompt_agent
-    rewritten = agent.refine(agent.returned(state.get("returned", [])))[: state["wanted"]]
-    fresh = agent.propose(state["class_name"], state["wanted"] - len(rewritten), state["round"])
-    return {"drafts": _stored([*rewritten, *fresh]), "refines": 0, "admitted": 0}
+    first, admitted = state.get("proposed", 0), state.get("admitted", 0)
+    wanted = min(WRITTEN_TOGETHER, state["wanted"] - admitted)
+    returned = [] if first else state.get("returned", [])[:wanted]
+    rewritten = agent.refine(agent.returned(returned))
+    fresh = agent.propose(state["class_name"], wanted - len(rewritten), state["round"], first)
+    return {
+        "drafts": _stored([*rewritten, *fresh]),
+        "refines": 0,
+        "admitted": admitted,
+        "admitted_before": admitted,
+        "proposed": first + wanted,
+    }
 
 
 def critique(state: PromptState, runtime: Context) -> dict[str, Any]:
@@ -76,16 +90,25 @@ def _stored(drafts: Sequence[Draft]) -> list[dict[str, Any]]:
     return [draft.to_state() for draft in drafts]
 
 
-def route_drafts(state: PromptState, runtime: Context) -> Literal["all_admitted", "rejected", "hopeless"]:
-    """After `admit`: whether drafts are left, and whether they may be refined once more."""
+def route_drafts(
+    state: PromptState, runtime: Context
+) -> Literal["rejected", "hopeless", "more_wanted", "all_written"]:
+    """After `admit`: whether drafts are left and may be refined once more; if not, whether to write further ones."""
     if not state["drafts"]:
-        return "all_admitted"
+        return route_written(state)
     rounds = runtime.context.config.prompts.max_refines
     return "rejected" if state["refines"] < rounds else "hopeless"
 
 
+def route_written(state: PromptState) -> Literal["more_wanted", "all_written"]:
+    """Whether prompts are missing, and the last attempts give hope for more."""
+    admitted, tried = state["admitted"], state.get("proposed", state["wanted"])
+    hope = admitted > state.get("admitted_before", 0) and tried < ATTEMPTS * state["wanted"]
+    return "more_wanted" if hope and admitted < state["wanted"] else "all_written"
+
+
 def build_prompt_graph() -> Any:
-    """propose -> critique -> admit -> (refine -> critique ... | drop)."""
+    """propose -> critique -> admit -> (refine -> critique ... | drop), again until all that is wanted is written."""
     graph = StateGraph(PromptState, context_schema=RunContext, output_schema=PromptResult)
     for node in (propose, critique, admit, refine, drop):
         graph.add_node(node)
@@ -93,10 +116,12 @@ def build_prompt_graph() -> Any:
     graph.add_edge("propose", "critique")
     graph.add_edge("critique", "admit")
     graph.add_conditional_edges(
-        "admit", route_drafts, {"all_admitted": END, "rejected": "refine", "hopeless": "drop"}
+        "admit",
+        route_drafts,
+        {"all_written": END, "more_wanted": "propose", "rejected": "refine", "hopeless": "drop"},
     )
     graph.add_edge("refine", "critique")
-    graph.add_edge("drop", END)
+    graph.add_conditional_edges("drop", route_written, {"all_written": END, "more_wanted": "propose"})
     return graph.compile()
 
 
@@ -157,7 +182,7 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     context, emit = runtime.context, get_stream_writer()
     context.enter(GpuStage.DRAW, asks=bool(state["write"]))
     limit = context.config.budget.max_images
-    left = None if limit is None else max(0, limit - len(context.ledger.images()))
+    left = None if limit is None else max(0, limit - context.ledger.drawn)
     prompts = [context.ledger.prompt(p) for p in state["draw"]]
     started = time.monotonic()
     done = 0
@@ -193,14 +218,13 @@ class _CapReached(Exception):
 
 
 def judge(state: RunState, runtime: Context) -> dict[str, Any]:
-    """Measure what is not measured yet, decide about all images, and return failed prompts to the prompt agent."""
+    """Measure the new images, decide about them, and return failed prompts to the prompt agent."""
     context, emit = runtime.context, get_stream_writer()
     context.enter(GpuStage.JUDGE)
     context.judge_agent.judge()
     asked = {context.ledger.prompt(p).class_name for p in state["draw"]}
     # By round, not by a count before and after, because a node that runs twice must return the same.
-    new = [i for i in context.ledger.accepted() if i.round == state.get("round", 0)]
-    gained = {context.ledger.prompt(image.prompt_id).class_name for image in new}
+    gained = context.ledger.gained(state.get("round", 0))
     idle = dict(state.get("idle", {}))
     for name in asked:
         idle[name] = 0 if name in gained else idle.get(name, 0) + 1

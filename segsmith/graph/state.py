@@ -45,6 +45,10 @@ class PromptState(TypedDict, total=False):
     refines: int
     """Number of refinements so far, at most `prompts.max_refines`."""
 
+    proposed: int
+    """Number of prompts asked for so far, those that were dropped included."""
+    admitted_before: int
+    """`admitted` when the drafts being worked on were proposed."""
     admitted: int
     """Number of prompts admitted. The only field that is returned; the prompts themselves are in the ledger."""
 

@@ -19,6 +19,13 @@ from typing import Any, Generic, Literal, TypeVar, overload
 from segsmith.memory.schema import open_ledger, open_ledger_read_only
 from segsmith.types import ClassTally, Evaluation
 
+EVIDENCE = """
+SELECT e.image_id, i.prompt_id, p.class_name, p.classes, e.cosines, e.sharpness, e.blank, e.duplicate_cosine,
+       e.text_shares, COALESCE(l.scores, '{}'), e.rowid
+FROM evidence e JOIN images i ON i.id=e.image_id JOIN prompts p ON p.id=i.prompt_id
+LEFT JOIN labels l ON l.image_id=e.image_id AND l.source='real'"""
+MOST_VARIABLES = 10_000
+"""Values compared in one statement; SQLite allows about 32,000."""
 COUNT_TRANSACTION = """
 INSERT INTO meta VALUES ('sequence', '1')
 ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1
@@ -203,6 +210,40 @@ class DatasetInputs:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What the verdicts in the ledger follow from."""
+
+    centre: tuple[float, ...]
+    """Subtracted from the cosines of an image; () where there were too few images."""
+    thresholds: Mapping[str, float]
+    """Class -> probability that an image must reach."""
+    like_real: Mapping[str, float]
+    """Class -> probability by the classifier trained on real images that an image must reach."""
+    sharpness: float
+    """Median over images."""
+    settings: str = ""
+    """The judge's settings and the quotas, as JSON."""
+    measured: int = 0
+    """Images with evidence rows up to this one have a verdict."""
+    decisions: int = 0
+    """Reviewer's decisions up to this one are in the verdicts."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """An image that passed the judge's tests of single images."""
+
+    image_id: str
+    prompt_id: str
+    probability: float
+    """Of the prompt's class."""
+    order: int
+    """Grows in the order of measuring."""
+    reason: str = ""
+    """That of its verdict so far; "" for none."""
+
+
+@dataclass(frozen=True)
 class ReviewMarks:
     """What a reviewer has looked at, and what they leave to the agents."""
 
@@ -290,6 +331,10 @@ def _stored_inputs(inputs: DatasetInputs | None) -> Any:
     return {"verdict": inputs.accepted, "label": inputs.labels, "mask": inputs.masked}
 
 
+def _judgement(stored: Any) -> Judgement | None:
+    return None if stored is None else Judgement(**{**stored, "centre": tuple(stored["centre"])})
+
+
 def _marks(stored: Any) -> ReviewMarks:
     stored = stored or {}
     return ReviewMarks(stored.get("seen", {}), tuple(stored.get("auto", ())))
@@ -308,6 +353,10 @@ class Ledger:
     summary = _Meta("summary", _summary, asdict)
     thresholds: _Meta[Mapping[str, float]] = _Meta("thresholds", _mapping)
     """Class -> probability that an image must reach, of the last judgement."""
+    judgement: _Meta[Judgement | None] = _Meta(
+        "judgement", _judgement, lambda value: None if value is None else asdict(value)
+    )
+    """None before the first judgement, and where images were removed since the last one."""
     logit_scale = _Meta("logit_scale", lambda stored: float(stored or 1.0))
     """CLIP's logit scale, by which the judge multiplies cosines."""
     region_centre: _Meta[list[float] | None] = _Meta("region_centre", lambda stored: stored)
@@ -384,6 +433,14 @@ class Ledger:
     def add_verdicts(self, rows: Iterable[VerdictRow]) -> None:
         self._upsert("verdicts", [(r.image_id, int(r.accepted), r.reason, _dump(r.scores)) for r in rows])
 
+    def set_reasons(self, reasons: Mapping[str, tuple[bool, str]]) -> None:
+        """Image id -> (accepted, reason) of verdicts that change and keep their numbers."""
+        with self.transaction():
+            self._db.executemany(
+                "UPDATE verdicts SET accepted=?, reason=? WHERE image_id=?",
+                [(int(accepted), reason, image_id) for image_id, (accepted, reason) in reasons.items()],
+            )
+
     def add_evidence(self, rows: Iterable[Evidence]) -> None:
         """Store what was measured of images; the rest of an `Evidence` is read from their prompts and labels."""
         self._upsert(
@@ -419,6 +476,7 @@ class Ledger:
         with self.transaction():
             for table, column in reversed(of_image):
                 self._db.executemany(f"DELETE FROM {table} WHERE {column}=?", keys)
+            self._db.execute("DELETE FROM meta WHERE key='judgement'")
 
     def forget_masks(self, ids: Iterable[str]) -> None:
         """Delete masks, so that they are made again."""
@@ -537,33 +595,132 @@ class Ledger:
         rows = self._all("SELECT * FROM verdicts ORDER BY rowid")
         return {r[0]: VerdictRow(r[0], bool(r[1]), r[2], json.loads(r[3])) for r in rows}
 
-    def evidence(self) -> dict[str, Evidence]:
-        """Image id -> what was measured of it, in the order of drawing, without the signatures."""
-        rows = self._all(
-            """SELECT e.image_id, i.prompt_id, p.class_name, p.classes, e.cosines, e.sharpness, e.blank,
-                      e.duplicate_cosine, e.text_shares, COALESCE(l.scores, '{}')
-               FROM evidence e JOIN images i ON i.id=e.image_id JOIN prompts p ON p.id=i.prompt_id
-               LEFT JOIN labels l ON l.image_id=e.image_id AND l.source='real' ORDER BY i.rowid"""
-        )
+    def evidence(self, ids: Sequence[str] | None = None) -> dict[str, Evidence]:
+        """Image id -> what was measured of it, in the order of drawing, without signatures; of some ids or all."""
+        if ids is None:
+            rows = self._all(f"{EVIDENCE} ORDER BY i.rowid")
+        else:
+            rows = [
+                row
+                for part in _parts(ids)
+                for row in self._all(_among(f"{EVIDENCE} WHERE i.id", part), *part)
+            ]
+        return {row[0]: _evidence(row) for row in rows}
+
+    def evidence_after(self, row: int, limit: int) -> list[tuple[int, Evidence]]:
+        """Up to `limit` measurements in the order of measuring, each with its row number, after row number `row`."""
+        rows = self._all(f"{EVIDENCE} WHERE e.rowid > ? ORDER BY e.rowid LIMIT ?", row, limit)
+        return [(row[10], _evidence(row)) for row in rows]
+
+    def evidence_sample(self, size: int) -> list[Evidence]:
+        """The measured images with the least ids.
+
+        Ids are hashes, so this is a random sample, and it depends only on which images were measured.
+        """
+        return [_evidence(row) for row in self._all(f"{EVIDENCE} ORDER BY e.image_id LIMIT ?", size)]
+
+    def signatures(self, rows: Sequence[int]) -> dict[int, bytes]:
+        """Row number of evidence -> signature."""
         return {
-            r[0]: Evidence(
-                image_id=r[0],
-                prompt_id=r[1],
-                target=r[2],
-                asked=tuple(json.loads(r[3])),
-                cosines=tuple(json.loads(r[4])),
-                sharpness=r[5],
-                blank=bool(r[6]),
-                duplicate_cosine=r[7],
-                text_shares=tuple(json.loads(r[8])),
-                real=json.loads(r[9]),
+            row: data
+            for part in _parts(rows)
+            for row, data in self._all(
+                _among("SELECT rowid, signature FROM evidence WHERE rowid", part), *part
             )
-            for r in rows
         }
 
-    def signatures(self) -> list[bytes]:
-        """The signatures of all measured images, in the order of measuring."""
-        return [row[0] for row in self._all("SELECT signature FROM evidence ORDER BY rowid")]
+    def measured_rows(self, after: int = 0) -> list[tuple[int, str]]:
+        """(Row number, image id) of the measured images in the order of measuring, after row number `after`."""
+        return self._all("SELECT rowid, image_id FROM evidence WHERE rowid > ? ORDER BY rowid", after)
+
+    def passed(self, class_name: str) -> list[Passed]:
+        """The images of a class whose verdict says that they passed the tests of single images."""
+        rows = self._all(
+            """SELECT v.image_id, i.prompt_id, v.scores, e.rowid, v.reason
+               FROM prompt_counts c JOIN images i ON i.prompt_id=c.prompt_id JOIN verdicts v ON v.image_id=i.id
+               JOIN evidence e ON e.image_id=i.id
+               WHERE c.class_name=? AND c.judged > 0 AND v.reason IN ('ok', 'beyond_top_k', 'surplus')""",
+            class_name,
+        )
+        return [Passed(r[0], r[1], json.loads(r[2])["probability"], r[3], r[4]) for r in rows]
+
+    def judged_prompts(self, ids: Sequence[str]) -> set[str]:
+        """Those of these prompts that have an image with a verdict."""
+        sql = "SELECT prompt_id FROM prompt_counts WHERE judged > 0 AND prompt_id"
+        return {row[0] for part in _parts(ids) for row in self._all(_among(sql, part), *part)}
+
+    def outcomes(self, prompt_ids: Sequence[str]) -> dict[str, set[str]]:
+        """Prompt id -> reasons of its images' verdicts ("undecided" without one) and of its unfinished images."""
+        found: dict[str, set[str]] = {}
+        for part in _parts(prompt_ids):
+            for sql in (
+                "SELECT i.prompt_id, COALESCE(v.reason, 'undecided') FROM images i "
+                "LEFT JOIN verdicts v ON v.image_id=i.id WHERE i.prompt_id",
+                "SELECT prompt_id, reason FROM undrawn WHERE prompt_id",
+            ):
+                for prompt_id, reason in self._all(_among(sql, part), *part):
+                    found.setdefault(prompt_id, set()).add(reason)
+        return found
+
+    def waiting(self, per_prompt: int) -> dict[str, list[str]]:
+        """Class -> admitted prompts with fewer than `per_prompt` images and unfinished images, oldest first."""
+        rows = self._all(
+            """SELECT class_name, prompt_id FROM prompt_counts
+               WHERE admitted AND drawn + undrawn < ? ORDER BY rowid""",
+            per_prompt,
+        )
+        waiting: dict[str, list[str]] = {}
+        for class_name, prompt_id in rows:
+            waiting.setdefault(class_name, []).append(prompt_id)
+        return waiting
+
+    def requested(self, prompt_ids: Sequence[str]) -> set[str]:
+        """Ids of these prompts' images, drawn or not finished."""
+        return {
+            row[0]
+            for part in _parts(prompt_ids)
+            for table in ("images", "undrawn")
+            for row in self._all(_among(f"SELECT id FROM {table} WHERE prompt_id", part), *part)
+        }
+
+    def gained(self, round: int) -> set[str]:
+        """Classes with an accepted image of this round."""
+        rows = self._all(
+            """SELECT DISTINCT p.class_name FROM images i JOIN verdicts v ON v.image_id=i.id
+               JOIN prompts p ON p.id=i.prompt_id WHERE i.round=? AND v.accepted""",
+            round,
+        )
+        return {row[0] for row in rows}
+
+    def yields(self, class_name: str, round: int) -> dict[str, tuple[int, int]]:
+        """Prompt id -> (images judged, accepted), of the prompts of a class that were drawn in this round."""
+        rows = self._all(
+            """SELECT DISTINCT c.prompt_id, c.judged, c.accepted FROM images i
+               JOIN prompt_counts c ON c.prompt_id=i.prompt_id WHERE i.round=? AND c.class_name=?""",
+            round,
+            class_name,
+        )
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    def admitted_in(self, class_name: str, round: int) -> list[PromptRow]:
+        """Admitted prompts of a class that were written in this round."""
+        rows = self._all(
+            "SELECT * FROM prompts WHERE class_name=? AND round=? AND status='admitted' ORDER BY rowid",
+            class_name,
+            round,
+        )
+        return [_prompt(row) for row in rows]
+
+    @property
+    def drawn(self) -> int:
+        """Number of images drawn."""
+        row = self._one("SELECT COALESCE(SUM(drawn), 0) FROM class_counts")
+        return 0 if row is None else int(row[0])
+
+    def decisions_made(self, kind: DecisionKind) -> int:
+        """Number of the latest decision of this kind; 0 for none."""
+        row = self._one("SELECT COALESCE(MAX(id), 0) FROM decisions WHERE kind=?", kind)
+        return 0 if row is None else int(row[0])
 
     def measured_vectors(self, batch: int) -> Iterator[list[tuple[str, str, list[float], bytes]]]:
         """Batches of (image id, text of its prompt, cosines, signature), in the order of measuring."""
@@ -606,11 +763,8 @@ class Ledger:
 
     def usage(self) -> dict[str, UsageRow]:
         """Role -> the sum of its rows; `model` is the last one used."""
-        rows = self._all(
-            """SELECT role, model, SUM(calls), SUM(tokens_in), SUM(tokens_out), SUM(images), SUM(usd), MAX(id)
-               FROM usage GROUP BY role"""
-        )
-        return {row[0]: UsageRow(*row[:7]) for row in rows}
+        rows = self._all("SELECT role, model, calls, tokens_in, tokens_out, images, usd FROM usage_totals")
+        return {row[0]: UsageRow(*row) for row in rows}
 
     def models(self) -> dict[str, ModelRow]:
         """Role -> the model used for it."""
@@ -643,11 +797,8 @@ class Ledger:
     def tallies(self) -> dict[str, ClassTally]:
         """Class -> counts of admitted prompts and of their images; a class without such a prompt is left out."""
         rows = self._all(
-            """SELECT p.class_name, COUNT(DISTINCT p.id), COUNT(i.id), COUNT(v.image_id),
-                      COALESCE(SUM(v.accepted), 0)
-               FROM prompts p LEFT JOIN images i ON i.prompt_id=p.id
-               LEFT JOIN verdicts v ON v.image_id=i.id
-               WHERE p.status='admitted' GROUP BY p.class_name"""
+            """SELECT class_name, admitted, drawn, judged, accepted FROM class_counts
+               WHERE admitted ORDER BY class_name"""
         )
         return {row[0]: ClassTally(*row[1:]) for row in rows}
 
@@ -659,11 +810,14 @@ class Ledger:
         # Not INSERT OR REPLACE: that would move a row to the end, and order is part of the result.
         columns = [r[1] for r in self._all(f"PRAGMA table_info({table})")]
         keys = [r[1] for r in self._all(f"PRAGMA table_info({table})") if r[5]]
-        update = ", ".join(f"{c}=excluded.{c}" for c in columns if c not in keys)
+        others = [c for c in columns if c not in keys]
+        update = ", ".join(f"{c}=excluded.{c}" for c in others)
+        changed = " OR ".join(f"{table}.{c} IS NOT excluded.{c}" for c in others)
         marks = ", ".join("?" * len(columns))
         with self.transaction():
             self._db.executemany(
-                f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT({', '.join(keys)}) DO UPDATE SET {update}",
+                f"INSERT INTO {table} VALUES ({marks}) "
+                f"ON CONFLICT({', '.join(keys)}) DO UPDATE SET {update} WHERE {changed}",
                 rows,
             )
 
@@ -697,6 +851,29 @@ def _root(prompt_id: str, parents: Mapping[str, str | None]) -> str:
         seen.add(parent)
         prompt_id = parent
     return prompt_id
+
+
+def _parts(items: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    return (items[start : start + MOST_VARIABLES] for start in range(0, len(items), MOST_VARIABLES))
+
+
+def _among(sql: str, values: Sequence[Any]) -> str:
+    return f"{sql} IN ({', '.join('?' * len(values))})"
+
+
+def _evidence(row: tuple[Any, ...]) -> Evidence:
+    return Evidence(
+        image_id=row[0],
+        prompt_id=row[1],
+        target=row[2],
+        asked=tuple(json.loads(row[3])),
+        cosines=tuple(json.loads(row[4])),
+        sharpness=row[5],
+        blank=bool(row[6]),
+        duplicate_cosine=row[7],
+        text_shares=tuple(json.loads(row[8])),
+        real=json.loads(row[9]),
+    )
 
 
 def _dump(value: Any) -> str:

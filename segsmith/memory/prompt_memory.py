@@ -20,6 +20,8 @@ from segsmith.types import Vectors
 
 ATTRIBUTES = ("place", "light", "weather", "state", "companion", "viewpoint")
 PAIR = ("place", "light")
+SPARE = 16
+"""Further neighbours that a query asks for where some may have to be left out."""
 READ_BATCH = 4096
 """Prompts read in one query; SQLite limits the number of variables of a statement."""
 
@@ -58,15 +60,13 @@ class Seen:
     run_id: str
     round: int
 
-    def filter(self) -> dict[str, Any]:
-        """Chroma's ``where``: the own class, other runs and earlier rounds."""
-        return {
-            "$or": [
-                {"class": self.class_name},
-                {"run": {"$ne": self.run_id}},
-                {"round": {"$lt": self.round}},
-            ]
-        }
+    def allows(self, data: Mapping[str, Any]) -> bool:
+        """Whether a query may see the prompt with this metadata: of its class, another run or an earlier round."""
+        return bool(
+            data["class"] == self.class_name
+            or data["run"] != self.run_id
+            or int(str(data["round"])) < self.round
+        )
 
 
 def cells(attributes: Mapping[str, str]) -> list[Cell]:
@@ -75,6 +75,13 @@ def cells(attributes: Mapping[str, str]) -> list[Cell]:
     if all(attributes.get(name) for name in PAIR):
         visited.append(tuple(part for name in PAIR for part in (name, attributes[name])))
     return visited
+
+
+def _of_class(class_name: str, but_run: str) -> dict[str, Any]:
+    """Chroma's ``where``."""
+    if not but_run:
+        return {"class": class_name}
+    return {"$and": [{"class": class_name}, {"run": {"$ne": but_run}}]}
 
 
 def stored_vectors(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -188,24 +195,30 @@ class PromptMemory:
 
         `seen` leaves out what other classes of the same run were given in the same round.
         """
-        wanted = min(self.count(), count + len(but))
-        if not texts or not wanted:
+        total = self.count()
+        if not texts or not total:
             return [[] for _ in texts]
-        found = self._prompts.query(
-            query_embeddings=self._vectors(texts),
-            n_results=wanted,
-            include=["documents", "distances"],
-            where=None if seen is None else seen.filter(),
-        )
-        rows = zip(found["ids"], found["documents"] or [], found["distances"] or [], strict=True)
-        return [
-            [
-                Neighbour(text, id_, 1.0 - distance)
-                for id_, text, distance in zip(ids, documents, distances, strict=True)
-                if id_ not in but
-            ][:count]
-            for ids, documents, distances in rows
-        ]
+        vectors, excluded = self._vectors(texts), set(but)
+        found: list[list[Neighbour]] = [[] for _ in texts]
+        todo, asked = list(range(len(texts))), count + (SPARE if seen or but else 0)
+        while todo:
+            # Filtered here: Chroma's own filter reads the metadata of every prompt.
+            asked = min(asked, total)
+            near = self._prompts.query(
+                query_embeddings=vectors[todo],
+                n_results=asked,
+                include=["documents", "distances", "metadatas"],
+            )
+            rows = zip(near["ids"], near["documents"], near["distances"], near["metadatas"], strict=True)
+            for i, (ids, documents, distances, metadatas) in zip(todo, rows, strict=True):
+                found[i] = [
+                    Neighbour(text, id_, 1.0 - distance)
+                    for id_, text, distance, data in zip(ids, documents, distances, metadatas, strict=True)
+                    if id_ not in excluded and (seen is None or seen.allows(data))
+                ][:count]
+            todo = [i for i in todo if len(found[i]) < count] if asked < total else []
+            asked *= 4
+        return found
 
     def add(self, rows: Sequence[Remembered]) -> None:
         """Add or replace prompts; recorded yields are kept."""
@@ -229,27 +242,24 @@ class PromptMemory:
                 ],
             )
 
-    def holds(self, prompt_id: str) -> bool:
-        """Whether this prompt is remembered."""
-        return bool(self._prompts.get(ids=[prompt_id], include=[])["ids"])
+    def held(self, ids: Sequence[str]) -> set[str]:
+        """Those of these prompts that are remembered."""
+        return set(self._prompts.get(ids=list(ids), include=[])["ids"])
 
-    def visits(self, class_name: str, *, but_run: str = "", from_round: int = 0) -> Counter[Cell]:
-        """Number of visits of each cell by prompts of a class, over all runs.
-
-        Leaves out what run `but_run` added in round `from_round` or later, so that a round that is repeated after a
-        crash gets the same result.
-        """
-        found = self._prompts.get(where={"class": class_name}, include=["metadatas"])
+    def visits(self, class_name: str, *, but_run: str = "") -> Counter[Cell]:
+        """Number of visits of each cell by prompts of a class, over all runs but one; reads them all."""
+        found = self._prompts.get(where=_of_class(class_name, but_run), include=["metadatas"])
         counts: Counter[Cell] = Counter()
         for data in found["metadatas"] or []:
-            if but_run and data["run"] == but_run and int(str(data["round"])) >= from_round:
-                continue
             counts.update(cells({name: str(data[name]) for name in ATTRIBUTES}))
         return counts
 
-    def record_yield(self, prompt_id: str, drawn: int, accepted: int) -> None:
-        """Store the number of images drawn from a prompt and accepted. Unknown prompts are ignored."""
-        self._prompts.update(ids=[prompt_id], metadatas=[{"drawn": drawn, "accepted": accepted}])
+    def record_yields(self, yields: Mapping[str, tuple[int, int]]) -> None:
+        """Store prompt id -> (images drawn, accepted). Unknown prompts are ignored."""
+        self._prompts.update(
+            ids=list(yields),
+            metadatas=[{"drawn": drawn, "accepted": accepted} for drawn, accepted in yields.values()],
+        )
 
     def yields(self, class_name: str) -> dict[str, tuple[int, int]]:
         """Prompt id -> (drawn, accepted), for the prompts of a class that have a recorded yield."""

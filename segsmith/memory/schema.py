@@ -10,11 +10,11 @@ from shutil import copyfile
 
 from segsmith.errors import SegsmithError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
-MIGRATED = (2, 3)
+MIGRATED = (2, 3, 4)
 """Earlier schemas that are migrated when they are opened. Schema 3 added table evidence, schema 4 the hashes of masks
-and table pending_images."""
+and table pending_images, schema 5 the counters (prompt_counts, class_counts, usage_totals) and their triggers."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -121,7 +121,133 @@ CREATE TABLE IF NOT EXISTS guidance (
     wish TEXT NOT NULL,             -- JSON object: what the prompt agent makes of it
     active INTEGER NOT NULL         -- 0: withdrawn
 );
+CREATE TABLE IF NOT EXISTS prompt_counts (
+    prompt_id TEXT PRIMARY KEY,     -- counters that triggers keep, so that nothing has to count rows
+    class_name TEXT NOT NULL,
+    admitted INTEGER NOT NULL,      -- 1 if the prompt is admitted
+    drawn INTEGER NOT NULL,         -- images
+    undrawn INTEGER NOT NULL,
+    judged INTEGER NOT NULL,
+    accepted INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS class_counts (
+    class_name TEXT PRIMARY KEY,    -- sums of prompt_counts over the admitted prompts of a class
+    admitted INTEGER NOT NULL,
+    drawn INTEGER NOT NULL,
+    judged INTEGER NOT NULL,
+    accepted INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS usage_totals (
+    role TEXT PRIMARY KEY,          -- sums of table usage
+    model TEXT NOT NULL,            -- the last one used
+    calls INTEGER NOT NULL,
+    tokens_in INTEGER NOT NULL,
+    tokens_out INTEGER NOT NULL,
+    images INTEGER NOT NULL,
+    usd REAL NOT NULL
+);
 CREATE INDEX IF NOT EXISTS images_prompt ON images(prompt_id);
+CREATE INDEX IF NOT EXISTS images_round ON images(round);
+CREATE INDEX IF NOT EXISTS undrawn_prompt ON undrawn(prompt_id);
+CREATE INDEX IF NOT EXISTS events_kind ON events(kind);
+CREATE INDEX IF NOT EXISTS prompts_class_round ON prompts(class_name, round);
+CREATE INDEX IF NOT EXISTS prompt_counts_waiting ON prompt_counts(drawn + undrawn) WHERE admitted;
+"""
+
+_OF_IMAGE = "prompt_id = (SELECT prompt_id FROM images WHERE id = {row}.image_id)"
+_ADD_TO_CLASS = """UPDATE class_counts SET admitted = admitted {sign} {row}.admitted,
+    drawn = drawn {sign} {row}.admitted * {row}.drawn, judged = judged {sign} {row}.admitted * {row}.judged,
+    accepted = accepted {sign} {row}.admitted * {row}.accepted WHERE class_name = {row}.class_name;"""
+_COUNT_PROMPT = """INSERT INTO prompt_counts SELECT p.id, p.class_name, p.status = 'admitted',
+    (SELECT COUNT(*) FROM images WHERE prompt_id = p.id),
+    (SELECT COUNT(*) FROM undrawn WHERE prompt_id = p.id),
+    (SELECT COUNT(*) FROM images i JOIN verdicts v ON v.image_id = i.id WHERE i.prompt_id = p.id),
+    (SELECT COUNT(*) FROM images i JOIN verdicts v ON v.image_id = i.id WHERE i.prompt_id = p.id AND v.accepted)
+    FROM prompts p"""
+_VERDICTS_OF = "FROM verdicts WHERE image_id = {row}.id"
+
+
+def _trigger(name: str, when: str, *statements: str) -> str:
+    return f"CREATE TRIGGER IF NOT EXISTS {name} AFTER {when} BEGIN {' '.join(statements)} END;"
+
+
+def _on_image(change: str, row: str, sign: str) -> str:
+    judged = f"(SELECT COUNT(*) {_VERDICTS_OF.format(row=row)})"
+    accepted = f"(SELECT COALESCE(SUM(accepted), 0) {_VERDICTS_OF.format(row=row)})"
+    return _trigger(
+        f"count_image_{change.lower()}",
+        f"{change} ON images",
+        f"UPDATE prompt_counts SET drawn = drawn {sign} 1, judged = judged {sign} {judged}, "
+        f"accepted = accepted {sign} {accepted} WHERE prompt_id = {row}.prompt_id;",
+    )
+
+
+TRIGGERS = "\n".join(
+    [
+        _trigger("count_prompt", "INSERT ON prompts", f"{_COUNT_PROMPT} WHERE p.id = NEW.id;"),
+        _trigger(
+            "count_prompt_status",
+            "UPDATE OF status ON prompts WHEN NEW.status <> OLD.status",
+            "UPDATE prompt_counts SET admitted = (NEW.status = 'admitted') WHERE prompt_id = NEW.id;",
+        ),
+        _on_image("INSERT", "NEW", "+"),
+        _on_image("DELETE", "OLD", "-"),
+        _trigger(
+            "count_undrawn",
+            "INSERT ON undrawn",
+            "UPDATE prompt_counts SET undrawn = undrawn + 1 WHERE prompt_id = NEW.prompt_id;",
+        ),
+        _trigger(
+            "count_verdict",
+            "INSERT ON verdicts",
+            "UPDATE prompt_counts SET judged = judged + 1, accepted = accepted + NEW.accepted "
+            f"WHERE {_OF_IMAGE.format(row='NEW')};",
+        ),
+        _trigger(
+            "count_verdict_change",
+            "UPDATE OF accepted ON verdicts WHEN NEW.accepted <> OLD.accepted",
+            "UPDATE prompt_counts SET accepted = accepted + NEW.accepted - OLD.accepted "
+            f"WHERE {_OF_IMAGE.format(row='NEW')};",
+        ),
+        _trigger(
+            "count_verdict_delete",
+            "DELETE ON verdicts",
+            "UPDATE prompt_counts SET judged = judged - 1, accepted = accepted - OLD.accepted "
+            f"WHERE {_OF_IMAGE.format(row='OLD')};",
+        ),
+        _trigger(
+            "sum_prompt",
+            "INSERT ON prompt_counts",
+            "INSERT OR IGNORE INTO class_counts VALUES (NEW.class_name, 0, 0, 0, 0);",
+            _ADD_TO_CLASS.format(sign="+", row="NEW"),
+        ),
+        _trigger(
+            "sum_prompt_change",
+            "UPDATE ON prompt_counts",
+            _ADD_TO_CLASS.format(sign="-", row="OLD"),
+            _ADD_TO_CLASS.format(sign="+", row="NEW"),
+        ),
+        _trigger(
+            "sum_usage",
+            "INSERT ON usage",
+            "INSERT OR IGNORE INTO usage_totals VALUES (NEW.role, '', 0, 0, 0, 0, 0);",
+            "UPDATE usage_totals SET model = NEW.model, calls = calls + NEW.calls, "
+            "tokens_in = tokens_in + NEW.tokens_in, tokens_out = tokens_out + NEW.tokens_out, "
+            "images = images + NEW.images, usd = usd + NEW.usd WHERE role = NEW.role;",
+        ),
+    ]
+)
+"""They keep the counters equal to the tables, whoever writes."""
+
+COUNT_ALL = f"""
+DELETE FROM prompt_counts;
+DELETE FROM class_counts;
+{_COUNT_PROMPT} ORDER BY p.rowid;
+DELETE FROM usage_totals;
+INSERT INTO usage_totals
+    SELECT role, model, calls, tokens_in, tokens_out, images, usd FROM (
+        SELECT role, model, SUM(calls) AS calls, SUM(tokens_in) AS tokens_in, SUM(tokens_out) AS tokens_out,
+               SUM(images) AS images, SUM(usd) AS usd, MAX(id) FROM usage GROUP BY role);
 """
 
 TABLES = "SELECT COUNT(*) FROM sqlite_master WHERE type='table'"
@@ -218,7 +344,7 @@ def _version(db: sqlite3.Connection, path: Path | str) -> int:
 def _migrate(db: sqlite3.Connection) -> None:
     """Create what is missing, in one transaction; two processes may do it one after the other."""
     try:
-        db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}")
+        db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}{TRIGGERS}{COUNT_ALL}")
         if "sha256" not in [column[1] for column in db.execute("PRAGMA table_info(masks)")]:
             db.execute("ALTER TABLE masks ADD COLUMN sha256 TEXT NOT NULL DEFAULT ''")
         db.execute("INSERT OR REPLACE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))

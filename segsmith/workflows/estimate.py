@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segsmith.agents.director import PRIOR_ACCEPTED, PRIOR_JUDGED
+from segsmith.agents.director import PRIOR_ACCEPTED, PRIOR_JUDGED, rounds_needed
 from segsmith.config import Config, cache_dir
 from segsmith.device_memory import GIB
 from segsmith.errors import SegsmithError
@@ -76,6 +76,8 @@ class Estimate:
     """GiB of a card -> how its memory is used; empty for a config without large models."""
     sources: dict[str, str]
     """Where the ``yield`` and the ``time`` come from."""
+    warnings: tuple[str, ...] = ()
+    """One line for each cap or setting with which the quotas cannot be reached."""
 
 
 def plan_build(
@@ -108,7 +110,11 @@ def plan_build(
         figures = open_run(like).figures()
         if figures is None:
             raise SegsmithError(f"{like} drew too few images to measure anything.", "Name a finished run.")
-    return estimate(settled, figures, CARDS if gpu_memory is None else (gpu_memory,))
+    found = estimate(settled, figures, CARDS if gpu_memory is None else (gpu_memory,))
+    with open_display(None, True, screen) as display:
+        for warning in found.warnings:
+            display.show(Notice(warning, warning=True))
+    return found
 
 
 def estimate(config: Config, figures: Figures | None, cards: Sequence[float] = CARDS) -> Estimate:
@@ -123,6 +129,7 @@ def estimate(config: Config, figures: Figures | None, cards: Sequence[float] = C
     missing = [n for n in requirements_of(config) if find(n) is None]
     on_gpu = config.llm.server == "vllm" or config.images.backend != "simulator"
     plans = {card: plan_gpu(config, int(card * GIB)) for card in cards} if on_gpu else {}
+    usd = images * used.usd_per_image + _llm_usd(config, tokens_in, tokens_out)
     return Estimate(
         wanted=accepted,
         images=images,
@@ -135,9 +142,31 @@ def estimate(config: Config, figures: Figures | None, cards: Sequence[float] = C
         to_fetch=sum(n.facts.size for n in missing if n.facts),
         gpu=max((stage.size for plan in plans.values() for stage in plan.stages), default=0),
         gpu_plans=plans,
-        usd=images * used.usd_per_image + _llm_usd(config, tokens_in, tokens_out),
+        usd=usd,
         sources={"yield": used.source, "time": _time_source(config, figures)},
+        warnings=_unreachable(config, images, seconds / 3600, usd, used.accepted_share),
     )
+
+
+def _unreachable(
+    config: Config, images: int, hours: float, usd: float, accepted_share: float
+) -> tuple[str, ...]:
+    """What keeps a build from reaching its quotas, one line each."""
+    needs = {
+        "max_images": (images, f"{images:,} images"),
+        "max_hours": (hours, f"{hours:,.1f} hours"),
+        "max_usd": (usd, f"{usd:,.2f} US dollars"),
+        "max_rounds": (rounds := rounds_needed(config, accepted_share), f"{rounds} rounds"),
+    }
+    lines = []
+    for name, (need, words) in needs.items():
+        cap = getattr(config.budget, name)
+        if cap is not None and cap < need:
+            lines.append(f"budget.{name} = {cap:g} ends the build early: the quotas need about {words}.")
+    for name, threshold in config.judge.thresholds.items():
+        if threshold >= 1 and config.wanted.get(name):
+            lines.append(f"judge.thresholds.{name} = {threshold:g} accepts no image; set it below 1.")
+    return tuple(lines)
 
 
 def _llm_usd(config: Config, tokens_in: int, tokens_out: int) -> float:

@@ -1,10 +1,13 @@
 """The director's plans: what is written and drawn next, and when a run stops."""
 
+import math
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segsmith.agents.director import ClassProgress, plan_round
+from segsmith.agents.director import ClassProgress, plan_round, prompts_wanted
 from segsmith.config import Config
 from segsmith.types import ClassTally
 
@@ -36,10 +39,45 @@ def test_writes_the_next_round_while_drawing_this_one():
     assert plan.write["cat"] > 0
 
 
-def test_a_little_more_is_asked_for_than_the_yield_calls_for():
-    # one image short at a yield of a half: one prompt of two images would do in the mean, so often not
+def test_spares_make_one_round_for_the_last_images_likely():
+    """One image short at a yield of a half: one prompt would do in the mean, so in half of all cases it would not."""
     tallies = {"cat": stand(18, 18, 9), "dog": stand(20, 20, 10)}
-    assert plan_round(CONFIG, tallies, {}, 4).write == {"cat": 2}
+    wanted = plan_round(CONFIG, tallies, {}, 4).write["cat"]
+    assert 1 - tallies["cat"].expected_yield ** wanted > 0.9
+
+
+def test_few_spares_are_drawn_for_a_large_quota():
+    assert prompts_wanted(10_000, 0.5, 2) == pytest.approx(10_000, rel=0.03)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.1])
+@pytest.mark.parametrize("quota", [20, 1_000, 1_000_000])
+def test_rounds_grow_with_the_logarithm_of_the_quota(quota, share):
+    """With the prompts that the plan before wrote, and a yield that varies from round to round."""
+    config = Config(classes=("cat",), per_class=quota)
+    rng = random.Random(quota)
+    drawn = accepted = rounds = waiting = 0
+    while True:
+        state = {"cat": stand(drawn, drawn, accepted)}
+        plan = plan_round(config, state, {"cat": range(waiting)}, rounds)
+        if plan.reason == "quota_met":
+            break
+        waiting += plan.write.get("cat", 0) - len(plan.draw)
+        if plan.reason == "draw":
+            rounds += 1
+            images = 2 * len(plan.draw)
+            deviation = math.sqrt(images * share * (1 - share))
+            drawn += images
+            accepted += min(images, max(1, round(rng.gauss(images * share, deviation))))
+        assert rounds < 40
+    assert rounds <= 5 + 1.2 * math.log2(quota / share / 12)
+
+
+def test_a_cap_within_a_round_leaves_no_class_behind():
+    config = Config(classes=("cat", "dog"), per_class=10, budget={"max_images": 8})
+    waiting = {name: [f"{name}{i}" for i in range(6)] for name in config.classes}
+    plan = plan_round(config, {"cat": stand(), "dog": stand()}, waiting, 0)
+    assert sorted(plan.draw) == ["cat0", "cat1", "dog0", "dog1"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +85,7 @@ def test_a_little_more_is_asked_for_than_the_yield_calls_for():
     [
         ({"cat": stand(20, 20, 10), "dog": stand(20, 20, 10)}, 5, "quota_met"),
         ({"cat": stand(20, 20, 10), "dog": stand(20, 20, 4, idle_rounds=4)}, 5, "stalled"),
-        ({"cat": stand(20, 20, 9), "dog": stand(20, 20, 4)}, 40, "budget_spent"),
+        ({"cat": stand(20, 20, 9), "dog": stand(20, 20, 4)}, 1000, "budget_spent"),
         ({"cat": stand(9, 9, 0, 4), "dog": stand(9, 9, 0, 4)}, 5, "nothing_accepted"),
     ],
 )

@@ -1,13 +1,18 @@
 """The judge's decisions from stored numbers, and its measurements of images."""
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from segsmith.agents.judge.agent import JudgeAgent, calibrate, class_probabilities, decide, with_article
+from segsmith.agents.judge import agent, decision, duplicates
+from segsmith.agents.judge.agent import JudgeAgent, reconsider, update_verdicts, with_article
+from segsmith.agents.judge.decision import calibrate, class_probabilities, decide
+from segsmith.agents.judge.duplicates import DuplicateIndex
 from segsmith.config import JudgeConfig
-from segsmith.memory.ledger import Evidence
+from segsmith.ids import make_id
+from segsmith.memory.ledger import DecisionRow, Evidence, ImageRow, Ledger, PromptRow
 from segsmith.segmentation.image_ops import is_blank, sharpness
 from segsmith.testing import made_up_run
 from segsmith.tools.vision.clip import OpenClipEncoder
@@ -146,17 +151,17 @@ def test_images_in_memory_are_measured_without_their_files(tmp_path):
     images = [run.read_image(row) for row in rows]
     encoder = OpenClipEncoder.load("mini")
 
-    def agent():
+    def opened():
         return JudgeAgent(
             encoder, ledger, run, config.judge, config.classes, lambda name: (name,), config.wanted
         )
 
-    agent().measure(rows)
+    opened().measure(rows)
     from_files = ledger.evidence()
     ledger._db.execute("DELETE FROM evidence")
     for row in rows:
         run.image(row.id).unlink()
-    judge = agent()
+    judge = opened()
     judge.measure(rows[:4], images[:4])
     judge.measure(rows[2:], images[2:])
     assert {i: e.sharpness for i, e in ledger.evidence().items()} == {
@@ -165,3 +170,202 @@ def test_images_in_memory_are_measured_without_their_files(tmp_path):
     likeness = [e.duplicate_cosine for e in ledger.evidence().values()]
     assert likeness == pytest.approx([e.duplicate_cosine for e in from_files.values()], abs=1e-5)
     ledger.close()
+
+
+# -- deciding about a growing run ------------------------------------------------------------------
+
+SETTINGS = JudgeConfig(top_k=2)
+NAMES = ("cat", "dog", "bus", "car")
+
+
+class Growing:
+    """A ledger with random evidence, two images a prompt, that grows and is judged as a run does."""
+
+    def __init__(self, path, quota):
+        self.ledger = Ledger(path)
+        self.quota = dict.fromkeys(NAMES, quota)
+        self.rng = np.random.default_rng(3)
+        self.prompts = 0
+
+    def draw(self, prompts):
+        rows, images, evidence = [], [], []
+        for _ in range(prompts):
+            number = self.prompts = self.prompts + 1
+            name = NAMES[number % len(NAMES)]
+            prompt = PromptRow(make_id("p", number), name, f"a {name}", (name,), {}, None, 0, "admitted", {})
+            rows.append(prompt)
+            for seed in range(2):
+                id_ = make_id("i", number, seed)
+                images.append(ImageRow(id_, prompt.id, seed, "fake", 0, ""))
+                shown = self.rng.random() < 0.7
+                cosines = self.rng.normal(0.2, 0.02, len(NAMES) + 2)
+                cosines[number % len(NAMES)] += 0.06 * shown
+                evidence.append(
+                    Evidence(
+                        id_, prompt.id, name, (name,), tuple(cosines), self.rng.uniform(0.5, 1.5),
+                        self.rng.random() < 0.02, -0.5, tuple(np.full(len(NAMES), 0.25)), signature=b"",
+                    )
+                )  # fmt: skip
+        self.ledger.add_prompts(rows)
+        self.ledger.add_images(images)
+        self.ledger.add_evidence(evidence)
+        self.ledger.logit_scale = 50.0
+
+    def judge(self):
+        update_verdicts(self.ledger, NAMES, SETTINGS, self.quota)
+        return self.stored()
+
+    def stored(self):
+        return {i: (v.accepted, v.reason) for i, v in self.ledger.verdicts().items()}
+
+    def decided(self):
+        """As a full decision with the same sample."""
+        verdicts = reconsider(self.ledger, NAMES, SETTINGS, self.quota).verdicts
+        return {v.image_id: (v.accepted, v.reason) for v in verdicts}
+
+
+@pytest.fixture
+def growing(tmp_path):
+    run = Growing(tmp_path / "ledger.db", quota=150)
+    yield run
+    run.ledger.close()
+
+
+def test_a_small_run_is_decided_exactly(growing):
+    for prompts in (40, 80, 200, 8, 200):
+        growing.draw(prompts)
+        assert growing.judge() == growing.decided()
+    assert {reason for _, reason in growing.stored().values()} >= {"surplus", "not_there", "ok", "blank"}
+    accepted = {i for i, (good, _) in growing.stored().items() if good}
+    assert growing.ledger.labels("clip").keys() >= accepted
+    assert {n: t.accepted for n, t in growing.ledger.tallies().items()} == growing.quota
+
+
+def test_a_large_run_differs_from_a_full_decision_in_few_verdicts(growing, monkeypatch):
+    """Its sample is a fraction of it, and earlier verdicts are rewritten only where that matters."""
+    monkeypatch.setattr(decision, "SAMPLE", 300)
+    monkeypatch.setattr(agent, "SAMPLE", 300)
+    growing.quota = dict.fromkeys(NAMES, 10_000)
+    rewritten = 0
+    for prompts in (100, 100, *[75] * 8):
+        growing.draw(prompts)
+        before = growing.ledger.judgement
+        growing.judge()
+        rewritten += before is not None and growing.ledger.judgement.thresholds != before.thresholds
+    monkeypatch.setattr(decision, "SAMPLE", 10_000)
+    full, got = growing.decided(), growing.stored()
+    assert full.keys() == got.keys()
+    assert np.mean([full[i][0] != got[i][0] for i in full]) <= 0.05  # 0.02 with the sample of 4,096
+    assert rewritten < 9
+
+
+def test_new_images_displace_worse_ones_of_a_full_class(growing, monkeypatch):
+    """Also where earlier verdicts are not decided about again."""
+    monkeypatch.setattr(agent, "has_moved", lambda *_: False)
+    growing.draw(200)
+    growing.judge()
+    growing.draw(600)
+    got = growing.judge()
+    best = {}
+    for image_id, verdict in growing.ledger.verdicts().items():
+        name = growing.ledger.evidence([image_id])[image_id].target
+        best.setdefault(name, []).append((verdict.scores["probability"], verdict.reason))
+    assert {n: t.accepted for n, t in growing.ledger.tallies().items()} == growing.quota
+    for items in best.values():
+        worst = min(p for p, reason in items if reason == "ok")
+        assert all(p <= worst for p, reason in items if reason == "surplus")
+    assert growing.judge() == got, "judging twice changes nothing"
+
+
+def test_changed_settings_and_a_reviewer_decide_about_all_images_again(growing):
+    growing.draw(300)
+    taken = next(i for i, (good, _) in growing.judge().items() if good)
+    growing.ledger.add_decision(DecisionRow("verdict", taken, "reject"))
+    assert growing.judge()[taken] == (False, "person")
+    assert growing.stored() == growing.decided()
+    growing.quota = dict.fromkeys(NAMES, 20)
+    assert growing.judge() == growing.decided()
+
+
+# -- duplicates ------------------------------------------------------------------------------------
+
+SPLIT = 64
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype("<f4")
+
+
+def made_up_signatures(count, seed=0):
+    """CLIP vectors that are all alike, as CLIP's are, and thumbnails; every tenth image is nearly an earlier one."""
+    rng = np.random.default_rng(seed)
+    clip = unit(rng.normal(size=(count, SPLIT)) + 1.5)
+    thumbnails = unit(rng.normal(size=(count, 256)))
+    for i in range(10, count, 10):
+        j = rng.integers(0, i)
+        clip[i] = unit(clip[j] + rng.normal(0, 0.003, SPLIT))
+        thumbnails[i] = unit(thumbnails[j] + rng.normal(0, 0.003, 256))
+    return np.concatenate([clip, thumbnails], axis=1)
+
+
+def fed(ledger, path, signatures, save=False):
+    """Likenesses of the images that the ledger lacks, which are added to it in chunks."""
+    index, found = DuplicateIndex(ledger, path), []
+    for start in range(len(ledger.measured_rows()), len(signatures), 32):
+        chunk = signatures[start : start + 32]
+        found += index.compare_and_add(list(chunk), SPLIT)
+        ids = [f"i-{start + k:06}" for k in range(len(chunk))]
+        ledger.add_evidence(
+            Evidence(i, "p", "cat", ("cat",), (), 1.0, False, 0.0, signature=s.tobytes())
+            for i, s in zip(ids, chunk, strict=True)
+        )
+    if save:
+        index.save()
+    return found
+
+
+def test_duplicates_are_found_through_the_index(tmp_path):
+    signatures = made_up_signatures(1_500)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        found = np.array(fed(ledger, tmp_path / "index", signatures))
+    exact = np.full(1_500, -1.0)
+    for i in range(1, 1_500):
+        exact[i] = min_likeness(signatures, i)
+    assert found == pytest.approx(np.minimum(found, exact + 1e-5)), (
+        "never more alike than the most similar one"
+    )
+    alike = exact >= 0.995
+    assert alike.sum() > 100
+    assert np.mean(found[alike] >= 0.995) >= 0.99
+    assert not (found[~alike] >= 0.995).any()
+
+
+def min_likeness(signatures, i):
+    clip = signatures[:i, :SPLIT] @ signatures[i, :SPLIT]
+    return np.max(np.minimum(clip, signatures[:i, SPLIT:] @ signatures[i, SPLIT:]))
+
+
+@pytest.mark.parametrize("state", ["kept", "missing", "damaged", "of other images"])
+def test_an_interrupted_run_finds_the_same_duplicates(tmp_path, state, caplog, monkeypatch):
+    monkeypatch.setattr(duplicates, "WORTH_KEEPING", 100)
+    signatures, half, path = made_up_signatures(320), 160, tmp_path / "index"
+    with closing(Ledger(tmp_path / "whole.db")) as ledger:
+        want = fed(ledger, tmp_path / "other", signatures)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        got = fed(ledger, path, signatures[:half], save=state != "missing")
+        if state == "damaged":
+            path.write_bytes(path.read_bytes()[:-100])
+        if state == "of other images":
+            ledger._db.execute("UPDATE evidence SET image_id='i-x' WHERE image_id='i-000005'")
+        got += fed(ledger, path, signatures)
+    assert got == want
+    assert ("built again" in caplog.text) == (state in ("damaged", "of other images"))
+
+
+def test_measurements_that_were_not_stored_are_forgotten(tmp_path):
+    """A failed write must not leave vectors in the index that no image has."""
+    signatures = made_up_signatures(64)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        index = DuplicateIndex(ledger, tmp_path / "index")
+        first = index.compare_and_add(list(signatures[:32]), SPLIT)
+        assert index.compare_and_add(list(signatures[:32]), SPLIT) == first

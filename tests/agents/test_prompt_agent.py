@@ -632,7 +632,7 @@ def test_an_edited_prompt_is_admitted_as_a_child_without_a_critique():
     assert row.classes == ("cat", "bus")
     found = {name: row.attributes[name] for name in ("place", "light", "weather", "companion")}
     assert found == {"place": "street", "light": "night", "weather": "rain", "companion": "cat"}
-    assert setup.memory.holds(child)
+    assert setup.memory.held([child]) == {child}
     assert setup.agent.admit_edit(parent, row.text) == child
 
 

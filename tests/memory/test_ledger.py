@@ -2,7 +2,9 @@
 
 import json
 import math
+import random
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -136,7 +138,7 @@ def test_evidence_carries_what_the_prompt_asked_and_what_the_real_classifier_say
     evidence = Evidence("i1", "p1", "cat", ("cat",), (0.1, 0.2), 3.5, False, -1.0, (0.7,), signature=b"1234")
     ledger.add_evidence([evidence])
     assert ledger.evidence() == {"i1": replace(evidence, signature=b"")}
-    assert ledger.signatures() == [b"1234"]
+    assert list(ledger.signatures([1]).values()) == [b"1234"]
     ledger.add_labels([LabelRow("i1", "real", ("cat",), {"cat": 0.8})])
     assert ledger.evidence()["i1"].real == {"cat": 0.8}
 
@@ -203,3 +205,30 @@ def test_the_sequence_counts_committed_transactions_over_sessions(tmp_path):
     again.log("three")
     assert again.sequence == before + 3
     again.close()
+
+
+def test_the_counters_follow_every_write(tmp_path):
+    """Whatever is added, changed or removed, they are what counting the rows would give."""
+    rng = random.Random(1)
+    count = """SELECT p.class_name, COUNT(DISTINCT p.id), COUNT(i.id), COUNT(v.image_id), COALESCE(SUM(v.accepted), 0)
+               FROM prompts p LEFT JOIN images i ON i.prompt_id=p.id LEFT JOIN verdicts v ON v.image_id=i.id
+               WHERE p.status='admitted' GROUP BY p.class_name ORDER BY p.class_name"""
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for step in range(300):
+            n, m = rng.randrange(8), rng.randrange(3)
+            status = rng.choice(["admitted", "admitted", "dropped"])
+            change = rng.randrange(6)
+            if change == 0:
+                name = "cat" if n % 2 else "dog"
+                ledger.add_prompts([PromptRow(f"p{n}", name, "t", (name,), {}, None, 0, status, {})])
+            elif change < 3:
+                ledger.add_images([ImageRow(f"i{n}.{m}", f"p{n}", m, "fake", step, "")])
+            elif change < 5:
+                ledger.add_verdicts([VerdictRow(f"i{n}.{m}", rng.random() < 0.5, "ok", {})])
+            else:
+                ledger.forget_images([f"i{n}.{m}"])
+            counted = {row[0]: ClassTally(*row[1:]) for row in ledger._all(count)}
+            assert ledger.tallies() == counted
+        ledger.add_usage(UsageRow("llm", "a", 1, 2, 3, 0, 0.5))
+        ledger.add_usage(UsageRow("llm", "b", 1, 2, 3, 0, 0.25))
+        assert ledger.usage() == {"llm": UsageRow("llm", "b", 2, 4, 6, 0, 0.75)}

@@ -88,7 +88,7 @@ def test_visits_count_cells_and_pairs_of_one_class(memory):
     assert cells({"place": "park"}) == [("place", "park")]
 
 
-def test_visits_of_this_run_from_a_round_on_can_be_left_out(memory):
+def test_visits_of_this_run_can_be_left_out(memory):
     memory.add(
         [
             prompt("p-1", "a", run_id="old", round=5),
@@ -96,25 +96,25 @@ def test_visits_of_this_run_from_a_round_on_can_be_left_out(memory):
             prompt("p-3", "c", run_id="now", round=1),
         ]
     )
-    assert memory.visits("dog", but_run="now", from_round=1)["place", "park"] == 2
+    assert memory.visits("dog", but_run="now")["place", "park"] == 1
     assert memory.visits("dog")["place", "park"] == 3
 
 
 def test_adding_twice_changes_nothing_and_keeps_the_yield(memory):
     row = prompt("p-1", "a b", score=0.5)
     memory.add([row])
-    memory.record_yield("p-1", drawn=4, accepted=1)
+    memory.record_yields({"p-1": (4, 1)})
     memory.add([row])
     assert memory.count() == 1
     assert memory.yields("dog") == {"p-1": (4, 1)}
-    memory.record_yield("p-1", drawn=6, accepted=3)
+    memory.record_yields({"p-1": (6, 3)})
     assert memory.yields("dog") == {"p-1": (6, 3)}
 
 
 def test_the_yield_of_a_prompt_not_remembered_is_passed_over(memory):
-    memory.record_yield("p-unknown", 2, 2)
+    memory.record_yields({"p-unknown": (2, 2)})
     assert memory.count() == 0
-    assert not memory.holds("p-unknown")
+    assert memory.held(["p-unknown"]) == set()
 
 
 def test_two_memories_without_a_folder_are_apart(memory):

@@ -1,6 +1,7 @@
 """Opening a ledger: schema versions, migration, read-only access, and files that are no ledgers."""
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import ImageRow, Ledger, MaskRow, PromptRow
-from segsmith.memory.schema import SCHEMA_VERSION
+from segsmith.memory.schema import SCHEMA_VERSION, TRIGGERS
+from segsmith.types import ClassTally
 
 PROMPT = PromptRow("p1", "cat", "a cat", ("cat",), {}, None, 0, "admitted", {})
 MASK = MaskRow("i1", {"cat": 3}, 0.5, {"seed": 1})
@@ -33,15 +35,16 @@ def as_written_by_schema(version, path):
         ledger.add_masks([MASK])
     edit(
         path,
-        "ALTER TABLE masks DROP COLUMN sha256",
-        "DROP TABLE pending_images",
+        *(f"DROP TRIGGER {name}" for name in re.findall(r"IF NOT EXISTS (\w+) AFTER", TRIGGERS)),
+        *(f"DROP TABLE {name}" for name in ("prompt_counts", "class_counts", "usage_totals")),
+        *(["ALTER TABLE masks DROP COLUMN sha256", "DROP TABLE pending_images"] if version < 4 else []),
         f"UPDATE meta SET value='{version}' WHERE key='schema_version'",
         *(["DROP TABLE evidence"] if version == 2 else []),
     )
     return path
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 @pytest.mark.parametrize("read_only", [False, True])
 def test_an_earlier_schema_is_migrated(tmp_path, version, read_only):
     path = as_written_by_schema(version, tmp_path / "ledger.db")
@@ -49,6 +52,8 @@ def test_an_earlier_schema_is_migrated(tmp_path, version, read_only):
     with closing(Ledger(path, read_only=read_only)) as ledger:
         assert ledger.schema_version == SCHEMA_VERSION
         assert ledger.masks() == {"i1": MASK}
+        assert ledger.tallies() == {"cat": ClassTally(admitted=1, drawn=1)}
+        assert ledger.waiting(2) == {"cat": ["p1"]}
         assert ledger.evidence() == ledger.pending_images() == {}
         if not read_only:
             ledger.add_masks([MaskRow("i1", {}, 0.0, {}, "ab")])

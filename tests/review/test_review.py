@@ -13,7 +13,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from rich.console import Console
 
-from segsmith.agents.judge.agent import decide
+from segsmith.agents.judge.decision import decide
 from segsmith.agents.prompt.draft import Draft
 from segsmith.config import Config, JudgeConfig
 from segsmith.errors import SegsmithError
@@ -46,7 +46,7 @@ class Prompts:
     def returned(self, ids):
         return []
 
-    def propose(self, name, wanted, round_):
+    def propose(self, name, wanted, round_, first=0):
         return [
             Draft(make_id("p", name, f"{name} {n}"), name, f"{name} {n}")
             for n in itertools.islice(self.number, wanted)
@@ -80,6 +80,9 @@ class Judge:
 
     def __init__(self, ledger, quota):
         self.ledger, self.quota = ledger, quota
+
+    def measure(self, rows, images):
+        pass
 
     def judge(self):
         decided = {i: d.action == "accept" for i, d in self.ledger.decisions("verdict").items()}

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from segsmith.agents.judge.agent import Decision, reconsider
+from segsmith.agents.judge.agent import reconsider
+from segsmith.agents.judge.decision import Decision
 from segsmith.config import JudgeConfig
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger, VerdictRow

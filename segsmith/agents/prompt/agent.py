@@ -34,7 +34,7 @@ from segsmith.config import PromptsConfig
 from segsmith.errors import BadReply, SegsmithError
 from segsmith.ids import make_id, seed_of
 from segsmith.memory.ledger import Ledger, PromptStatus
-from segsmith.memory.prompt_memory import ATTRIBUTES, PromptMemory, Remembered, Seen
+from segsmith.memory.prompt_memory import ATTRIBUTES, Cell, PromptMemory, Remembered, Seen, cells
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import load_vocabulary
 from segsmith.protocols import ChatModel, ImageTextEncoder
@@ -96,23 +96,40 @@ class PromptAgent:
             seed=seed,
         )
         self._run_id = _run_id(ledger)
+        self._plans: dict[str, tuple[int, int, Wish, Planner]] = {}
+        """Class -> round, offers made in it, wish, and the planner that makes the next one."""
+        self._visited: dict[str, tuple[int, Counter[Cell]]] = {}
+        """Class -> a round, and the visits of each cell by other runs and by this run before that round."""
 
     # -- steps of the graph -----------------------------------------------------------------------
 
-    def propose(self, class_name: str, wanted: int, round: int) -> list[Draft]:
-        """Up to `wanted` new drafts; those that the LLM failed to write, or has written before, are logged."""
-        self._learn_yields(class_name)
-        planner = self._planner(class_name, round, "plan")
-        offers = []
-        for index in range(wanted):
-            companions = self._companions(class_name, round, index)
-            offers.append(planner.offer(companions, shared=self._shared_places(companions)))
+    def propose(self, class_name: str, wanted: int, round: int, first: int = 0) -> list[Draft]:
+        """Up to `wanted` new drafts; those that the LLM failed to write, or has written before, are logged.
+
+        `first` is the number of drafts that earlier calls asked for in this round.
+        """
+        if not first:
+            self._learn_yields(class_name, round - 1)
+        offers = self._offers(class_name, round, first, wanted)
 
         def write(index: int) -> Draft | None:
-            return self._write(class_name, offers[index], "", round, index)
+            return self._write(class_name, offers[index], "", round, first + index)
 
         drafts = self._together(write, range(len(offers)))
-        return self._distinct(class_name, round, drafts, offers)
+        return self._distinct(class_name, round, first, drafts, offers)
+
+    def _offers(self, class_name: str, round: int, first: int, count: int) -> list[Offer]:
+        """`count` offers of a round after the first `first`, which are made again if this object did not."""
+        wish = self._wish(class_name)
+        kept = self._plans.pop(class_name, None)
+        if kept is None or kept[:3] != (round, first, wish):
+            kept = (round, 0, wish, self._planner(class_name, round, "plan"))
+        planner, offers = kept[3], list[Offer]()
+        for index in range(kept[1], first + count):
+            companions = self._companions(class_name, round, index)
+            offers.append(planner.offer(companions, shared=self._shared_places(companions)))
+        self._plans[class_name] = (round, first + count, wish, planner)
+        return offers[first - kept[1] :]
 
     def critique(self, drafts: Sequence[Draft]) -> list[Draft]:
         """The drafts in order, each with its `problem` and `numbers`; the cheapest test first."""
@@ -155,14 +172,12 @@ class PromptAgent:
 
     def admit(self, drafts: Sequence[Draft]) -> list[str]:
         """Remember the drafts and return their ids, without those too close to one admitted meanwhile."""
-        admitted: list[str] = []
-        for draft in drafts:
-            with self._memory.lock:
-                if self._config.remember and not self._remember(draft):
-                    continue
-                self._ledger.add_prompts([to_row(draft, "admitted")])
-            admitted.append(draft.id)
-        return admitted
+        if not drafts:
+            return []
+        with self._memory.lock:
+            admitted = self._remember(drafts) if self._config.remember else list(drafts)
+            self._ledger.add_prompts([to_row(draft, "admitted") for draft in admitted])
+        return [draft.id for draft in admitted]
 
     def drop(self, drafts: Sequence[Draft]) -> None:
         """Drop the drafts; the ledger stores them with their reason."""
@@ -246,7 +261,12 @@ class PromptAgent:
             return None
 
     def _distinct(
-        self, class_name: str, round: int, drafts: Sequence[Draft | None], offers: Sequence[Offer]
+        self,
+        class_name: str,
+        round: int,
+        first: int,
+        drafts: Sequence[Draft | None],
+        offers: Sequence[Offer],
     ) -> list[Draft]:
         """The drafts without repetitions; each repetition is requested again, at most `max_refines` times."""
         kept: dict[str, Draft] = {}
@@ -254,7 +274,7 @@ class PromptAgent:
             for again in range(self._config.max_refines):
                 if draft is None or not (draft.id in kept or self._known(draft, round)):
                     break
-                draft = self._write(class_name, offer, "", round, index, "again", again)
+                draft = self._write(class_name, offer, "", round, first + index, "again", again)
             if draft is None:
                 continue
             if draft.id in kept or self._known(draft, round):
@@ -291,7 +311,7 @@ class PromptAgent:
     def _planner(self, class_name: str, round: int, *which: object) -> Planner:
         """The planner of a round; it makes the same offers if the round is run again."""
         explore = self._config.explore and self._config.remember
-        visits = self._memory.visits(class_name, but_run=self._run_id, from_round=round) if explore else {}
+        visits = self._visits(class_name, round) if explore else {}
         rng = random.Random(seed_of(self._seed, class_name, round, *which))
         return Planner(
             self._words,
@@ -329,16 +349,39 @@ class PromptAgent:
 
     # -- bookkeeping ------------------------------------------------------------------------------
 
-    def _remember(self, draft: Draft) -> bool:
-        """Add to memory unless too close to a remembered prompt; the caller holds the memory's lock."""
-        if self._memory.holds(draft.id):
-            return True
-        here = Seen(draft.class_name, self._run_id, draft.round)
-        near = self._memory.nearest([draft.text], seen=here)[0]
-        if near is not None and near.cosine >= self._config.novelty_delta:
-            return False
-        self._memory.add([self._remembered(draft)])
-        return True
+    def _remember(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """Add drafts of one class and round to memory, and return them, without those too close to a remembered one.
+
+        The caller holds the memory's lock.
+        """
+        held = self._memory.held([draft.id for draft in drafts])
+        texts = [draft.text for draft in drafts]
+        here = Seen(drafts[0].class_name, self._run_id, drafts[0].round)
+        nearest = self._memory.nearest(texts, seen=here)
+        vectors = self._encoder.embed_texts(texts)
+        kept: list[int] = []
+        for i, (draft, near) in enumerate(zip(drafts, nearest, strict=True)):
+            cosines = [float(vectors[i] @ vectors[j]) for j in kept] + ([near.cosine] if near else [])
+            if draft.id in held or max(cosines, default=-1.0) < self._config.novelty_delta:
+                kept.append(i)
+        admitted = [drafts[i] for i in kept]
+        self._memory.add([self._remembered(draft) for draft in admitted if draft.id not in held])
+        return admitted
+
+    def _visits(self, class_name: str, round: int) -> Counter[Cell]:
+        """Number of visits of each cell by prompts of the class: of other runs, and of this run's earlier rounds.
+
+        Not by those of this round, so that a round that is repeated after a crash gets the same result. Each prompt
+        is read once in a session.
+        """
+        known, visits = self._visited.get(class_name, (0, None))
+        if visits is None or known > round:
+            known, visits = 0, self._memory.visits(class_name, but_run=self._run_id)
+        for earlier in range(known, round):
+            for row in self._ledger.admitted_in(class_name, earlier):
+                visits.update(cells(row.attributes))
+        self._visited[class_name] = (round, visits)
+        return visits
 
     def _remembered(self, draft: Draft) -> Remembered:
         return Remembered(
@@ -362,22 +405,10 @@ class PromptAgent:
                 pass
             self._ledger.add_prompts([to_row(draft, status)])
 
-    def _learn_yields(self, class_name: str) -> None:
-        """Record in memory how many images each prompt of the class has yielded."""
-        if not self._config.remember:
-            return
-        mine = {row.id for row in self._ledger.prompts("admitted") if row.class_name == class_name}
-        verdicts = self._ledger.verdicts()
-        drawn: Counter[str] = Counter()
-        accepted: Counter[str] = Counter()
-        for image in self._ledger.images():
-            if image.prompt_id in mine and image.id in verdicts:
-                drawn[image.prompt_id] += 1
-                accepted[image.prompt_id] += verdicts[image.id].accepted
-        known = self._memory.yields(class_name)
-        for prompt_id, count in drawn.items():
-            if known.get(prompt_id) != (count, accepted[prompt_id]):
-                self._memory.record_yield(prompt_id, count, accepted[prompt_id])
+    def _learn_yields(self, class_name: str, round: int) -> None:
+        """Record in memory how many images the prompts that were drawn in a round have yielded."""
+        if self._config.remember and (yields := self._ledger.yields(class_name, round)):
+            self._memory.record_yields(yields)
 
     def _together(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """`work` on every item, several in parallel; results in order."""
