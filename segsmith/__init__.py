@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from segsmith.workflows.dense_labels import MaskQuality
     from segsmith.workflows.evaluate import evaluate
     from segsmith.workflows.merge import merge
+    from segsmith.workflows.export_model import ExportedModel, export_model
     from segsmith.workflows.predict import predict
     from segsmith.workflows.refine import Refinement, refine
     from segsmith.workflows.rejudge import Rejudged, rejudge
@@ -40,6 +41,7 @@ __all__ = [
     "DatasetImage",
     "Evaluation",
     "Event",
+    "ExportedModel",
     "MaskQuality",
     "Origin",
     "Pause",
@@ -55,6 +57,7 @@ __all__ = [
     "augment",
     "build",
     "evaluate",
+    "export_model",
     "load_config",
     "merge",
     "open_run",
@@ -75,6 +78,7 @@ _MODULES = {
     "workflows.dense_labels": ("MaskQuality",),
     "workflows.evaluate": ("evaluate",),
     "workflows.merge": ("merge",),
+    "workflows.export_model": ("ExportedModel", "export_model"),
     "workflows.predict": ("predict",),
     "workflows.refine": ("Refinement", "refine"),
     "workflows.rejudge": ("Rejudged", "rejudge"),

@@ -1,5 +1,6 @@
 """The command: every mistake gets one line with the remedy, exit code 2, and leaves nothing behind."""
 
+import json
 import struct
 
 import pytest
@@ -169,3 +170,50 @@ def test_step_and_why_of_no_run(segsmith, tmp_path):
         assert code == 2
         assert "not a run folder" in complaint
     assert not list(tmp_path.iterdir())
+
+
+def test_version_short_help_and_the_order_of_commands(segsmith):
+    from segsmith import __version__
+    from segsmith.commands.console import PANELS
+
+    assert segsmith("--version")[:2] == (0, f"segsmith {__version__}\n")
+    code, said, _ = segsmith("-h")
+    assert code == 0
+    listed = [line.split()[1] for line in said.splitlines() if line.startswith("│ ") and line[2] not in "- "]
+    assert listed == [name for names in PANELS.values() for name in names if name in listed]
+    assert len(listed) >= 20
+    assert segsmith("build", "-h")[0] == 0
+
+
+def test_every_command_has_its_panel():
+    import typer
+
+    from segsmith import cli
+    from segsmith.commands.console import PANELS
+
+    names = set(typer.main.get_command(cli.app).commands)
+    assert names <= {name for panel in PANELS.values() for name in panel}
+
+
+def test_a_class_unlike_any_noun_gets_no_suggestion(segsmith, tmp_path):
+    code, _, said = segsmith("build", "--classes", "quokka", "--preset", "sim", "--out", tmp_path / "run")
+    assert code == 2
+    assert "no sprite for class 'quokka'" in said
+    assert "Did you mean" not in said
+    assert "segsmith nouns" in said
+
+
+def test_nouns_are_one_per_line_when_piped(segsmith):
+    _, said, _ = segsmith("nouns")
+    assert "cat" in said.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [(("plan", "--classes", "cat,dog"), "images"), (("models",), "role"), (("doctor", "--offline"), "what")],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_answers_as_json(segsmith, command, key):
+    _, said, _ = segsmith(*command, "--preset", "sim", "--json")
+    answer = json.loads(said)
+    assert key in (answer[0] if isinstance(answer, list) else answer)

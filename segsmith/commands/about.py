@@ -9,10 +9,13 @@ from segsmith.commands.console import app, out
 
 @app.command()
 def nouns() -> None:
-    """List every class that the simulator can draw."""
+    """List every class that the simulator can draw, one per line when piped."""
     from segsmith.world.nouns import NOUNS
 
-    out.print(", ".join(sorted(NOUNS)))
+    if out.is_terminal:
+        out.print(", ".join(sorted(NOUNS)))
+    else:
+        typer.echo("\n".join(sorted(NOUNS)))
 
 
 @app.command()

@@ -14,12 +14,14 @@ from segsmith.commands.console import (
     command_line,
     out,
     parts_of_this_call,
+    print_json,
     quiet_libraries,
     readable,
     screen,
     settings_of,
 )
 from segsmith.commands.options import (
+    AsJson,
     Classes,
     ConfigFile,
     MaxHours,
@@ -163,6 +165,7 @@ def plan(
     gpu_memory: Annotated[
         float | None, typer.Option(help="plan for a card of this many GiB, in detail", min=1)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Estimate images, LLM tokens, hours, disk, GPU memory and dollars of a build. Nothing is drawn or fetched."""
     quiet_libraries()
@@ -179,6 +182,9 @@ def plan(
         gpu_memory=gpu_memory,
         screen=screen(),
     )
+    if as_json:
+        print_json(estimate)
+        return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
@@ -22,14 +25,53 @@ if TYPE_CHECKING:
     from segsmith.types import Evaluation
     from segsmith.workflows.progress import Screen
 
+PANELS: dict[str, tuple[str, ...]] = {
+    "Build a dataset": ("plan", "build", "augment", "refine"),
+    "Look at a run, and overrule it": (
+        "step",
+        "why",
+        "ledger",
+        "rejudge",
+        "report",
+        "gallery",
+        "verify",
+        "merge",
+    ),
+    "Use the dataset": ("export", "push", "validate", "weaken"),
+    "Use the segmenter": ("train", "evaluate", "predict", "export-model"),
+    "Models and machine": ("doctor", "models", "nouns", "diagram"),
+}
+"""Panel of ``segsmith --help`` -> its commands, in the order in which users need them."""
+
+
+class InOrder(TyperGroup):
+    """Lists the commands by `PANELS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = [name for names in PANELS.values() for name in names]
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else 99)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command: Any = super().get_command(ctx, cmd_name)
+        for panel, names in PANELS.items():
+            if command is not None and cmd_name in names:
+                command.rich_help_panel = panel
+        return command
+
+
 app = typer.Typer(
+    cls=InOrder,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Build a labelled segmentation dataset from a class list, and train a segmenter on it.",
 )
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+"""Whether ``-q`` hides the progress; errors and results are printed all the same."""
+verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+"""Whether ``-v`` prints segsmith's log."""
 parts_of_this_call: ContextVar[Mapping[str, Any] | None] = ContextVar("parts", default=None)
 """What replaces the parts of a run (see `RunContext`); set by `segsmith.cli.main`."""
 
@@ -38,7 +80,39 @@ def screen() -> Screen:
     """Where a workflow shows its progress."""
     from segsmith.workflows.progress import Screen
 
-    return Screen(out, err)
+    return Screen(out, Console(stderr=True, highlight=False, quiet=True) if quiet.get() else err)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from segsmith import __version__
+
+        typer.echo(f"segsmith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version")
+    ] = False,
+    show_log: Annotated[bool, typer.Option("-v", "--verbose", help="print the log, too")] = False,
+    hide_progress: Annotated[bool, typer.Option("-q", "--quiet", help="print no progress")] = False,
+) -> None:
+    """Build a labelled segmentation dataset from a class list, and train a segmenter on it."""
+    quiet.set(hide_progress)
+    verbose.set(show_log)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; dataclasses become objects with their fields' names."""
+    typer.echo(json.dumps(value, indent=1, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in fields(value)}
+    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 def command_line() -> str:
@@ -71,6 +145,9 @@ def quiet_libraries() -> None:
 
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
+    if verbose.get():
+        logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+        logging.getLogger("segsmith").setLevel(logging.INFO)
 
 
 def print_path(path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segsmith.commands.console import app, out, print_path, quiet_libraries, screen, settings_of
+from segsmith.commands.console import app, out, print_json, print_path, quiet_libraries, screen, settings_of
+from segsmith.commands.options import AsJson
 from segsmith.commands.train import print_training
 from segsmith.terminal_text import shown
 
@@ -25,6 +26,7 @@ SHOWN_OF_KIND = 10
 def validate(
     dataset: Annotated[Path, typer.Argument(help="a dataset folder, exported by segsmith or not")],
     run: Annotated[Path | None, typer.Option(help="run folder to compare every pixel and label with")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read every image and label of a dataset and list what is wrong; exit code 1 if anything is."""
     quiet_libraries()
@@ -36,6 +38,9 @@ def validate(
     from segsmith.workflows.run import open_run
 
     found = check(dataset, None if run is None else open_run(run).exported())
+    if as_json:
+        print_json(found)
+        raise typer.Exit(1 if found.problems else 0)
     splits = ", ".join(f"{name or 'no split'} {n}" for name, n in sorted(found.splits.items()))
     out.print(
         f"{found.format}: {found.images} images ({splits or 'none'}), {len(found.classes)} classes",

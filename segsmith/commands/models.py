@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from segsmith.commands.console import app, out, quiet_libraries, readable, screen, settings_of
-from segsmith.commands.options import ConfigFile, Offline, Preset, Set
+from segsmith.commands.console import app, out, print_json, quiet_libraries, readable, screen, settings_of
+from segsmith.commands.options import AsJson, ConfigFile, Offline, Preset, Set
 from segsmith.terminal_text import shown
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ def models(
     offline: Offline = False,
     config: ConfigFile = None,
     set_: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the models that a preset needs: role, name, size, licence, source, sha256, and whether they are here."""
     if context.invoked_subcommand is None:
-        _print_models(_settings(preset, offline, config, set_))
+        _print_models(_settings(preset, offline, config, set_, announce=not as_json), as_json)
 
 
 @models_app.command()
@@ -65,12 +66,18 @@ def doctor(
     offline: Offline = False,
     config: ConfigFile = None,
     set_: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check whether this machine can run a preset, line by line; exit code 1 if it cannot."""
     from segsmith.workflows.doctor import examine
 
+    lines = examine(_settings(preset, offline, config, set_, announce=not as_json))
+    if as_json:
+        found = list(lines)
+        print_json(found)
+        raise typer.Exit(0 if all(line.ok for line in found) else 1)
     healthy = True
-    for line in examine(_settings(preset, offline, config, set_)):
+    for line in lines:
         healthy = healthy and line.ok
         mark = "[green]ok  [/green]" if line.ok else "[red]fail[/red]"
         out.print(f"{mark} {line.what:9} {shown(line.found)}", soft_wrap=True)
@@ -80,22 +87,33 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _settings(preset: str | None, offline: bool, config: Path | None, set_: list[str] | None) -> Config:
-    """The config that these commands are about; prints which preset was picked and why."""
+def _settings(
+    preset: str | None, offline: bool, config: Path | None, set_: list[str] | None, announce: bool = True
+) -> Config:
+    """The config that these commands are about; with `announce`, prints which preset was picked and why."""
     quiet_libraries()
     from segsmith.workflows.settings import overrides, resolve
 
     changes = overrides(settings_of(set_), offline=offline)
     settings, choice = resolve(preset=preset, config=config, changes=changes)
-    if choice.why:
+    if choice.why and announce:
         out.print(f"preset [b]{choice.preset}[/b]: {shown(choice.why)}", soft_wrap=True)
     return settings
 
 
-def _print_models(settings: Config) -> None:
+def _print_models(settings: Config, as_json: bool = False) -> None:
     """Two lines per model, so that its whole name fits into 80 columns."""
     from segsmith.workflows.models import model_files
 
+    if as_json:
+        print_json([
+            {
+                "role": file.need.role, "name": file.need.name, "bytes": file.size, "licence": file.licence,
+                "source": file.need.kind, "sha256": file.sha256, "found": file.found is not None,
+            }
+            for file in model_files(settings)
+        ])  # fmt: skip
+        return
     table = Table(box=None, pad_edge=False)
     for heading in ("role", "model", "size", "here"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 RunArgument = Annotated[Path, typer.Argument(help="a run folder")]
 Preset = Annotated[
     str | None,

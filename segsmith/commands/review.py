@@ -13,10 +13,11 @@ from segsmith.commands.console import (
     command_line,
     out,
     parts_of_this_call,
+    print_json,
     quiet_libraries,
     screen,
 )
-from segsmith.commands.options import RunArgument
+from segsmith.commands.options import AsJson, RunArgument
 from segsmith.commands.summary import print_how_to_continue, print_summary
 from segsmith.terminal_text import shown
 
@@ -50,12 +51,16 @@ def step(
 def why(
     run: RunArgument,
     image_id: Annotated[str, typer.Argument(help="the id of an image, or the beginning of it")],
+    as_json: AsJson = False,
 ) -> None:
     """Show the history of one image: prompt and ancestors, seed, scores, verdict, labels, mask, your decisions."""
     from segsmith.review.cards import sections
     from segsmith.workflows.run import open_run
 
     story = open_run(run).why(image_id)
+    if as_json:
+        print_json(story)
+        return
     out.print(f"[b]{story.id}[/b]  {shown(story.class_name)}  {shown(str(story.path))}", soft_wrap=True)
     out.print(sections({title: list(lines) for title, lines in story.sections.items()}))
     for line in story.models:

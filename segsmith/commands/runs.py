@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from segsmith.commands.console import app, err, out, print_path, quiet_libraries, settings_of
-from segsmith.commands.options import RunArgument
+from segsmith.commands.options import AsJson, RunArgument
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
 
@@ -23,7 +23,7 @@ def ledger(
     run: RunArgument,
     class_name: Annotated[str, typer.Option("--class", help="only this class")] = "",
     prompts: Annotated[bool, typer.Option("--prompts", help="also list every admitted prompt")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how many prompts and images reached each step, and why the others did not."""
     from segsmith.workflows.run import open_run

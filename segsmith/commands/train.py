@@ -10,13 +10,14 @@ import typer
 from segsmith.commands.console import (
     app,
     out,
+    print_json,
     print_path,
     print_scores,
     quiet_libraries,
     screen,
     settings_of,
 )
-from segsmith.commands.options import TrainerSet
+from segsmith.commands.options import AsJson, TrainerSet
 
 if TYPE_CHECKING:
     from segsmith.workflows.train import Training
@@ -54,6 +55,7 @@ def evaluate(
     checkpoint: CheckpointArgument,
     dataset: Annotated[Path, typer.Option(help="VOC, COCO, Ultralytics, CVAT or Hugging Face folder")],
     split: Annotated[str, typer.Option(help="name of the split")] = "val",
+    as_json: AsJson = False,
 ) -> None:
     """Print the intersection over union of a segmenter on a labelled dataset, class by class.
 
@@ -63,6 +65,9 @@ def evaluate(
     from segsmith.workflows.evaluate import evaluate as run_evaluate
 
     evaluation = run_evaluate(checkpoint, dataset, split=split, screen=screen())
+    if as_json:
+        print_json(evaluation)
+        return
     print_scores(evaluation)
     out.print(f"mIoU [b]{evaluation.miou:.3f}[/b]   pixel accuracy {evaluation.pixel_accuracy:.3f}")
 
@@ -71,15 +76,40 @@ def evaluate(
 def predict(
     checkpoint: CheckpointArgument,
     images: Annotated[Path, typer.Argument(help="an image, or a folder of images")],
-    out_dir: Annotated[Path, typer.Option("--out", help="folder for the label maps")],
+    out_dir: Annotated[Path, typer.Option("--out", help="folder for masks, overlays and shares.json")],
+    overlays: Annotated[bool, typer.Option(help="also write each image with its masks drawn over it")] = True,
 ) -> None:
-    """Write the label maps of images as palette PNGs: 0 is background, 1.. the classes of the segmenter."""
+    """Write the label map of each image as a palette PNG, an overlay to look at, and the share of each class.
+
+    Index 0 is background, 1.. are the classes of the segmenter. Images may have any size.
+    """
     quiet_libraries()
     from segsmith.workflows.predict import write_predictions
 
-    count = write_predictions(checkpoint, images, out_dir)
+    count = write_predictions(checkpoint, images, out_dir, overlays=overlays, screen=screen())
     out.print("1 label map" if count == 1 else f"{count} label maps")
     print_path(out_dir)
+
+
+@app.command("export-model")
+def export_model(
+    checkpoint: CheckpointArgument,
+    format_: Annotated[str, typer.Option("--format", help="onnx or torchscript")] = "onnx",
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="folder to write; default: FORMAT beside the segmenter")
+    ] = None,
+) -> None:
+    """Write a segmenter for other programs, with its model card, and check it against the original.
+
+    The model takes RGB images as (N, 3, H, W) float32 in [0, 1], H and W multiples of 32, and returns logits
+    (N, classes + 1, H, W).
+    """
+    quiet_libraries()
+    from segsmith.workflows.export_model import export_model as run_export
+
+    exported = run_export(checkpoint, format_, out_dir)
+    out.print(f"largest difference from the original: {exported.difference:.1e}")
+    print_path(exported.model)
 
 
 def print_training(training: Training) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,8 @@ from typing import Literal
 from segsmith.terminal_text import printable
 
 Action = Literal[
-    "accept", "reject", "edit", "why", "next", "auto", "back", "quit", "help", "status", "guidance", "forget", "say"
+    "accept", "reject", "edit", "why", "next", "auto", "back", "quit", "help", "status", "guidance", "forget",
+    "say", "misspelt",
 ]  # fmt: skip
 
 ALONE: dict[str, Action] = {
@@ -42,7 +44,10 @@ MAX_LINE = 2_000
 
 @dataclass(frozen=True)
 class Answer:
-    """One line of a reviewer. `rest` is what follows the command, or the whole line for `say`."""
+    """One line of a reviewer.
+
+    `rest` is what follows the command, the whole line for `say`, and the command that was meant for `misspelt`.
+    """
 
     action: Action
     rest: str = ""
@@ -63,7 +68,16 @@ def parse_answer(line: str) -> Answer:
         return Answer(ALONE[command])
     if command in WITH_REST and not _starts_a_sentence(word, rest):
         return Answer(WITH_REST[command], rest)
+    if not rest and (near := _misspelt(command or word.lower())):
+        return Answer("misspelt", near)
     return Answer("say", line)
+
+
+def _misspelt(word: str) -> str:
+    """The command that a single word is almost; "" for none."""
+    if len(word) < 4:
+        return ""
+    return next(iter(difflib.get_close_matches(word, [*ALONE, *WITH_REST], n=1, cutoff=0.8)), "")
 
 
 def is_question(line: str) -> bool:

@@ -172,6 +172,10 @@ def overruled(ledger: Ledger) -> bool:
     )
 
 
+CANDIDATES = 5
+"""Ids listed where the beginning of an id fits several."""
+
+
 def find_subject(ledger: Ledger, kind: DecisionKind, name: str) -> str:
     """The full id of a prompt or an image, from its id or an unambiguous beginning of it."""
     if kind == "prompt":
@@ -200,7 +204,8 @@ def find_id(known: Sequence[str], name: str, thing: str = "image") -> str:
             f"This run has no {thing} {name!r}.",
             "The report shows the ids.",
         )
-    raise SegsmithError(f"{len(found)} ids begin with {name!r}.", "Type more of the id.")
+    some = ", ".join(found[:CANDIDATES]) + (", ..." if len(found) > CANDIDATES else "")
+    raise SegsmithError(f"{len(found)} ids begin with {name!r}: {some}.", "Type more of the id.")
 
 
 def _checked_labels(reviewed: ReviewedRun, labels: Any) -> list[str]:

@@ -236,6 +236,9 @@ class Conversation:
         self._reviewed.ledger.set_guidance(number, active=False)
         self._say(f"wish {number} withdrawn")
 
+    def _on_misspelt(self, command: str) -> None:
+        self._say(f"did you mean {command}?", "yellow")
+
     def _on_say(self, line: str) -> None:
         if is_question(line):
             self._question(line)

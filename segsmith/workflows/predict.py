@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,9 @@ import numpy as np
 
 from segsmith.datasets.records import IMAGE_SUFFIXES
 from segsmith.errors import SegsmithError
+from segsmith.events import Notice
 from segsmith.types import Image, LabelMap
+from segsmith.workflows.progress import Screen, open_display
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,11 +35,11 @@ def predict(checkpoint: str | Path, images: Images) -> list[LabelMap]:
     Raises `SegsmithError` for a checkpoint that cannot be used, an image that cannot be read, or a folder without
     one.
     """
-    return [label_map for _, label_map in predict_each(checkpoint, images)]
+    return [label_map for _, _, label_map in _predict_each(checkpoint, images)]
 
 
-def predict_each(checkpoint: str | Path, images: Images) -> Iterator[tuple[str, LabelMap]]:
-    """(file name or number of the image, label map) of each image, a batch at a time."""
+def _predict_each(checkpoint: str | Path, images: Images) -> Iterator[tuple[str, Image, LabelMap]]:
+    """(file name or number of the image, image, label map) of each image, a batch at a time."""
     from accelerate import Accelerator
 
     from segsmith.segmentation.checkpoint import load_segmenter
@@ -53,30 +56,62 @@ def predict_each(checkpoint: str | Path, images: Images) -> Iterator[tuple[str, 
         yield from _predicted(model, batch)
 
 
-def write_predictions(checkpoint: str | Path, images: Images, out: str | Path) -> int:
-    """Write the label map of each image as a palette PNG under the image's name to `out`; returns their number.
+def write_predictions(
+    checkpoint: str | Path,
+    images: Images,
+    out: str | Path,
+    *,
+    overlays: bool = True,
+    screen: Screen | None = None,
+) -> int:
+    """Write the label map of each image to `out`; returns the number of images.
+
+    ``masks/NAME.png`` are palette PNGs of class indices, ``overlays/NAME.png`` the images with their masks drawn over
+    them, and ``shares.json`` the share of each image's pixels that each class covers, without classes that are
+    absent. Names that only differ in their suffix keep it (``a.jpg.png``). `screen` shows the progress.
 
     Raises `SegsmithError` as `predict` does, and where `out` cannot be written.
     """
     from segsmith.datasets.palette import voc_palette
     from segsmith.files import png_bytes, write_atomic
+    from segsmith.review.terminal_image import overlay
+    from segsmith.segmentation.checkpoint import load_segmenter
 
-    folder, count = Path(out), 0
-    try:
-        for name, label_map in predict_each(checkpoint, images):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / f"{Path(name).stem}.png", png_bytes(label_map, voc_palette()))
-            count += 1
-    except OSError as error:
-        raise SegsmithError(f"Cannot write to {folder}: {error.strerror}.", "Name another --out.") from None
-    return count
+    folder = Path(out)
+    names = ("background", *load_segmenter(Path(checkpoint))[1].classes)
+    shares: dict[str, dict[str, float]] = {}
+    stems: set[str] = set()
+    with open_display(None, screen is not None, screen) as display:
+        try:
+            for name, image, label_map in _predict_each(checkpoint, images):
+                stem = Path(name).stem
+                stem = name if stem in stems else stem
+                stems.add(stem)
+                for kind, pixels, palette in (
+                    ("masks", label_map, voc_palette()),
+                    ("overlays", overlay(image, label_map) if overlays else None, None),
+                ):
+                    if pixels is not None:
+                        (folder / kind).mkdir(parents=True, exist_ok=True)
+                        write_atomic(folder / kind / f"{stem}.png", png_bytes(pixels, palette))
+                counts = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size
+                shares[name] = {c: round(float(n), 6) for c, n in zip(names, counts, strict=True) if n}
+                if len(shares) % BATCH == 0:
+                    display.show(Notice(f"{len(shares)} images"))
+            document = {"classes": names, "images": shares}
+            write_atomic(folder / "shares.json", json.dumps(document, indent=1).encode())
+        except OSError as error:
+            raise SegsmithError(
+                f"Cannot write to {folder}: {error.strerror}.", "Name another --out."
+            ) from None
+    return len(shares)
 
 
-def _predicted(model: nn.Module, batch: list[tuple[str, Image]]) -> Iterator[tuple[str, LabelMap]]:
+def _predicted(model: nn.Module, batch: list[tuple[str, Image]]) -> Iterator[tuple[str, Image, LabelMap]]:
     from segsmith.segmentation.inference import predict as run
 
     names, arrays = zip(*batch, strict=True)
-    yield from zip(names, run(model, arrays), strict=True)
+    yield from zip(names, arrays, run(model, arrays), strict=True)
 
 
 def _opened(images: Images) -> Iterator[tuple[str, Image]]:

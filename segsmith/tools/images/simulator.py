@@ -116,10 +116,10 @@ def check_drawable(classes: Sequence[str]) -> None:
     for name in classes:
         noun = find_noun(name)
         if noun is None:
-            near = ", ".join(suggest(name)) or "cat, dog, bus"
+            near = ", ".join(suggest(name))
             raise SegsmithError(
                 f"The simulator has no sprite for class {name!r}.",
-                f"Did you mean one of: {near}? `segsmith nouns` lists everything it can draw.",
+                f"{f'Did you mean one of: {near}? ' if near else ''}`segsmith nouns` lists everything it can draw.",
             )
         if noun.name in seen:
             raise SegsmithError(
