@@ -14,11 +14,19 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -46,10 +54,23 @@ RESERVED_VLLM_FLAGS = frozenset(
 )
 
 
+def with_empty_as_none(fields: Mapping[str, FieldInfo], values: Any) -> Any:
+    """`values` with None for an empty text where None is allowed: TOML and ``--set KEY=`` have no null."""
+    if not isinstance(values, Mapping):
+        return values
+    optional = {name for name, field in fields.items() if type(None) in get_args(field.annotation)}
+    return {key: None if value == "" and key in optional else value for key, value in values.items()}
+
+
 class Section(BaseModel):
     """Base of every section: immutable; an unknown key is an error, and so is a number that is not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: Any) -> Any:
+        return with_empty_as_none(cls.model_fields, values)
 
 
 class LLMConfig(Section):
@@ -191,16 +212,56 @@ class HostedImagesConfig(Section):
         "1024x1024", description="requested size; replies are cropped to a square and resized"
     )
     quality: str | None = Field(None, description="requested quality, in the provider's terms")
+    extra: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        description="further fields of each request, e.g. num_inference_steps and negative_prompt for vLLM-Omni "
+        "and SGLang",
+    )
     reply: Literal["b64_json", "url"] | None = Field(
         None, description="requested response_format; default: not sent, for models without this parameter"
     )
     send_seed: bool = Field(False, description="send the seed; OpenAI rejects it, other servers use it")
     usd_per_image: float | None = Field(
-        None, ge=0, description="price of one image in US dollars; required with budget.max_usd"
+        None,
+        ge=0,
+        description="price of one image in US dollars, used where a reply does not state what it cost; "
+        "required with budget.max_usd",
+    )
+    usd_per_million_in: float | None = Field(
+        None,
+        ge=0,
+        description="price of a million prompt tokens in US dollars, for replies that state tokens",
+    )
+    usd_per_million_out: float | None = Field(
+        None, ge=0, description="price of a million image tokens in US dollars, for replies that state tokens"
     )
     concurrency: int = Field(4, ge=1, le=64, description="number of concurrent requests")
-    retries: int = Field(5, ge=0, le=20, description="retries after 429, 5xx, or no response")
+    retries: int = Field(5, ge=0, le=20, description="retries after 5xx or no response")
+    rate_limit_wait_s: float = Field(
+        3600,
+        ge=0,
+        description="seconds for which one image waits in all while the server limits its requests (ours)",
+    )
     timeout_s: float = Field(180, gt=0, description="seconds for one attempt")
+
+
+class MixtureModel(Section):
+    """One model of `images.models`. Settings that are left out are the pipeline's own, not those of `images`."""
+
+    share: float = Field(gt=0, le=1, description="share of the images that this model draws")
+    model: str = Field(min_length=1, description="hub id or folder")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    variant: str | None = Field(None, description="as images.variant")
+    unet: str | None = Field(None, description="as images.unet")
+    steps: int | None = Field(None, ge=1, le=500, description="number of denoising steps")
+    guidance: float | None = Field(None, ge=0, le=50, description="guidance scale")
+    negative_prompt: str = Field("", description="what images should not show")
+    scheduler: Literal["euler", "euler_ancestral", "dpm++", "unipc", "ddim", "lcm"] | None = Field(
+        None, description="sampler"
+    )
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
+        None, description="timestep spacing of the sampler"
+    )
 
 
 class ImagesConfig(Section):
@@ -212,7 +273,11 @@ class ImagesConfig(Section):
     )
     model: str | None = Field(None, description="diffusion: hub id or folder; hosted: model name")
     revision: str | None = Field(None, description="diffusion: branch, tag or commit on the hub")
-    variant: str | None = Field(None, description="diffusion: variant of the weight files, e.g. fp16")
+    variant: str | None = Field(
+        None,
+        description="diffusion: variant of the weight files, e.g. fp16; 'plain': files without a variant; "
+        "default: fp16 where the model has it, else plain",
+    )
     unet: str | None = Field(
         None, description="diffusion: safetensors file that replaces the UNet's weights, e.g. SDXL-Lightning"
     )
@@ -243,6 +308,18 @@ class ImagesConfig(Section):
     compile: bool = Field(
         False, description="compile the denoiser with torch.compile: slower start, faster images"
     )
+    channels_last: bool = Field(
+        False,
+        description="diffusion: memory format of a UNet and its decoder that suits GPUs with tensor cores",
+    )
+    fuse_qkv: bool = Field(
+        False, description="diffusion: compute the three projections of self-attention in one matrix product"
+    )
+    models: tuple[MixtureModel, ...] = Field(
+        (),
+        description="diffusion: several models with the share of the images that each draws, in place of model and "
+        "its settings, e.g. [{model='org/a', share=0.5, steps=4}, {model='org/b', share=0.5}]",
+    )
     filter: FilterConfig = Field(default_factory=FilterConfig)
     hosted: HostedImagesConfig = Field(default_factory=HostedImagesConfig)
     size: int = Field(128, ge=64, le=2048, description="side of the square images, in pixels")
@@ -255,6 +332,30 @@ class ImagesConfig(Section):
         32, ge=1, description="maximum number of images per backend call; halved when memory runs out"
     )
     faults: FaultRates = Field(default_factory=FaultRates)
+
+    @property
+    def parts(self) -> tuple[ImagesConfig, ...]:
+        """One config for each model of the mixture; without a mixture, this config."""
+        if not self.models:
+            return (self,)
+        return tuple(
+            self.model_copy(update={**entry.model_dump(exclude={"share"}), "models": ()})
+            for entry in self.models
+        )
+
+    @field_validator("models")
+    @classmethod
+    def _shares(cls, models: tuple[MixtureModel, ...]) -> tuple[MixtureModel, ...]:
+        total = sum(entry.share for entry in models)
+        if models and abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares must sum to 1, but sum to {total:g}")
+        return models
+
+    @model_validator(mode="after")
+    def _mixture_is_local(self) -> ImagesConfig:
+        if self.models and self.backend != "diffusion":
+            raise ValueError("images.models needs images.backend = 'diffusion'")
+        return self
 
 
 class JudgeConfig(Section):
@@ -547,6 +648,11 @@ class Config(BaseSettings):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: Any) -> Any:
+        return with_empty_as_none(cls.model_fields, values)
+
     @property
     def wanted(self) -> dict[str, int]:
         """Target number of accepted images of each class."""
@@ -763,6 +869,8 @@ def _first_problem(error: ValidationError) -> str:
         known = sorted(_keys_beside(problem["loc"]))
         return f"Unknown setting {key!r}. Known here: {', '.join(known)}."
     message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], Mapping | list | tuple) or problem["type"] == "missing":
+        return f"Setting {key!r}: {message}."
     if key == "llm.base_url":  # it may hold a password
         return f"Setting {key!r}: {message}."
     return f"Setting {key!r}: {message} (got {str(problem['input'])[:LONGEST_SHOWN]!r})."
@@ -771,7 +879,11 @@ def _first_problem(error: ValidationError) -> str:
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
     fields = Config.model_fields
     for part in loc[:-1]:
+        if isinstance(part, int):  # an entry of a list of tables
+            continue
         section = fields[str(part)].annotation
+        if get_origin(section) is tuple:
+            section = get_args(section)[0]
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return []
         fields = section.model_fields

@@ -54,6 +54,15 @@ class ImageBackend(Protocol):
 
 
 @runtime_checkable
+class ImageMixtureBackend(ImageBackend, Protocol):
+    """An image backend of several models. It draws fastest when requests of the same model follow each other."""
+
+    def model_of(self, request: ImageRequest) -> str:
+        """The name recorded with the image of `request`; it depends on the prompt and the seed only."""
+        ...
+
+
+@runtime_checkable
 class ImageTextEncoder(Protocol):
     """A CLIP-like pair of image and text encoders."""
 

@@ -347,7 +347,10 @@ def open_image_backend(config: Config) -> ImageBackend:
     images = config.images
     if images.backend == "diffusion":
         from segsmith.tools.images.diffusion import DiffusionBackend
+        from segsmith.tools.images.mixture import ImageMixture
 
+        if images.models:
+            return ImageMixture(images, lambda part: DiffusionBackend(part, offline=config.offline))
         return DiffusionBackend(images, offline=config.offline)
     if images.backend == "hosted":
         from segsmith.tools.images.hosted import HostedImages

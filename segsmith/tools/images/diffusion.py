@@ -5,10 +5,10 @@ diffusers objects are used only in this file and in `denoising`.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,13 @@ from segsmith.protocols import unwatched
 from segsmith.terminal_text import first_line
 from segsmith.tools.images.decoding import SlicedDecoder, sliced_decoder
 from segsmith.tools.images.denoising import SHRINKABLE, NothingLeft, StepWatch, watched
-from segsmith.tools.images.diffusion_files import check_tensors, load_tensors, pipeline_folder, settings_name
+from segsmith.tools.images.diffusion_files import (
+    check_tensors,
+    load_tensors,
+    pipeline_files,
+    settings_name,
+)
+from segsmith.tools.images.pipeline_calls import arguments, default_steps, parameters_of
 from segsmith.types import Drawn, Gate, Image, ImageRequest
 
 logger = logging.getLogger(__name__)
@@ -39,7 +45,7 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "lcm": "LCMScheduler",
 }
-BAD_FILES = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
+BAD_FILES = (OSError, ValueError, LookupError, RuntimeError, ImportError, AttributeError, TypeError)
 """Errors that diffusers and transformers raise for an invalid or incomplete model folder."""
 
 
@@ -68,8 +74,9 @@ class DiffusionBackend:
         """See `ImageBackend.draw`. All images of a batch are finished together."""
         pipe = self._open()
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-        inputs = self._inputs(pipe, [request.prompt for request in requests])
-        steps = inputs.get("num_inference_steps") or _default(pipe, "num_inference_steps")
+        parameters = parameters_of(pipe)
+        inputs = arguments(parameters, self._config, [request.prompt for request in requests])
+        steps = inputs.get("num_inference_steps") or default_steps(parameters)
         watch = StepWatch(generators, steps, on_step)
         tensors = ["latents"]
         if gate is not None:
@@ -77,14 +84,11 @@ class DiffusionBackend:
             watch.look_at = max(1, round(self._config.filter.at * steps))
             watch.preview = lambda clean: self._preview(pipe, clean)
             tensors = list(SHRINKABLE[type(pipe).__name__])
-        images, unsafe = self._run(
-            pipe,
-            watch,
-            generator=generators,
-            callback_on_step_end=watch,
-            callback_on_step_end_tensor_inputs=tensors,
-            **inputs,
-        )
+        if "callback_on_step_end" in parameters:
+            inputs |= {"callback_on_step_end": watch, "callback_on_step_end_tensor_inputs": tensors}
+        else:
+            watch.counts_steps = True
+        images, unsafe = self._run(pipe, watch, generator=generators, **inputs)
         for index, reason in watch.dropped.items():
             yield Drawn(index, None, reason)
         for index, image, vetoed in zip(watch.alive, images, unsafe, strict=True):
@@ -97,18 +101,6 @@ class DiffusionBackend:
         """Release the pipeline and its device memory."""
         self._pipe = self._decoder = None
         free_device_memory()
-
-    def _inputs(self, pipe: Any, prompts: list[str]) -> dict[str, Any]:
-        """Arguments for the pipeline, without those that keep its defaults."""
-        config, size = self._config, self._config.size
-        inputs: dict[str, Any] = {"prompt": prompts, "height": size, "width": size, "output_type": "np"}
-        if config.steps is not None:
-            inputs["num_inference_steps"] = config.steps
-        if config.guidance is not None:
-            inputs["guidance_scale"] = config.guidance
-        if config.negative_prompt and "negative_prompt" in inspect.signature(pipe.__call__).parameters:
-            inputs["negative_prompt"] = [config.negative_prompt] * len(prompts)
-        return inputs
 
     def _run(self, pipe: Any, watch: StepWatch, **inputs: Any) -> tuple[list[Image], list[bool]]:
         """The finished images and, for each, whether the model's safety checker blacked it out."""
@@ -132,7 +124,12 @@ class DiffusionBackend:
             raise OutOfMemory
         if result is None:
             return [], []
-        images = [to_uint8(image) for image in result.images]
+        images = [to_uint8(image) for image in getattr(result, "images", ())]
+        if len(images) != len(watch.alive):
+            raise SegsmithError(
+                f"{type(pipe).__name__} draws no images from text.",
+                "Name a text-to-image model in images.model.",
+            )
         return images, list(getattr(result, "nsfw_content_detected", None) or [False] * len(images))
 
     def _preview(self, pipe: Any, clean: torch.Tensor) -> list[Image]:
@@ -158,6 +155,7 @@ class DiffusionBackend:
                     "Set images.filter.enabled = false, or use Stable Diffusion 1, 2, XL or 3.",
                 )
             pipe.set_progress_bar_config(disable=True)
+            self._speed_up(pipe)
             self._place(pipe)
             if self._config.compile:
                 _denoiser(pipe).compile(dynamic=True)  # dynamic: the filter shrinks batches
@@ -170,14 +168,14 @@ class DiffusionBackend:
         import transformers
 
         config = self._config
-        folder = pipeline_folder(config, offline=self._offline)
+        files = pipeline_files(config, offline=self._offline)
         diffusers.utils.logging.disable_progress_bar()  # the command line shows its own progress
         transformers.utils.logging.disable_progress_bar()
         try:
-            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
-                folder,
+            pipe = _text_to_image(
+                files.folder,
                 dtype=choose_dtype(self._device, config.dtype),
-                variant=config.variant,
+                variant=files.variant or None,
                 use_safetensors=True,
                 local_files_only=True,
             )
@@ -190,6 +188,16 @@ class DiffusionBackend:
                 "Name a complete diffusers folder or hub id with safetensors weights in images.model.",
             ) from error
         return pipe
+
+    def _speed_up(self, pipe: Any) -> None:
+        """Apply the options that change speed and no more of an image than rounding does."""
+        if self._config.fuse_qkv:
+            owners: tuple[Any, ...] = (pipe, _denoiser(pipe))
+            if owner := next((o for o in owners if hasattr(o, "fuse_qkv_projections")), None):
+                owner.fuse_qkv_projections()
+        if self._config.channels_last and hasattr(pipe, "unet"):
+            for part in (pipe.unet, pipe.vae):
+                part.to(memory_format=torch.channels_last)
 
     def _set_scheduler(self, pipe: Any) -> None:
         import diffusers
@@ -238,11 +246,10 @@ def check_diffusion(config: ImagesConfig, *, offline: bool = False) -> None:
 
     Raises `SegsmithError` for a model that does not exist, cannot be downloaded, or is incomplete.
     """
-    folder = pipeline_folder(config, offline=offline)
+    files = pipeline_files(config, offline=offline)
     if config.unet:
         check_tensors(config.unet)
-    pipeline = (folder / "model_index.json").read_text("utf-8")
-    if config.filter.enabled and not any(f'"{name}"' in pipeline for name in SHRINKABLE):
+    if config.filter.enabled and files.index.pipeline not in SHRINKABLE:
         raise SegsmithError(
             f"The online filter cannot remove images from a running batch of {config.model}.",
             "Set images.filter.enabled = false, or use Stable Diffusion 1, 2, XL or 3.",
@@ -273,6 +280,24 @@ def to_uint8(image: Any) -> Image:
     return np.asarray((values.clip(0, 1) * 255).round(), dtype=np.uint8)
 
 
+def _text_to_image(folder: Path, **options: Any) -> Any:
+    """The pipeline in `folder`, as text to image where the model's own pipeline does something else.
+
+    diffusers maps the pipelines of older models to their text-to-image pipelines; any other is loaded as it is.
+    """
+    import diffusers
+
+    try:
+        return diffusers.AutoPipelineForText2Image.from_pretrained(folder, **options)
+    except ValueError as error:
+        if "can't find a pipeline linked to" not in str(error):
+            raise
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **options)
+    if "prompt" not in parameters_of(pipe):
+        raise ValueError(f"{type(pipe).__name__} takes no prompt")
+    return pipe
+
+
 def _denoiser(pipe: Any) -> torch.nn.Module:
     found: torch.nn.Module = getattr(pipe, "unet", None) or pipe.transformer
     return found
@@ -280,7 +305,3 @@ def _denoiser(pipe: Any) -> torch.nn.Module:
 
 def _bytes(part: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in part.parameters())
-
-
-def _default(pipe: Any, name: str) -> int:
-    return int(inspect.signature(pipe.__call__).parameters[name].default)

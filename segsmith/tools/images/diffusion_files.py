@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,29 @@ from segsmith.config import ImagesConfig
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import first_line
 from segsmith.tools.weights.model_requirements import image_model
+from segsmith.tools.weights.pipeline_files import (
+    AUTO,
+    INDEX,
+    PLAIN,
+    PipelineIndex,
+    check_known_to_diffusers,
+    check_runs_without_its_code,
+    choose_variant,
+    missing_shards,
+    needed_files,
+    read_index,
+)
 from segsmith.tools.weights.store import find, require
 
-INDEX = "model_index.json"
-MAX_INDEX_BYTES = 1 << 20
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """A pipeline whose files are on this machine and complete."""
+
+    folder: Path
+    index: PipelineIndex
+    variant: str
+    """Of the weights to load; "" for plain ones."""
 
 
 def settings_name(config: ImagesConfig) -> str:
@@ -34,10 +54,11 @@ def settings_name(config: ImagesConfig) -> str:
     return f"{config.model}@{config.revision or 'main'}/{digest}"
 
 
-def pipeline_folder(config: ImagesConfig, *, offline: bool) -> Path:
-    """The folder of `images.model`, downloaded from the hub if it is an id; every weights file in it is complete.
+def pipeline_files(config: ImagesConfig, *, offline: bool) -> PipelineFiles:
+    """The files of `images.model`, downloaded from the hub if it is an id; every weights file is complete.
 
-    Raises `SegsmithError` if there is no such folder or id, the hub does not answer, or a file is truncated.
+    Raises `SegsmithError` if there is no such folder or id, the hub does not answer, the pipeline lacks the
+    variant or needs code of its own, or a file is missing or truncated.
     """
     if not config.model:
         raise SegsmithError(
@@ -56,9 +77,10 @@ def pipeline_folder(config: ImagesConfig, *, offline: bool) -> Path:
         require([requirement], offline)
         found = find(requirement)
         assert found is not None  # or `require` would have raised
-        folder = found.path
-    _check_folder(folder, config.model)
-    return folder
+        # The cache may hold files of other variants, which another program fetched in part.
+        return _checked(found.path, found.files, config)
+    files = tuple(path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*")))
+    return _checked(folder, (INDEX, *files), config)
 
 
 def check_tensors(path: str | Path) -> None:
@@ -81,29 +103,27 @@ def load_tensors(path: str) -> dict[str, Any]:
     return load_file(path)
 
 
-def _check_folder(folder: Path, model: str) -> None:
+def _checked(folder: Path, names: tuple[str, ...], config: ImagesConfig) -> PipelineFiles:
     """Every part that the index names exists, and every weights file is as long as its header says."""
-    index = folder / INDEX
-    try:
-        if index.stat().st_size > MAX_INDEX_BYTES:
-            raise ValueError("it is too large")
-        described: dict[str, Any] = json.loads(index.read_text("utf-8"))
-        parts = [k for k, v in described.items() if isinstance(v, list) and v[0] is not None]
-    except (OSError, ValueError, AttributeError, IndexError, RecursionError) as error:
-        raise SegsmithError(
-            f"{index} does not describe a pipeline: {first_line(error)}.", "Download the model again."
-        ) from None
-    absent = [name for name in parts if not (folder / name).is_dir()]
+    model = str(config.model)
+    index = read_index(folder / INDEX)
+    check_runs_without_its_code(index, names, model)
+    check_known_to_diffusers(index, model)
+    absent = [name for name in index.parts if not (folder / name).is_dir()]
     if absent:
         raise SegsmithError(
             f"The pipeline {model} has no folder {absent[0]!r}, which its index names.",
             "Download the whole model again.",
         )
-    weights = sorted(folder.glob("*/*.safetensors"))
-    if not weights:
+    wanted = AUTO if config.variant is None else "" if config.variant == PLAIN else config.variant
+    variant = choose_variant(names, index, wanted, model)
+    needed = needed_files(names, index, variant)
+    if missing := missing_shards(folder, needed):
         raise SegsmithError(
-            f"The pipeline {model} has no safetensors weights.",
-            "Use a model, or a revision, that has them; pickled weights are never loaded.",
+            f"The pipeline {model} lacks the weights {missing[0]}, which an index of shards names.",
+            "Download the whole model again.",
         )
-    for file in weights:
-        check_tensors(file)
+    for name in needed:
+        if name.endswith(".safetensors"):
+            check_tensors(folder / name)
+    return PipelineFiles(folder, index, variant)

@@ -159,9 +159,14 @@ class ModelRequirement:
     facts: ModelFacts | None = None
     """None for a model that is not in the catalogue."""
     variant: str = ""
-    """hub: the weights of a pipeline to take, e.g. "fp16"."""
+    """hub: the weights of a pipeline to take, e.g. "fp16"; "": the plain ones; "auto": fp16 where there are any."""
     config: str = ""
     """hub: a small file that is needed beside the one picked."""
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether the files are a diffusion pipeline on the hub."""
+        return self.kind == "hub" and self.role == "images"
 
     @property
     def licence(self) -> str:
@@ -181,3 +186,5 @@ class LocalModel:
     licence: str = ""
     sha256: str = ""
     size: int = 0
+    files: tuple[str, ...] = ()
+    """Of a repository: the names of the files that were fetched."""

@@ -13,7 +13,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,23 @@ from segsmith.files import sha256_of, write_atomic
 from segsmith.terminal_text import first_line
 from segsmith.tools.weights.catalogue import LocalModel, ModelRequirement
 from segsmith.tools.weights.download import DAMAGED, LATER, OnBytes, RemoteFile, download
+from segsmith.tools.weights.pipeline_files import (
+    AUTO,
+    INDEX,
+    check_known_to_diffusers,
+    check_runs_without_its_code,
+    choose_variant,
+    needed_files,
+    read_index,
+)
 
 ABANDONED_S = 600
 """A partial file of the hub's own client that has not grown for so long belongs to no running process."""
 BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{15,127}")
 """The ETag names a file in the cache and comes from the server, so it must not be a path."""
 INFO_TIMEOUT_S = 30
+RECORDED_VARIANTS = ("fp16", "")
+"""The variants of a pipeline that `AUTO` looks for in the cache before it asks the hub."""
 SETTINGS: Mapping[str, str] = {
     "llm": "llm",
     "images": "images.model",
@@ -46,6 +58,19 @@ def go_offline() -> None:
     constants.HF_HUB_OFFLINE = True  # read at import, which may have happened already
 
 
+@contextlib.contextmanager
+def cached_files_only() -> Iterator[None]:
+    """While open, libraries read the hub's cache and send no requests: not even to ask whether a file has changed."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def hub_file(repository: str, file: str) -> Path | None:
     """A file of a repository in the hub's cache, at the newest commit that was downloaded."""
     from huggingface_hub import try_to_load_from_cache
@@ -58,7 +83,7 @@ def find(requirement: ModelRequirement) -> LocalModel | None:
     """The files of a hub requirement in the cache, or None if one is missing."""
     from huggingface_hub import try_to_load_from_cache
 
-    record = _read_record(_record_file(requirement))
+    record = next(filter(None, map(_read_record, _record_files(requirement))), None)
     if record is not None:
         cached = [
             try_to_load_from_cache(requirement.source, f, revision=record["commit"]) for f in record["files"]
@@ -68,7 +93,14 @@ def find(requirement: ModelRequirement) -> LocalModel | None:
         path = Path(str(cached[0]))
         if requirement.pick == "all":
             path = next(p for p in path.parents if p.name == record["commit"])
-        return LocalModel(path, record["commit"], record["licence"], record["sha256"], record["size"])
+        return LocalModel(
+            path,
+            record["commit"],
+            record["licence"],
+            record["sha256"],
+            record["size"],
+            tuple(record["files"]),
+        )
     # Without a record, another program may have downloaded it. A single file is there or not; whether a whole
     # repository is complete is unknown, so `fetch` looks through it and downloads what is missing.
     if requirement.pick == "first":
@@ -87,11 +119,17 @@ def fetch(requirement: ModelRequirement, on_bytes: OnBytes) -> None:
     from huggingface_hub import HfApi, errors
 
     revision = requirement.revision or None
+    wanted = requirement
     try:
         info = HfApi().model_info(
             requirement.source, revision=revision, files_metadata=True, timeout=INFO_TIMEOUT_S
         )
-        files = _chosen(requirement, {s.rfilename: s for s in info.siblings or ()})
+        available = {s.rfilename: s for s in info.siblings or ()}
+        if requirement.is_pipeline:
+            requirement, names = _pipeline_files(requirement, revision, available, on_bytes)
+            files = [available[name] for name in names]
+        else:
+            files = _chosen(requirement, available)
         hashes: dict[str, str] = {}
         for file in files:
             path = _fetch_file(requirement.source, revision, file, on_bytes)
@@ -107,6 +145,8 @@ def fetch(requirement: ModelRequirement, on_bytes: OnBytes) -> None:
         "sha256": _one_hash(hashes),
         "size": sum(f.size or 0 for f in files),
     }
+    if wanted.variant == AUTO and requirement.variant not in RECORDED_VARIANTS:
+        requirement = wanted
     target = _record_file(requirement)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, json.dumps(record, indent=1).encode())
@@ -155,6 +195,37 @@ def _remove_abandoned(blob: Path) -> None:
                 partial.unlink()
 
 
+def _pipeline_files(
+    requirement: ModelRequirement, revision: str | None, available: Mapping[str, Any], on_bytes: OnBytes
+) -> tuple[ModelRequirement, list[str]]:
+    """The requirement with the variant that the repository has, and the files to download.
+
+    Only the small index is downloaded for this, so that a model that cannot be used costs no large download.
+    """
+    model = requirement.source
+    if INDEX not in available:
+        raise SegsmithError(
+            f"{model} on the hub is not a diffusers pipeline: it has no {INDEX}.",
+            "Name a repository in diffusers' format.",
+        )
+    index = read_index(_fetch_file(model, revision, available[INDEX], on_bytes))
+    check_runs_without_its_code(index, available, model)
+    check_known_to_diffusers(index, model)
+    variant = choose_variant(available, index, requirement.variant, model)
+    matching = [
+        n for n in available if any(fnmatch.fnmatch(n, p) for p in (*requirement.patterns, "*.jinja"))
+    ]
+    return replace(requirement, variant=variant), needed_files(matching, index, variant)
+
+
+def _record_files(requirement: ModelRequirement) -> list[Path]:
+    """Where the record may be: a pipeline may have been fetched for a config that names its variant."""
+    if requirement.variant != AUTO:
+        return [_record_file(requirement)]
+    names = (RECORDED_VARIANTS, (AUTO,))
+    return [_record_file(replace(requirement, variant=name)) for group in names for name in group]
+
+
 def _record_file(requirement: ModelRequirement) -> Path:
     name = f"{requirement.source}@{requirement.revision or 'main'}".replace("/", "--")
     chosen = repr((requirement.patterns, requirement.pick, requirement.variant))
@@ -177,8 +248,7 @@ def _commit_of(path: Path) -> str:
 def _chosen(requirement: ModelRequirement, available: Mapping[str, Any]) -> list[Any]:
     """The files of a repository to download.
 
-    Weights are safetensors; of a pipeline, those of one variant (``*.fp16.safetensors``, diffusers'
-    convention), and never the second copy of the whole pipeline in one file at the top level.
+    Weights are safetensors, except for CLIPs that come as a pickle only.
     """
     if requirement.pick == "first":
         first = next((f for f in requirement.patterns if f in available), None)
@@ -186,9 +256,6 @@ def _chosen(requirement: ModelRequirement, available: Mapping[str, Any]) -> list
         lacks = "none of the files " + ", ".join(requirement.patterns)
     else:
         names = [n for n in available if any(fnmatch.fnmatch(n, p) for p in requirement.patterns)]
-        if "model_index.json" in available:
-            names = [n for n in names if "/" in n or not n.endswith(".safetensors")]
-            names = _of_variant(names, requirement.variant)
         lacks = "no safetensors weights"
         if not any(n.endswith(".safetensors") for n in names):
             names = []
@@ -198,19 +265,6 @@ def _chosen(requirement: ModelRequirement, available: Mapping[str, Any]) -> list
             f"Name another {requirement.role} model.",
         )
     return [available[n] for n in sorted(names, key=lambda n: n != names[0])]
-
-
-def _of_variant(names: list[str], variant: str) -> list[str]:
-    """For each part the weights of `variant`, or the plain ones if the part has no such variant."""
-    mark = f".{variant}." if variant else ""
-    chosen = {n for n in names if mark and mark in n}
-    covered = {n.rpartition("/")[0] for n in chosen}
-    for name in names:
-        weights = name.endswith((".safetensors", ".safetensors.index.json"))
-        plain = ".fp16." not in name and ".non_ema." not in name
-        if not weights or (plain and name.rpartition("/")[0] not in covered):
-            chosen.add(name)
-    return [n for n in names if n in chosen]
 
 
 def _problem(requirement: ModelRequirement, error: Exception) -> SegsmithError:

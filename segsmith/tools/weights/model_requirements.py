@@ -19,6 +19,7 @@ from segsmith.tools.weights.catalogue import (
     ModelRequirement,
     Role,
 )
+from segsmith.tools.weights.pipeline_files import AUTO, PLAIN
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """In the order in which open_clip looks for weights in a repository."""
@@ -32,7 +33,7 @@ def requirements_of(config: Config) -> list[ModelRequirement]:
     """The models of a config in the order of the pipeline, without roles that are switched off."""
     required = [
         language_model(config.llm),
-        image_model(config.images),
+        *(image_model(part) for part in config.images.parts),
         _judge(config.judge.clip),
         _labeler(config.labeler.vit),
         _sam(config.labeler.sam) if config.labeler.use_sam else None,
@@ -79,7 +80,8 @@ def image_model(images: ImagesConfig) -> ModelRequirement:
     if images.backend == "hosted":
         return _service("images", images.model, images.hosted.base_url)
     pipeline = _hub_or_folder("images", images.model, images.revision or "", PIPELINE_FILES)
-    return replace(pipeline, variant=images.variant or "")
+    variant = AUTO if images.variant is None else images.variant
+    return replace(pipeline, variant="" if variant == PLAIN else variant)
 
 
 def _judge(spec: str) -> ModelRequirement:

@@ -60,6 +60,22 @@ def test_a_damaged_pipeline_is_detected_before_the_run(folder, damage, says):
     assert caught.value.remedy
 
 
+def test_a_truncated_shard_and_a_missing_one_are_detected_before_the_run(tmp_path):
+    folder = tmp_path / "flux"
+    for name, content in tiny_pipelines.hub_repository("flux", tmp_path / "made").items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    shards = sorted(folder.glob("transformer/*-of-*.safetensors"))
+    assert len(shards) > 1
+    check_diffusion(config(folder))
+    cut(shards[1])
+    with pytest.raises(SegsmithError, match=f"{shards[1].name} cannot be read"):
+        check_diffusion(config(folder))
+    shards[1].unlink()
+    with pytest.raises(SegsmithError, match=f"lacks the weights transformer/{shards[1].name}"):
+        check_diffusion(config(folder))
+
+
 def test_missing_weights_of_one_part_are_detected_when_the_pipeline_is_loaded(folder):
     next(folder.glob("unet/*.safetensors")).unlink()
     with pytest.raises(SegsmithError, match="cannot be loaded"):

@@ -14,7 +14,7 @@ WEIGHTS = bytes(range(256)) * 2000
 REPOSITORIES = {
     "lab/tiny-clip": {"open_clip_config.json": b"{}", "open_clip_model.safetensors": WEIGHTS, "x.bin": b"no"},
     "lab/tiny-diffusion": {
-        "model_index.json": b"{}",
+        "model_index.json": b'{"unet": ["diffusers", "UNet2DConditionModel"]}',
         "unet/config.json": b'{"unet": 1}',
         "unet/diffusion_pytorch_model.safetensors": WEIGHTS,
         "unet/diffusion_pytorch_model.fp16.safetensors": WEIGHTS[::-1],
@@ -112,20 +112,30 @@ def test_pull_resumes_after_it_was_killed_and_leaves_no_partial_files(start, seg
     ]
 
 
-@pytest.mark.parametrize("variant", ["", "fp16"])
-def test_one_variant_of_a_pipeline_is_downloaded_and_no_pickle(segsmith, variant):
+@pytest.mark.parametrize(("variant", "fetched_variant"), [([], ".fp16"), (["plain"], "")])
+def test_one_variant_of_a_pipeline_is_downloaded_and_no_pickle(segsmith, variant, fetched_variant):
     with serving(repositories=REPOSITORIES) as hub:
-        settings = [*DIFFUSION, "images.model=lab/tiny-diffusion", "--set", f"images.variant={variant}"]
-        code, _, complaint = segsmith(
-            "models", "pull", "--preset", "sim", *(settings if variant else settings[:-2]), hub=hub.url
-        )
+        settings = [*DIFFUSION, "images.model=lab/tiny-diffusion"]
+        for name in variant:
+            settings += ["--set", f"images.variant={name}"]
+        code, _, complaint = segsmith("models", "pull", "--preset", "sim", *settings, hub=hub.url)
         fetched = {path.partition("/resolve/")[2].partition("/")[2] for m, path, _ in hub.asked if m == "GET"}
     assert code == 0, complaint
     assert fetched - {""} == {
         "model_index.json",
         "unet/config.json",
-        f"unet/diffusion_pytorch_model{'.' * bool(variant)}{variant}.safetensors",
+        f"unet/diffusion_pytorch_model{fetched_variant}.safetensors",
     }
+
+
+def test_a_pipeline_that_cannot_be_used_is_one_line_before_weights_are_fetched(segsmith):
+    with serving(repositories=REPOSITORIES) as hub:
+        settings = [*DIFFUSION, "images.model=lab/tiny-diffusion", "--set", "images.variant=bf16"]
+        code, _, complaint = segsmith("models", "pull", "--preset", "sim", *settings, hub=hub.url)
+        assert not [path for _, path, _ in hub.asked if path.endswith(".safetensors")]
+    assert code == 2
+    assert "has no weights of variant 'bf16'; it has: fp16, plain" in " ".join(complaint.split())
+    assert complaint.count("\n") == 1
 
 
 def test_a_pulled_model_is_found_by_libraries_that_name_no_revision(segsmith, tmp_path):
