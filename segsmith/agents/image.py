@@ -18,7 +18,7 @@ from segsmith.files import image_bytes, read_image, sha256_of, write_atomic
 from segsmith.ids import make_id, seed_of
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, UndrawnRow, UsageRow
 from segsmith.memory.run_folder import RunFolder
-from segsmith.protocols import ImageBackend
+from segsmith.protocols import ImageBackend, ImageMixtureBackend
 from segsmith.types import SEEDS_PER_PROMPT, Drawn, Gate, Image, ImageRequest, NoImage
 
 log = logging.getLogger(__name__)
@@ -146,6 +146,9 @@ class ImageAgent:
         wanted = [prompt for prompt in prompts if prompt.id not in rejected]
         there = self._ledger.requested([prompt.id for prompt in wanted])
         todo = [task for prompt in wanted for task in self._tasks(prompt) if task.id not in there][:limit]
+        todo.sort(
+            key=lambda task: self._model_of(task.request)
+        )  # each model of a mixture is loaded once a round
         total, position = len(todo), 0
         good: dict[str, set[str]] = {}
         drawn: list[str] = []
@@ -159,7 +162,7 @@ class ImageAgent:
         with ThreadPoolExecutor(WRITERS, "segsmith-write") as pool:
             try:
                 while position < total:
-                    batch = todo[position : position + self._batch_size]
+                    batch = self._next_batch(todo, position)
                     begun = [
                         task
                         for task in batch
@@ -192,19 +195,27 @@ class ImageAgent:
                 finish(keep=0)
         return drawn
 
+    def _model_of(self, request: ImageRequest) -> str:
+        """The name recorded with the image: the backend's, or that of one model of a mixture."""
+        backend = self._backend
+        return backend.model_of(request) if isinstance(backend, ImageMixtureBackend) else backend.name
+
+    def _next_batch(self, todo: Sequence[Task], position: int) -> list[Task]:
+        """The next tasks that one model draws."""
+        tasks = todo[position : position + self._batch_size]
+        first = self._model_of(tasks[0].request)
+        return [task for task in tasks if self._model_of(task.request) == first]
+
     def _rejected_prompts(self) -> set[str]:
         """Prompts that a reviewer rejected or edited."""
         return {i for i, row in self._ledger.decisions("prompt").items() if row.action != "accept"}
 
     def _tasks(self, prompt: PromptRow) -> list[Task]:
         first = SEEDS_PER_PROMPT * (seed_of(self._seed, prompt.id) % 2_000_000)
+        requests = [ImageRequest(prompt.text, seed) for seed in range(first, first + self._config.per_prompt)]
         return [
-            Task(
-                make_id("i", prompt.id, seed, self._backend.name, self._config.size),
-                prompt,
-                ImageRequest(prompt.text, seed),
-            )
-            for seed in range(first, first + self._config.per_prompt)
+            Task(make_id("i", prompt.id, r.seed, self._model_of(r), self._config.size), prompt, r)
+            for r in requests
         ]
 
     def _recovered(self, tasks: Sequence[Task]) -> dict[str, Future[_File]]:
@@ -285,7 +296,8 @@ class ImageAgent:
         return _File(digest, image if form != "jpeg" else read_image(data))
 
     def _image_row(self, task: Task, round_: int, sha256: str) -> ImageRow:
-        return ImageRow(task.id, task.prompt.id, task.request.seed, self._backend.name, round_, sha256)
+        model = self._model_of(task.request)
+        return ImageRow(task.id, task.prompt.id, task.request.seed, model, round_, sha256)
 
     def _record_undrawn(self, batch: Sequence[Task], rejected: Mapping[str, Drawn], round_: int) -> None:
         """Filtered and refused images are not tried again; those that a full class did not need may be."""

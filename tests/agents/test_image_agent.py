@@ -345,3 +345,23 @@ def test_of_a_lossy_file_the_stored_pixels_are_measured(place):
     assert len(stored) == 8
     for row in ledger.images():
         assert np.array_equal(stored[row.id], run.read_image(row))
+
+
+class Mixture(Backend):
+    """Two models that take turns by seed."""
+
+    name = "mixture/1"
+
+    def model_of(self, request):
+        return f"model{request.seed % 2}"
+
+    def close(self):
+        pass
+
+
+def test_a_mixture_is_drawn_model_by_model_and_recorded_per_image(place):
+    _, ledger = place
+    backend = Mixture()
+    agent(place, backend, batch_size=3).draw(ledger.prompts("admitted"), 0)
+    assert [{seed % 2 for seed in batch} for batch in backend.batches] == [{0}, {0}, {1}, {1}]
+    assert {(row.seed % 2, row.backend) for row in ledger.images()} == {(0, "model0"), (1, "model1")}

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +36,12 @@ from segsmith.tools.http import (
 from segsmith.tools.weights.catalogue import OPENAI_URL
 from segsmith.types import Drawn, Gate, Image, ImageRequest
 
+logger = logging.getLogger(__name__)
+
+QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_limit")
+"""Parts of the error codes of an account without money, for which waiting does not help."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+"""Pauses between tries double from the first to the longest where the server does not say how long to wait."""
 REFUSALS = ("content_policy", "moderation", "safety", "content_filter")
 """Parts of the error codes with which providers refuse a prompt or an image."""
 MAX_IMAGE_BYTES = 32 << 20
@@ -42,14 +53,18 @@ MAX_REPLY_BYTES = MAX_IMAGE_BYTES * 4 // 3 + (1 << 20)
 class HostedImages:
     """An `ImageBackend` behind HTTP. `hosted.concurrency` requests are in flight, each for one image.
 
-    The client retries with growing pauses, or after the time that ``Retry-After`` states. All tries for one
-    image have the same ``Idempotency-Key``, so a server that knows this header charges once. A refused
-    request counts as free of charge.
+    Tries that failed are repeated after growing pauses, or after the time that ``Retry-After`` states; while the
+    server limits the number of requests, all of them pause, for up to an hour (`rate_limit_wait_s`). All tries for
+    one image have the same ``Idempotency-Key``, so a server that knows this header charges once. A refused request
+    counts as free of charge. An image costs what the reply states, else `usd_per_image`.
     """
 
-    def __init__(self, config: ImagesConfig, *, api_key: str | None) -> None:
+    def __init__(
+        self, config: ImagesConfig, *, api_key: str | None, pause: Callable[[float], object] | None = None
+    ) -> None:
+        """`pause` replaces waiting; it is called with seconds and returns whether the backend was stopped."""
         if not config.model:
-            raise SegsmithError("No image model is named.", "Set images.model, e.g. gpt-image-1.")
+            raise SegsmithError("No image model is named.", "Set images.model, e.g. gpt-image-2.")
         if config.hosted.base_url is None and api_key is None:
             raise SegsmithError(
                 "Hosted images need a key.",
@@ -58,7 +73,13 @@ class HostedImages:
         self._config, self._hosted = config, config.hosted
         self._url = config.hosted.base_url or OPENAI_URL
         self.name = f"{config.model}@{urlsplit(self._url).hostname or self._url}"
-        self.usd_per_image = config.hosted.usd_per_image or 0.0
+        if config.hosted.extra:  # fields that change the images; without them the name is the one of before
+            fields = json.dumps(config.hosted.extra, sort_keys=True)
+            self.name += f"/{hashlib.sha256(fields.encode()).hexdigest()[:8]}"
+        self._stopped = threading.Event()
+        self._pause = pause or self._stopped.wait
+        self._limited_until = 0.0
+        self._highest_usd = config.hosted.usd_per_image or 0.0
         self._key = api_key or NO_KEY
         self._client: openai.OpenAI | None = None
         self._opening = threading.Lock()
@@ -70,22 +91,44 @@ class HostedImages:
         gate: Gate | None = None,  # unused: there is no preview of an image before it is complete and paid
         on_step: Callable[[float], None] = unwatched,
     ) -> Iterator[Drawn]:
-        """See `ImageBackend.draw`. After a failure no new request is sent, but images under way are yielded."""
+        """See `ImageBackend.draw`. After a failure no new request is sent, but images under way are yielded.
+
+        A request is sent when another one is answered, so no more than `concurrency` images are paid for when the
+        caller stops iterating.
+        """
         failure: SegsmithError | Cancelled | None = None
+        todo = iter(enumerate(requests))
+        running: set[Future[Drawn]] = set()
+        done = 0
+        self._stopped.clear()
         with ThreadPoolExecutor(self._hosted.concurrency) as pool:
-            futures = [pool.submit(self._one, index, request) for index, request in enumerate(requests)]
-            for done, future in enumerate(as_completed(futures), 1):
-                try:
-                    yield future.result()
-                    on_step(done / len(futures))
-                except CancelledError:
-                    continue
-                except (SegsmithError, Cancelled) as error:
-                    failure = failure or error
-                    for waiting in futures:
-                        waiting.cancel()
+            try:
+                while True:
+                    while failure is None and len(running) < self._hosted.concurrency:
+                        following = next(todo, None)
+                        if following is None:
+                            break
+                        running.add(pool.submit(self._one, *following))
+                    if not running:
+                        break
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        try:
+                            yield future.result()
+                            done += 1
+                            on_step(done / len(requests))
+                        except (SegsmithError, Cancelled) as error:
+                            failure = failure or error
+                            self._stopped.set()  # ends the pauses of the others
+            finally:
+                self._stopped.set()
         if failure is not None:
             raise failure
+
+    @property
+    def usd_per_image(self) -> float:
+        """The price in the settings, or the highest that a reply has stated if that is more."""
+        return self._highest_usd
 
     def close(self) -> None:
         """Close the connections."""
@@ -98,13 +141,14 @@ class HostedImages:
         config, hosted = self._config, self._hosted
         options: dict[str, Any] = {"quality": hosted.quality, "response_format": hosted.reply}
         try:
-            reply = self._open().images.generate(
+            reply = self._answered(
+                request,
                 model=config.model,
                 prompt=request.prompt,
                 n=1,
                 size=hosted.request_size,
                 extra_headers={"Idempotency-Key": self._idempotency_key(request)},
-                extra_body={"seed": request.seed} if hosted.send_seed else None,
+                extra_body={**({"seed": request.seed} if hosted.send_seed else {}), **hosted.extra} or None,
                 **{key: value for key, value in options.items() if value is not None},
             )
         except openai.APIError as error:
@@ -117,7 +161,57 @@ class HostedImages:
             raise self._without_image(str(error)) from None
         except (openai.OpenAIError, *MALFORMED_REPLY):
             raise self._without_image("no JSON object that could be read") from None
-        return Drawn(index, self._decoded(self._bytes_of(reply)), usd=self.usd_per_image)
+        usd = self._cost_of(reply)
+        return Drawn(index, self._decoded(self._bytes_of(reply)), usd=usd)
+
+    def _answered(self, request: ImageRequest, **arguments: Any) -> Any:
+        """The reply to a request, tried again where that may help; raises the error of the last try."""
+        failures, limits, waited = 0, 0, 0.0
+        while True:
+            self._wait_for_limit()
+            try:
+                return self._open().images.generate(**arguments)
+            except openai.RateLimitError as error:
+                limits += 1
+                seconds = _retry_after(error) or _growing(limits)
+                waited += seconds
+                marks = f"{error.code or ''} {error.type or ''}"
+                if any(code in marks for code in QUOTA_CODES) or waited > self._hosted.rate_limit_wait_s:
+                    raise
+                logger.warning("%s limits the number of requests: waiting %.0f s", self._url, seconds)
+                self._limited_until = max(self._limited_until, time.monotonic() + seconds)
+                self._pause_or_raise(seconds, error)
+            except (openai.APIConnectionError, openai.InternalServerError) as error:
+                failures += 1
+                if failures > self._hosted.retries or isinstance(error.__cause__, ReplyRejected):
+                    raise
+                self._pause_or_raise(_retry_after(error) or _growing(failures), error)
+
+    def _wait_for_limit(self) -> None:
+        left = self._limited_until - time.monotonic()
+        if left > 0:
+            self._pause(left)
+
+    def _pause_or_raise(self, seconds: float, error: openai.APIError) -> None:
+        if self._pause(seconds):  # another request failed, or the caller stopped iterating
+            raise error
+
+    def _cost_of(self, reply: Any) -> float:
+        """US dollars of a reply: its own statement, its tokens at the prices in the settings, or the set price."""
+        hosted, usage = self._hosted, getattr(reply, "usage", None)
+        stated = _amount(getattr(usage, "cost", None))
+        sent, drawn = (
+            _amount(getattr(usage, "input_tokens", None)),
+            _amount(getattr(usage, "output_tokens", None)),
+        )
+        if stated is None and drawn is not None and hosted.usd_per_million_out is not None:
+            stated = (
+                drawn * hosted.usd_per_million_out + (sent or 0) * (hosted.usd_per_million_in or 0)
+            ) / 1e6
+        if stated is None:
+            return hosted.usd_per_image or 0.0
+        self._highest_usd = max(self._highest_usd, stated)
+        return stated
 
     def _idempotency_key(self, request: ImageRequest) -> str:
         text = f"{self.name}\x1f{request.prompt}\x1f{request.seed}"
@@ -129,7 +223,7 @@ class HostedImages:
                 limits = ReplyLimits(MAX_REPLY_BYTES, self._hosted.timeout_s)
                 self._client = openai.OpenAI(
                     api_key=self._key,
-                    max_retries=self._hosted.retries,
+                    max_retries=0,  # `_answered` tries again
                     **openai_options(self._url, limits),
                 )
             return self._client
@@ -219,12 +313,13 @@ class HostedImages:
         if isinstance(error, openai.RateLimitError):
             return SegsmithError(
                 f"{url} limits the number of requests ({said}).",
-                f"Lower images.hosted.concurrency, wait, or top up the account; {again}",
+                "Lower images.hosted.concurrency, raise images.hosted.rate_limit_wait_s, or top up the account; "
+                f"{again}",
             )
         if isinstance(error, openai.BadRequestError):
             return SegsmithError(
                 f"{url} rejects the request ({said}).",
-                "Set images.hosted.request_size, quality, reply or send_seed to what the model accepts.",
+                "Set images.hosted.request_size, quality, reply, send_seed or extra to what the model accepts.",
             )
         return SegsmithError(f"The image server at {url} failed ({said}).", f"Wait, {again}")
 
@@ -245,8 +340,38 @@ class HostedImages:
 def check_hosted(config: ImagesConfig, *, api_key: str | None, max_usd: float | None) -> None:
     """Raise `SegsmithError` for a missing setting before a run starts; no request is sent."""
     HostedImages(config, api_key=api_key)
+    if max_usd is None and config.hosted.base_url is None:
+        raise SegsmithError(
+            "Hosted images cost money, and no cap is set.",
+            "Type e.g. --max-usd 10; `segsmith plan` estimates the cost.",
+        )
     if max_usd is not None and config.hosted.usd_per_image is None:
         raise SegsmithError(
             "budget.max_usd cannot be enforced: the price of an image is unknown.",
             "Set images.hosted.usd_per_image; 0 for your own server.",
         )
+
+
+def _retry_after(error: openai.APIError) -> float | None:
+    """Seconds that the server asks to wait, stated as a number or as a date; None if it does not say."""
+    headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
+    text = str(headers.get("Retry-After") or "")
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, (moment - datetime.now(moment.tzinfo or UTC)).total_seconds())
+
+
+def _growing(tries: int) -> float:
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (tries - 1))
+
+
+def _amount(value: Any) -> float | None:
+    """A count or price as a server states it; None for anything else."""
+    plausible = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+    return float(value) if plausible else None

@@ -47,6 +47,11 @@ class Behaviour:
     """Answer every request with this status."""
     garbage: bool = False
     """Answer 200 with something that is not an image."""
+    usage: dict = field(default_factory=dict)
+    """Sent with every image."""
+    limited: int = 0
+    """The first so many requests are answered with 429."""
+    code: str = "rate_limit_exceeded"
     content: bytes = b""
     """Answer with this file."""
     names: str = ""
@@ -102,6 +107,8 @@ class ImageServer:
             account.bodies.append(body)
             self._tries[key] += 1
             first = self._tries[key] == 1
+        if account.requests <= behaviour.limited:
+            return 429, {"Retry-After": behaviour.retry_after}, _error("Rate limit reached", behaviour.code)
         if behaviour.always:
             return behaviour.always, {"Retry-After": behaviour.retry_after}, _error("told to", "server_error")
         if behaviour.key and headers.get("Authorization") != f"Bearer {behaviour.key}":
@@ -142,7 +149,8 @@ class ImageServer:
             time.sleep(behaviour.delay_s)
         if behaviour.reply == "url":
             return 200, {}, {"created": 0, "data": [{"url": self.url.removesuffix("/v1") + f"/files/{key}"}]}
-        return 200, {}, {"created": 0, "data": [{"b64_json": base64.b64encode(data).decode()}]}
+        usage = {"usage": behaviour.usage} if behaviour.usage else {}
+        return 200, {}, {"created": 0, "data": [{"b64_json": base64.b64encode(data).decode()}], **usage}
 
     def file(self, key: str) -> bytes | None:
         return self._files.get(key)

@@ -1,7 +1,8 @@
 """Hosted images against a server that misbehaves: retries, refusals, images by URL, one-line errors."""
 
 import io
-import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from PIL import Image as PILImage
@@ -15,9 +16,10 @@ from tests.tools.images.image_server import image_server
 REQUESTS = [ImageRequest(f"a photo of a cat, take {i}", 1000 * i) for i in range(12)]
 
 
-def backend(server, key=None, model="m", size=64, **hosted):
+def backend(server, key=None, model="m", size=64, pause=None, **hosted):
     hosted = {"base_url": server if isinstance(server, str) else server.url, "usd_per_image": 0.04, **hosted}
-    return HostedImages(ImagesConfig(backend="hosted", model=model, size=size, hosted=hosted), api_key=key)
+    config = ImagesConfig(backend="hosted", model=model, size=size, hosted=hosted)
+    return HostedImages(config, api_key=key, pause=pause)
 
 
 def test_every_first_try_fails_and_every_image_arrives_once():
@@ -31,11 +33,83 @@ def test_every_first_try_fails_and_every_image_arrives_once():
         assert 1 < server.account.most_at_once <= 4
 
 
-def test_retry_after_is_respected():
-    with image_server(busy=1.0, retry_after="0.7") as server:
-        started = time.monotonic()
-        list(backend(server).draw(REQUESTS[:1]))
-        assert 0.7 <= time.monotonic() - started < 3
+@pytest.mark.parametrize(
+    ("said", "least", "most"),
+    [("7", 7, 7), (format_datetime(datetime.now(UTC) + timedelta(hours=1)), 3000, 3600), ("soon", 0.5, 0.5)],
+    ids=["seconds", "date", "not understood"],
+)
+def test_the_wait_that_a_server_asks_for_is_kept(said, least, most):
+    pauses = []
+    with image_server(limited=1, retry_after=said) as server:
+        (drawn,) = backend(server, pause=pauses.append).draw(REQUESTS[:1])
+    assert drawn.image is not None
+    assert least - 1 <= pauses[0] <= most
+
+
+def test_a_rate_limit_is_waited_out_beyond_the_number_of_retries():
+    with image_server(limited=30, retry_after="20") as server:
+        (drawn,) = backend(server, retries=0, pause=lambda seconds: None).draw(REQUESTS[:1])
+        assert drawn.image is not None
+    with image_server(limited=30, retry_after="200") as server:
+        with pytest.raises(SegsmithError, match="rate_limit_wait_s"):
+            list(backend(server, pause=lambda seconds: None).draw(REQUESTS[:1]))
+        assert server.account.requests == 19  # 18 waits of 200 s are an hour
+
+
+def test_an_account_without_money_is_not_waited_for():
+    with image_server(limited=9, code="insufficient_quota") as server:
+        with pytest.raises(SegsmithError, match="top up the account"):
+            list(backend(server).draw(REQUESTS[:1]))
+        assert server.account.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "prices", "usd"),
+    [
+        (
+            {"input_tokens": 100, "output_tokens": 2000},
+            {"usd_per_million_in": 5, "usd_per_million_out": 30},
+            0.0605,
+        ),
+        ({"input_tokens": 100, "output_tokens": 2000}, {}, 0.04),
+        ({"cost": 0.11, "output_tokens": 2000}, {"usd_per_million_out": 30}, 0.11),
+        ({"input_tokens": "many", "output_tokens": -1}, {"usd_per_million_out": 30}, 0.04),
+        ({}, {"usd_per_million_out": 30}, 0.04),
+    ],
+    ids=["tokens", "no prices", "stated", "nonsense", "no usage"],
+)
+def test_an_image_costs_what_the_reply_states(usage, prices, usd):
+    with image_server(usage=usage) as server:
+        it = backend(server, **prices)
+        (drawn,) = it.draw(REQUESTS[:1])
+    assert drawn.usd == pytest.approx(usd)
+    assert it.usd_per_image == pytest.approx(max(0.04, usd))  # the cap counts with the price that was seen
+
+
+def test_a_request_is_sent_when_another_one_is_answered():
+    with image_server() as server:
+        drawing = backend(server, concurrency=2).draw(REQUESTS)
+        next(drawing)
+        drawing.close()
+        assert server.account.requests <= 4
+
+
+def test_further_fields_are_sent_and_are_part_of_the_name():
+    extra = {"num_inference_steps": 8, "guidance_scale": 4.5, "negative_prompt": "blur"}
+    with image_server() as server:
+        it = backend(server, send_seed=True, extra=extra)
+        list(it.draw(REQUESTS[:1]))
+        body = server.account.bodies[0]
+        assert {key: body[key] for key in extra} == extra
+        assert body["seed"] == 0
+        assert it.name != backend(server).name == "m@127.0.0.1"
+
+
+def test_hosted_images_that_cost_money_need_a_cap():
+    with pytest.raises(SegsmithError, match=r"no cap is set.*--max-usd"):
+        check_hosted(ImagesConfig(backend="hosted", model="m"), api_key="k", max_usd=None)
+    own = {"base_url": "http://127.0.0.1:8000/v1"}
+    check_hosted(ImagesConfig(backend="hosted", model="m", hosted=own), api_key=None, max_usd=None)
 
 
 def test_an_image_that_arrived_too_late_is_not_charged_again():
@@ -89,7 +163,7 @@ def test_after_a_failure_images_that_are_paid_are_still_yielded():
     [
         ({"key": "right"}, {"key": "wrong"}, "rejects the key.*OPENAI_API_KEY"),
         ({"always": 500}, {"retries": 1}, "failed"),
-        ({"always": 429}, {"retries": 1}, "limits the number of requests"),
+        ({"always": 429}, {"rate_limit_wait_s": 0.1}, "limits the number of requests"),
         ({"always": 404}, {}, "has no image model 'm'"),
         ({"always": 400}, {}, "rejects the request"),
         ({"garbage": True}, {}, "without a usable image"),
