@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from segsmith.workflows.reviewing import Pause
     from segsmith.workflows.run import DatasetImage, Run, Story, open_run
     from segsmith.workflows.train import Training, train
+    from segsmith.workflows.verify import Verification, verify
 
 __all__ = [
     "ClassTally",
@@ -54,6 +55,7 @@ __all__ = [
     "Status",
     "Story",
     "Training",
+    "Verification",
     "augment",
     "build",
     "evaluate",
@@ -65,6 +67,7 @@ __all__ = [
     "refine",
     "rejudge",
     "train",
+    "verify",
 ]
 
 _MODULES = {
@@ -85,6 +88,7 @@ _MODULES = {
     "workflows.reviewing": ("Pause",),
     "workflows.run": ("DatasetImage", "Run", "Story", "open_run"),
     "workflows.train": ("Training", "train"),
+    "workflows.verify": ("Verification", "verify"),
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,15 @@ class OrderedSaver(SqliteSaver):
             cursor.execute(
                 "INSERT INTO ledger_sequences VALUES (?, ?)", (checkpoint_id, self._ledger_sequence())
             )
+
+
+def newest_sequence(path: Path) -> int:
+    """The highest `Ledger.sequence` that a run's ``graph.db`` relies on; 0 for one that records none."""
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'ledger_sequences'").fetchone():
+            return 0
+        (newest,) = db.execute("SELECT MAX(sequence) FROM ledger_sequences").fetchone()
+        return int(newest or 0)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from segsmith.agents.director import cap_reached, spent
 from segsmith.config import Config, merged_config, with_environment
 from segsmith.errors import SegsmithError
-from segsmith.files import PART, sha256_of
+from segsmith.files import PART
 from segsmith.graph.context import RunContext
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_config import RunRecord, installed_versions, read_record, resumed
@@ -18,7 +18,7 @@ from segsmith.memory.run_folder import RunFolder
 from segsmith.review.decisions import REENTER, stale
 from segsmith.types import ClassTally
 from segsmith.workflows.settings import Settings
-from segsmith.workflows.verify import damaged_files
+from segsmith.workflows.verify import damaged_files, is_trained_segmenter
 
 OURS = {"images", "masks", "checkpoints", "real", ".writable", ".lock", ".lock-holder"}
 """What a session may have created before it wrote run.toml."""
@@ -137,13 +137,15 @@ def state_of_ledger(ledger: Ledger) -> dict[str, Any]:
 
 def lost_result(context: RunContext) -> str:
     """The node that a finished run continues behind because the result after it is gone or damaged; "" for none."""
+    masks = context.ledger.masks()
+    if any(row.id in masks and not context.run.has_mask(masks[row.id]) for row in context.ledger.accepted()):
+        return "review_labels"
     if any(damaged_files(context.run.voc)):
         return "segment"
     segmenter = context.run.segmenter
-    trained = [detail["sha256"] for _, _, detail in context.ledger.events("trained")]
     if not segmenter.exists() or not segmenter.with_suffix(".json").exists():
         return "export"
-    return "export" if trained and sha256_of(segmenter) != trained[-1] else ""
+    return "" if is_trained_segmenter(context.run, context.ledger) else "export"
 
 
 def waiting(snapshot: Any) -> tuple[str, ...]:

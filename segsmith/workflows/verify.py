@@ -46,6 +46,7 @@ class Defect(StrEnum):
 
     DATABASE = "damaged_database", "SQLite finds damage in a database", ""
     LOST_GRAPH = "lost_graph", "graph.db, which says where the run resumes, is missing", ""
+    BEHIND = "ledger_behind", "the ledger has lost transactions that graph.db relies on", "build"
     REFERENCE = "dangling_reference", "a row names a prompt or an image that the ledger does not have", ""
     LOST_IMAGE = "lost_image", "the file of an accepted image is missing", "mark"
     OTHER_IMAGE = "other_image", "the file of an accepted image is not the one that was drawn", "mark"
@@ -64,6 +65,7 @@ class Defect(StrEnum):
     DATASET = "dataset", "a file of dataset/voc is missing or not as it was written", "build"
     COUNT = "other_count", "dataset/voc does not hold the images that are accepted and masked", "mark"
     SEGMENTER = "lost_segmenter", "the trained segmenter is missing", "build"
+    OTHER_SEGMENTER = "other_segmenter", "the segmenter is not the one that the run trained", "build"
     REPORT = "lost_report", "report.html is missing", "build"
     PART_FILE = "part_file", "a half-written file of a session that was killed", "start"
 
@@ -117,6 +119,7 @@ def verify(run: str | Path, *, repair: bool = False) -> Verification:
         stack.callback(ledger.close)
         findings = (
             *damaged,
+            *_sequence(folder, ledger, damaged),
             *_references(ledger),
             *_images(folder, ledger),
             *_masks(folder, ledger, config),
@@ -148,6 +151,17 @@ def _databases(folder: RunFolder) -> Iterator[Finding]:
             said = str(error)
         if said != "ok":
             yield Finding(Defect.DATABASE, path.name, str(said).splitlines()[-1])
+
+
+def _sequence(folder: RunFolder, ledger: Ledger, damaged: Iterable[Finding]) -> Iterator[Finding]:
+    """The ledger's number of transactions, compared with the one that the graph has seen."""
+    from segsmith.graph.checkpoints import newest_sequence
+
+    if any(found.where == folder.graph.name for found in damaged):
+        return
+    seen = newest_sequence(folder.graph)
+    if seen > ledger.sequence:
+        yield Finding(Defect.BEHIND, folder.ledger.name, f"{ledger.sequence} transactions of {seen}")
 
 
 def _references(ledger: Ledger) -> Iterator[Finding]:
@@ -243,10 +257,18 @@ def _results(folder: RunFolder, ledger: Ledger) -> Iterator[Finding]:
         if exported is not None and exported != wanted:
             detail = f"{len(exported - wanted)} too many, {len(wanted - exported)} missing"
             yield Finding(Defect.COUNT, "dataset/provenance.jsonl", detail)
-    if not (folder.checkpoints / "segmenter.safetensors").is_file():
+    if not folder.segmenter.is_file():
         yield Finding(Defect.SEGMENTER, "checkpoints/segmenter.safetensors")
+    elif not is_trained_segmenter(folder, ledger):
+        yield Finding(Defect.OTHER_SEGMENTER, "checkpoints/segmenter.safetensors", "its SHA-256 differs")
     if not folder.report.is_file():
         yield Finding(Defect.REPORT, folder.report.name)
+
+
+def is_trained_segmenter(folder: RunFolder, ledger: Ledger) -> bool:
+    """Whether the segmenter's file is the one that the run trained last, where its hash is known."""
+    trained = [detail["sha256"] for _, _, detail in ledger.events("trained")]
+    return not trained or sha256_of(folder.segmenter) == trained[-1]
 
 
 def damaged_files(dataset: Path) -> Iterator[str]:

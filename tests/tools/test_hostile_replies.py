@@ -1,4 +1,5 @@
-"""Hundreds of hostile replies to the chat client and to the hosted images: typed errors, in time, in little memory."""
+"""Hundreds of hostile replies to the chat client and to the hosted images: typed errors, in time, in little memory,
+without a process started or a file written."""
 
 import base64
 import contextlib
@@ -27,6 +28,7 @@ from segsmith.tools.llm import chat as chat_module
 from segsmith.tools.llm.chat import OpenAIChat
 from segsmith.tools.llm.endpoint import Endpoint, RemoteServer
 from segsmith.types import Drawn, ImageRequest
+from tests.watch import Watch
 
 REPLIES = 240
 TIMEOUT_S = 0.4
@@ -226,33 +228,39 @@ def attempt(number, act, allowed):
     return "accepted" if problem is None else type(problem).__name__
 
 
-def test_the_chat_client_survives_hostile_replies(monkeypatch):
+def test_the_chat_client_survives_hostile_replies(monkeypatch, tmp_path):
     monkeypatch.setattr(chat_module, "MAX_REPLY_BYTES", MAX_BYTES)
     config = LLMConfig(server="openai", model="m", timeout_s=TIMEOUT_S, retries=0)
-    outcomes = []
+    outcomes, watch = [], Watch()
     with server() as http:
         chat = OpenAIChat(config, RemoteServer(Endpoint(http.url, KEY)), transport_retries=0)
+        http.next = b"", None  # the client's first request asks the system for its name
+        attempt(-1, partial(chat.ask, "be brief", "where?", Cell, seed=0), (BadReply, SegsmithError))
         before = peak()
+        watch.start(tmp_path)
         for number in range(REPLIES):
             rng = random.Random(f"chat {number}")
             http.next = reply(rng, completion(rng))
             ask = partial(chat.ask, "be brief", "where?", Cell, seed=number)
             outcomes.append(attempt(number, ask, (BadReply, SegsmithError)))
         assert set(http.inside) <= {"/v1/x"}  # a server may redirect to itself
+    watch.stop()
+    assert watch.seen == []
     assert peak() - before < MAX_GROWTH
     assert set(outcomes) == {"accepted", "BadReply", "SegsmithError"}
     assert 0 < chat.usage.snapshot()["prompt_tokens"] < REPLIES * 10_000
     assert chat.usage.snapshot()["completion_tokens"] >= 0
 
 
-def test_hosted_images_survive_hostile_replies(monkeypatch):
+def test_hosted_images_survive_hostile_replies(monkeypatch, tmp_path):
     monkeypatch.setattr(hosted, "MAX_REPLY_BYTES", MAX_BYTES)
-    outcomes = []
+    outcomes, watch = [], Watch()
     with server() as http, server() as other:
         settings = {"base_url": http.url, "timeout_s": TIMEOUT_S, "retries": 0, "usd_per_image": 0.1}
         config = ImagesConfig(backend="hosted", model="m", size=64, hosted=settings)
         backend = HostedImages(config, api_key=KEY)
         before = peak()
+        watch.start(tmp_path)
         for number in range(REPLIES):
             rng = random.Random(f"images {number}")
             http.next = reply(rng, generation(rng, f"{other.url}/internal"))
@@ -264,6 +272,8 @@ def test_hosted_images_survive_hostile_replies(monkeypatch):
 
             outcomes.append(attempt(number, draw, SegsmithError))
         assert other.inside == []
+    watch.stop()
+    assert watch.seen == []
     assert peak() - before < MAX_GROWTH
     assert set(outcomes) == {"accepted", "SegsmithError"}
 

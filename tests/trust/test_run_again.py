@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from small_run import KEY, SMALL
@@ -259,3 +261,13 @@ def test_a_lost_result_of_a_finished_run_is_made_again(run, finished, build, los
     # Exported again, the dataset's card states the evaluation that the ledger has by now.
     card = {"dataset/voc/README.md", "dataset/voc/manifest.json"}
     assert {name for name in before if now[name] != before[name]} <= card
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"garbage")])
+def test_a_damaged_mask_of_a_finished_run_is_made_again(run, finished, build, damage):
+    """The dataset is intact, so nothing else would notice."""
+    with closing(Ledger(run / "ledger.db", read_only=True)) as ledger:
+        mask = RunFolder(run).mask(ledger.accepted()[0].id)
+    damage(mask)
+    assert build(small_config(**SMALL), run).ended.status == Status.FINISHED
+    assert mask.read_bytes() == (finished / mask.relative_to(run)).read_bytes()
