@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from segsmith.workflows.build import build
     from segsmith.workflows.dense_labels import MaskQuality
     from segsmith.workflows.evaluate import evaluate
-    from segsmith.workflows.merge import merge
     from segsmith.workflows.export_model import ExportedModel, export_model
+    from segsmith.workflows.merge import merge
     from segsmith.workflows.predict import predict
     from segsmith.workflows.refine import Refinement, refine
     from segsmith.workflows.rejudge import Rejudged, rejudge

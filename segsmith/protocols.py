@@ -30,8 +30,10 @@ class ImageBackend(Protocol):
 
     name: str
     """Model id, revision and settings, recorded with every image."""
-    usd_per_image: float
-    """Price of one image in US dollars; 0 for a local model."""
+
+    @property
+    def usd_per_image(self) -> float:
+        """Price of one image in US dollars; 0 for a local model."""
 
     def draw(
         self,
