@@ -224,9 +224,8 @@ def build_run(
         context = RunContext(config, run, step=reviewer is not None, parts=parts or {}, growing=True)
         stack.callback(context.close)
         added = context.measure_added_classes()
-        write_record(
-            run.config, record
-        )  # after the ledger, whose columns a reader expects to fit the classes
+        # After the ledger, whose columns a reader expects to fit the classes.
+        write_record(run.config, record)
         stack.enter_context(stop_on_interrupt(context.stopping))
         saver = stack.enter_context(open_checkpoints(run.graph, lambda: context.ledger.sequence))
         if anew:
@@ -250,9 +249,8 @@ def build_run(
             graph.update_state(options, dict(change.state), as_node=change.node)
             snapshot = graph.get_state(options)
         if snapshot.values and not waiting(snapshot):
-            if (
-                context.ledger.unmeasured()
-            ):  # an earlier version stored no measurements, which `rejudge` needs
+            # An earlier version stored no measurements, which `rejudge` needs.
+            if context.ledger.unmeasured():
                 context.judge_agent.measure()
             if not run.report.exists():  # an earlier session was killed between its last node and the report
                 _write_report(context)
