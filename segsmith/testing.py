@@ -36,7 +36,7 @@ from segsmith.files import PART, png_bytes
 from segsmith.ids import make_id
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, ModelRow, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
-from segsmith.protocols import Reply, unwatched
+from segsmith.protocols import OnMaps, Reply, unwatched
 from segsmith.types import (
     IGNORE,
     Drawn,
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 CLASSES = ("cat", "dog", "bus", "potted plant")
 """Classes of `made_up_run`."""
+MAPS_BATCH = 64
+"""Images whose patch scores `InstantClassifier` passes on at once."""
 
 
 def small_config(**changes: Any) -> Config:
@@ -269,11 +271,20 @@ class InstantClassifier:
     name = "instant"
 
     def out_of_fold(
-        self, images: Sequence[Image], labels: NDArray[np.float32], groups: Sequence[str]
+        self,
+        images: Sequence[Image],
+        labels: NDArray[np.float32],
+        groups: Sequence[str],
+        on_maps: OnMaps | None = None,
     ) -> PatchScores:
         spot = np.zeros((4, 4), np.float32)
         spot[1:3, 1:3] = 0.9
-        return PatchScores(labels[:, :, None, None] * spot, np.asarray(labels, np.float32))
+        if on_maps is None:
+            return PatchScores(labels[:, :, None, None] * spot, labels)
+        for start in range(0, len(labels), MAPS_BATCH):
+            part = labels[start : start + MAPS_BATCH]
+            on_maps(np.arange(start, start + len(part)), part[:, :, None, None] * spot)
+        return PatchScores(np.zeros((0, labels.shape[1], 4, 4), np.float32), labels)
 
     def taught(
         self, images: Sequence[Image], labels: NDArray[np.float32]
