@@ -39,6 +39,7 @@ def measure_added_classes(
                 for (image_id, _, old, _), columns, of_text in zip(rows, new, shares, strict=True)
             )
         ledger.region_centre = None
+        ledger.judgement = None
 
 
 def text_shares(encoder: ImageTextEncoder, texts: Sequence[str], of_classes: Vectors) -> NDArray[np.float64]:
