@@ -368,3 +368,9 @@ def test_any_bytes_in_any_file(clean, tmp_path_factory, form, data, which):
     files[which % len(files)].write_bytes(data)
     read_everything(root, folder / "out")
     shutil.rmtree(folder)
+
+
+def test_a_name_longer_than_the_file_system_allows_is_a_problem(clean, tmp_path):
+    root = shutil.copytree(clean["voc"], tmp_path / "data")
+    (root / "ImageSets/Segmentation/train.txt").write_text("x" * 300)
+    assert read_everything(root, tmp_path / "out")

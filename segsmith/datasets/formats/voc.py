@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from functools import partial
+from os.path import islink
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -232,7 +233,7 @@ def _load(files: DatasetFiles, image: str, mask: str) -> Sample:
 def _image_path(files: DatasetFiles, name: str) -> str:
     paths = [f"{IMAGES}/{name}{suffix}" for suffix in SUFFIXES]
     usable = (path for path in paths if files.is_file(path))
-    return next(usable, next((path for path in paths if (files.root / path).is_symlink()), paths[0]))
+    return next(usable, next((path for path in paths if islink(files.root / path)), paths[0]))
 
 
 def _image_sets(files: DatasetFiles, problems: list[Problem]) -> dict[str, list[str]]:
