@@ -10,6 +10,7 @@ import tarfile
 import time
 import zlib
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,11 +27,13 @@ from segsmith.datasets.validate import validate
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.weak_source import open_weak
 from segsmith.errors import SegsmithError
-from segsmith.testing import made_up_run
+from segsmith.testing import ScriptedChat, made_up_run
 from tests.watch import Watch
 
 CORPUS = 520
 CHECKPOINTS = 60
+EVERY = 8
+"""Of the kinds of hostile files, one in eight goes through whole commands; the corpus has all of them."""
 SECONDS = 10
 """Of processor time, because other processes may slow this one down; one that waits forever meets pytest's limit."""
 KILOBYTES = 1 << 20  # of memory beyond the clean case
@@ -283,15 +286,106 @@ def spoil(root, rng):
         path.write_text("\n".join(lines))
 
 
-# -- the corpora -----------------------------------------------------------------------------------------------
+# -- every kind of file through every command ------------------------------------------------------------------
+
+
+def kinds():
+    """(format, file pattern, content or a function from the old content to the new one)."""
+    for number, content in enumerate(IMAGES):
+        for form, pattern in (
+            ("voc", "JPEGImages/*"),
+            ("voc", "SegmentationClass/*"),
+            ("coco", "**/*.png"),
+            ("folders", "*/*.png"),
+        ):
+            yield f"image {number} in {form}/{pattern}", form, pattern, content
+    for number, text in enumerate(JSON):
+        for form, pattern in (("coco", "**/*.json"), ("hf", "**/*.jsonl"), ("webdataset", "**/*.json")):
+            yield f"JSON {number} in {form}", form, pattern, text.encode()
+    for number, text in enumerate(YAML):
+        yield f"YAML {number}", "yolo", "*.yaml", text.encode()
+        yield f"card {number}", "hf", "README.md", f"---\n{text}\n---\n".encode()
+    for number, value in enumerate(SEGMENTATIONS):
+        yield f"segmentation {number}", "coco", "**/*.json", partial(with_segmentation, value)
+    for number, name in enumerate(NAMES):
+        for pattern in ("ImageSets/Segmentation/train.txt", "classes.txt"):
+            yield f"name {number} in {pattern}", "voc", pattern, name.encode(errors="surrogateescape")
+    for number, content in enumerate(TARS):
+        yield f"tar {number}", "webdataset", "**/*.tar", content
+
+
+def with_segmentation(value, data):
+    document = json.loads(data)
+    for annotation in document.get("annotations", ()):
+        annotation["segmentation"] = value
+    return json.dumps(document).encode()
+
+
+class Stop:
+    """An image backend that ends a build when the first image would be drawn: the dataset was read by then."""
+
+    name, usd_per_image = "stop", 0.0
+
+    def draw(self, requests, *_):
+        raise SegsmithError("The end of this test.", "")
+
+    def close(self):
+        pass
+
 
 QUICK = {"trainer.epochs": 1, "trainer.batch_size": 2, "trainer.encoder_init": "none"}
+
+
+def use_in_every_command(root, out, checkpoint):
+    """Give a dataset to validate, train, evaluate, refine and augment; returns how each of them ended."""
+    commands = {
+        "validate": lambda: validate(root),
+        "train": lambda: segsmith.train(root, out / "train", settings=QUICK, progress=False),
+        "evaluate": lambda: segsmith.evaluate(checkpoint, root, split="train", progress=False),
+        "refine": lambda: segsmith.refine(
+            root, out / "refine", train=False, zero_is_undrawn=True, progress=False
+        ),
+        "augment": lambda: segsmith.augment(
+            root, out / "augment", add_per_class=1, preset="sim", progress=False,
+            parts={"chat": ScriptedChat(), "backend": Stop()},
+        ),
+    }  # fmt: skip
+    endings = {}
+    for name, use in commands.items():
+        start = time.process_time()
+        try:
+            use()
+            endings[name] = "done"
+        except SegsmithError as error:
+            endings[name] = str(error)
+        assert time.process_time() - start < SECONDS, (name, root)
+    return endings
 
 
 @pytest.fixture(scope="module")
 def checkpoint(clean, tmp_path_factory):
     """A segmenter trained for one epoch on the clean dataset."""
     return segsmith.train(clean["voc"], tmp_path_factory.mktemp("checkpoint"), settings=QUICK).segmenter
+
+
+def test_every_kind_of_hostile_file_goes_through_every_command(clean, checkpoint, tmp_path, watch, capfd):
+    clean_endings = use_in_every_command(clean["voc"], tmp_path / "clean", checkpoint)
+    assert clean_endings.pop("augment") == "The end of this test."
+    assert set(clean_endings.values()) <= {"done"}, clean_endings
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    watch.start(tmp_path)
+    for number, (kind, form, pattern, content) in enumerate(list(kinds())[::EVERY]):
+        root, out = shutil.copytree(clean[form], tmp_path / f"{number}"), tmp_path / f"out-{number}"
+        paths = sorted(root.glob(pattern))
+        assert paths, (form, pattern)
+        paths[0].write_bytes(content(paths[0].read_bytes()) if callable(content) else content)
+        use_in_every_command(root, out, checkpoint)
+        shutil.rmtree(root)
+        shutil.rmtree(out, ignore_errors=True)
+        assert watch.seen == [], kind
+    watch.stop()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < KILOBYTES
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_corpus_of_hostile_checkpoints_is_rejected_or_used_without_harm(clean, checkpoint, tmp_path, watch):
