@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ MASK_FORMATS = ("PNG", "BMP", "TIFF")
 """Formats a mask may have: lossless ones."""
 MAX_PIXELS = 50_000_000
 """Largest image or mask that is decoded (about 7,000 x 7,000)."""
+# Pillow warns of files that this limit rejects anyway.
+warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
 MAX_IMAGE_BYTES = 512 << 20
 """Largest image file that is opened."""
 MAX_SCANS = 50
