@@ -255,7 +255,9 @@ def test_a_large_run_differs_from_a_full_decision_in_few_verdicts(growing, monke
     monkeypatch.setattr(decision, "SAMPLE", 10_000)
     full, got = growing.decided(), growing.stored()
     assert full.keys() == got.keys()
-    assert np.mean([full[i][0] != got[i][0] for i in full]) <= 0.05  # 0.02 with the sample of 4,096
+    assert (
+        np.mean([full[i][0] != got[i][0] for i in full]) <= 0.05
+    )  # 0.006 of 12,000 images with the sample of 4,096
     assert rewritten < 9
 
 
