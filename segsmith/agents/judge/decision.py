@@ -27,7 +27,8 @@ MAX_THRESHOLD = 0.9
 SAMPLE = 4096
 """Images from which centres, thresholds and the typical sharpness are measured: all of a smaller run (ours).
 
-In a run of 12,000 images with made-up scores, 0.6 % of the verdicts differed from those with all images as the sample.
+In a run of 12,000 images with made-up scores, 0.6 % of the verdicts differed from those with all images as the
+sample.
 """
 MATTERS = 0.005
 """Earlier images are decided about again when more than this share of the sample would pass or fail anew (ours)."""
