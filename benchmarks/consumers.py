@@ -1,14 +1,13 @@
 """Every export of one run, read with the libraries that people use: counts, classes, splits and pixels.
 
-The first disagreement ends it with an `AssertionError`. Words on the command line choose cases.
-
+The first disagreement ends it with an `AssertionError`.
 `make consumers` installs them into an environment of their own and prints the table of docs/exports.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
@@ -260,13 +259,16 @@ CASES = (
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.consumers", description=__doc__)
+    parser.add_argument("words", nargs="*", help="only cases whose format or library has one of these words")
+    words = parser.parse_args().words
     with tempfile.TemporaryDirectory(prefix="segsmith-consumers-") as folder:
         run, ledger, config = made_up_run(Path(folder) / "run", IMAGES, SIZE)
         with closing(ledger):
             data = collect(run, ledger, config)
             print("| export | read with | what agrees |\n| --- | --- | --- |", flush=True)
             for case in CASES:
-                if sys.argv[1:] and not any(word in f"{case.form} {case.library}" for word in sys.argv[1:]):
+                if words and not any(word in f"{case.form} {case.library}" for word in words):
                     continue
                 root = export_dataset(run, ledger, config, case.form).folder
                 agrees = case.check(root, data)

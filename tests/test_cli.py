@@ -43,7 +43,7 @@ BAD = [
     (["--classes", "cat", "--set", "judge.clip=ViT-Nope:x"], "ViT-Nope"),
     (["--classes", "cat", "--set", "labeler.vit=vit_nope"], "vit_nope"),
     (["--classes", "cat", "--set", "labeler.sam=sam_vit_z"], "sam_vit_z"),
-    (["--classes", "cat", "--set", "trainer.encoder=nope"], "There is no encoder"),
+    (["--classes", "cat", "--set", "trainer.encoder=nope"], "timm has no model 'nope'"),
     (["--classes", "cat", "--set", "trainer.architecture=nope"], "DeepLabV3Plus"),
     (["--classes", "cat", "--set", "compute.device=cuda:99"], "no device 'cuda:99'"),
 ]  # fmt: skip
@@ -112,10 +112,10 @@ def test_a_run_folder_of_another_config_is_refused_by_the_key_that_differs(segsm
     from segsmith.config import Config
     from segsmith.memory.run_config import RunRecord, write_record
 
-    write_record(tmp_path / "run.toml", RunRecord(Config(classes=("cat",), per_class=7)))
-    code, _, complaint = segsmith("build", "--classes", "cat", "--per-class", "9", "--out", tmp_path)
+    write_record(tmp_path / "run.toml", RunRecord(Config(classes=("cat",), seed=7)))
+    code, _, complaint = segsmith("build", "--classes", "cat", "--seed", "9", "--out", tmp_path)
     assert code == 2
-    assert "per_class = 7" in complaint
+    assert "seed = 7" in complaint
     assert [p.name for p in tmp_path.iterdir()] == ["run.toml"]
 
 

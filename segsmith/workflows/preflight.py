@@ -82,8 +82,12 @@ def check_machine(
     Raises `SegsmithError`.
     """
     from segsmith.tools.llm.vllm import vllm_command
+    from segsmith.tools.weights.store import require
 
     machine = machine or look(cache_dir())
+    if config.offline:
+        services = [need for need in requirements_of(config) if need.kind == "service"]
+        require([need for need in services if need.role not in _roles(replaced)], offline=True)
     if config.llm.server == "vllm" and "chat" not in replaced:
         vllm_command(config.llm)
     hosted = config.llm.server == "openai" and config.llm.base_url is None and ask_llm
@@ -100,6 +104,11 @@ def check_machine(
             f"{missing / GB:.0f} GB of models must be fetched, and {machine.free_disk / GB:.0f} GB of disk are free.",
             "Free space, or set SEGSMITH_CACHE and HF_HOME to another disk.",
         )
+
+
+def _roles(replaced: Collection[str]) -> set[str]:
+    """Roles of the models behind the `replaced` parts of a `RunContext`."""
+    return {role for part, role in (("chat", "llm"), ("backend", "images")) if part in replaced}
 
 
 def _check_gpu(config: Config, machine: Machine) -> None:
@@ -125,7 +134,7 @@ def check_models(config: Config, *, ask_llm: bool = True, replaced: Collection[s
     from segsmith.tools.vision.sam import check_sam
     from segsmith.tools.weights.store import require
 
-    unused = {role for part, role in (("chat", "llm"), ("backend", "images")) if part in replaced}
+    unused = _roles(replaced)
     require([needed for needed in requirements_of(config) if needed.role not in unused], config.offline)
     if "images" not in unused:
         check_images(config)

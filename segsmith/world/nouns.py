@@ -140,5 +140,5 @@ def find_noun(text: str) -> Noun | None:
 
 def suggest(text: str, n: int = 3) -> list[str]:
     """Up to `n` noun names whose spelling is most similar to `text`, for an error message."""
-    close = difflib.get_close_matches(normalise(text), list(phrases()), n=4 * n, cutoff=0.7)
+    close = difflib.get_close_matches(normalise(text), list(phrases()), n=4 * n, cutoff=0.6)
     return list(dict.fromkeys(phrases()[phrase][0] for phrase in close))[:n]

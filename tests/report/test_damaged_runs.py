@@ -120,8 +120,15 @@ def test_moving_a_run_does_not_change_its_report(copied, config):
     assert report_of(moved, config) == first
 
 
+def triggers(run):
+    with closing(sqlite3.connect(run.ledger)) as database:
+        return [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='trigger'")]
+
+
 def test_a_ledger_of_schema_2_is_reported_by_the_command(copied):
-    for table in ("evidence", "undrawn"):
+    for trigger in triggers(copied):
+        change(copied, f"DROP TRIGGER {trigger}")
+    for table in ("prompt_counts", "class_counts", "usage_totals", "evidence", "undrawn"):
         change(copied, f"DROP TABLE {table}")
     change(copied, "ALTER TABLE masks DROP COLUMN sha256")
     change(copied, "UPDATE meta SET value='2' WHERE key='schema_version'")

@@ -107,6 +107,8 @@ def test_a_full_disk_and_then_space(small_disk, scripted):
 def test_a_folder_made_read_only_in_mid_run(small_disk, scripted):
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
 
+    mounted = []
+
     def then_read_only(inner):
         draw = inner.draw
 
@@ -116,10 +118,12 @@ def test_a_folder_made_read_only_in_mid_run(small_disk, scripted):
             def draw(self, requests, *how):
                 images = list(draw(requests, *how))
                 # A file system with a file open for writing cannot be made read-only, a bind mount of it can.
-                for part in ("images",):
-                    folder = str(small_disk / "run" / part)
-                    subprocess.run(["mount", "--bind", folder, folder], check=True)
-                    subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+                # The next batch is drawn before the failure is noticed.
+                folder = small_disk / "run" / "images"
+                if not mounted:
+                    mounted.append(folder)
+                    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+                    subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
                 return iter(images)
 
         return Backend()

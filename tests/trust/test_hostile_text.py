@@ -75,7 +75,9 @@ def test_an_id_of_a_foreign_ledger_never_leaves_its_folder(tmp_path, name):
             path = place(name)
         except SegsmithError:
             continue
-        assert path.resolve().parent in (run.images.resolve(), run.masks.resolve())
+        root = (run.images if place == run.image else run.masks).resolve()
+        assert path.resolve().is_relative_to(root)
+        assert len(path.resolve().relative_to(root).parts) <= 2  # a sub-folder and a file
         assert path.name == f"{name}.png"
 
 
