@@ -208,8 +208,9 @@ def _real_records(
         assert real is not None
         if real.mask(item).exists():
             origin = Origin(family=item.id, source="real", original=item.original)
-            stored[item.id] = StoredImage(real.image(item), real.mask(item), item.sha256)
-            records.append(_record(item.id, item.split, item.labels, origin, stored[item.id], classes))
+            files = StoredImage(real.image(item), real.mask(item), item.sha256, item.mask_sha256)
+            stored[item.id] = files
+            records.append(_record(item.id, item.split, item.labels, origin, files, classes))
     return records, stored
 
 

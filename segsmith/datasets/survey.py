@@ -115,11 +115,12 @@ def _copy(image: RealImage, record: Record, staging: Path) -> RealImage:
     data = sample.jpeg or sample.png
     file = f"images/{image.id}{'.jpg' if sample.jpeg else '.png'}"
     (staging / file).write_bytes(data)
+    mask_sha256 = ""
     if sample.label_map is not None:
-        (staging / "masks" / f"{image.id}.png").write_bytes(
-            png_bytes(np.ascontiguousarray(sample.label_map), voc_palette())
-        )
-    return replace(image, file=file, sha256=hashlib.sha256(data).hexdigest())
+        mask = png_bytes(np.ascontiguousarray(sample.label_map), voc_palette())
+        mask_sha256 = hashlib.sha256(mask).hexdigest()
+        (staging / "masks" / f"{image.id}.png").write_bytes(mask)
+    return replace(image, file=file, sha256=hashlib.sha256(data).hexdigest(), mask_sha256=mask_sha256)
 
 
 def _each_once(records: Sequence[Record]) -> tuple[Record, ...]:

@@ -33,6 +33,8 @@ class RealImage:
     sha256: str
     masked: bool
     """Whether it came with a label map; otherwise the labeler makes one from its image labels."""
+    mask_sha256: str = ""
+    """Of the copied label map; "" for none, and in runs of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,15 @@ class RealSet:
         return read_image(read_verified(self.image(item), item.sha256, f"real image {item.original}"))
 
     def read_mask(self, item: RealImage) -> NDArray[np.uint8]:
-        """(H, W) uint8 label map. Raises `FileNotFoundError` until the labeler has made one."""
-        return read_index_map(self.mask(item))
+        """(H, W) uint8 label map. Raises `FileNotFoundError` until the labeler has made one.
+
+        Raises `SegsmithError` where it is not the one that was imported.
+        """
+        if not item.mask_sha256:
+            return read_index_map(self.mask(item))
+        return read_index_map(
+            read_verified(self.mask(item), item.mask_sha256, f"label map of {item.original}")
+        )
 
     def teachers(self, at_most: int) -> list[RealImage]:
         """Labelled images of split train, at most `at_most`; those with the rarest classes are kept."""

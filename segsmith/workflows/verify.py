@@ -61,7 +61,7 @@ class Defect(StrEnum):
     STRAY_MASK = "stray_mask", "a mask file that the ledger does not know", "mark"
     NO_LABELS = "no_labels", "an accepted image of a finished run has no labels", "mark"
     NO_MASK = "no_mask", "an accepted image of a finished run has no mask", "mark"
-    LOST_REAL = "lost_real_image", "the copy of a user's image is missing or another one", ""
+    LOST_REAL = "lost_real_image", "the copy of a user's image or label map is missing or another one", ""
     DATASET = "dataset", "a file of dataset/voc is missing or not as it was written", "build"
     COUNT = "other_count", "dataset/voc does not hold the images that are accepted and masked", "mark"
     SEGMENTER = "lost_segmenter", "the trained segmenter is missing", "build"
@@ -239,10 +239,15 @@ def _real_images(folder: RunFolder) -> Iterator[Finding]:
     from segsmith.memory.real_images import RealSet
 
     real = RealSet.open(folder.real)
-    for image in real.images if real else ():
-        path = real.image(image) if real else folder.real
-        if not path.is_file() or (image.sha256 and sha256_of(path) != image.sha256):
-            yield Finding(Defect.LOST_REAL, image.id)
+    if real is None:
+        return
+    for image in real.images:
+        expected = {real.image(image): image.sha256}
+        if image.mask_sha256:
+            expected[real.mask(image)] = image.mask_sha256
+        for path, sha256 in expected.items():
+            if not path.is_file() or (sha256 and sha256_of(path) != sha256):
+                yield Finding(Defect.LOST_REAL, path.relative_to(folder.root).as_posix())
 
 
 def _results(folder: RunFolder, ledger: Ledger) -> Iterator[Finding]:

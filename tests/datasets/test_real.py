@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from segsmith.datasets.validate import validate
 from segsmith.errors import SegsmithError
 from segsmith.memory.real_images import RealSet
 from segsmith.testing import made_up_run
+from segsmith.workflows.verify import verify
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -96,6 +98,23 @@ def test_every_format_holds_both_and_tells_them_apart(enlarged, form):
     assert found.images == 80
     # Both parts hold the same images here, which is all that validate may notice.
     assert {p.kind for p in found.problems} <= {"near_duplicate"}
+
+
+def test_swapped_label_maps_are_noticed(made_up, tmp_path):
+    run, ledger, config = made_up_run(tmp_path / "run", 8, size=64)
+    real = keep(survey(made_up.folders["voc"], run.root, SHARES, 0))
+    first, second = real.images[:2]
+    assert first.mask_sha256 != second.mask_sha256
+    content = real.mask(second).read_bytes()
+    real.mask(second).write_bytes(real.mask(first).read_bytes())
+    with pytest.raises(SegsmithError, match="is not the one"):
+        real.read_mask(second)
+    with closing(ledger), pytest.raises(SegsmithError, match=second.id):
+        export_dataset(run, ledger, config, "voc")
+    found = verify(run.root).findings
+    assert f"real/masks/{second.id}.png" in {finding.where for finding in found}
+    real.mask(second).write_bytes(content)
+    assert not [f for f in verify(run.root).findings if f.where.startswith("real/")]
 
 
 def test_in_voc_real_images_stay_the_files_they_were(enlarged, made_up):
