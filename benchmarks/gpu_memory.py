@@ -32,8 +32,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks import sdxl as sdxl_modules
 from segsmith.segmentation.trainer import _window
 from segsmith.tools.gpu_plan import FIGURES, Figure, read_figures
 from segsmith.tools.vision.patch_head import PatchHead
@@ -105,22 +106,8 @@ def half_precision() -> Iterator[None]:
 
 @half_precision()
 def sdxl() -> dict[str, Figure]:
-    ends = {"bos_token_id": 0, "eos_token_id": 1}
-    first = CLIPTextModel(CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **ends
-    ))  # fmt: skip
-    second = CLIPTextModelWithProjection(CLIPTextConfig(
-        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
-        projection_dim=1280, **ends,
-    ))  # fmt: skip
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=128, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
-        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )  # fmt: skip
+    first, second = sdxl_modules.text_encoders()
+    unet = sdxl_modules.unet()
 
     def denoise(batch: int) -> object:
         rows = 2 * batch  # with and without the prompt

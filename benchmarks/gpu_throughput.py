@@ -23,8 +23,8 @@ import segment_anything
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks import sdxl
 from segsmith.config import ImagesConfig
 from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import OutOfMemory
@@ -38,23 +38,9 @@ from tests import tiny_pipelines
 def save_sdxl(folder: Path) -> Path:
     """Stable Diffusion XL's architecture, its published sizes, random weights in float16."""
     words = tiny_pipelines.tokenizer()
-    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
     with torch.device("cuda"):  # initialising 2.6 G weights takes minutes on a CPU
-        first = CLIPTextModel(CLIPTextConfig(
-            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **ends
-        ))  # fmt: skip
-        second = CLIPTextModelWithProjection(CLIPTextConfig(
-            hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
-            projection_dim=1280, hidden_act="gelu", **ends,
-        ))  # fmt: skip
-        unet = diffusers.UNet2DConditionModel(
-            sample_size=128, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
-            use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )  # fmt: skip
+        first, second = sdxl.text_encoders(words.bos_token_id, words.eos_token_id)
+        unet = sdxl.unet()
         vae = diffusers.AutoencoderKL(
             block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=1024,

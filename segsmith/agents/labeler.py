@@ -202,7 +202,7 @@ class LabelerAgent:
         if check is not None:
             # Always the run's first images, even those with a mask: a resumed run must make the same masks.
             check.calibrate(
-                pair for rows in _chunks(self._ledger.accepted()[:CALIBRATION]) for pair in kept(rows)
+                pair for rows in _chunks(self._ledger.accepted(CALIBRATION)) for pair in kept(rows)
             )
         done = 0
         for chunk in _chunks(todo):

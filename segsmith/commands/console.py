@@ -27,16 +27,7 @@ if TYPE_CHECKING:
 
 PANELS: dict[str, tuple[str, ...]] = {
     "Build a dataset": ("plan", "build", "augment", "refine"),
-    "Look at a run, and overrule it": (
-        "step",
-        "why",
-        "ledger",
-        "rejudge",
-        "report",
-        "gallery",
-        "verify",
-        "merge",
-    ),
+    "Review a run": ("step", "why", "ledger", "rejudge", "report", "gallery", "verify", "merge"),
     "Use the dataset": ("export", "push", "validate", "weaken"),
     "Use the segmenter": ("train", "evaluate", "predict", "export-model"),
     "Models and machine": ("doctor", "models", "nouns", "diagram"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,9 +164,10 @@ def merge(
     merged = merge_runs(runs, out_dir)
     for name, tally in merged.tallies.items():
         out.print(f"{shown(name)}: {tally.accepted} of {merged.config.wanted[name]} images")
+    command = shlex.join(["segsmith", "build", "--out", str(out_dir)])
     rejected = merged.funnel()["image_rejects"].get("duplicate", 0)
     out.print(
-        f"{rejected} images are duplicates. Label, export and train with: segsmith build --out {shown(str(out_dir))}",
+        f"{rejected} images are duplicates. Label, export and train with: {shown(command)}",
         soft_wrap=True,
     )
     print_path(out_dir)

@@ -584,10 +584,11 @@ class Ledger:
         """Images that were not finished, in order."""
         return [UndrawnRow(*row) for row in self._all("SELECT * FROM undrawn ORDER BY rowid")]
 
-    def accepted(self) -> list[ImageRow]:
-        """Accepted images in the order they were drawn."""
+    def accepted(self, at_most: int = -1) -> list[ImageRow]:
+        """Accepted images in the order they were drawn; the first `at_most` of them, or all."""
         rows = self._all(
-            "SELECT i.* FROM images i JOIN verdicts v ON v.image_id=i.id WHERE v.accepted ORDER BY i.rowid"
+            "SELECT i.* FROM images i JOIN verdicts v ON v.image_id=i.id WHERE v.accepted ORDER BY i.rowid LIMIT ?",
+            at_most,
         )
         return [ImageRow(*row) for row in rows]
 

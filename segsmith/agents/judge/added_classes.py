@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from segsmith.agents.judge.agent import directions
+from segsmith.agents.judge.agent import directions, text_shares
 from segsmith.memory.ledger import Ledger
 from segsmith.protocols import ImageTextEncoder
-from segsmith.types import Vectors
 
 BATCH = 512
 
@@ -40,10 +38,3 @@ def measure_added_classes(
             )
         ledger.region_centre = None
         ledger.judgement = None
-
-
-def text_shares(encoder: ImageTextEncoder, texts: Sequence[str], of_classes: Vectors) -> NDArray[np.float64]:
-    """(N, C) the prompts' own probability of each class, from CLIP's text tower."""
-    cosines = encoder.embed_texts(texts) @ of_classes.T
-    weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) * encoder.logit_scale)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)

@@ -146,7 +146,9 @@ class JudgeAgent:
         vectors = self._encoder.embed_images(images)
         cosines = vectors @ self._texts.T
         prompts = [self._ledger.prompt(row.prompt_id) for row in rows]
-        text_shares = self._text_shares(sorted({prompt.text for prompt in prompts}))
+        texts = sorted({prompt.text for prompt in prompts})
+        shares = text_shares(self._encoder, texts, self._texts[: len(self._classes)])
+        shares_of = dict(zip(texts, shares, strict=True))
         signatures = [
             np.concatenate([vector, _thumbnail(image)]).astype("<f4")
             for vector, image in zip(vectors, images, strict=True)
@@ -161,7 +163,7 @@ class JudgeAgent:
                     target=prompt.class_name,
                     asked=prompt.classes,
                     cosines=tuple(map(float, cosines[i])),
-                    text_shares=text_shares[prompt.text],
+                    text_shares=tuple(map(float, shares_of[prompt.text])),
                     sharpness=float(sharpness(image)),
                     blank=bool(is_blank(image)),
                     duplicate_cosine=likenesses[i],
@@ -169,13 +171,6 @@ class JudgeAgent:
                 )
             )
         self._ledger.add_evidence(measured)
-
-    def _text_shares(self, texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
-        """Text -> its probability of each class."""
-        cosines = self._encoder.embed_texts(texts) @ self._texts[: len(self._classes)].T
-        weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) * self._encoder.logit_scale)
-        shares = weights / weights.sum(axis=1, keepdims=True)
-        return {text: tuple(map(float, row)) for text, row in zip(texts, shares, strict=True)}
 
 
 def reconsider(
@@ -386,6 +381,13 @@ def directions(
     """(C + B, D) unit vectors of the class names and of the descriptions of images without an object."""
     of_classes = [_mean_direction(encoder, synonyms(name)[:3]) for name in classes]
     return np.stack([*of_classes, *encoder.embed_texts(background_prompts())])
+
+
+def text_shares(encoder: ImageTextEncoder, texts: Sequence[str], of_classes: Vectors) -> NDArray[np.float64]:
+    """(N, C) the prompts' own probability of each class, from CLIP's text tower."""
+    cosines = encoder.embed_texts(texts) @ of_classes.T
+    weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) * encoder.logit_scale)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
 
 
 def _mean_direction(encoder: ImageTextEncoder, names: Sequence[str]) -> Vectors:
