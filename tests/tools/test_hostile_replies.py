@@ -257,6 +257,7 @@ def test_hosted_images_survive_hostile_replies(monkeypatch, tmp_path):
     outcomes, watch = [], Watch()
     with server() as http, server() as other:
         settings = {"base_url": http.url, "timeout_s": TIMEOUT_S, "retries": 0, "usd_per_image": 0.1}
+        settings["rate_limit_wait_s"] = 0.1  # a server that only ever answers 429 is waited for for an hour
         config = ImagesConfig(backend="hosted", model="m", size=64, hosted=settings)
         backend = HostedImages(config, api_key=KEY)
         before = peak()
