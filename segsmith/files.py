@@ -7,8 +7,8 @@ import io
 import os
 import shutil
 import stat
+import struct
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +18,14 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,  # noqa: F401  imported so that Pillow's registry has the formats of `IMAGE_FORMATS`
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
 PART = ".part-"
 """Prefix of files and folders that are still being written."""
@@ -36,8 +42,6 @@ MASK_FORMATS = ("PNG", "BMP", "TIFF")
 """Formats a mask may have: lossless ones."""
 MAX_PIXELS = 50_000_000
 """Largest image or mask that is decoded (about 7,000 x 7,000)."""
-# Pillow warns of files that this limit rejects anyway.
-warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
 MAX_IMAGE_BYTES = 512 << 20
 """Largest image file that is opened."""
 MAX_SCANS = 50
@@ -265,9 +269,10 @@ def _opened(source: Path | bytes) -> Iterator[PILImage.Image]:
                 raise UnreadableImage("it is not a regular file")
             if about.st_size > MAX_IMAGE_BYTES:
                 raise UnreadableImage(f"it has more than {MAX_IMAGE_BYTES >> 20} MiB")
-        with PILImage.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS
-        ) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file,
+            _identified(file, "" if isinstance(source, bytes) else str(source)) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(too_large)
             if image.info.get("progressive") and _scans(source) > MAX_SCANS:
@@ -275,14 +280,28 @@ def _opened(source: Path | bytes) -> Iterator[PILImage.Image]:
             yield image
     except (UnreadableImage, FileNotFoundError, PermissionError, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImage(
-            f"it is not a {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]} image"
-        ) from error
     except PILImage.DecompressionBombError as error:
         raise UnreadableImage(too_large) from error
     except Exception as error:  # Pillow's decoders raise errors of every class on damaged files
         raise UnreadableImage(f"it cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def _identified(file: BinaryIO, name: str) -> PILImage.Image:
+    """The image in `file`, not yet decoded.
+
+    `PIL.Image.open` would do, but it warns of sizes that `_opened` rejects, and only a filter for the whole process,
+    which belongs to the application, can prevent that.
+    """
+    prefix = file.read(16)
+    for form in IMAGE_FORMATS:
+        factory, accept = PILImage.OPEN[form]
+        if accept is None or accept(prefix) is True:  # a string says which library is missing
+            file.seek(0)
+            with suppress(
+                SyntaxError, IndexError, TypeError, struct.error
+            ):  # how the factories reject a file
+                return factory(file, name)
+    raise UnreadableImage(f"it is not a {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]} image")
 
 
 def _scans(source: Path | bytes) -> int:

@@ -3,6 +3,8 @@
 import ast
 import io
 import os
+import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +134,23 @@ def test_other_files_are_rejected(tmp_path, data, words):
                 function(source)
 
 
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "JPEG"])
+def test_large_files_are_rejected_without_a_warning_of_pillow(form):
+    """Pillow itself warns from 89 million pixels, and raises an error of its own from twice as many."""
+    height, width = 12_000, 10_000
+    if form == "JPEG":
+        data = bytearray(encoded(IMAGE, form))
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height, width)
+    else:
+        data = encoded(PILImage.new("1", (width, height)), form)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for function in (open_image, read_header, open_index_map):
+            with pytest.raises(UnreadableImage, match="50,000,000 pixels"):
+                function(bytes(data))
+
+
 def test_a_pipe_is_rejected_without_waiting_for_its_writer(tmp_path):
     os.mkfifo(tmp_path / "image.png")
     with pytest.raises(UnreadableImage, match="regular file"):
@@ -173,7 +192,7 @@ def test_masks_of_any_other_kind_are_rejected(data):
 
 
 def opens_with_pillow(tree):
-    """Does a module call the `open` of `PIL.Image`, under whatever name it was imported?"""
+    """Does a module use the `open` or the registry of `PIL.Image`, under whatever name it was imported?"""
     names = {
         alias.asname or alias.name
         for node in ast.walk(tree)
@@ -183,7 +202,7 @@ def opens_with_pillow(tree):
     }
     return any(
         isinstance(node, ast.Attribute)
-        and node.attr == "open"
+        and node.attr in ("open", "OPEN")
         and isinstance(node.value, ast.Name)
         and node.value.id in names
         for node in ast.walk(tree)

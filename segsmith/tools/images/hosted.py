@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_limit")
 """Parts of the error codes of an account without money, for which waiting does not help."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-"""Pauses between tries double from the first to the longest where the server does not say how long to wait."""
+"""Pauses between tries double from the first to the longest where the server does not say how long to wait.
+A server that fails is never waited for longer than the longest, whatever it says; one that limits requests may be."""
 REFUSALS = ("content_policy", "moderation", "safety", "content_filter")
 """Parts of the error codes with which providers refuse a prompt or an image."""
 MAX_IMAGE_BYTES = 32 << 20
@@ -185,7 +186,8 @@ class HostedImages:
                 failures += 1
                 if failures > self._hosted.retries or isinstance(error.__cause__, ReplyRejected):
                     raise
-                self._pause_or_raise(_retry_after(error) or _growing(failures), error)
+                seconds = _retry_after(error) or _growing(failures)
+                self._pause_or_raise(min(LONGEST_PAUSE_S, seconds), error)
 
     def _wait_for_limit(self) -> None:
         left = self._limited_until - time.monotonic()

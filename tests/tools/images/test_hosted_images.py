@@ -46,6 +46,14 @@ def test_the_wait_that_a_server_asks_for_is_kept(said, least, most):
     assert least - 1 <= pauses[0] <= most
 
 
+@pytest.mark.parametrize("said", ["1e9", "inf", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_broken_server_cannot_ask_for_a_longer_pause_than_the_longest(said):
+    pauses = []
+    with image_server(always=503, retry_after=said) as server, pytest.raises(SegsmithError):
+        list(backend(server, retries=3, pause=pauses.append).draw(REQUESTS[:1]))
+    assert pauses == [60.0] * 3
+
+
 def test_a_rate_limit_is_waited_out_beyond_the_number_of_retries():
     with image_server(limited=30, retry_after="20") as server:
         (drawn,) = backend(server, retries=0, pause=lambda seconds: None).draw(REQUESTS[:1])
