@@ -66,6 +66,8 @@ class RegionCheck:
         """(R, C + B) mean cosine of each region's two crops with every text."""
         if not found.regions:
             return np.zeros((0, len(self._texts)))
-        views = [view for region in found.regions for view in crop_object(image, region.mask, VIEW_PX)]
+        views = [
+            view for region in found.regions for view in crop_object(image, region.full(found.size), VIEW_PX)
+        ]
         cosines = self._encoder.embed_images(views) @ self._texts.T
         return np.asarray(cosines.reshape(len(found.regions), 2, -1).mean(axis=1), np.float64)

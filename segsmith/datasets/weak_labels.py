@@ -13,13 +13,13 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, find_objects
+from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
 from skimage.draw import polygon2mask
 from skimage.graph import route_through_array
 from skimage.measure import approximate_polygon, find_contours, label
 from skimage.morphology import skeletonize
 
-from segsmith.datasets.objects import histogram, numbered_components
+from segsmith.datasets.objects import components, histogram
 from segsmith.types import IGNORE
 
 WeakKind = Literal["points", "scribbles", "coarse", "image"]
@@ -104,20 +104,17 @@ def _deeper_than(piece: NDArray[np.bool_], depth: float) -> bool:
 def _pieces(label_map: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
     """(value, (H, W) mask) of every component, one class after the other, the largest components first."""
     for value in (int(v) for v in np.unique(label_map) if v != IGNORE):
-        labelled, order, _ = numbered_components(label_map == value)
-        for number in order:  # one at a time, since a noisy mask has a component for every few pixels
-            yield value, labelled == number
+        for piece in components(label_map == value):
+            yield value, piece.mask()
 
 
 def _sampled_pieces(label_map: NDArray[np.uint8]) -> Iterator[NDArray[np.bool_]]:
     """Components cut out by their boxes; of many of a class, `MAX_PIECES` spread over their sizes."""
     for value in np.flatnonzero(histogram(label_map)):
         if value != IGNORE:
-            labelled, order, _ = numbered_components(label_map == value)
-            boxes = find_objects(labelled)
-            for number in order[:: max(1, len(order) // MAX_PIECES)]:
-                box = boxes[number - 1]
-                yield labelled[box] == number
+            pieces = components(label_map == value)
+            for piece in pieces[:: max(1, len(pieces) // MAX_PIECES)]:
+                yield piece.crop()
 
 
 def _point(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:

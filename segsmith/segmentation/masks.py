@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, find_objects
 
 from segsmith.config import LabelerConfig
-from segsmith.datasets.objects import components
+from segsmith.datasets.objects import Piece, components
 from segsmith.protocols import PointSegmenter
 from segsmith.segmentation.merge import Region, merge_masks
 from segsmith.segmentation.seeds import seed_masks, upsample_maps
@@ -21,6 +21,10 @@ from segsmith.types import Image, MaskCandidates
 
 DOUBT_RADIUS = 1 / 16
 """Pixels this near to a rejected component's seed are in doubt; a fraction of the image's longer side (ours)."""
+MAX_OFFERED = 1 << 30
+"""Pixels of SAM's masks (one byte each) that are in memory at a time; a noisy image has thousands of components."""
+MASKS_PER_COMPONENT = 3
+"""SAM's number of masks for a set of points, of which `MAX_OFFERED` allows for."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Component:
     """One connected piece of a class's seed, for which SAM is prompted with points."""
 
     class_index: int
-    seed: NDArray[np.bool_]
+    seed: Piece
     points: NDArray[np.float32]
     score: float
     """Mean patch score inside the seed, in [0, 1]."""
@@ -82,26 +86,30 @@ def plan_mask(
     for index, seed in seeds.items():
         for piece in components(seed, settings.min_area_px):
             points = sample_points(piece, rng, settings, scores[index])
-            plan.parts.append(Component(index, piece, points, float(scores[index][piece].mean())))
+            plan.parts.append(
+                Component(index, piece, points, float(scores[index][piece.window][piece.crop()].mean()))
+            )
     return plan
 
 
 def sample_points(
-    piece: NDArray[np.bool_],
+    piece: Piece,
     rng: np.random.Generator,
     settings: MaskSettings,
     confidence: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """Up to `settings.points` points of an (H, W) component: (n, 2) float32 (x, y) pixels (SeSAM, step 2).
+    """Up to `settings.points` points of a component: (n, 2) float32 (x, y) pixels of the image (SeSAM, step 2).
 
     They are on its skeleton, or, with ``points_from = "confidence"``, where `confidence` (H, W) is highest, if given.
     """
     if settings.points_from == "confidence" and confidence is not None:
-        return confidence_points(confidence, piece, settings.points)
-    return skeleton_points(piece, settings.points, rng)
+        points = confidence_points(confidence[piece.window], piece.crop(), settings.points)
+    else:
+        points = skeleton_points(piece.crop(), settings.points, rng)
+    return points + np.array(piece.corner, np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outlined:
     """An image's regions, one per component, before they are merged into a label map."""
 
@@ -111,8 +119,8 @@ class Outlined:
     """Components for which none of SAM's masks was selected."""
     how: Counter[str]
     """Number of components by outcome: ``sam:`` and a reason of `Selection`, or ``seed`` without SAM."""
-    offered: list[NDArray[np.bool_]] = field(default_factory=list)
-    """For each rejected component, the (H, W) union of SAM's masks."""
+    offered: NDArray[np.bool_] | None = None
+    """(H, W) union of SAM's masks for the rejected components; None if none was rejected."""
 
 
 def outline(
@@ -123,10 +131,36 @@ def outline(
 ) -> list[Outlined]:
     """The regions of each image (SeSAM, step 3). Without a segmenter, the seeds are the regions."""
     if segmenter is None:
-        offers: list[list[MaskCandidates]] = [[] for _ in plans]
-    else:
-        offers = segmenter.segment_many(images, [[part.points for part in plan.parts] for plan in plans])
-    return [_outline(plan, offer, settings) for plan, offer in zip(plans, offers, strict=True)]
+        return [_seeds_as_regions(plan) for plan in plans]
+    found = [Outlined(plan.size, [], [], Counter()) for plan in plans]
+    for batch in _batches(plans):
+        sets = [[part.points for part in plans[i].parts[start:stop]] for i, start, stop in batch]
+        offers = segmenter.segment_many([images[i] for i, _, _ in batch], sets)
+        for (i, start, stop), offer in zip(batch, offers, strict=True):
+            _select(plans[i], plans[i].parts[start:stop], offer, found[i], settings)
+    return found
+
+
+def _batches(plans: Sequence[PlannedMask]) -> Iterator[list[tuple[int, int, int]]]:
+    """Groups of (image, first component, end) for which SAM's masks take at most `MAX_OFFERED`.
+
+    An image is in several groups, and embedded as often, only if its own masks exceed that.
+    """
+    batch: list[tuple[int, int, int]] = []
+    left = MAX_OFFERED
+    for i, plan in enumerate(plans):
+        each = MASKS_PER_COMPONENT * plan.size[0] * plan.size[1]
+        most = max(1, MAX_OFFERED // each)
+        for start in range(0, max(1, len(plan.parts)), most):
+            stop = min(start + most, len(plan.parts))
+            cost = each * (stop - start)
+            if batch and cost > left:
+                yield batch
+                batch, left = [], MAX_OFFERED
+            batch.append((i, start, stop))
+            left -= cost
+    if batch:
+        yield batch
 
 
 def finish_mask(
@@ -141,10 +175,13 @@ def finish_mask(
 
 def doubtful(found: Outlined) -> NDArray[np.bool_]:
     """(H, W) bool: where an object without a mask may be, in SAM's rejected masks or near a rejected seed."""
-    doubt = np.zeros(found.size, dtype=bool)
-    for part, offered in zip(found.rejected, found.offered, strict=True):
-        doubt |= offered | (distance_transform_edt(~part.seed) <= DOUBT_RADIUS * max(found.size))
-    return doubt
+    if not found.rejected:
+        return np.zeros(found.size, dtype=bool)
+    far = np.ones(found.size, dtype=bool)
+    for part in found.rejected:
+        far[part.seed.window] &= ~part.seed.crop()
+    near = np.asarray(distance_transform_edt(far) <= DOUBT_RADIUS * max(found.size))
+    return near if found.offered is None else near | found.offered
 
 
 def merge_outlined(
@@ -166,35 +203,48 @@ def merge_outlined(
         kept = []
         for region, probability in zip(found.regions, probabilities, strict=True):
             if probability < doubt:
-                uncertain |= region.mask
+                uncertain[region.window] |= region.mask
                 how["clip:doubted"] += 1
             else:
                 kept.append(replace(region, score=region.score * probability))
     confirmed = {region.class_index for region in kept} if probabilities is not None else set()
     for part in found.rejected:
         if part.class_index not in confirmed:
-            uncertain |= part.seed
+            uncertain[part.seed.window] |= part.seed.crop()
     return merge_masks(kept, found.size, uncertain, settings.border_px), dict(how)
 
 
-def _outline(plan: PlannedMask, offer: Sequence[MaskCandidates], settings: MaskSettings) -> Outlined:
-    if plan.parts and not offer:
-        seeds = [Region(part.class_index, part.seed, part.score) for part in plan.parts]
-        return Outlined(plan.size, seeds, [], Counter({"seed": len(seeds)}))
-    found = Outlined(plan.size, [], [], Counter())
-    for part, candidates in zip(plan.parts, offer, strict=True):
-        others = np.zeros(plan.size, dtype=bool)
-        for index, seed in plan.seeds.items():
-            if index != part.class_index:
-                others |= seed
+def _seeds_as_regions(plan: PlannedMask) -> Outlined:
+    regions = [
+        Region(part.class_index, part.seed.crop(), part.score, window=part.seed.window) for part in plan.parts
+    ]
+    return Outlined(plan.size, regions, [], Counter({"seed": len(regions)} if regions else {}))
+
+
+def _select(
+    plan: PlannedMask,
+    parts: Sequence[Component],
+    offer: Sequence[MaskCandidates],
+    found: Outlined,
+    settings: MaskSettings,
+) -> None:
+    """Add to `found` what becomes of `parts`, some of the plan's components, given SAM's masks for them."""
+    others: dict[int, NDArray[np.bool_]] = {}
+    for part, candidates in zip(parts, offer, strict=True):
+        if part.class_index not in others:
+            seeds = [seed for index, seed in plan.seeds.items() if index != part.class_index]
+            # The components of a class follow each other, so that one class's map is needed at a time.
+            others = {part.class_index: np.logical_or.reduce([np.zeros(plan.size, bool), *seeds])}
         chosen = select_mask(
-            candidates, part.seed, others, settings.tau1, settings.tau2, reading=settings.selection
-        )
+            candidates, part.seed.mask(), others[part.class_index], settings.tau1, settings.tau2,
+            reading=settings.selection,
+        )  # fmt: skip
         found.how[f"sam:{chosen.reason}"] += 1
         if chosen.index is None:
             found.rejected.append(part)
-            found.offered.append(np.any(candidates.masks, axis=0))
+            offered = np.any(candidates.masks, axis=0)
+            found.offered = offered if found.offered is None else found.offered | offered
         else:
             mask, score = candidates.masks[chosen.index], part.score * chosen.predicted_iou
-            found.regions.append(Region(part.class_index, mask, score))
-    return found
+            (window,) = find_objects(mask.view(np.uint8))
+            found.regions.append(Region(part.class_index, mask[window].copy(), score, window=window))

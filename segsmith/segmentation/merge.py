@@ -17,15 +17,23 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Region:
-    """The (H, W) mask of one object. `score` in [0, 1] resolves conflicts between classes.
+    """The mask of one object. `score` in [0, 1] resolves conflicts between classes.
 
-    `instance` numbers the objects of a class; regions of the same class never conflict.
+    `mask` is an (h, w) bool array for the rows and columns of `window`, by default for the whole image; there is
+    nothing outside of it. `instance` numbers the objects of a class; regions of the same class never conflict.
     """
 
     class_index: int
     mask: NDArray[np.bool_]
     score: float
     instance: int = 0
+    window: tuple[slice, slice] = (slice(None), slice(None))
+
+    def full(self, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """The mask of the whole image of `size` (H, W)."""
+        full = np.zeros(size, bool)
+        full[self.window] = self.mask
+        return full
 
 
 def merge_masks(
@@ -46,7 +54,7 @@ def merge_masks(
     classes = sorted({region.class_index for region in regions})
     claims = np.full((len(classes), *size), -np.inf)
     for region in regions:
-        claim = claims[classes.index(region.class_index)]
+        claim = claims[classes.index(region.class_index)][region.window]
         claim[region.mask] = np.maximum(claim[region.mask], region.score)
     labels = _winners(claims, classes, margin) if classes else np.zeros(size, np.uint8)
     merged = labels.copy()

@@ -14,7 +14,7 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
-from segsmith.datasets.objects import components
+from segsmith.datasets.objects import components_by_class
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
 from segsmith.ids import seed_of
@@ -55,10 +55,12 @@ def plan_weak(
     known = weak if step0 is None else np.where(weak == IGNORE, step0, weak)
     seeds = {int(v) - 1: known == v for v in np.unique(known) if v != IGNORE}
     plan = PlannedMask(weak.shape[:2], seeds)
-    for index, seed in seeds.items():
+    pieces = components_by_class(known)
+    for index in seeds:
         if index != BACKGROUND:
-            for piece in components(seed):
-                if piece.sum() >= settings.min_area_px or (weak[piece] == index + 1).any():
+            for piece in pieces[index + 1]:
+                drawn = weak[piece.window] == index + 1
+                if piece.area >= settings.min_area_px or (drawn & piece.crop()).any():
                     points = sample_points(piece, rng, settings, confidence)
                     plan.parts.append(Component(index, piece, points, 1.0))
     return plan

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 
 from segsmith.config import LabelerConfig
+from segsmith.datasets.objects import components
 from segsmith.segmentation.masks import Component, MaskSettings, Outlined, merge_outlined
 from segsmith.segmentation.merge import Region
 
@@ -18,7 +19,7 @@ def square(row, column):
 
 
 def found():
-    rejected = [Component(0, square(20, 0), np.zeros((1, 2), np.float32), 0.5)]
+    rejected = [Component(0, components(square(20, 0))[0], np.zeros((1, 2), np.float32), 0.5)]
     regions = [Region(0, square(0, 0), 0.9), Region(1, square(0, 20), 0.9)]
     return Outlined((30, 30), regions, rejected, Counter({"sam:ok": 2, "sam:coverage": 1}))
 

@@ -86,7 +86,7 @@ def test_a_small_prediction_is_no_component_but_a_drawn_pixel_is():
     step0[40:42, 40:42] = 2
     step0[50:56, 50:56] = 2
     plan = plan_weak(weak, np.random.default_rng(0), SETTINGS, step0)
-    assert [(part.class_index, int(part.seed.sum())) for part in plan.parts] == [(0, 1), (1, 36)]
+    assert [(part.class_index, part.seed.area) for part in plan.parts] == [(0, 1), (1, 36)]
 
 
 def test_points_are_at_the_highest_confidence_if_so_set():
