@@ -119,6 +119,46 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+class Unchanged:
+    """Whether files have not changed since an earlier check, by the change time that the file system keeps.
+
+    The kernel sets this time whenever a file is written, replaced, renamed or restored, and programs cannot choose
+    it. So a file that was whole at the check and has an earlier change time still is, without being read: the idea
+    of git's index. Damage by the disk itself is not noticed. The listing of one folder at a time is kept, so files
+    that are asked about folder by folder are found fast.
+    """
+
+    def __init__(self, since: int) -> None:
+        """`since` is a time of `clock_of`; no file is unchanged since 0."""
+        self._since = since
+        self._folder: str | None = None
+        self._names: set[str] = set()
+
+    def __contains__(self, path: str) -> bool:
+        """Whether this is a regular file, not a link, that has not changed."""
+        if not self._since:
+            return False
+        folder, _, name = path.rpartition("/")
+        if folder != self._folder:
+            self._folder = folder
+            self._names = set(self._unchanged_in(folder))
+        return name in self._names
+
+    def _unchanged_in(self, folder: str) -> Iterator[str]:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                about = entry.stat(follow_symlinks=False)
+                # A file of the same tick as the check may have been written after it.
+                if stat.S_ISREG(about.st_mode) and about.st_ctime_ns < self._since:
+                    yield entry.name
+
+
+def clock_of(folder: Path) -> int:
+    """The time of the file system that `folder` is on, in nanoseconds; it may differ from this machine's."""
+    with tempfile.TemporaryFile(dir=folder, prefix=PART) as file:
+        return os.fstat(file.fileno()).st_ctime_ns
+
+
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file, read in chunks."""
     with path.open("rb") as file:

@@ -292,8 +292,10 @@ def export(state: RunState, runtime: Context) -> dict[str, Any]:
     """Write the dataset in PASCAL VOC's layout, split by prompt family."""
     context, emit = runtime.context, get_stream_writer()
     emit(StageStarted(Stage.EXPORTING))
+    masks = context.run.check_now()  # `segment` or the export reads them
     context.finalizer.export()
-    context.ledger.built_from = review.inputs(context.ledger)
+    context.ledger.checked = {"masks": masks, "dataset": context.run.check_now()}
+    context.ledger.built_from = context.ledger.dataset_inputs()
     return {}
 
 

@@ -6,7 +6,7 @@ from langgraph.types import interrupt
 
 from segsmith.graph.context import RunContext
 from segsmith.memory.ledger import DecisionKind
-from segsmith.review.decisions import overruled, pending
+from segsmith.review.decisions import pending
 
 
 def pause(context: RunContext, kind: DecisionKind) -> None:
@@ -15,7 +15,7 @@ def pause(context: RunContext, kind: DecisionKind) -> None:
     A decision about a verdict may let other images in, which the reviewer is then asked about, too.
     """
     while True:
-        if kind == "verdict" and overruled(context.ledger):
+        if kind == "verdict" and context.ledger.is_overruled:
             context.judge_agent.judge()
         waiting = pending(context.ledger, kind) if context.step else []
         if not waiting:

@@ -6,6 +6,7 @@ and ids are derived from content, so running a step twice changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import threading
@@ -199,14 +200,28 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class DatasetInputs:
-    """What the exported dataset was made from; compared with the ledger it shows what is out of date."""
+    """What the exported dataset was made from, as hashes; compared with the ledger they show what is out of date.
 
-    accepted: tuple[str, ...]
-    """Image ids, sorted."""
-    labels: tuple[tuple[str, tuple[str, ...]], ...]
-    """(image id, classes) of the accepted images that are labelled."""
-    masked: tuple[str, ...]
-    """Accepted images whose mask no reviewer rejected."""
+    Hashes, because a ledger that listed a million images here would read them whenever the run is opened. "" equals
+    nothing, so it marks a part as out of date.
+    """
+
+    accepted: str
+    """Of the ids of the accepted images."""
+    labels: str
+    """Of the classes of the accepted images that are labelled."""
+    masked: str
+    """Of the ids of the accepted images whose mask no reviewer rejected."""
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """When the files of a part of the run were last known to be those that were written (`files.Unchanged`)."""
+
+    at: int
+    """Nanoseconds, by the clock of the file system."""
+    inode: int
+    """Of the run folder; a copy of it has another, and is checked again."""
 
 
 @dataclass(frozen=True)
@@ -321,14 +336,33 @@ def _finite(value: float | None) -> float | None:
 def _inputs(stored: Any) -> DatasetInputs | None:
     if stored is None:
         return None
-    labels = tuple((image_id, tuple(classes)) for image_id, classes in stored["label"])
-    return DatasetInputs(tuple(stored["verdict"]), labels, tuple(stored["mask"]))
+    if isinstance(stored["verdict"], str):
+        return DatasetInputs(stored["verdict"], stored["label"], stored["mask"])
+    # Ledgers of earlier versions hold the lists themselves.
+    labels = (_labelled(image_id, _dump(classes)) for image_id, classes in stored["label"])
+    return DatasetInputs(_hash_of(stored["verdict"]), _hash_of(labels), _hash_of(stored["mask"]))
 
 
 def _stored_inputs(inputs: DatasetInputs | None) -> Any:
     if inputs is None:
         return None
     return {"verdict": inputs.accepted, "label": inputs.labels, "mask": inputs.masked}
+
+
+def _labelled(image_id: str, classes: str) -> str:
+    """A line of `DatasetInputs.labels`; `classes` is a JSON list."""
+    return f"{image_id} {classes}"
+
+
+def _hash_of(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
+
+
+def _checks(stored: Any) -> Mapping[str, FileCheck]:
+    return {part: FileCheck(**check) for part, check in (stored or {}).items()}
 
 
 def _judgement(stored: Any) -> Judgement | None:
@@ -369,6 +403,10 @@ class Ledger:
     """Keys: synthetic_val (held-out generated images), real_val (held-out real ones), test_set (simulator)."""
     built_from = _Meta("built_from", _inputs, _stored_inputs)
     """What the exported dataset was made from; None before the first export."""
+    checked: _Meta[Mapping[str, FileCheck]] = _Meta(
+        "checked", _checks, lambda value: {part: asdict(check) for part, check in value.items()}
+    )
+    """``masks`` and ``dataset`` -> the last check of these files."""
     finished_at: _Meta[float | None] = _Meta("finished_at", lambda stored: stored)
     """Unix time at which the run finished; None while it has not."""
     review_marks = _Meta("review", _marks, asdict)
@@ -762,6 +800,57 @@ class Ledger:
         rows = self._all("SELECT image_id, pixels, ignore_share, sources, sha256 FROM masks ORDER BY rowid")
         return {r[0]: MaskRow(r[0], json.loads(r[1]), r[2], json.loads(r[3]), r[4]) for r in rows}
 
+    def dataset_inputs(self) -> DatasetInputs:
+        """What a dataset would be made from now."""
+        accepted = "SELECT image_id FROM verdicts WHERE accepted"
+        labels = self._each(
+            f"""SELECT image_id, classes FROM labels WHERE source='relabel' AND image_id IN ({accepted})
+                AND image_id > ? ORDER BY image_id LIMIT ?"""
+        )
+        dropped = self.rejected("mask")
+        ids = f"{accepted} AND image_id > ? ORDER BY image_id LIMIT ?"
+        return DatasetInputs(
+            accepted=_hash_of(row[0] for row in self._each(ids)),
+            labels=_hash_of(_labelled(*row) for row in labels),
+            masked=_hash_of(row[0] for row in self._each(ids) if row[0] not in dropped),
+        )
+
+    def mask_hashes(self) -> Iterator[tuple[str, str]]:
+        """(Image id, SHA-256 of the mask's file) of the accepted images that have a mask, by id, read in pages.
+
+        The hash is "" in ledgers of schema 3 and earlier.
+        """
+        return self._each(
+            """SELECT m.image_id, m.sha256 FROM masks m JOIN verdicts v ON v.image_id=m.image_id
+               WHERE v.accepted AND m.image_id > ? ORDER BY m.image_id LIMIT ?"""
+        )
+
+    @property
+    def uncertain_share(self) -> float:
+        """Mean share of pixels that are 255 in the masks, in [0, 1]; 0 without masks."""
+        row = self._one("SELECT COALESCE(AVG(ignore_share), 0) FROM masks")
+        return 0.0 if row is None else float(row[0])
+
+    @property
+    def last_round(self) -> int | None:
+        """Number of the last round in which images were drawn; None without images."""
+        row = self._one("SELECT MAX(round) FROM images")
+        return None if row is None else row[0]
+
+    def drawn_in(self, round: int) -> list[str]:
+        """Ids of the prompts that images of this round were drawn for, sorted."""
+        rows = self._all("SELECT DISTINCT prompt_id FROM images WHERE round=? ORDER BY prompt_id", round)
+        return [row[0] for row in rows]
+
+    @property
+    def is_overruled(self) -> bool:
+        """Whether a verdict contradicts the reviewer's latest decision about it."""
+        row = self._one(
+            """SELECT 1 FROM (SELECT subject, action, MAX(id) FROM decisions WHERE kind='verdict' GROUP BY subject) d
+               JOIN verdicts v ON v.image_id=d.subject WHERE v.accepted <> (d.action='accept') LIMIT 1"""
+        )
+        return row is not None
+
     def usage(self) -> dict[str, UsageRow]:
         """Role -> the sum of its rows; `model` is the last one used."""
         rows = self._all("SELECT role, model, calls, tokens_in, tokens_out, images, usd FROM usage_totals")
@@ -833,6 +922,16 @@ class Ledger:
     def _all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
             return self._db.execute(sql, values).fetchall()
+
+    def _each(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """Rows in pages; `sql` selects at most ? of them after the first column ?, in its order.
+
+        The ledger may be written to in between.
+        """
+        after = ""
+        while rows := self._all(sql, after, PAGE):
+            yield from rows
+            after = rows[-1][0]
 
     def _one(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
         with self._lock:

@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,13 +21,15 @@ from segsmith.files import (
     PART,
     SUFFIXES,
     ImageFormat,
+    Unchanged,
+    clock_of,
     make_folder,
     read_image,
     remove_leftovers,
     sha256_of,
     write_atomic,
 )
-from segsmith.memory.ledger import ImageRow, MaskRow
+from segsmith.memory.ledger import FileCheck, ImageRow, MaskRow
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of `flock` on file systems without locks, such as some network file systems."""
@@ -181,8 +183,24 @@ class RunFolder:
 
     def has_mask(self, row: MaskRow) -> bool:
         """Whether the mask's file is there, and the one that the labeler wrote where its hash is known."""
-        path = self.mask(row.image_id)
-        return path.exists() and row.sha256 in ("", sha256_of(path))
+        return not any(self.damaged_masks([(row.image_id, row.sha256)]))
+
+    def damaged_masks(self, hashes: Iterable[tuple[str, str]], since: int = 0) -> Iterator[str]:
+        """Ids whose mask is missing or is not the one with the given hash; `hashes` are (image id, SHA-256 or "").
+
+        Masks that have not changed `since` (see `Unchanged`) are not read. Fast where ids come sorted.
+        """
+        unchanged = Unchanged(since)
+        for image_id, expected in hashes:
+            if f"{_sub_folder(self.masks, image_id)}/{image_id}.png" in unchanged:
+                continue
+            path = self.mask(image_id)
+            if not path.exists() or expected not in ("", sha256_of(path)):
+                yield image_id
+
+    def check_now(self) -> FileCheck:
+        """What to record of a check of files that begins now."""
+        return FileCheck(clock_of(self.root), self.root.stat().st_ino)
 
     def set_aside(self, path: Path) -> Path:
         """Move a file that the ledger does not know to ``set_aside/`` and return its new path."""

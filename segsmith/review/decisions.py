@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from segsmith.agents.labeler import made_for
 from segsmith.errors import SegsmithError
 from segsmith.ids import make_id
-from segsmith.memory.ledger import DatasetInputs, DecisionKind, DecisionRow, Ledger
+from segsmith.memory.ledger import DecisionKind, DecisionRow, Ledger
 from segsmith.review.reviewed_run import ReviewedRun
 
 KINDS: tuple[DecisionKind, ...] = get_args(DecisionKind)
@@ -163,15 +163,6 @@ def record(reviewed: ReviewedRun, row: DecisionRow) -> None:
         mark_seen(ledger, row.kind, [row.subject])
 
 
-def overruled(ledger: Ledger) -> bool:
-    """Whether a verdict contradicts the reviewer's decision about it."""
-    verdicts = ledger.verdicts()
-    return any(
-        subject in verdicts and verdicts[subject].accepted != (row.action == "accept")
-        for subject, row in ledger.decisions("verdict").items()
-    )
-
-
 CANDIDATES = 5
 """Ids listed where the beginning of an id fits several."""
 
@@ -227,24 +218,12 @@ def _checked_labels(reviewed: ReviewedRun, labels: Any) -> list[str]:
 Stale = Literal["verdict", "label", "mask", ""]
 
 
-def inputs(ledger: Ledger) -> DatasetInputs:
-    """What the dataset would be made from now; compared with what it was made from, it shows where to resume."""
-    labels = ledger.labels("relabel")
-    accepted = sorted(row.id for row in ledger.accepted())
-    dropped = ledger.rejected("mask")
-    return DatasetInputs(
-        accepted=tuple(accepted),
-        labels=tuple((i, labels[i].classes) for i in accepted if i in labels),
-        masked=tuple(i for i in accepted if i not in dropped),
-    )
-
-
 def stale(ledger: Ledger) -> Stale:
     """The earliest kind of decision that has changed since the dataset was written; "" if none has."""
-    before, now = ledger.built_from, inputs(ledger)
+    before, now = ledger.built_from, ledger.dataset_inputs()
     if before is None:
         return ""
-    if overruled(ledger) or before.accepted != now.accepted:
+    if ledger.is_overruled or before.accepted != now.accepted:
         return "verdict"
     if before.labels != now.labels:
         return "label"

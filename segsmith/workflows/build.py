@@ -15,7 +15,7 @@ from segsmith.errors import SegsmithError
 from segsmith.events import Event, Notice, ReviewNeeded, RoundPlanned, SessionEnded, SessionStarted, Status
 from segsmith.graph.context import RunContext
 from segsmith.memory.ledger import RunSummary
-from segsmith.memory.run_config import RunRecord, installed_versions, read_record, write_record
+from segsmith.memory.run_config import RunRecord, added_classes, installed_versions, read_record, write_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.workflows.environment_errors import translate
 from segsmith.workflows.interrupt import stop_on_interrupt
@@ -215,7 +215,9 @@ def build_run(
         anew = starts_over(run, config)
         record = RunRecord(config, installed_versions()) if anew else settled(run, record_for(run, config))
         config = record.config
-        check_models(config, ask_llm=not run.config.exists(), replaced=tuple(parts or ()))
+        first = not run.config.exists()
+        if first:
+            check_models(config, replaced=tuple(parts or ()))
         run.create()
         stack.enter_context(run.held())
         prepare()
@@ -223,9 +225,6 @@ def build_run(
             write_record(run.config, record)
         context = RunContext(config, run, step=reviewer is not None, parts=parts or {}, growing=True)
         stack.callback(context.close)
-        added = context.measure_added_classes()
-        # After the ledger, whose columns a reader expects to fit the classes.
-        write_record(run.config, record)
         stack.enter_context(stop_on_interrupt(context.stopping))
         saver = stack.enter_context(open_checkpoints(run.graph, lambda: context.ledger.sequence))
         if anew:
@@ -239,16 +238,22 @@ def build_run(
             "max_concurrency": max(2, config.llm.concurrency),
         }
         snapshot = graph.get_state(options)
+        added = added_classes(context.ledger, config)
         if not snapshot.values and (state := state_of_ledger(context.ledger)):
             graph.update_state(options, state, as_node="draw")
             snapshot = graph.get_state(options)
             if not context.ledger.events("merged"):
                 yield Notice(GRAPH_LOST, warning=True)
-        if snapshot.values and (change := reentry(context, snapshot, added)):
-            context.ledger.finished_at = None
-            graph.update_state(options, dict(change.state), as_node=change.node)
-            snapshot = graph.get_state(options)
-        if snapshot.values and not waiting(snapshot):
+        change = reentry(context, snapshot, added) if snapshot.values else None
+        finished = bool(snapshot.values) and not waiting(snapshot) and change is None
+        if not (
+            first or finished
+        ):  # opening the models takes longer than finding that there is nothing to do
+            check_models(config, ask_llm=False, replaced=tuple(parts or ()))
+        context.measure_added_classes()
+        # After the ledger, whose columns a reader expects to fit the classes.
+        write_record(run.config, record)
+        if finished:
             # An earlier version stored no measurements, which `rejudge` needs.
             if context.ledger.unmeasured():
                 context.judge_agent.measure()
@@ -256,6 +261,10 @@ def build_run(
                 _write_report(context)
             yield _ended(Status.ALREADY_FINISHED, snapshot.values)
             return
+        if change is not None:
+            context.ledger.finished_at = None
+            graph.update_state(options, dict(change.state), as_node=change.node)
+            snapshot = graph.get_state(options)
         yield SessionStarted(bool(snapshot.values), dict(config.wanted), context.ledger.tallies())
         context.ledger.versions = installed_versions()
         context.ledger.add_models(model_rows(config))

@@ -34,7 +34,7 @@ def starts_over(run: RunFolder, config: Config) -> bool:
     if not run.config.exists() or not run.ledger.exists() or read_record(run.config).asked == config:
         return False
     with closing(Ledger(run.ledger)) as ledger:
-        return not (ledger.prompts() or ledger.guidance(active_only=False))
+        return not (ledger.has_prompts or ledger.guidance(active_only=False))
 
 
 def settings_of_run(run: RunFolder, changes: Settings) -> Config | None:
@@ -101,7 +101,7 @@ def reentry(context: RunContext, snapshot: Any, added: Sequence[str] = ()) -> Re
     finished = not waiting(snapshot)
     reason = snapshot.values.get("reason")
     if reason in DRAWING_ENDED and "direct" not in waiting(snapshot):
-        images, rounds = len(context.ledger.images()), snapshot.values.get("round", 0)
+        images, rounds = context.ledger.drawn, snapshot.values.get("round", 0)
         cap = cap_reached(context.config.budget, images, rounds, spent(context.ledger))
         capped = reason in ("budget_spent", "nothing_accepted")
         if capped and cap != snapshot.values.get("cap", ""):
@@ -128,24 +128,31 @@ def state_of_ledger(ledger: Ledger) -> dict[str, Any]:
 
     For a run whose checkpoints are lost: its images must be judged before the director counts them.
     """
-    images = ledger.images()
-    if not images:
-        return {}
-    last = max(image.round for image in images)
-    return {"round": last, "draw": sorted({image.prompt_id for image in images if image.round == last})}
+    last = ledger.last_round
+    return {} if last is None else {"round": last, "draw": ledger.drawn_in(last)}
 
 
 def lost_result(context: RunContext) -> str:
-    """The node that a finished run continues behind because the result after it is gone or damaged; "" for none."""
-    masks = context.ledger.masks()
-    if any(row.id in masks and not context.run.has_mask(masks[row.id]) for row in context.ledger.accepted()):
+    """The node that a finished run continues behind because the result after it is gone or damaged; "" for none.
+
+    Masks and files of the dataset are read only if they have changed since they were last known to be whole.
+    """
+    ledger, run = context.ledger, context.run
+    now = run.check_now()
+    since = {
+        part: check.at
+        for part, check in ledger.checked.items()
+        if check.inode == now.inode and check.at < now.at  # neither a copy, nor was the clock set back
+    }
+    if any(run.damaged_masks(ledger.mask_hashes(), since.get("masks", 0))):
         return "review_labels"
-    if any(damaged_files(context.run.voc)):
+    if any(damaged_files(run.voc, since.get("dataset", 0))):
         return "segment"
-    segmenter = context.run.segmenter
+    ledger.checked = {"masks": now, "dataset": now}
+    segmenter = run.segmenter
     if not segmenter.exists() or not segmenter.with_suffix(".json").exists():
         return "export"
-    return "" if is_trained_segmenter(context.run, context.ledger) else "export"
+    return "" if is_trained_segmenter(run, ledger) else "export"
 
 
 def waiting(snapshot: Any) -> tuple[str, ...]:

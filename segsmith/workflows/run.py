@@ -197,8 +197,7 @@ class Run:
     def uncertain_share(self) -> float:
         """Mean share of pixels that are 255 in the masks, in [0, 1]; 0 without masks."""
         with self._ledger() as ledger:
-            shares = [mask.ignore_share for mask in ledger.masks().values()]
-        return sum(shares) / max(len(shares), 1)
+            return ledger.uncertain_share
 
     @property
     def summary(self) -> RunSummary:
@@ -214,8 +213,8 @@ class Run:
         from segsmith.datasets.run_dataset import collect
 
         with self._ledger() as ledger:
-            masked = ledger.masks().keys() - ledger.rejected("mask")
-            if not any(row.id in masked for row in ledger.accepted()):
+            rejected = ledger.rejected("mask")
+            if all(image_id in rejected for image_id, _ in ledger.mask_hashes()):
                 return DatasetImages(())
             return DatasetImages(collect(self._folder, ledger, self.config).records)
 

@@ -16,7 +16,7 @@ import numpy as np
 from segsmith.config import Config
 from segsmith.datasets.staging import MANIFEST
 from segsmith.errors import SegsmithError
-from segsmith.files import PART, read_index_map, sha256_of
+from segsmith.files import PART, Unchanged, read_index_map, sha256_of
 from segsmith.memory.ledger import Ledger, MaskRow
 from segsmith.memory.run_config import read_record
 from segsmith.memory.run_folder import RunFolder
@@ -276,15 +276,21 @@ def is_trained_segmenter(folder: RunFolder, ledger: Ledger) -> bool:
     return not trained or sha256_of(folder.segmenter) == trained[-1]
 
 
-def damaged_files(dataset: Path) -> Iterator[str]:
-    """Names of a dataset's files that are missing or differ from its manifest; the manifest itself, if unreadable."""
+def damaged_files(dataset: Path, since: int = 0) -> Iterator[str]:
+    """Names of a dataset's files that are missing or differ from its manifest; the manifest itself, if unreadable.
+
+    Files that have not changed `since` (see `Unchanged`) are not read.
+    """
     try:
         files = json.loads((dataset / MANIFEST).read_text("utf-8"))["files"]
         hashes = {str(name): str(expected) for name, expected in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield MANIFEST
         return
+    unchanged = Unchanged(since)
     for name, expected in hashes.items():
+        if f"{dataset}/{name}" in unchanged:
+            continue
         path = dataset / name
         if not path.is_file() or sha256_of(path) != expected:
             yield name
@@ -318,11 +324,11 @@ def _mark(folder: RunFolder, ledger: Ledger, findings: tuple[Finding, ...]) -> t
         ledger.forget_masks([*masks, *images])
         built_from = ledger.built_from
         if built_from is not None and at[Defect.COUNT]:
-            built_from = replace(built_from, masked=())
+            built_from = replace(built_from, masked="")
         if built_from is not None and (masks or at[Defect.NO_MASK]):
-            built_from = replace(built_from, labels=())  # the run resumes behind the labels
+            built_from = replace(built_from, labels="")  # the run resumes behind the labels
         if built_from is not None and (images or at[Defect.NO_LABELS]):
-            built_from = replace(built_from, accepted=())
+            built_from = replace(built_from, accepted="")
         if built_from != ledger.built_from:
             ledger.built_from = built_from
     # The rows go first: a file without a row is not trusted by the next build, whatever happens here.

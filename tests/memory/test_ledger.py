@@ -99,7 +99,7 @@ def test_properties_come_back_as_they_went_in(ledger):
         "thresholds": {"cat": 0.5},
         "evaluation": {"test_set": score},
         "summary": RunSummary(1.5, 2.5, 3.5, "segsmith build"),
-        "built_from": DatasetInputs(("i1",), (("i1", ("cat", "dog")),), ("i1",)),
+        "built_from": DatasetInputs("a1", "b2", ""),
         "finished_at": 5.0,
         "review_marks": ReviewMarks({"prompt": {"p1": "admitted"}}, ("verdict",)),
         "run_id": "r1",

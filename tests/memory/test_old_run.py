@@ -48,7 +48,7 @@ def test_its_ledger_holds_what_was_written(run):
         assert len(ledger.evaluation["test_set"].examples) == 8
         assert ledger.evaluation["test_set"].iou["cat"] == pytest.approx(0.113, abs=1e-3)
         assert ledger.summary.wall_seconds > 20
-        assert set(ledger.built_from.accepted) == {row.id for row in ledger.accepted()}
+        assert ledger.built_from == ledger.dataset_inputs()
         assert ledger.finished_at
         assert len(ledger.evidence()) == len(ledger.images()) == len(ledger.verdicts())
 

@@ -13,6 +13,7 @@ from small_run import KEY, SMALL
 from segsmith.config import merged_config
 from segsmith.errors import SegsmithError
 from segsmith.events import ReviewNeeded, Status
+from segsmith.files import sha256_of
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_config import read_record, write_record
 from segsmith.memory.run_folder import RunFolder
@@ -271,3 +272,28 @@ def test_a_damaged_mask_of_a_finished_run_is_made_again(run, finished, build, da
     damage(mask)
     assert build(small_config(**SMALL), run).ended.status == Status.FINISHED
     assert mask.read_bytes() == (finished / mask.relative_to(run)).read_bytes()
+
+
+def test_a_finished_run_is_opened_without_reading_its_files_and_models(run, build, monkeypatch):
+    """Unless they have changed: a copy of the folder is read once."""
+    read = []
+
+    def counting(path):
+        read.append(path)
+        return sha256_of(path)
+
+    for module in ("segsmith.memory.run_folder", "segsmith.workflows.verify"):
+        monkeypatch.setattr(f"{module}.sha256_of", counting)
+    monkeypatch.setattr("segsmith.workflows.build.check_models", lambda *_, **__: 1 / 0)
+    for expected in ("all", "segmenter", "damaged"):
+        read.clear()
+        if expected == "damaged":
+            image = next((run / "dataset" / "voc" / "JPEGImages").iterdir())
+            image.write_bytes(image.read_bytes()[:-1])
+            with pytest.raises(ZeroDivisionError):  # there is work to do again
+                build(small_config(**SMALL), run)
+            assert image in read
+        else:
+            assert build(small_config(**SMALL), run).ended.status == Status.ALREADY_FINISHED
+            names = {path.relative_to(run).parts[0] for path in read}
+            assert names == ({"masks", "dataset", "checkpoints"} if expected == "all" else {"checkpoints"})
