@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -233,10 +233,11 @@ class RunContext:
         from segsmith.memory.prompt_memory import PromptMemory
 
         folder = Path(self.config.memory) if self.config.memory else self.run.memory
+        memory = self._stack.enter_context(closing(PromptMemory(folder, self.encoder)))
         return PromptAgent(
             chat=self.chat,
             encoder=self.encoder,
-            memory=PromptMemory(folder, self.encoder),
+            memory=memory,
             ledger=self.ledger,
             config=self.config.prompts,
             classes=self.config.classes,

@@ -22,6 +22,7 @@ from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.agents.prompt.draft import Draft
 from segsmith.events import ImagesDrawn, MasksMade, RoundJudged, Stage, StageStarted
 from segsmith.graph.context import RunContext
+from segsmith.graph.retries import RETRY
 from segsmith.graph.review_nodes import pause
 from segsmith.graph.state import PromptResult, PromptState, RunState
 from segsmith.review import decisions as review
@@ -111,7 +112,7 @@ def build_prompt_graph() -> Any:
     """propose -> critique -> admit -> (refine -> critique ... | drop), again until all that is wanted is written."""
     graph = StateGraph(PromptState, context_schema=RunContext, output_schema=PromptResult)
     for node in (propose, critique, admit, refine, drop):
-        graph.add_node(node)
+        graph.add_node(node, retry_policy=RETRY)
     graph.add_edge(START, "propose")
     graph.add_edge("propose", "critique")
     graph.add_edge("critique", "admit")
@@ -321,10 +322,10 @@ def build_graph(checkpointer: Any = None, context_schema: type[RunContext] = Run
     """The compiled graph; with a checkpointer it can be resumed by thread id."""
     graph = StateGraph(RunState, context_schema=context_schema)
     # Deferred, so that the director waits for the slower of writing and drawing, which run side by side.
-    graph.add_node(direct, defer=True)
+    graph.add_node(direct, defer=True, retry_policy=RETRY)
     graph.add_node("write_prompts", build_prompt_graph())
     for node in (draw, judge, label, segment, export, train, evaluate):
-        graph.add_node(node)
+        graph.add_node(node, retry_policy=RETRY)
     for node in (review_prompts, review_verdicts, review_labels, review_masks):
         graph.add_node(node)
 

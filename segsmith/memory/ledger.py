@@ -159,6 +159,7 @@ class ModelRow:
     sha256: str = ""
 
 
+DecisionSource = Literal["terminal", "file", "server"]
 DecisionKind = Literal["prompt", "verdict", "label", "mask"]
 
 
@@ -171,7 +172,7 @@ class DecisionRow:
     action: Literal["accept", "reject", "edit"]
     value: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
-    source: Literal["terminal", "file"] = "terminal"
+    source: DecisionSource = "terminal"
 
 
 @dataclass(frozen=True)

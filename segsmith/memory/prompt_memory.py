@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,22 +92,20 @@ def stored_vectors(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float
     """
     if not (path / "chroma.sqlite3").exists():
         return {}
-    import chromadb
-    from chromadb.config import Settings
     from chromadb.errors import ChromaError
 
     best: dict[str, NDArray[np.float32]] = {}
     try:
-        client = chromadb.PersistentClient(str(path), Settings(anonymized_telemetry=False))
-        for collection in client.list_collections():
-            found: dict[str, NDArray[np.float32]] = {}
-            for start in range(0, len(ids), READ_BATCH):
-                part = collection.get(ids=list(ids[start : start + READ_BATCH]), include=["embeddings"])
-                vectors = part["embeddings"]
-                if vectors is not None:
-                    found |= {i: np.asarray(v, np.float32) for i, v in zip(part["ids"], vectors, strict=True)}
-            # A run uses one encoder, so the collection with most of its prompts is its own.
-            best = max(best, found, key=len)
+        with closing(_open_folder(path)) as client:
+            for collection in client.list_collections():
+                found: dict[str, NDArray[np.float32]] = {}
+                for start in range(0, len(ids), READ_BATCH):
+                    part = collection.get(ids=list(ids[start : start + READ_BATCH]), include=["embeddings"])
+                    if (vectors := part["embeddings"]) is not None:
+                        pairs = zip(part["ids"], vectors, strict=True)
+                        found |= {i: np.asarray(v, np.float32) for i, v in pairs}
+                # A run uses one encoder, so the collection with most of its prompts is its own.
+                best = max(best, found, key=len)
     except (ChromaError, OSError, ValueError):
         return {}
     return best
@@ -114,31 +113,40 @@ def stored_vectors(path: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float
 
 def copy_memory(sources: Sequence[Path], target: Path) -> None:
     """Write the prompts of several memories, with their vectors, into a memory in the folder `target`."""
+    with ExitStack() as stack:
+        into = None
+        for source in sources:
+            if not (source / "chroma.sqlite3").exists():
+                continue
+            client = stack.enter_context(closing(_open_folder(source)))
+            for collection in client.list_collections():
+                target.mkdir(exist_ok=True)
+                into = into or stack.enter_context(closing(_open_folder(target)))
+                copy = into.get_or_create_collection(
+                    collection.name, metadata=collection.metadata, embedding_function=None
+                )
+                for start in range(0, collection.count(), READ_BATCH):
+                    part = collection.get(
+                        limit=READ_BATCH, offset=start, include=["embeddings", "documents", "metadatas"]
+                    )
+                    copy.upsert(
+                        ids=part["ids"],
+                        embeddings=part["embeddings"],
+                        documents=part["documents"],
+                        metadatas=part["metadatas"],
+                    )
+
+
+def _open_folder(path: Path) -> Any:
+    """Chroma's client of a folder; the caller closes it.
+
+    Chroma keeps one open database for each spelling of a path until its last client is closed, whatever has become of
+    the folder since. So the path is absolute: a relative one could mean another folder by now.
+    """
     import chromadb
     from chromadb.config import Settings
 
-    settings = Settings(anonymized_telemetry=False)
-    into = None
-    for source in sources:
-        if not (source / "chroma.sqlite3").exists():
-            continue
-        client = chromadb.PersistentClient(str(source), settings)
-        for collection in client.list_collections():
-            target.mkdir(exist_ok=True)
-            into = into or chromadb.PersistentClient(str(target), settings)
-            copy = into.get_or_create_collection(
-                collection.name, metadata=collection.metadata, embedding_function=None
-            )
-            for start in range(0, collection.count(), READ_BATCH):
-                part = collection.get(
-                    limit=READ_BATCH, offset=start, include=["embeddings", "documents", "metadatas"]
-                )
-                copy.upsert(
-                    ids=part["ids"],
-                    embeddings=part["embeddings"],
-                    documents=part["documents"],
-                    metadatas=part["metadatas"],
-                )
+    return chromadb.PersistentClient(str(path.resolve()), Settings(anonymized_telemetry=False))
 
 
 class PromptMemory:
@@ -157,16 +165,15 @@ class PromptMemory:
         self.lock = threading.RLock()
         """Hold it to search and add without another thread adding in between."""
         name = f"prompts-{hashlib.sha256(encoder.name.encode()).hexdigest()[:16]}"
-        settings = Settings(anonymized_telemetry=False)
         try:
             if path is None:
                 # All ephemeral clients of a process share one store; the name separates them.
                 name = f"{name}-{uuid.uuid4().hex}"
-                client = chromadb.EphemeralClient(settings)
+                self._client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
             else:
                 path.mkdir(parents=True, exist_ok=True)
-                client = chromadb.PersistentClient(str(path), settings)
-            self._prompts: Any = client.get_or_create_collection(
+                self._client = _open_folder(path)
+            self._prompts: Any = self._client.get_or_create_collection(
                 name,
                 embedding_function=None,
                 configuration={"hnsw": {"space": "cosine"}},
@@ -177,6 +184,10 @@ class PromptMemory:
                 f"The prompt memory in {path} cannot be opened: {error}.",
                 "Name another folder with the setting 'memory'.",
             ) from None
+
+    def close(self) -> None:
+        """Close the files, unless another memory of this process has the same folder open."""
+        self._client.close()
 
     def count(self) -> int:
         """Prompts remembered under this encoder."""

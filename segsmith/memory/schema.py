@@ -111,7 +111,7 @@ CREATE TABLE IF NOT EXISTS decisions (
     action TEXT NOT NULL,           -- accept | reject | edit; the newest of a subject and kind counts
     value TEXT NOT NULL,            -- JSON object: what an edit sets
     note TEXT NOT NULL,             -- the reviewer's own words
-    source TEXT NOT NULL            -- terminal | file
+    source TEXT NOT NULL            -- terminal | file | server
 );
 CREATE TABLE IF NOT EXISTS guidance (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

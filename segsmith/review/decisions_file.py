@@ -1,12 +1,14 @@
-"""Decisions from a file: `segsmith step RUN --answers decisions.jsonl`."""
+"""Decisions from a file (`segsmith step RUN --answers decisions.jsonl`) or a client of LangGraph's server."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from segsmith.errors import SegsmithError
-from segsmith.memory.ledger import DecisionRow
+from segsmith.memory.ledger import DecisionRow, DecisionSource
 from segsmith.review.decisions import KINDS, check_decision
 from segsmith.review.reviewed_run import ReviewedRun
 
@@ -25,29 +27,48 @@ def read_answers(reviewed: ReviewedRun, path: Path) -> list[DecisionRow]:
         raise SegsmithError(
             f"{path} cannot be read: {error}.", "Name a file of decisions; docs/step.md describes it."
         ) from None
+    numbered = [(f"line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    return _checked(reviewed, path.name, [(where, _parsed(line)) for where, line in numbered], "file")
+
+
+def check_decisions(
+    reviewed: ReviewedRun, decisions: Sequence[Any], source: DecisionSource
+) -> list[DecisionRow]:
+    """As `read_answers`, for decisions that came as JSON values."""
+    return _checked(reviewed, "answer", [(f"decision {n}", d) for n, d in enumerate(decisions, 1)], source)
+
+
+def _checked(
+    reviewed: ReviewedRun, name: str, decisions: Sequence[tuple[str, Any]], source: DecisionSource
+) -> list[DecisionRow]:
+    """Checked decisions; each comes with where it stands, which errors name."""
     rows, problems = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for where, given in decisions:
         try:
-            rows.append(check_decision(reviewed, _decision(line)))
+            rows.append(check_decision(reviewed, _decision(given, source)))
         except SegsmithError as error:
-            problems.append(f"line {number}: {error.message}")
+            problems.append(f"{where}: {error.message}")
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise SegsmithError(
-            f"{path.name}: {len(problems)} of {len(rows) + len(problems)} decisions cannot be used. "
+            f"{name}: {len(problems)} of {len(rows) + len(problems)} decisions cannot be used. "
             + "; ".join(problems[:3]) + more,
-            "Fix these lines; nothing was changed.",
+            f"Fix {'these lines' if source == 'file' else 'them'}; nothing was changed.",
         )  # fmt: skip
     return rows
 
 
-def _decision(line: str) -> DecisionRow:
+def _parsed(line: str) -> Any:
+    """The JSON value in a line; None for a line that holds none."""
     try:
-        data = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError):
-        raise SegsmithError("it is not JSON.", "") from None
+        return None
+
+
+def _decision(data: Any, source: DecisionSource) -> DecisionRow:
+    if data is None:
+        raise SegsmithError("it is not JSON.", "")
     if not isinstance(data, dict):
         raise SegsmithError("it is not a JSON object.", "")
     if strange := sorted(set(data) - FIELDS):
@@ -60,4 +81,4 @@ def _decision(line: str) -> DecisionRow:
     subject, note = data.get("subject"), data.get("note") or ""
     if not isinstance(subject, str) or not isinstance(note, str) or not isinstance(value, dict):
         raise SegsmithError("subject and note must be text, value an object.", "")
-    return DecisionRow(kind, subject, action, value, note, "file")
+    return DecisionRow(kind, subject, action, value, note, source)

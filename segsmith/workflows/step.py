@@ -42,7 +42,7 @@ def settings_of(run: Path) -> Config:
 
 def is_finished(run: Path) -> bool:
     """Whether the run had its segmenter evaluated."""
-    with _opened(run) as context:
+    with opened(run) as context:
         return context.ledger.finished_at is not None
 
 
@@ -53,7 +53,7 @@ def take_decisions(run: Path, file: Path) -> Review:
     """
     from segsmith.review.decisions_file import read_answers
 
-    with _opened(run) as context:
+    with opened(run) as context:
         rows = read_answers(context, file)
         for row in rows:
             record(context, row)
@@ -66,7 +66,7 @@ def unseen(run: Path) -> Mapping[DecisionKind, int]:
 
     What the reviewer had left to the agents (``auto``) counts, too: ``auto`` is switched off.
     """
-    with _opened(run) as context:
+    with opened(run) as context:
         if autos(context.ledger):  # the user who looks back wants to be asked
             set_auto(context.ledger, None)
         return {kind: len(pending(context.ledger, kind)) for kind in FINISHED_KINDS}
@@ -74,14 +74,14 @@ def unseen(run: Path) -> Mapping[DecisionKind, int]:
 
 def look_back(run: Path, reviewer: Reviewer) -> Review:
     """Ask about everything in a finished run that nobody has looked at."""
-    with _opened(run) as context:
+    with opened(run) as context:
         stopped = not _ask_about(context, FINISHED_KINDS, reviewer)
         return Review(True, stopped=stopped, changed=bool(stale(context.ledger)))
 
 
 def catch_up(run: Path, reviewer: Reviewer) -> Review:
     """Ask about what waits in a run that stopped, before any model is loaded."""
-    with _opened(run) as context:
+    with opened(run) as context:
         return Review(False, stopped=not _ask_about(context, KINDS, reviewer))
 
 
@@ -95,7 +95,7 @@ def _ask_about(context: RunContext, kinds: tuple[DecisionKind, ...], reviewer: R
 
 
 @contextmanager
-def _opened(run: Path) -> Iterator[RunContext]:
+def opened(run: Path) -> Iterator[RunContext]:
     """The run's context, with its folder held."""
     folder = RunFolder(run)
     settings = record_of(folder).asked

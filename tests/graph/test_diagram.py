@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from segsmith.graph.diagram import mermaid
-from segsmith.graph.served import serve_graph
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,11 +23,3 @@ def test_every_reason_is_on_a_label():
         "rejected",
     ):
         assert reason in text
-
-
-def test_langgraph_json_names_a_graph():
-    import json
-
-    named = json.loads((ROOT / "langgraph.json").read_text())["graphs"]["segsmith"]
-    assert named == "./segsmith/graph/served.py:serve_graph"
-    assert "direct" in serve_graph().get_graph().nodes

@@ -1,5 +1,6 @@
 """The graph's walk, with agents that only count: loop to the quota, stop with a reason, resume after a crash."""
 
+import errno
 import itertools
 
 import pytest
@@ -63,15 +64,15 @@ class Judge:
 
     def __init__(self, ledger, quota, refuse=()):
         self.ledger, self.quota, self.refuse = ledger, quota, refuse
-        self.crash_once = False
+        self.crash_once = None
 
     def measure(self, rows, images):
         self.ledger.add_evidence(Evidence(r.id, r.prompt_id, "", (), (), 1.0, False, -1.0) for r in rows)
 
     def judge(self):
         if self.crash_once:
-            self.crash_once = False
-            raise KeyboardInterrupt
+            error, self.crash_once = self.crash_once, None
+            raise error
         count = {}
         for row in self.ledger.images():
             name = self.ledger.prompt(row.prompt_id).class_name
@@ -188,7 +189,7 @@ def test_the_image_budget_holds(make):
 def test_after_a_crash_nothing_is_made_twice(make):
     context = make()
     graph = build_graph(InMemorySaver())
-    context.judge_agent.crash_once = True
+    context.judge_agent.crash_once = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         run(context, graph)
     drawn = len(context.backend.requests)
@@ -197,6 +198,21 @@ def test_after_a_crash_nothing_is_made_twice(make):
     assert state["reason"] == "quota_met"
     assert len(context.backend.requests) == len(context.ledger.images())
     assert accepted(context) == {"cat": 6, "dog": 6}
+
+
+def test_an_error_that_passes_is_tried_again(make, monkeypatch):
+    monkeypatch.setattr("langgraph.pregel._retry.time.sleep", lambda seconds: None)
+    context = make()
+    context.judge_agent.crash_once = OSError(errno.ESTALE, "Stale file handle")
+    assert run(context)["reason"] == "quota_met"
+    assert len(context.backend.requests) == len(context.ledger.images())
+
+
+def test_an_error_that_stays_is_not_tried_again(make):
+    context = make()
+    context.judge_agent.crash_once = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space"):
+        run(context)
 
 
 def test_only_the_first_round_waits_for_prompts(make):

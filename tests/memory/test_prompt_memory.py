@@ -1,12 +1,15 @@
 import math
+import shutil
 import threading
+from contextlib import closing
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from segsmith.errors import SegsmithError
-from segsmith.memory.prompt_memory import PromptMemory, Remembered, cells
+from segsmith.memory.prompt_memory import PromptMemory, Remembered, cells, stored_vectors
 
 
 class WordEncoder:
@@ -155,3 +158,17 @@ def test_a_broken_folder_is_one_clean_error(tmp_path):
     file.write_text("")
     with pytest.raises(SegsmithError):
         PromptMemory(file, WordEncoder())
+
+
+def test_a_folder_that_was_deleted_and_made_again_holds_a_new_memory(tmp_path, monkeypatch):
+    """Chroma keeps databases open by the spelling of their path."""
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        for _ in range(2):
+            with closing(PromptMemory(Path("memory"), WordEncoder())) as memory:
+                assert memory.count() == 0
+                memory.add([prompt("p-1", "red dog")])
+                assert memory.count() == 1
+            assert set(stored_vectors(Path("memory"), ["p-1"])) == {"p-1"}
+            shutil.rmtree("memory")

@@ -1,4 +1,4 @@
-"""Promises of the workflows: clocks, interrupted commands, locks, and the graph behind LangGraph's server."""
+"""Promises of the workflows: clocks, interrupted commands, locks, and events that LangGraph's server can send."""
 
 import errno
 import json
@@ -18,7 +18,6 @@ from segsmith import events
 from segsmith.config import merged_config
 from segsmith.errors import SegsmithError
 from segsmith.graph.checkpoints import open_checkpoints
-from segsmith.graph.served import ServedRun
 from segsmith.memory.run_config import read_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import made_up_run, small_config
@@ -52,15 +51,6 @@ def test_the_newest_checkpoint_is_the_one_written_last_even_when_the_clock_was_s
         monkeypatch.setattr(time, "time_ns", lambda: now() - 3600 * 10**9)
         graph.invoke({"n": 10}, options)
         assert graph.get_state(options).values == {"n": 11}
-
-
-def test_the_served_graph_opens_a_run_by_its_path(tmp_path):
-    made_up_run(tmp_path / "run", 2)[1].close()
-    builder = StateGraph(Count, context_schema=ServedRun)
-    builder.add_node("look", lambda state, runtime: {"n": len(runtime.context.ledger.images())})
-    builder.add_edge(START, "look")
-    builder.add_edge("look", END)
-    assert builder.compile().invoke({"n": 0}, context={"path": str(tmp_path / "run")}) == {"n": 2}
 
 
 def test_events_are_what_json_can_hold():
