@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from segsmith.datasets.records import Origin
     from segsmith.errors import SegsmithError
     from segsmith.events import Event, SessionEnded, Stage, Status
+    from segsmith.locks import locking
     from segsmith.types import ClassTally, Evaluation
     from segsmith.workflows.augment import augment
     from segsmith.workflows.build import build
@@ -61,6 +62,7 @@ __all__ = [
     "evaluate",
     "export_model",
     "load_config",
+    "locking",
     "merge",
     "open_run",
     "predict",
@@ -75,6 +77,7 @@ _MODULES = {
     "datasets.records": ("Origin",),
     "errors": ("SegsmithError",),
     "events": ("Event", "SessionEnded", "Stage", "Status"),
+    "locks": ("locking",),
     "types": ("ClassTally", "Evaluation"),
     "workflows.augment": ("augment",),
     "workflows.build": ("build",),

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "segsmith"
 LAYERS = (
     ("errors",),
     ("types", "reasons", "ids", "terminal_text"),
-    ("files", "protocols", "presets", "events", "devices", "device_memory"),
+    ("files", "locks", "protocols", "presets", "events", "devices", "device_memory"),
     ("config", "prompts", "world"),
     ("memory",),
     ("datasets",),

@@ -24,6 +24,7 @@ from segsmith.commands.options import (
     AsJson,
     Classes,
     ConfigFile,
+    Lock,
     MaxHours,
     MaxImages,
     MaxUsd,
@@ -69,6 +70,7 @@ def build(
         ),
     ] = False,
     step: Step = False,
+    lock: Lock = "auto",
 ) -> None:
     """Build a dataset from a class list, and train a segmenter on it.
 
@@ -123,6 +125,7 @@ def augment(
     max_usd: MaxUsd = None,
     offline: Offline = False,
     step: Step = False,
+    lock: Lock = "auto",
 ) -> None:
     """Find what a real dataset lacks, add generated images, and train on both.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segsmith.commands.console import app, out, print_json, print_path, quiet_libraries, screen, settings_of
-from segsmith.commands.options import AsJson
+from segsmith.commands.options import AsJson, Lock
 from segsmith.commands.train import print_training
 from segsmith.terminal_text import shown
 
@@ -115,6 +115,7 @@ def refine(
             help="a labeler or trainer setting, e.g. trainer.epochs=40; may be repeated",
         ),
     ] = None,
+    lock: Lock = "auto",
 ) -> None:
     """Turn weak labels into dense masks with SAM, and train a segmenter on them (SeSAM).
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from segsmith.locks import set_lock_mode
+
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 RunArgument = Annotated[Path, typer.Argument(help="a run folder")]
 Preset = Annotated[
@@ -41,3 +43,22 @@ Offline = Annotated[bool, typer.Option("--offline", help="fetch nothing; a missi
 Step = Annotated[
     bool, typer.Option("--step", help="pause at prompts, verdicts, labels and masks, and ask you")
 ]
+
+
+def _set_lock_mode(mode: str) -> str:
+    set_lock_mode(mode)
+    return mode
+
+
+Lock = Annotated[
+    str,
+    typer.Option(
+        "--lock",
+        metavar="auto|file|none",
+        callback=_set_lock_mode,
+        help="how the folder is locked against other processes: auto (the file system's lock; where there is none, "
+        "as file), file (a file that one process at a time can create, for folders that several machines share) or "
+        "none (you make sure that no other process uses the folder)",
+    ),
+]
+"""Takes effect when it is parsed (`set_lock_mode`), so that the command itself has nothing to do with it."""

@@ -17,7 +17,7 @@ from segsmith.commands.console import (
     quiet_libraries,
     screen,
 )
-from segsmith.commands.options import AsJson, RunArgument
+from segsmith.commands.options import AsJson, Lock, RunArgument
 from segsmith.commands.summary import print_how_to_continue, print_summary
 from segsmith.terminal_text import shown
 
@@ -28,6 +28,7 @@ def step(
     answers: Annotated[
         Path | None, typer.Option(help="read decisions from this file instead of asking; see docs/step.md")
     ] = None,
+    lock: Lock = "auto",
 ) -> None:
     """Review the prompts, verdicts, labels and masks of a run, and overrule the agents where you like.
 

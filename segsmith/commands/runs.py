@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from segsmith.commands.console import app, err, out, print_path, quiet_libraries, settings_of
-from segsmith.commands.options import AsJson, RunArgument
+from segsmith.commands.options import AsJson, Lock, RunArgument
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
 
@@ -93,6 +93,7 @@ def rejudge(
         bool, typer.Option("--calibrated", help="return to the settings that the run was built with")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would change")] = False,
+    lock: Lock = "auto",
 ) -> None:
     """Judge every image again with other settings, from stored measurements; draws nothing and loads no model."""
     from segsmith.workflows.rejudge import rejudge as judge_again
@@ -156,6 +157,7 @@ def _print_what_is_left(result: Rejudged) -> None:
 def merge(
     runs: Annotated[list[Path], typer.Argument(help="two or more run folders of the same classes")],
     out_dir: Annotated[Path, typer.Option("--out", help="the new run folder")],
+    lock: Lock = "auto",
 ) -> None:
     """Join runs of the same classes into a new one; duplicates across them are rejected."""
     quiet_libraries()
@@ -211,6 +213,7 @@ def export(
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="folder to write; default: dataset/FORMAT in the run folder")
     ] = None,
+    lock: Lock = "auto",
 ) -> None:
     """Write the dataset of a run in a format that other tools read."""
     quiet_libraries()
@@ -229,6 +232,7 @@ def push(
     run: RunArgument,
     to: Annotated[str, typer.Option("--to", metavar="ORG/NAME", help="dataset repository on the Hub")],
     public: Annotated[bool, typer.Option("--public", help="a new repository is public")] = False,
+    lock: Lock = "auto",
 ) -> None:
     """Upload the dataset of a run to the Hugging Face Hub; rerun the command to resume an upload."""
     quiet_libraries()

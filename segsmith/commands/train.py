@@ -17,7 +17,7 @@ from segsmith.commands.console import (
     screen,
     settings_of,
 )
-from segsmith.commands.options import AsJson, TrainerSet
+from segsmith.commands.options import AsJson, Lock, TrainerSet
 
 if TYPE_CHECKING:
     from segsmith.workflows.train import Training
@@ -36,6 +36,7 @@ def train(
     ],
     seed: Annotated[int, typer.Option(help="the same seed and data give the same segmenter")] = 0,
     set_: TrainerSet = None,
+    lock: Lock = "auto",
 ) -> None:
     """Train a segmenter on a labelled dataset. Rerun the command to resume.
 

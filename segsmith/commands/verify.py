@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from segsmith.commands.console import app, out
+from segsmith.commands.options import Lock
 from segsmith.terminal_text import shown
 
 SHOWN = 20
@@ -23,6 +24,7 @@ def verify(
         bool,
         typer.Option("--repair", help="mark what a build can make again; damaged files move to set-aside/"),
     ] = False,
+    lock: Lock = "auto",
 ) -> None:
     """Check the files of a run against its ledger: hashes, counts and references; exit code 1 for any defect.
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from segsmith.errors import SegsmithError
 from segsmith.files import sha256_of
+from segsmith.locks import NO_LOCKS, exclusive_file, lock_mode
 
 MANIFEST = "manifest.json"
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What `flock` says on file systems that have no locks."""
 
 
 class Sink:
@@ -91,9 +89,20 @@ def replace_folder(out: Path, digest: str, write: Callable[[Sink], None]) -> boo
 def _locked(out: Path, staging: Path) -> Iterator[None]:
     """An empty staging folder, held against other processes until it is moved to `out` or removed.
 
-    The folder itself is the lock, so that no lock file stays behind. Where the file system has no locks,
-    two exports to one folder at the same time are not noticed.
+    The folder itself is the lock, so that no lock file stays behind. Where the file system has no locks, and with
+    ``locking("none")``, two exports to one folder at the same time are not noticed; ``"file"`` creates a file beside
+    the folder.
     """
+    with ExitStack() as stack:
+        if lock_mode.get() == "file":
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive_file(out.with_name(f".{out.name}.lock"), f"The export to {out}"))
+        stack.enter_context(_staged(out, staging))
+        yield
+
+
+@contextmanager
+def _staged(out: Path, staging: Path) -> Iterator[None]:
     handle = _hold(out, staging)
     held = os.fstat(handle)
     try:
@@ -115,7 +124,8 @@ def _hold(out: Path, staging: Path) -> int:
         except FileNotFoundError:
             continue  # another process has just finished with it
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock_mode.get() == "auto":
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
             raise SegsmithError(

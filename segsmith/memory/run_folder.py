@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
 import re
-import socket
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,10 +25,9 @@ from segsmith.files import (
     sha256_of,
     write_atomic,
 )
+from segsmith.locks import folder_lock
 from segsmith.memory.ledger import FileCheck, ImageRow, MaskRow
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""Errors of `flock` on file systems without locks, such as some network file systems."""
 RESTORE = "Restore the file from a copy, or build again into another folder with --out."
 
 
@@ -97,26 +92,6 @@ def read_verified(path: Path, sha256: str, what: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise SegsmithError(f"The file of {what} is not the one that the run wrote ({path}).", RESTORE)
     return data
-
-
-def _holder() -> str:
-    """Who holds a lock: this process, in words."""
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"by process {os.getpid()} on {socket.gethostname()} since {since}"
-
-
-def _has_ended(holder: str) -> bool:
-    """Whether the process that `_holder` describes ran on this machine and has ended."""
-    found = re.match(r"by process (\d+) on (\S+) since", holder)
-    if found is None or found[2] != socket.gethostname():
-        return False
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 class RunFolder:
@@ -215,55 +190,14 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder for this process. Raises `SegsmithError` that names the process which has locked it."""
-        path = self.root / ".lock"
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "by an unknown process"
-                raise SegsmithError(
-                    f"Run folder {self.root} is in use {holder}.",
-                    "Wait for it, stop it, or name another folder with --out.",
-                ) from None
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-                with self._held_by_file():
-                    self._sweep()
-                    yield
-                return
-            file.truncate(0)
-            file.write(_holder())
-            file.flush()
-            self._sweep()
-            yield
+        """Lock the folder for this process (`folder_lock`), and remove what killed ones left half-written.
 
-    @contextmanager
-    def _held_by_file(self) -> Iterator[None]:
-        """Lock the folder by a file that only one process can create, on file systems without locks.
-
-        The file of a process that no longer runs on this machine is taken over; nobody can tell for another machine.
+        Raises `SegsmithError` that names the process which has locked it.
         """
-        path = self.root / ".lock-holder"
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            holder = path.read_text("utf-8")
-            if not _has_ended(holder):
-                raise SegsmithError(
-                    f"Run folder {self.root} is in use {holder or 'by an unknown process'}.",
-                    f"Wait for it or stop it; if it has ended, delete {path}.",
-                ) from None
-            path.unlink(missing_ok=True)
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        with os.fdopen(handle, "w") as file:
-            file.write(_holder())
-        try:
+        with folder_lock(self.root) as locked:
+            if locked:
+                self._sweep()
             yield
-        finally:
-            path.unlink(missing_ok=True)
 
     @contextmanager
     def held_for_reading(self) -> Iterator[None]:

@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 from langgraph.checkpoint.base.id import uuid6
@@ -18,6 +20,7 @@ from segsmith import events
 from segsmith.config import merged_config
 from segsmith.errors import SegsmithError
 from segsmith.graph.checkpoints import open_checkpoints
+from segsmith.locks import exclusive_file, locking
 from segsmith.memory.run_config import read_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import made_up_run, small_config
@@ -98,6 +101,71 @@ def test_where_the_file_system_has_no_locks_an_exclusive_file_is_the_lock(tmp_pa
     (tmp_path / ".lock-holder").write_text(f"by process {ended.pid} on elsewhere since now")
     with pytest.raises(SegsmithError, match="on elsewhere"), run.held():
         pass
+
+
+def test_a_process_with_another_kind_of_lock_is_noticed(tmp_path):
+    run = RunFolder(tmp_path)
+    with locking("file"), run.held():
+        assert not (tmp_path / ".lock").exists()
+        with pytest.raises(SegsmithError, match="lock-holder"), run.held():
+            pass
+        with locking("auto"), pytest.raises(SegsmithError, match=f"process {os.getpid()}"), run.held():
+            pass
+    with run.held():
+        assert not (tmp_path / ".lock-holder").exists()
+
+
+def test_of_processes_that_take_over_a_lock_one_gets_it(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    stale = f"by process {ended.pid} on {socket.gethostname()} since now"
+    for _ in range(20):
+        (tmp_path / ".lock-holder").write_text(stale)
+        inside, most, got, start = [], [], [], threading.Barrier(4)
+
+        def take(inside=inside, most=most, got=got, start=start):
+            start.wait()
+            with suppress(SegsmithError), exclusive_file(tmp_path / ".lock-holder", "It"):
+                got.append(1)
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.002)
+                inside.pop()
+
+        threads = [threading.Thread(target=take) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert got
+        assert max(most) == 1
+
+
+def test_without_a_lock_nothing_that_may_be_in_use_is_removed(tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / ".part-x").write_text("")
+    with run.held(), locking("none"), run.held():
+        assert not (tmp_path / ".part-x").exists()
+        (tmp_path / ".part-x").write_text("")
+        with run.held():
+            assert (tmp_path / ".part-x").exists()
+    with pytest.raises(SegsmithError, match="auto, file, none"), locking("yes"):
+        pass
+
+
+def test_the_command_line_sets_the_lock(tmp_path, segsmith):
+    run = RunFolder(made_up_run(tmp_path / "run", 3, size=64)[0].root)
+    with locking("file"), run.held():
+        code, _, problem = segsmith("export", run.root, "--lock", "file")
+        assert (code, f"process {os.getpid()}" in problem) == (2, True)
+        assert segsmith("export", run.root, "--lock", "none")[0] == 0
+        assert segsmith("export", run.root)[0] == 2
+        assert "auto, file, none" in segsmith("export", run.root, "--lock", "no")[2]
+        out = tmp_path / "elsewhere"
+        with locking("file"), exclusive_file(tmp_path / ".elsewhere.lock", "The export"):
+            assert segsmith("export", run.root, "--lock", "file", "--out", out)[0] == 2
+        assert segsmith("export", run.root, "--lock", "none", "--out", out)[0] == 0
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_tracing_to_langsmith_is_announced_and_refused_offline(monkeypatch):
