@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import queue
 import socket
 import ssl
 import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ NO_KEY = "none"
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses whose last four bytes are an IPv4 address (RFC 6052)."""
 PORTS = {"http": 80, "https": 443}
+MAX_LOOKUPS = 32
+"""Lookups of host names that wait for an answer at a time."""
 MAX_ERROR_BYTES = 1 << 20
 """Largest reply with an error status."""
 MALFORMED_REPLY = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
@@ -286,6 +289,8 @@ class _Stream(httpcore.NetworkStream):
 
 # -- addresses ------------------------------------------------------------------------------------
 
+_LOOKUPS = threading.BoundedSemaphore(MAX_LOOKUPS)
+
 
 class _AddressGuard:
     """Allows the address of the configured server and public addresses."""
@@ -295,14 +300,17 @@ class _AddressGuard:
         self._host = parts.hostname or ""
         self._port = parts.port or PORTS.get(parts.scheme, 0)
 
-    def check(self, host: str, port: int, addresses: Iterable[str]) -> None:
-        """Raises `ReplyRejected` if one of the addresses that `host` resolves to is not allowed."""
+    def check(self, host: str, port: int, addresses: Iterable[str], timeout: float | None) -> None:
+        """Raises `ReplyRejected` if one of the addresses that `host` resolves to is not allowed.
+
+        It may look up the configured server, for at most `timeout` seconds.
+        """
         if (host.lower(), port) == (self._host, self._port):
             return
         inside = [address for address in addresses if not is_public(address)]
         if not inside:
             return
-        if port != self._port or not set(inside) <= set(_resolve(self._host, self._port)):
+        if port != self._port or not set(inside) <= set(_resolve(self._host, self._port, timeout)):
             raise ReplyRejected(f"{host}:{port} is an address inside this network")
 
 
@@ -322,9 +330,9 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         # Resolved once: a second lookup could give another answer than the one that was checked.
-        addresses = _resolve(host, port)
+        addresses = _resolve(host, port, timeout)
         if self._guard is not None:
-            self._guard.check(host, port, addresses)
+            self._guard.check(host, port, addresses, timeout)
         problem: Exception = httpcore.ConnectError(f"{host} has no address")
         for address in addresses:
             try:
@@ -335,10 +343,39 @@ class _Backend(httpcore.NetworkBackend):
         raise problem
 
 
-def _resolve(host: str, port: int) -> list[str]:
-    """The IP addresses of a host. Raises `httpcore.ConnectError`."""
+def _resolve(host: str, port: int, timeout: float | None) -> list[str]:
+    """The IP addresses of a host. Raises `httpcore.ConnectError`, and `ConnectTimeout` at the deadline.
+
+    The system's resolver has no time limit, and a hostile name server can keep it waiting. So it runs in a thread,
+    which is left behind if it takes too long; at most `MAX_LOOKUPS` of them wait at a time.
+    """
+    with suppress(OSError, UnicodeError):  # an address needs no lookup
+        return _addresses(host, port, socket.AI_NUMERICHOST)
+    expired = httpcore.ConnectTimeout
+    left = _time_left(timeout, expired)
+    started = time.monotonic()
+    if not _LOOKUPS.acquire(timeout=left):
+        raise expired(f"the lookup of {host} has to wait for too many others")
+    answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answers.put(_addresses(host, port))
+        except (OSError, UnicodeError) as error:
+            answers.put(httpcore.ConnectError(str(error)))
+        finally:
+            _LOOKUPS.release()
+
+    threading.Thread(target=look_up, name=f"lookup of {host}", daemon=True).start()
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise httpcore.ConnectError(str(error)) from error
+        answer = answers.get(timeout=None if left is None else max(0.0, left - (time.monotonic() - started)))
+    except queue.Empty:
+        raise expired(f"the lookup of {host} took too long") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _addresses(host: str, port: int, flags: int = 0) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     return list(dict.fromkeys(str(info[4][0]) for info in found))

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
+from segsmith.tools import http
 from segsmith.tools.http import ReplyLimits, ReplyRejected, is_loopback, is_public, limited_client
 
 LIMITS = ReplyLimits(max_bytes=100_000, max_seconds=1.0, max_items=1000, max_objects=100)
@@ -209,3 +210,45 @@ def test_a_proxy_in_the_environment_is_used_but_not_for_this_machine(monkeypatch
             assert it.get(f"{server.url}/a").status_code == 200
         with client("http://public.example/v1") as it, pytest.raises((httpx.ConnectError, httpx.ProxyError)):
             it.get("http://public.example/v1")
+
+
+@pytest.fixture
+def slow_resolver(monkeypatch):
+    """Names are looked up for ever, until the end of the test; returns those that were asked for."""
+    resolve, end, asked = socket.getaddrinfo, threading.Event(), []
+
+    def waiting(host, *arguments, **options):
+        if options.get("flags") or host == "127.0.0.1":
+            return resolve(host, *arguments, **options)
+        asked.append(host)
+        end.wait(60)
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", waiting)
+    yield asked
+    end.set()
+
+
+def test_a_name_server_that_does_not_answer_costs_no_more_than_the_time_limit(slow_resolver):
+    limits = ReplyLimits(max_bytes=1000, max_seconds=0.3)
+    started = time.monotonic()
+    with limited_client("http://slow.example", limits) as client:
+        with pytest.raises(httpx.ConnectTimeout, match=r"slow\.example"):
+            client.get("http://slow.example/x")
+        assert slow_resolver == ["slow.example"]
+    with (
+        serving(start=redirect("http://slower.example/x")) as server,
+        limited_client(server.url, limits) as client,
+        pytest.raises(httpx.ConnectTimeout, match=r"slower\.example"),
+    ):
+        client.get(f"{server.url}/start")
+    assert time.monotonic() - started < 20
+
+
+def test_lookups_that_never_end_do_not_fill_the_memory_with_threads(slow_resolver, monkeypatch):
+    monkeypatch.setattr(http, "_LOOKUPS", threading.BoundedSemaphore(3))
+    limits = ReplyLimits(max_bytes=1000, max_seconds=0.05)
+    for number in range(6):
+        with limited_client("http://a.example", limits) as client, pytest.raises(httpx.ConnectTimeout):
+            client.get(f"http://host{number}.example/x")
+    assert slow_resolver == ["host0.example", "host1.example", "host2.example"]
