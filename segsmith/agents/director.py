@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -92,7 +93,8 @@ def plan_round(
 
     Classes that have their quota, or were idle for `budget.patience` rounds, are left out. Each other class gets the
     prompts that its measured yield calls for, with spares (`prompts_wanted`), as far as its round may grow
-    (`round_limit`). Prompts for the next round are written while this round's are drawn.
+    (`round_limit`). Prompts for the next round are written while this round's are drawn, as many as `max_images`
+    will let it draw.
     """
     missing = {c: config.wanted[c] - progress[c].tally.accepted for c in config.classes}
     missing = {c: n for c, n in missing.items() if n > 0}
@@ -120,7 +122,10 @@ def plan_round(
             write[name] = short
     draw = _interleaved(list(chosen.values()))
     if left < math.inf:
-        draw = draw[: max(1, int(left) // per_prompt)]
+        allowed = max(1, int(left) // per_prompt)
+        draw = draw[:allowed]
+        there = sum(len(waiting.get(name, ())) for name in hopeful)
+        write = _first(write, max(0 if draw else 1, allowed - max(there, len(draw))))
     if draw:
         return Plan("draw", draw=tuple(draw), write=write)
     return Plan("need_prompts", write=write)
@@ -167,6 +172,11 @@ def _interleaved(groups: Sequence[Sequence[str]]) -> list[str]:
         ((i + 0.5) / len(group), g, item) for g, group in enumerate(groups) for i, item in enumerate(group)
     ]
     return [item for _, _, item in sorted(placed, key=lambda place: place[:2])]
+
+
+def _first(counts: Mapping[str, int], total: int) -> dict[str, int]:
+    """The counts, reduced evenly to a `total`; classes that are left with none are left out."""
+    return dict(Counter(_interleaved([[name] * count for name, count in counts.items()])[:total]))
 
 
 def _stop(

@@ -48,7 +48,9 @@ def propose(state: PromptState, runtime: Context) -> dict[str, Any]:
     wanted = min(WRITTEN_TOGETHER, state["wanted"] - admitted)
     returned = [] if first else state.get("returned", [])[:wanted]
     rewritten = agent.refine(agent.returned(returned))
-    fresh = agent.propose(state["class_name"], wanted - len(rewritten), state["round"], first)
+    fresh = agent.propose(
+        state["class_name"], wanted - len(rewritten), state["round"], first, judged=state["judged"]
+    )
     return {
         "drafts": _stored([*rewritten, *fresh]),
         "refines": 0,
@@ -146,7 +148,10 @@ def direct(state: RunState, runtime: Context) -> dict[str, Any]:
             "missing",
             **{"class": name, "have": have, "want": have + short, "reason": plan.reason, "cap": plan.cap},
         )
+    # Where a state of an earlier version has no number, its prompts were written in rounds up to `round`.
+    before = state.get("round", 0) if "reason" in state else -1
     return {
+        "writing": state.get("writing", before) + 1,
         "reason": plan.reason,
         "draw": list(plan.draw),
         "write": dict(plan.write),
@@ -160,6 +165,8 @@ def route_plan(state: RunState, runtime: Context) -> list[str | Send]:
     """After `direct`: its reason, and one `write_prompts` for each class that is short of prompts.
 
     The next round's prompts are written while this round's are drawn, unless the GPU has no room for both models.
+    `draw` is sent like the writers and before them: LangGraph starts what is sent in order, before what an edge
+    leads to, and with more classes than threads drawing would start when most prompts are written.
     """
     writers: list[str | Send] = [
         Send(
@@ -167,7 +174,8 @@ def route_plan(state: RunState, runtime: Context) -> list[str | Send]:
             PromptState(
                 class_name=name,
                 wanted=wanted,
-                round=state.get("round", 0),
+                round=state["writing"],
+                judged=state.get("round", 0),
                 returned=state.get("returned", {}).get(name, []),
             ),
         )
@@ -175,7 +183,10 @@ def route_plan(state: RunState, runtime: Context) -> list[str | Send]:
     ]
     if state["reason"] == "need_prompts":
         return writers
-    return [state["reason"], *([] if runtime.context.gpu_plan.alternates else writers)]
+    if state["reason"] != "draw":
+        return [state["reason"]]
+    round_ = RunState(draw=state["draw"], write=state["write"], round=state.get("round", 0))
+    return [Send("draw", round_), *([] if runtime.context.gpu_plan.alternates else writers)]
 
 
 def draw(state: RunState, runtime: Context) -> dict[str, Any]:

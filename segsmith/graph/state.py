@@ -14,6 +14,11 @@ class RunState(TypedDict, total=False):
 
     round: int
     """Number of finished rounds of drawing. Written by `judge`."""
+    writing: int
+    """Number of times that the director has planned, without the first: the round of the prompts that are written.
+
+    Different from `round`, since prompts are written twice before the first images are judged. Written by `direct`.
+    """
     idle: dict[str, int]
     """Class -> rounds in a row without a newly accepted image. Written by `judge`, read by `direct`."""
     reason: str
@@ -38,6 +43,9 @@ class PromptState(TypedDict, total=False):
     class_name: str
     wanted: int
     round: int
+    """The main graph's `writing`: the offers and seeds of the drafts follow from it."""
+    judged: int
+    """The main graph's `round`."""
     returned: list[str]
     """Ids of prompts to refine first, because the judge rejected all their images."""
     drafts: list[dict[str, Any]]

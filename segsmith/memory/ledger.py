@@ -838,6 +838,12 @@ class Ledger:
         row = self._one("SELECT MAX(round) FROM images")
         return None if row is None else row[0]
 
+    @property
+    def last_writing(self) -> int:
+        """Number of the last round in which prompts were written; -1 without prompts."""
+        row = self._one("SELECT COALESCE(MAX(round), -1) FROM prompts")
+        return -1 if row is None else int(row[0])
+
     def drawn_in(self, round: int) -> list[str]:
         """Ids of the prompts that images of this round were drawn for, sorted."""
         rows = self._all("SELECT DISTINCT prompt_id FROM images WHERE round=? ORDER BY prompt_id", round)

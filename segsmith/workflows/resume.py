@@ -129,7 +129,9 @@ def state_of_ledger(ledger: Ledger) -> dict[str, Any]:
     For a run whose checkpoints are lost: its images must be judged before the director counts them.
     """
     last = ledger.last_round
-    return {} if last is None else {"round": last, "draw": ledger.drawn_in(last)}
+    if last is None:
+        return {}
+    return {"round": last, "writing": ledger.last_writing, "draw": ledger.drawn_in(last)}
 
 
 def lost_result(context: RunContext) -> str:

@@ -80,6 +80,18 @@ def test_a_cap_within_a_round_leaves_no_class_behind():
     assert sorted(plan.draw) == ["cat0", "cat1", "dog0", "dog1"]
 
 
+def test_no_prompts_are_written_for_images_that_a_cap_forbids():
+    waiting = {"cat": [f"p{i}" for i in range(6)]}
+    states = {"cat": stand(), "dog": stand(10, 10, 10)}
+    written = {
+        cap: dict(plan_round(CONFIG.model_copy(update={"budget": budget}), states, waiting, 0).write)
+        for cap in (22, 24, 200)
+        for budget in [CONFIG.budget.model_copy(update={"max_images": cap})]
+    }
+    assert written == {22: {}, 24: {"cat": 1}, 200: written[200]}
+    assert written[200]["cat"] > 1
+
+
 @pytest.mark.parametrize(
     ("tallies", "rounds", "reason"),
     [

@@ -91,8 +91,8 @@ def test_prompts_are_written_while_images_are_drawn_only_where_both_models_fit(o
     class Runtime:
         context, _ = open_context(plan(gib))
 
-    state = {"reason": "draw", "write": {"cat": 3}, "round": 1}
+    state = {"reason": "draw", "draw": ["p1"], "write": {"cat": 3}, "round": 1, "writing": 2}
     steps = route_plan(state, Runtime)
-    assert steps[0] == "draw"
+    assert steps[0].node == "draw"
     assert (len(steps) == 2) is beside
     assert len(route_plan({**state, "reason": "need_prompts"}, Runtime)) == 1

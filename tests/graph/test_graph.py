@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import threading
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
@@ -14,7 +15,7 @@ from segsmith.ids import make_id
 from segsmith.memory.ledger import Evidence, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.reasons import PromptProblem
-from segsmith.testing import InstantImages
+from segsmith.testing import InstantEncoder, InstantImages, ScriptedChat, small_config
 from segsmith.types import Evaluation
 
 SCORE = Evaluation(1.0, {"cat": 1.0}, 1.0, ("cat",))
@@ -30,7 +31,7 @@ class Prompts:
     def returned(self, prompt_ids):
         return []
 
-    def propose(self, class_name, wanted, round_, first=0):
+    def propose(self, class_name, wanted, round_, first=0, judged=None):
         self.calls.append((class_name, wanted))
         return [
             Draft(make_id("p", class_name, n), class_name, f"a {class_name} {n}")
@@ -225,3 +226,55 @@ def test_only_the_first_round_waits_for_prompts(make):
     assert reasons[0] == "need_prompts"
     assert reasons.count("need_prompts") == 1
     assert reasons.count("draw") > 1
+
+
+def test_drawing_starts_before_writers_that_take_long(make):
+    """However many classes write: with fewer threads than writers, drawing must not be the last to get one."""
+    classes = tuple(f"class {letter}" for letter in "abcdefgh")
+    context = make(classes=classes, per_class=40)
+    drawing, late = threading.Event(), []
+    draw, propose = context.backend.draw, context.prompt_agent.propose
+
+    def note_and_draw(*args, **options):
+        drawing.set()
+        return draw(*args, **options)
+
+    def propose_slowly(class_name, wanted, round_, first=0, judged=None):
+        if context.ledger.prompts("admitted") and not first and wanted > context.config.prompts.batch:
+            late.append(not drawing.wait(5))
+        return propose(class_name, wanted, round_, first)
+
+    context.backend.draw = note_and_draw
+    context.prompt_agent.propose = propose_slowly
+    options = {"configurable": {"thread_id": "t"}, "recursion_limit": 500, "max_concurrency": 2}
+    reasons = []
+    for update in build_graph(InMemorySaver()).stream(
+        {"round": 0}, options, context=context, stream_mode="updates"
+    ):
+        if "direct" in update:
+            reasons.append(update["direct"]["reason"])
+            if len(reasons) == 3:
+                break
+    assert reasons == ["need_prompts", "draw", "draw"]
+    assert late
+    assert not any(late)
+
+
+def test_no_prompt_is_asked_for_twice(tmp_path):
+    """Prompts are written before the first round and again while it is drawn; both belong to round 0 of drawing."""
+    asked = []
+    config = small_config(per_class=30, judge={"enabled": False}, prompts={"remember": False})
+    run_folder = RunFolder(tmp_path / "run")
+    run_folder.create()
+    labeler = Labeler()
+    parts = {
+        "chat": ScriptedChat(on_ask=lambda user, seed: asked.append(seed)),
+        "encoder": InstantEncoder(config.classes),
+        "backend": InstantImages(size=64),
+        "labeler_agent": labeler,
+        "finalizer": Finalizer(labeler),
+    }
+    with RunContext(config, run_folder, parts=parts) as context:
+        state = run(context)
+        assert state["admitted"] == len(context.ledger.prompts("admitted"))
+    assert len(asked) == len(set(asked))

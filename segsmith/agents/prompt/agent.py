@@ -103,13 +103,16 @@ class PromptAgent:
 
     # -- steps of the graph -----------------------------------------------------------------------
 
-    def propose(self, class_name: str, wanted: int, round: int, first: int = 0) -> list[Draft]:
+    def propose(
+        self, class_name: str, wanted: int, round: int, first: int = 0, judged: int | None = None
+    ) -> list[Draft]:
         """Up to `wanted` new drafts; those that the LLM failed to write, or has written before, are logged.
 
-        `first` is the number of drafts that earlier calls asked for in this round.
+        `first` is the number of drafts that earlier calls asked for in this round of writing. `judged` is the number
+        of rounds of drawing that have been judged, if it differs from `round`.
         """
         if not first:
-            self._learn_yields(class_name, round - 1)
+            self._learn_yields(class_name, (round if judged is None else judged) - 1)
         offers = self._offers(class_name, round, first, wanted)
 
         def write(index: int) -> Draft | None:
