@@ -14,7 +14,16 @@ PACKAGE = Path(__file__).parents[1] / "segsmith"
 LAYERS = (
     ("errors",),
     ("types", "reasons", "ids", "terminal_text"),
-    ("files", "locks", "protocols", "presets", "events", "devices", "device_memory"),
+    (
+        "files",
+        "locks",
+        "protocols",
+        "presets",
+        "events",
+        "devices",
+        "device_memory",
+        "model_loading",
+    ),  # fmt: skip
     ("config", "prompts", "world"),
     ("memory",),
     ("datasets",),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
+from segsmith.model_loading import READ_ERRORS, cached_first
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +148,8 @@ def load_pretrained(model: nn.Module, encoder: str) -> int:
             "Set trainer.encoder to 'tu-' and a timm model, or trainer.encoder_init to 'none'.",
         )
     try:
-        source = timm.create_model(name, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:
+        source = cached_first(lambda: timm.create_model(name, pretrained=True))
+    except READ_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SegsmithError(
             f"The weights of {name} cannot be loaded: {reason:.160}.",

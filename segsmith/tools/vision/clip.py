@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,12 +16,12 @@ import open_clip
 import torch
 from huggingface_hub import hf_hub_download
 from PIL import Image as PILImage
-from safetensors import SafetensorError
 
 import segsmith.tools.vision.mini_clip as mini
 from segsmith.device_memory import Batches, free_device_memory
 from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import SegsmithError
+from segsmith.model_loading import READ_ERRORS, cached_first
 from segsmith.terminal_text import first_line
 from segsmith.tools.vision.clip_config import check_clip, read_clip_config
 from segsmith.tools.weights.model_requirements import OPEN_CLIP_CONFIG
@@ -34,19 +33,6 @@ BPE_FILE = "bpe.txt.gz"
 """Optional file in a model folder: its byte-pair vocabulary for open_clip's SimpleTokenizer."""
 SHOWN_TAGS = 6
 TEXT_CACHE = 8192
-READ_ERRORS = (
-    RuntimeError,
-    ValueError,
-    OSError,
-    KeyError,
-    EOFError,
-    ImportError,
-    AttributeError,
-    TypeError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
-"""Errors that open_clip and its loaders raise for a missing, truncated, invalid or mismatched file."""
 
 
 class OpenClipEncoder:
@@ -99,14 +85,17 @@ class OpenClipEncoder:
         device = choose_device(device)
         model_name, weights, bpe = _resolve(spec)
         options: dict[str, Any] = {"bpe_path": str(bpe)} if bpe else {}
-        try:
-            if _has_hf_tokenizer(model_name):
-                # Whatever the configuration or the tokenizer's own files ask for, no code of theirs is run.
-                options = {"trust_remote_code": False}
+
+        def parts() -> tuple[Any, Any, Any]:
+            # Whatever the configuration or the tokenizer's own files ask for, no code of theirs is run.
+            chosen = {"trust_remote_code": False} if _has_hf_tokenizer(model_name) else options
             model, preprocess = open_clip.create_model_from_pretrained(
                 model_name, pretrained=weights, device="cpu" if parked else device, weights_only=True
             )
-            tokenizer = open_clip.get_tokenizer(model_name, **options)
+            return model, preprocess, open_clip.get_tokenizer(model_name, **chosen)
+
+        try:
+            model, preprocess, tokenizer = cached_first(parts)
         except READ_ERRORS as error:
             raise SegsmithError(
                 f"Cannot load the CLIP model {spec!r}: {first_line(error)}.",

@@ -28,10 +28,11 @@ from segsmith.config import Config, LabelerConfig
 from segsmith.device_memory import Batches
 from segsmith.devices import autocast, choose_device, choose_dtype, training_dtype
 from segsmith.errors import SegsmithError
+from segsmith.model_loading import READ_ERRORS, cached_first
 from segsmith.protocols import OnMaps
 from segsmith.segmentation.seeds import top_k_pool
 from segsmith.terminal_text import first_line
-from segsmith.tools.vision.clip import READ_ERRORS, OpenClipEncoder
+from segsmith.tools.vision.clip import OpenClipEncoder
 from segsmith.tools.vision.clip_to_timm import tower_as_timm
 from segsmith.tools.vision.patch_head import PatchHead
 from segsmith.types import Image, PatchScores
@@ -356,7 +357,7 @@ def _timm_vit(name: str, file: Path | None, pretrained: bool) -> VisionTransform
         # Loaded this way, the file gets timm's own conversions (CLIP towers, other input sizes).
         options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
     try:
-        trunk = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+        trunk = cached_first(lambda: timm.create_model(name, num_classes=0, dynamic_img_size=True, **options))
     except TypeError:  # not a ViT: the model does not accept dynamic_img_size
         trunk = None
     except READ_ERRORS as error:

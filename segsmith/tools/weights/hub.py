@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,19 +56,6 @@ def go_offline() -> None:
     from huggingface_hub import constants
 
     constants.HF_HUB_OFFLINE = True  # read at import, which may have happened already
-
-
-@contextlib.contextmanager
-def cached_files_only() -> Iterator[None]:
-    """While open, libraries read the hub's cache and send no requests: not even to ask whether a file has changed."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def hub_file(repository: str, file: str) -> Path | None:

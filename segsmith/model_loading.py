@@ -1,0 +1,62 @@
+"""Loading weights through libraries that look into the hub's cache: from the cache alone, if it has the files."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+from safetensors import SafetensorError
+
+Loaded = TypeVar("Loaded")
+
+READ_ERRORS = (
+    RuntimeError,
+    ValueError,
+    OSError,
+    KeyError,
+    EOFError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    HTTPError,
+)
+"""Errors of open_clip, timm and transformers for a missing, truncated, invalid or mismatched file, and of the hub's
+client, whose timeouts are no OSError, for a hub that does not answer."""
+
+_switching = threading.RLock()
+
+
+@contextlib.contextmanager
+def cached_files_only() -> Iterator[None]:
+    """While open, libraries read the hub's cache and send no requests: not even to ask whether a file has changed.
+
+    The hub's client has one switch for the whole process, so one thread at a time loads this way.
+    """
+    with _switching:
+        before = constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
+
+
+def cached_first(load: Callable[[], Loaded]) -> Loaded:
+    """`load()` from the hub's cache; only where that fails, and requests are allowed, once more with requests.
+
+    So a model that is in the cache loads although the hub does not answer. Raises what `load` raises.
+    """
+    try:
+        with cached_files_only():
+            return load()
+    except READ_ERRORS:
+        if constants.HF_HUB_OFFLINE:
+            raise
+    return load()
