@@ -71,12 +71,16 @@ def weaken(
     out_dir: Annotated[Path, typer.Option("--out", help="new folder for the copy")],
     kind: Annotated[str, typer.Option(help="points, scribbles, coarse or image")] = "points",
     seed: Annotated[int, typer.Option(help="another seed draws other points and lines")] = 0,
+    min_area: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="4", help="connected components with fewer pixels are not drawn on"),
+    ] = None,
 ) -> None:
     """Copy a dataset with weak labels in split train, to measure how well `refine` restores the full ones."""
     quiet_libraries()
     from segsmith.workflows.weaken import weak_kind, weaken_dataset
 
-    share = weaken_dataset(dataset, out_dir, weak_kind(kind, "--kind"), seed)
+    share = weaken_dataset(dataset, out_dir, weak_kind(kind, "--kind"), seed, min_area)
     out.print(f"{kind}: {share:.2%} of the pixels of split train keep their label")
     print_path(out_dir)
 

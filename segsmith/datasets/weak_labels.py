@@ -13,9 +13,10 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import breadth_first_order
 from skimage.draw import polygon2mask
-from skimage.graph import route_through_array
 from skimage.measure import approximate_polygon, find_contours, label
 from skimage.morphology import skeletonize
 
@@ -25,6 +26,8 @@ from segsmith.types import IGNORE
 WeakKind = Literal["points", "scribbles", "coarse", "image"]
 KINDS: tuple[WeakKind, ...] = get_args(WeakKind)
 
+MIN_AREA_PX = 4
+"""Components with fewer pixels are specks of the annotation that nobody would draw on (ours)."""
 SCRIBBLE_END = 0.15
 """Share of a skeleton's longest path left out at each end: annotators stop before the tip (ours)."""
 COARSE_DEPTH = 0.2
@@ -40,7 +43,9 @@ MAX_PIECES = 1000
 """Components of one class in one label map that `kind_of` looks at."""
 
 
-def weaken(label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generator) -> NDArray[np.uint8]:
+def weaken(
+    label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generator, min_area_px: int = MIN_AREA_PX
+) -> NDArray[np.uint8]:
     """(H, W) uint8: the same labels where an annotator would have drawn, 255 everywhere else.
 
     - ``points``: one pixel in each connected component of each class, background included.
@@ -48,14 +53,14 @@ def weaken(label_map: NDArray[np.uint8], kind: WeakKind, rng: np.random.Generato
     - ``coarse``: one polygon per component, well inside it, with few corners; it never crosses into another class.
     - ``image``: nothing; only the image's classes are known (`present_classes`).
 
-    Pixels that are 255 already stay so.
+    Nothing is drawn on components with fewer than `min_area_px` pixels. Pixels that are 255 already stay so.
     """
     weak = np.full_like(label_map, IGNORE)
     if kind == "image":
         return weak
-    for value, piece in _pieces(label_map):
-        drawn = {"points": _point, "scribbles": _scribble, "coarse": _polygon}[kind](piece, rng)
-        weak[drawn & piece] = value
+    draw = {"points": _point, "scribbles": _scribble, "coarse": _polygon}[kind]
+    for value, box, piece in _pieces(label_map, min_area_px):
+        weak[box][draw(piece, rng) & piece] = value
     return weak
 
 
@@ -101,11 +106,14 @@ def _deeper_than(piece: NDArray[np.bool_], depth: float) -> bool:
     return False
 
 
-def _pieces(label_map: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """(value, (H, W) mask) of every component, one class after the other, the largest components first."""
+def _pieces(
+    label_map: NDArray[np.uint8], min_area_px: int
+) -> Iterator[tuple[int, tuple[slice, ...], NDArray[np.bool_]]]:
+    """(value, box, mask inside the box) of every component, class by class, the largest components first."""
     for value in (int(v) for v in np.unique(label_map) if v != IGNORE):
         for piece in components(label_map == value):
-            yield value, piece.mask()
+            if piece.area >= min_area_px:
+                yield value, piece.window, piece.crop()
 
 
 def _sampled_pieces(label_map: NDArray[np.uint8]) -> Iterator[NDArray[np.bool_]]:
@@ -142,30 +150,33 @@ def _scribble(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.
 def _longest_path(skeleton: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Pixels (y, x) between the two ends of the skeleton's largest component that are farthest apart along it.
 
-    Found as the farthest point from a farthest point: exact on trees, close enough on skeletons with holes.
+    Found as the farthest pixel from a farthest pixel, by two breadth-first searches: exact on trees, close enough on
+    skeletons with holes.
     """
     if not skeleton.any():
         return []
     pieces = label(skeleton, connectivity=2)
     largest = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
-    start = tuple(np.argwhere(largest)[0])
-    end = _farthest(largest, start)
-    other = _farthest(largest, end)
-    costs = np.where(largest, 1.0, -1.0)
-    path, _ = route_through_array(costs, end, other, fully_connected=True, geometric=True)
-    return [(int(y), int(x)) for y, x in path]
+    pixels, graph = np.argwhere(largest), _neighbours(largest)
+    start = breadth_first_order(graph, 0, directed=False, return_predecessors=False)[-1]
+    order, before = breadth_first_order(graph, start, directed=False)
+    path = [int(order[-1])]
+    while path[-1] != start:
+        path.append(int(before[path[-1]]))
+    return [(int(y), int(x)) for y, x in pixels[path]]
 
 
-def _farthest(pixels: NDArray[np.bool_], start: tuple[int, ...]) -> tuple[int, int]:
-    """The pixel that a walk along `pixels` from `start` reaches last."""
-    reached = np.zeros_like(pixels)
-    reached[start] = True
-    front, last = reached, start
-    while front.any():
-        last = tuple(np.argwhere(front)[0])
-        front = binary_dilation(front, np.ones((3, 3))) & pixels & ~reached
-        reached |= front
-    return int(last[0]), int(last[1])
+def _neighbours(pixels: NDArray[np.bool_]) -> csr_array:
+    """(N, N) graph of the 8-neighbours among the N true pixels, which are numbered in row order."""
+    numbers = np.pad(np.where(pixels, np.cumsum(pixels).reshape(pixels.shape), 0), 1)
+    here = numbers[1:-1, 1:-1]
+    ends = []
+    for there in (numbers[1:-1, 2:], numbers[2:, 1:-1], numbers[2:, 2:], numbers[2:, :-2]):
+        both = (here > 0) & (there > 0)
+        ends.append(np.stack([here[both], there[both]]) - 1)
+    rows, columns = np.concatenate(ends, axis=1)
+    count = int(pixels.sum())
+    return coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count)).tocsr()
 
 
 def _polygon(piece: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:

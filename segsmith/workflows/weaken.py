@@ -10,28 +10,30 @@ import numpy as np
 from segsmith.datasets.objects import present_classes
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
-from segsmith.datasets.weak_labels import KINDS, WeakKind, weaken
+from segsmith.datasets.weak_labels import KINDS, MIN_AREA_PX, WeakKind, weaken
 from segsmith.errors import SegsmithError
 from segsmith.ids import seed_of
 from segsmith.types import IGNORE
 from segsmith.workflows.dense_labels import items_of, measuring_splits
 
 
-def weaken_dataset(root: Path, out: Path, kind: WeakKind, seed: int) -> float:
+def weaken_dataset(root: Path, out: Path, kind: WeakKind, seed: int, min_area_px: int | None = None) -> float:
     """Copy a dataset in VOC's layout with weak labels in split train; returns the share of its pixels still labelled.
 
     Splits val and test keep their full labels, because they are measured on. With kind "image", the classes of each
-    training image go to ``labels.csv``. Raises `SegsmithError` for an unusable dataset or an `out` that exists.
+    training image go to ``labels.csv``. Components with fewer than `min_area_px` pixels (`MIN_AREA_PX` if None) are not drawn on.
+    Raises `SegsmithError` for an unusable dataset or an `out` that exists.
     """
     if out.exists():
         raise SegsmithError(f"{out} exists already.", "Name a new folder with --out.")
     train = VocFolder(root, "train")
+    smallest = MIN_AREA_PX if min_area_px is None else min_area_px
     shares: list[float] = []
     labels: dict[str, list[str]] = {}
 
     def weak_pairs() -> Iterator[Pair]:
         for name, image, label_map in items_of(train):
-            weak = weaken(label_map, kind, np.random.default_rng(seed_of("weaken", seed, name)))
+            weak = weaken(label_map, kind, np.random.default_rng(seed_of("weaken", seed, name)), smallest)
             shares.append(float((weak != IGNORE).mean()))
             if kind == "image":
                 labels[name] = [train.classes[i - 1] for i in present_classes(label_map)]
