@@ -75,6 +75,8 @@ class WeakLabelsRead:
     """Split -> usable images."""
     zero_is_drawn: bool
     """Whether index 0 means background; else it means that nothing was drawn there."""
+    background: bool
+    """Whether background is a class; if not, every pixel belongs to one of the classes."""
     problems: tuple[str, ...]
     """One line for each file that was skipped or repaired."""
     unlabelled: tuple[str, ...]

@@ -106,6 +106,13 @@ def refine(
             "--zero-is-undrawn", help="index 0 in a mask means that nothing was drawn, not background"
         ),
     ] = False,
+    background: Annotated[
+        bool | None,
+        typer.Option(
+            help="whether pixels outside every mask are background; default: not if masks hold no 0",
+            show_default="detected",
+        ),
+    ] = None,
     truth: Annotated[
         Path | None, typer.Option(help="the same images fully labelled; prints the quality of the masks")
     ] = None,
@@ -134,6 +141,7 @@ def refine(
         out_dir,
         weak=weak,
         zero_is_undrawn=zero_is_undrawn,
+        background=background,
         truth=truth,
         seed=seed,
         train=train,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.datasets.imports import ImportedDataset, import_dataset
-from segsmith.datasets.objects import present_classes
+from segsmith.datasets.objects import histogram, present_classes
 from segsmith.datasets.records import Problem, Record
 from segsmith.datasets.weak_labels import WeakKind, kind_of
 from segsmith.errors import SegsmithError
@@ -24,9 +24,11 @@ SPLITS = ("train", "val", "test")
 class WeakSource:
     """Split train with weak labels, and the other splits with their own labels.
 
-    `skipped` are the problems of files left out or repaired; `empty` the training images on which nothing is
-    labelled, `never` the classes that no training image shows; `image_labels` the classes of the training
-    images by id; `conversions` counts the images that are not used as they are stored.
+    `background` is whether index 0 is a class of the data: it is drawn, or the labels cannot say where it is (image
+    labels, or 0 that means undrawn). In masks that mark undrawn pixels as 255 and hold no 0, every pixel belongs
+    to a class. `skipped` are the problems of files left out or repaired; `empty` the training images on which
+    nothing is labelled, `never` the classes that no training image shows; `image_labels` the classes of the
+    training images by id; `conversions` counts the images that are not used as they are stored.
     """
 
     classes: tuple[str, ...]
@@ -37,6 +39,7 @@ class WeakSource:
     never: tuple[str, ...]
     image_labels: Mapping[str, tuple[str, ...]]
     zero_is_drawn: bool
+    background: bool
     conversions: Mapping[Conversion, int] = field(default_factory=dict)
 
     def pairs(self, split: str) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
@@ -69,7 +72,8 @@ def open_weak(root: Path, kind: WeakKind | None, zero_is_drawn: bool = True) -> 
     for records in splits.values():
         _refuse_clashes(records)
     shown_in: dict[str, tuple[int, ...]] = {}
-    seen = kind_of(_label_maps(train, zero_is_drawn, shown_in))
+    drawn_values: set[int] = set()
+    seen = kind_of(_label_maps(train, zero_is_drawn, shown_in, drawn_values))
     labels = {
         record.id: tuple(
             sorted({*(record.labels or ()), *(found.classes[i - 1] for i in shown_in[record.id])},
@@ -88,6 +92,7 @@ def open_weak(root: Path, kind: WeakKind | None, zero_is_drawn: bool = True) -> 
         tuple(name for name in found.classes if name not in shown),
         labels,
         zero_is_drawn,
+        not zero_is_drawn or kind == "image" or 0 in drawn_values,
         found.conversions,
     )
 
@@ -107,14 +112,19 @@ def _splits(found: ImportedDataset) -> dict[str, tuple[Record, ...]]:
 
 
 def _label_maps(
-    records: tuple[Record, ...], zero_is_drawn: bool, shown_in: dict[str, tuple[int, ...]]
+    records: tuple[Record, ...],
+    zero_is_drawn: bool,
+    shown_in: dict[str, tuple[int, ...]],
+    drawn_values: set[int],
 ) -> Iterator[NDArray[np.uint8]]:
-    """The label maps one by one; `shown_in` collects the classes of each image."""
+    """The label maps one by one; `shown_in` collects the classes of each image, `drawn_values` all values."""
     for record in records:
         label_map = record.load().label_map
         shown_in[record.id] = () if label_map is None else present_classes(label_map)
         if label_map is not None:
-            yield label_map if zero_is_drawn else undrawn(label_map)
+            drawn = label_map if zero_is_drawn else undrawn(label_map)
+            drawn_values.update(np.flatnonzero(histogram(drawn)).tolist())
+            yield drawn
 
 
 def _agreed(

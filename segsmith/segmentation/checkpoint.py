@@ -31,7 +31,12 @@ from torch import Tensor, nn
 from segsmith.config import MAX_CLASSES, TrainerConfig
 from segsmith.errors import SegsmithError
 from segsmith.files import write_atomic
-from segsmith.segmentation.network import DecoderSettings, bare_segmenter, set_normalisation
+from segsmith.segmentation.network import (
+    DecoderSettings,
+    bare_segmenter,
+    set_normalisation,
+    without_background,
+)
 
 WEIGHTS = "segmenter.safetensors"
 META = "segmenter.json"
@@ -65,6 +70,8 @@ class SegmenterMeta(BaseModel):
 
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_CLASSES)]
     """Names of the channels 1 to C; channel 0 is background."""
+    background: bool = True
+    """Whether background is one of the things that pixels can show; if not, it is never predicted or scored."""
     architecture: Name
     encoder: Name
     decoder: dict[str, Any]
@@ -185,6 +192,8 @@ def load_segmenter(path: Path) -> tuple[nn.Module, SegmenterMeta]:
     model = bare_segmenter(*architecture)
     set_normalisation(model, meta.mean, meta.std)
     model.load_state_dict(weights)
+    if not meta.background:
+        without_background(model)
     return model.to(memory_format=torch.channels_last).eval(), meta
 
 

@@ -17,7 +17,7 @@ from segsmith.datasets.voc_folder import VocFolder
 from segsmith.device_memory import Batches
 from segsmith.devices import autocast, choose_dtype
 from segsmith.errors import SegsmithError
-from segsmith.segmentation.checkpoint import load_segmenter
+from segsmith.segmentation.checkpoint import SegmenterMeta, load_segmenter
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import STRIDE, normalise
 from segsmith.segmentation.sources import LabelSources, Prediction
@@ -94,22 +94,23 @@ def evaluate(checkpoint: Path, dataset_root: Path, split: str = "test") -> Segme
     return evaluate_on(checkpoint, lambda _: VocFolder(dataset_root, split))
 
 
-def evaluate_on(
-    checkpoint: Path, open_data: Callable[[tuple[str, ...]], LabelledImages]
-) -> SegmentationScore:
-    """Score a checkpoint on the data that `open_data` returns for the checkpoint's classes.
+def evaluate_on(checkpoint: Path, open_data: Callable[[SegmenterMeta], LabelledImages]) -> SegmentationScore:
+    """Score a checkpoint on the data that `open_data` returns for the checkpoint's description.
+
+    Background counts as a class where the checkpoint has it; otherwise pixels that are 0 are not counted.
 
     Raises `SegsmithError` if the checkpoint cannot be read, or if the data has other classes or another order.
     """
     model, meta = load_segmenter(checkpoint)
-    data = open_data(meta.classes)
+    data = open_data(meta)
     if meta.classes != data.classes:
         raise SegsmithError(
             f"The checkpoint has the classes {', '.join(meta.classes)}; the dataset has "
             f"{', '.join(data.classes)}.",
             "Evaluate on a dataset with the same classes in the same order.",
         )
-    return score_pairs(predicted_pairs(model.to(Accelerator().device), data), data.classes)
+    pairs = predicted_pairs(model.to(Accelerator().device), data)
+    return score_pairs(pairs, data.classes, meta.background)
 
 
 def predicted_pairs(

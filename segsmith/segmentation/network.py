@@ -29,6 +29,8 @@ ENCODER_REMEDY = (
     "Use an encoder of segmentation-models-pytorch, or 'tu-' and a timm model, e.g. tu-resnet10t."
 )
 
+NEVER = -1000.0
+"""Logit of a channel that is never predicted; float16 holds it, and interpolation keeps three decimals of it."""
 STRIDE = 32
 """Inputs are padded to a multiple of this, which suits all supported architectures."""
 
@@ -96,6 +98,19 @@ def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module
             "Type 'clip', 'pretrained' or 'none'.",
         )
     return model
+
+
+def without_background(model: nn.Module) -> None:
+    """Make channel 0 a constant `NEVER`, for data in which every pixel belongs to a class.
+
+    The channel stays, so that the index of a channel is that of its class in every label map. Its probability is 0 in
+    every softmax, so no gradient reaches it.
+    """
+    head = [part for part in model.modules() if isinstance(part, nn.Conv2d)][-1]
+    assert head.bias is not None
+    with torch.no_grad():
+        head.weight[0] = 0
+        head.bias[0] = NEVER
 
 
 def decoder_of(architecture: str) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class SamLabels(Protocol):
     name: str
     """Identifies all that the labels depend on except the images; a state saved under another name is not used."""
 
+    background: bool
+    """Whether its labels may be 0, that is, whether it decides where background is."""
+
     def label_maps(
         self, data: VocFolder, predictions: Iterable[Prediction] | None, round_: int
     ) -> Iterator[NDArray[np.uint8]]:

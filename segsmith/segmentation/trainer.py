@@ -43,7 +43,14 @@ from segsmith.segmentation.checkpoint import (
 )
 from segsmith.segmentation.inference import evaluate, predict, predicted_pairs, teacher_predictions
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
-from segsmith.segmentation.network import STRIDE, build_segmenter, decoder_of, normalisation, normalise
+from segsmith.segmentation.network import (
+    STRIDE,
+    build_segmenter,
+    decoder_of,
+    normalisation,
+    normalise,
+    without_background,
+)
 from segsmith.segmentation.recipe import (
     Ema,
     class_weights,
@@ -98,6 +105,7 @@ def train(
     Every `config.save_every` epochs the state is saved to ``out/training``. The same call resumes from there and
     ends with the same weights as an uninterrupted one, because (seed, epoch) determine all randomness of an epoch. A
     state made with other data or settings is replaced. `clip_tower` is only needed for ``encoder_init = "clip"``.
+    Where no label of split train is 0, background is no class: it is never predicted, and `validation` leaves it out.
     `sam` is a second source of labels: it runs before the first epoch and again every `config.refresh_every` epochs,
     then with the teacher's predictions. `on_epoch` is called after each epoch. Under ``accelerate launch`` every
     process calls this with the same arguments and trains on its part of each batch.
@@ -156,6 +164,9 @@ class _Run:
         self.window = _window(self.size)
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
+        self.background = bool(data.class_pixels()[0]) or (sam is not None and sam.background)
+        if not self.background:
+            without_background(model)
         self.meta = self._description(model)
         batch = min(config.batch_size, max(len(data), 2))
         labels = () if all(data.real) else [data.present(i) for i in range(len(data))]
@@ -180,7 +191,8 @@ class _Run:
             smallest=min(batch, 2) if self.accelerator.num_processes == 1 else batch,
         )
         self.sam_round: int | None = None
-        self.fingerprint = _fingerprint(data, config, seed, "" if sam is None else sam.name)
+        sources = ("" if sam is None else sam.name) + ("" if self.background else " no background")
+        self.fingerprint = _fingerprint(data, config, seed, sources)
         if self.accelerator.is_main_process:
             for folder in (self.out, self.state):
                 remove_leftovers(folder)
@@ -286,6 +298,7 @@ class _Run:
         try:
             return SegmenterMeta(
                 classes=self.data.classes,
+                background=self.background,
                 architecture=self.config.architecture,
                 encoder=self.config.encoder,
                 decoder=decoder_of(self.config.architecture),
@@ -340,9 +353,8 @@ class _Run:
 
     def _score(self) -> SegmentationScore:
         assert self.validation is not None
-        return score_pairs(
-            predicted_pairs(self.ema.model, self.validation, self.config.precision), self.data.classes
-        )
+        pairs = predicted_pairs(self.ema.model, self.validation, self.config.precision)
+        return score_pairs(pairs, self.data.classes, self.background)
 
     def _bare(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)
@@ -408,9 +420,9 @@ def _optional_split(root: Path, split: str) -> VocFolder | None:
     return data if len(data) else None
 
 
-def _fingerprint(data: VocFolder, config: TrainerConfig, seed: int, sam: str) -> str:
+def _fingerprint(data: VocFolder, config: TrainerConfig, seed: int, sources: str) -> str:
     settings = config.model_dump_json(exclude={"save_every"})
-    return hashlib.sha256(f"{data.fingerprint()} {settings} {seed} {sam}".encode()).hexdigest()
+    return hashlib.sha256(f"{data.fingerprint()} {settings} {seed} {sources}".encode()).hexdigest()
 
 
 def _precision(wanted: str) -> str:

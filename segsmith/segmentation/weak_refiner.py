@@ -72,25 +72,30 @@ def refine_weak(
     plans: Sequence[PlannedMask],
     segmenter: PointSegmenter,
     settings: MaskSettings,
+    background: bool = True,
 ) -> list[tuple[NDArray[np.uint8], dict[str, int]]]:
     """Dense (H, W) uint8 label maps, each with the number of its components by outcome (`Outlined.how`).
 
     Drawn labels never change. Elsewhere, pixels get the class of SAM's mask, and contested pixels are 255
     (`merge_masks`). Other pixels are background unless they are in doubt: a component without a mask is an object of
     unknown extent, so its rejected candidates and its surroundings are 255 (`doubtful`). An image without drawn
-    labels and components stays 255 everywhere, because it is not known to be empty.
+    labels and components stays 255 everywhere, because it is not known to be empty. Without `background`, in data in
+    which every pixel belongs to a class, all these pixels are 255.
     """
     results = []
     for found, drawn in zip(outline(images, plans, segmenter, settings), drawn_maps, strict=True):
         label_map, how = merge_outlined(found, settings)
-        results.append((_settled(label_map, drawn, found), how))
+        results.append((_settled(label_map, drawn, found, background), how))
     return results
 
 
-def _settled(label_map: NDArray[np.uint8], drawn: NDArray[np.uint8], found: Outlined) -> NDArray[np.uint8]:
+def _settled(
+    label_map: NDArray[np.uint8], drawn: NDArray[np.uint8], found: Outlined, background: bool
+) -> NDArray[np.uint8]:
     settled, known = label_map.copy(), drawn != IGNORE
     unlabelled = not (found.how or known.any())
-    settled[(doubtful(found) | unlabelled) & (label_map == 0)] = IGNORE
+    unknown = doubtful(found) | unlabelled if background else np.ones(found.size, dtype=bool)
+    settled[unknown & (label_map == 0)] = IGNORE
     settled[known] = drawn[known]
     return settled
 
@@ -100,7 +105,8 @@ class WeakRefiner:
 
     `seeds` returns the (H, W) seeds of an image id if these are not the drawn labels, but a classifier's. Step 0 uses
     the teacher's predictions with a confidence of at least `threshold`. `on_image` is called with the number of
-    finished images and of all images. The same images, predictions and round give the same labels.
+    finished images and of all images. `background` is that of `refine_weak`.
+    The same images, predictions and round give the same labels.
     """
 
     def __init__(
@@ -112,11 +118,13 @@ class WeakRefiner:
         threshold: float,
         step0: bool = True,
         seeds: Callable[[str], NDArray[np.uint8]] | None = None,
+        background: bool = True,
         on_image: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.how: Counter[str] = Counter()
         """Number of components of the last round by outcome (`Outlined.how`)."""
         self.name = f"{segmenter.name} {asdict(settings)} {seed} {threshold} {step0} {seeds is not None}"
+        self.background = background
         self._segmenter, self._settings, self._seed = segmenter, settings, seed
         self._threshold, self._step0, self._seeds = threshold, step0, seeds
         self._on_image = on_image
@@ -133,7 +141,9 @@ class WeakRefiner:
             plans = [
                 self._plan(name, weak, next(taught), round_) for name, weak in zip(names, drawn, strict=True)
             ]
-            for label_map, how in refine_weak(images, drawn, plans, self._segmenter, self._settings):
+            for label_map, how in refine_weak(
+                images, drawn, plans, self._segmenter, self._settings, self.background
+            ):
                 self.how.update(how)
                 yield label_map
             self._on_image(start + len(names), len(data))

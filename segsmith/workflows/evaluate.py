@@ -12,6 +12,7 @@ from segsmith.workflows.progress import Callback, Screen, open_display
 
 if TYPE_CHECKING:
     from segsmith.datasets.imports import ImportedSplit
+    from segsmith.segmentation.checkpoint import SegmenterMeta
     from segsmith.segmentation.metrics import SegmentationScore
 
 
@@ -27,6 +28,7 @@ def evaluate(
     """Intersection over union of a segmenter on one split of a dataset, class by class.
 
     Classes are matched by name, whatever their order; a class that the segmenter does not know counts as background.
+    For a segmenter without background (its training split held no 0), pixels of background are not counted.
 
     Args:
         checkpoint: a ``segmenter.safetensors`` or the folder that holds it.
@@ -43,14 +45,15 @@ def evaluate(
 
     with open_display(on_event, progress, screen) as display:
 
-        def open_split(classes: tuple[str, ...]) -> ImportedSplit:
-            data = ImportedSplit(Path(dataset), split, classes)
+        def open_split(segmenter: SegmenterMeta) -> ImportedSplit:
+            data = ImportedSplit(Path(dataset), split, segmenter.classes)
             for problem in data.source.skipped:
                 display.show(Notice(f"skipped {problem}", warning=True))
             for note in conversion_notes(data.source.conversions):
                 display.show(Notice(note))
             if data.ignored_classes:
-                display.show(Notice(f"counted as background: {', '.join(data.ignored_classes)}"))
+                how = "counted as background" if segmenter.background else "not counted, like background"
+                display.show(Notice(f"{how}: {', '.join(data.ignored_classes)}"))
             return data
 
         return evaluation_of(evaluate_on(Path(checkpoint), open_split))

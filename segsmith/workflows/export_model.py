@@ -159,7 +159,8 @@ def _run_onnx(data: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _card(meta: SegmenterMeta, model: Path, difference: float) -> str:
     """The model card, in Markdown."""
-    classes = "\n".join(f"| {i} | {name} |" for i, name in enumerate(("background", *meta.classes)))
+    nothing = "background" if meta.background else "never predicted: the data has no background"
+    classes = "\n".join(f"| {i} | {name} |" for i, name in enumerate((nothing, *meta.classes)))
     height, width = meta.size
     return f"""---
 library_name: {"onnx" if model.suffix == ".onnx" else "torchscript"}

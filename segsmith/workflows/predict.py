@@ -27,6 +27,8 @@ Images = Image | str | Path | Iterable[Image | str | Path]
 def predict(checkpoint: str | Path, images: Images) -> list[LabelMap]:
     """Label maps of images: one (H, W) uint8 array each, 0 background, 1.. the checkpoint's classes in their order.
 
+    A segmenter whose training data has no background never predicts 0.
+
     Args:
         checkpoint: a ``segmenter.safetensors`` or the folder that holds it.
         images: (H, W, 3) uint8 RGB arrays, image files, or a folder, whose images are taken in order of their names.
@@ -68,7 +70,8 @@ def write_predictions(
 
     ``masks/NAME.png`` are palette PNGs of class indices, ``overlays/NAME.png`` the images with their masks drawn over
     them, and ``shares.json`` the share of each image's pixels that each class covers, without classes that are
-    absent. Names that only differ in their suffix keep it (``a.jpg.png``). `screen` shows the progress.
+    absent. Its list of classes is in the order of the indices, with null for a background that the segmenter does not
+    have. Names that only differ in their suffix keep it (``a.jpg.png``). `screen` shows the progress.
 
     Raises `SegsmithError` as `predict` does, and where `out` cannot be written.
     """
@@ -78,7 +81,8 @@ def write_predictions(
     from segsmith.segmentation.checkpoint import load_segmenter
 
     folder = Path(out)
-    names = ("background", *load_segmenter(Path(checkpoint))[1].classes)
+    meta = load_segmenter(Path(checkpoint))[1]
+    names = ("background" if meta.background else None, *meta.classes)
     shares: dict[str, dict[str, float]] = {}
     stems: set[str] = set()
     with open_display(None, screen is not None, screen) as display:
@@ -95,7 +99,7 @@ def write_predictions(
                         (folder / kind).mkdir(parents=True, exist_ok=True)
                         write_atomic(folder / kind / f"{stem}.png", png_bytes(pixels, palette))
                 counts = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size
-                shares[name] = {c: round(float(n), 6) for c, n in zip(names, counts, strict=True) if n}
+                shares[name] = {c: round(float(n), 6) for c, n in zip(names, counts, strict=True) if c and n}
                 if len(shares) % BATCH == 0:
                     display.show(Notice(f"{len(shares)} images"))
             document = {"classes": names, "images": shares}

@@ -217,6 +217,12 @@ class ConsoleDisplay:
         self._print(f"weak labels: {event.label_kind}; images: {counts}")
         if not event.zero_is_drawn:
             self._print("index 0 means undrawn: no pixel of split train is known to be background")
+        if not event.background:
+            self._print(
+                "background is no class of this dataset: no pixel is drawn as 0, so undecided pixels are 255"
+            )
+        elif not event.zero_is_drawn:
+            self._print("pixels outside every mask become background; --no-background leaves them at 255")
         self._list("files skipped, repaired or converted", event.problems)
         self._list("training images without a label", event.unlabelled)
         self._list("classes that no training image shows", event.never_shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,7 @@ def refine(
     *,
     weak: str | None = None,
     zero_is_undrawn: bool = False,
+    background: bool | None = None,
     truth: str | Path | None = None,
     seed: int = 0,
     train: bool = True,
@@ -75,6 +76,8 @@ def refine(
         out: folder for ``voc/`` (the dense masks), ``checkpoints/`` (the segmenter) and the state to resume from.
         weak: ``points``, ``scribbles``, ``coarse`` or ``image``; None detects it.
         zero_is_undrawn: index 0 in a mask means that nothing was drawn there, not background.
+        background: whether pixels outside every mask become background. False: they stay 255, and the segmenter never
+            predicts background. None: False only if masks that mark undrawn pixels as 255 hold no 0.
         truth: the same images with full labels; the result then states the quality of the masks.
         seed: another seed places other points for SAM.
         train: train a segmenter, and use it to improve the masks.
@@ -97,11 +100,13 @@ def refine(
     with ExitStack() as stack:
         display = stack.enter_context(open_display(on_event, progress and group.is_main_process, screen))
         with group.main_process_first():  # the other processes then find the files that it wrote
-            given, kind = _given(root, out, kind, zero_is_undrawn, config, seed, display.show, stack)
+            arguments = _Arguments(root, kind, zero_is_undrawn, background, seed, config)
+            given, source = _given(arguments, out, display.show, stack)
+            kind, background = source.kind, source.background
             if group.is_main_process:
                 remove_leftovers(out)
             seeds = _seeds(given, out / "seeds.zip", config, seed, display.show) if kind == "image" else None
-        refiner = _refiner(segmenter, config, seed, seeds)
+        refiner = _refiner(segmenter, config, seed, seeds, background)
         training, opinions = None, None
         if train:
             checkpoints = out / "checkpoints"
@@ -124,32 +129,40 @@ def refine_config(settings: Settings | None = None) -> Config:
     return load_config(flags=nested({**DEFAULTS, **(settings or {})}))
 
 
-def _given(
-    dataset: Path,
-    out: Path,
-    kind: WeakKind | None,
-    zero_is_undrawn: bool,
-    config: Config,
-    seed: int,
-    show: Show,
-    stack: ExitStack,
-) -> tuple[Path, WeakKind]:
-    """The dataset that is trained on, ``OUT/given`` in VOC's layout, and the kind of its labels.
+@dataclass(frozen=True)
+class _Arguments:
+    """What the content of ``OUT`` depends on; see `refine`."""
+
+    dataset: Path
+    kind: WeakKind | None
+    zero_is_undrawn: bool
+    background: bool | None
+    seed: int
+    config: Config
+
+
+def _given(asked: _Arguments, out: Path, show: Show, stack: ExitStack) -> tuple[Path, WeakSource]:
+    """The dataset that is trained on, ``OUT/given`` in VOC's layout, and where it comes from.
 
     `out` is locked until `stack` closes, once the dataset is known to be usable.
     """
     from segsmith.datasets.voc_layout import write_voc
     from segsmith.datasets.weak_source import open_weak
 
-    source = open_weak(dataset, kind, not zero_is_undrawn)
-    record = f"{dataset.resolve()}\n{source.kind}\n{zero_is_undrawn}\n{seed}\n{config.model_dump_json()}\n"
+    source = open_weak(asked.dataset, asked.kind, not asked.zero_is_undrawn)
+    if asked.background is not None:
+        source = replace(source, background=asked.background)
+    zero = f"{asked.zero_is_undrawn}{'' if source.background else ', no background'}"
+    record = (
+        f"{asked.dataset.resolve()}\n{source.kind}\n{zero}\n{asked.seed}\n{asked.config.model_dump_json()}\n"
+    )
     given = out / "given"
     stack.enter_context(locked(out))
     if not _is_ours(out, record) or not given.exists():
         show(_summary(source))
         pairs = {split: source.pairs(split) for split in source.splits}
         write_voc(given, source.classes, pairs, source.image_labels)
-    return given, source.kind
+    return given, source
 
 
 def _summary(source: WeakSource) -> WeakLabelsRead:
@@ -159,6 +172,7 @@ def _summary(source: WeakSource) -> WeakLabelsRead:
         label_kind=source.kind,
         splits={split: len(items) for split, items in source.splits.items()},
         zero_is_drawn=source.zero_is_drawn,
+        background=source.background,
         problems=(*map(str, source.skipped), *conversion_notes(source.conversions)),
         unlabelled=source.empty,
         never_shown=source.never,
@@ -215,7 +229,9 @@ def _seeds(given: Path, path: Path, config: Config, seed: int, show: Show) -> Pa
     return path
 
 
-def _refiner(segmenter: PointSegmenter, config: Config, seed: int, seeds: Path | None) -> WeakRefiner:
+def _refiner(
+    segmenter: PointSegmenter, config: Config, seed: int, seeds: Path | None, background: bool
+) -> WeakRefiner:
     from segsmith.segmentation.masks import MaskSettings
     from segsmith.segmentation.sources import read_map
     from segsmith.segmentation.weak_refiner import WeakRefiner
@@ -227,6 +243,7 @@ def _refiner(segmenter: PointSegmenter, config: Config, seed: int, seeds: Path |
         threshold=config.trainer.teacher_threshold,
         step0=config.trainer.step0,
         seeds=None if seeds is None else lambda name: read_map(seeds, name),
+        background=background,
     )
 
 

@@ -21,8 +21,8 @@ def weaken_dataset(root: Path, out: Path, kind: WeakKind, seed: int, min_area_px
     """Copy a dataset in VOC's layout with weak labels in split train; returns the share of its pixels still labelled.
 
     Splits val and test keep their full labels, because they are measured on. With kind "image", the classes of each
-    training image go to ``labels.csv``. Components with fewer than `min_area_px` pixels (`MIN_AREA_PX` if None) are not drawn on.
-    Raises `SegsmithError` for an unusable dataset or an `out` that exists.
+    training image go to ``labels.csv``. Components with fewer than `min_area_px` pixels
+    (None: `MIN_AREA_PX`) are not drawn on. Raises `SegsmithError` for an unusable dataset or an `out` that exists.
     """
     if out.exists():
         raise SegsmithError(f"{out} exists already.", "Name a new folder with --out.")

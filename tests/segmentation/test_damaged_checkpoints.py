@@ -371,6 +371,7 @@ def test_a_compressed_optimizer_state_is_not_inflated(squares, interrupted):
 
 class Sam:
     name = "sam"
+    background = True
 
     def label_maps(self, data, predictions, round_):
         for index in range(len(data)):

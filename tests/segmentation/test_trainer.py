@@ -229,6 +229,7 @@ class HalfSam:
     """`SamLabels` that label the left half of every image, and record their calls."""
 
     name = "half"
+    background = True
 
     def __init__(self):
         self.calls = []
