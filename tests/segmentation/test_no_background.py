@@ -82,7 +82,7 @@ def test_pixels_of_background_and_of_unknown_classes_are_not_counted(refined, st
     notices = []
     score = api.evaluate(refined.segmenter, tmp_path / "other", on_event=notices.append)
     assert sum(map(sum, score.confusion)) == 3 * 64 * 44
-    assert ["not counted, like background: dog"] == [notice.message for notice in notices]
+    assert [notice.message for notice in notices] == ["not counted, like background: dog"]
 
 
 def test_train_on_full_masks_without_background_needs_no_setting(segsmith, streets, tmp_path):
