@@ -238,22 +238,27 @@ def write_prompts(deps: RunContext, per_class: int) -> None:
 
 def truths(deps: RunContext) -> dict[str, Drawing]:
     """Image id -> what was really drawn."""
-    simulator = Simulator(deps.config.images.faults, CLASSES, deps.config.images.size)
+    simulator = Simulator(deps.config.images.faults, deps.config.classes, deps.config.images.size)
     texts = {p.id: p.text for p in deps.ledger.prompts()}
     return {r.id: simulator.truth(ImageRequest(texts[r.prompt_id], r.seed)) for r in deps.ledger.images()}
 
 
-def judge_figures(deps: RunContext) -> dict[str, Any]:
-    """An image is good if its target is there, in focus, and not a repetition of an earlier one."""
-    prompts = {p.id: p for p in deps.ledger.prompts()}
-    verdicts, truth = deps.ledger.verdicts(), truths(deps)
-    good, seen = {}, set()
+def good_images(deps: RunContext) -> dict[str, bool]:
+    """Image id -> is it good: its target is there, it is in focus, and it repeats no earlier image?"""
+    targets = {p.id: p.class_name for p in deps.ledger.prompts()}
+    truth, good, seen = truths(deps), {}, set()
     for row in deps.ledger.images():
         drawing = truth[row.id]
         fingerprint = drawing.image.tobytes()
-        there = prompts[row.prompt_id].class_name in drawing.scene.present(CLASSES)
+        there = targets[row.prompt_id] in drawing.scene.present(deps.config.classes)
         good[row.id] = there and "blur" not in drawing.faults and fingerprint not in seen
         seen.add(fingerprint)
+    return good
+
+
+def judge_figures(deps: RunContext) -> dict[str, Any]:
+    """Precision and recall of the judge, and the share of each injected fault that passes it."""
+    verdicts, truth, good = deps.ledger.verdicts(), truths(deps), good_images(deps)
     passed = [i for i, v in verdicts.items() if v.reason in PASSED]
     accepted = [i for i, v in verdicts.items() if v.accepted]
     faults: dict[str, list[bool]] = {}

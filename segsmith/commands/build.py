@@ -183,7 +183,7 @@ def plan(
         offline=offline,
         like=like,
         gpu_memory=gpu_memory,
-        screen=screen(),
+        screen=screen(as_json),
     )
     if as_json:
         print_json(estimate)

@@ -67,11 +67,12 @@ parts_of_this_call: ContextVar[Mapping[str, Any] | None] = ContextVar("parts", d
 """What replaces the parts of a run (see `RunContext`); set by `segsmith.cli.main`."""
 
 
-def screen() -> Screen:
-    """Where a workflow shows its progress."""
+def screen(as_json: bool = False) -> Screen:
+    """Where a workflow shows its progress: not on standard output if that is to hold JSON and nothing else."""
     from segsmith.workflows.progress import Screen
 
-    return Screen(out, Console(stderr=True, highlight=False, quiet=True) if quiet.get() else err)
+    warnings = Console(stderr=True, highlight=False, quiet=True) if quiet.get() else err
+    return Screen(warnings if as_json else out, warnings)
 
 
 def _print_version(asked: bool) -> None:

@@ -65,7 +65,7 @@ def evaluate(
     quiet_libraries()
     from segsmith.workflows.evaluate import evaluate as run_evaluate
 
-    evaluation = run_evaluate(checkpoint, dataset, split=split, screen=screen())
+    evaluation = run_evaluate(checkpoint, dataset, split=split, screen=screen(as_json))
     if as_json:
         print_json(evaluation)
         return

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from segsmith.files import png_bytes
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -46,3 +49,40 @@ def test_an_example_runs_offline(source, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"\b0\.\d+", done.stdout)
     assert list(tmp_path.glob("runs/*/dataset/coco/annotations/*.json"))
+
+
+def voc_folder(folder):
+    """Four images in the layout of VOC 2012, which has no list of its classes; cat is 8, dog is 12."""
+    for name in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number, value in enumerate((8, 12, 8, 12)):
+        image, mask = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8), np.zeros((48, 64), np.uint8)
+        mask[10:40, 10:50], mask[9] = value, 255
+        (folder / f"JPEGImages/{number}.jpg").write_bytes(png_bytes(image))
+        (folder / f"SegmentationClass/{number}.png").write_bytes(png_bytes(mask))
+        name = {8: "cat", 12: "dog"}[value]
+        (folder / f"Annotations/{number}.xml").write_text(
+            f"<annotation><object><name>{name}</name></object></annotation>"
+        )
+    (folder / "ImageSets/Segmentation/val.txt").write_text("0\n1\n2\n3\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_recipe_for_voc_runs_to_its_row_on_stand_ins(tmp_path):
+    pytest.importorskip("xllamacpp")
+    command = tmp_path / "segsmith"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m segsmith.cli "$@"\n')
+    command.chmod(0o755)
+    environment = {
+        **os.environ, **SMALL, "PYTHONPATH": str(ROOT), "SEGSMITH_CACHE": str(tmp_path / "cache"),
+        "SEGSMITH": str(command), "VOC": str(voc_folder(tmp_path / "VOC2012")), "PRESET": "sim", "PER_CLASS": "2",
+        "CLASSES": "cat,dog", "OUT": str(tmp_path / "run"), "MORE": "--offline",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples" / "voc_zero_shot.sh")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
+    assert re.search(r"\| segsmith \| synthetic, this run \| \d+\.\d \|", done.stdout)

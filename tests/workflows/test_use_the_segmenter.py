@@ -96,3 +96,16 @@ def test_an_unknown_format_costs_one_line(command, checkpoint):
     code, _, said = command("export-model", checkpoint, "--format", "tflite")
     assert (code, said.strip().count("\n")) == (2, 0)
     assert "onnx, torchscript" in said
+
+
+def test_evaluate_prints_nothing_but_json_when_asked_for_it(command, checkpoint, tmp_path):
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / name).mkdir(parents=True)
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "JPEGImages/a.png")
+    Image.fromarray(np.full((40, 40), 3, np.uint8)).save(tmp_path / "SegmentationClass/a.png")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("a\n")
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbus\n")
+    code, said, notes = command("evaluate", checkpoint, "--dataset", tmp_path, "--json")
+    assert code == 0, notes
+    assert json.loads(said)["classes"] == ["background", "cat", "dog"]
+    assert "counted as background: bus" in notes
