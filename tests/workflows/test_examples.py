@@ -82,7 +82,7 @@ def test_the_recipe_for_voc_runs_to_its_row_on_stand_ins(tmp_path):
     }  # fmt: skip
     done = subprocess.run(
         ["bash", str(ROOT / "examples" / "voc_zero_shot.sh")],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=570, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
     assert re.search(r"\| segsmith \| synthetic, this run \| \d+\.\d \|", done.stdout)

@@ -1,0 +1,178 @@
+"""Everything that docs/results.md shows, from the code as it is.
+
+    make results                                  # about four hours on two cores; rerun it to continue
+    python -m benchmarks.results --hours 2        # start no further part after two hours
+    python -m benchmarks.results --page           # write the page from the results that are there
+
+Each part is a benchmark of its own, keeps its figures under ``runs/``, and measures nothing twice. The page is
+`benchmarks/results.md` with the parts' tables filled in; a part that was not measured is named on it. A note in
+``runs/results/measured.json`` says at which commit each part was measured, so that the page can say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import string
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.charts import bars
+from segsmith.files import write_atomic
+
+ROOT = Path("runs/results")
+PAGE = Path("docs/results.md")
+TEMPLATE = Path(__file__).with_suffix(".md")
+IMAGES = Path("docs/images")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command of the page; `table` prints its figures as Markdown without measuring."""
+
+    name: str
+    command: tuple[str, ...]
+    table: tuple[str, ...] | None = None
+    """None if the command's own output is the table."""
+
+
+PARTS = (
+    Part("quality", ("sim_quality",), ("sim_quality", "--table")),
+    Part(
+        "quality_other",
+        ("sim_quality", "--classes", "voc-other", "--only", "full", "exact", "sam"),
+        ("sim_quality", "--classes", "voc-other", "--table"),
+    ),
+    Part(
+        "quality_nouns",
+        ("sim_quality", "--classes", "nouns", "--only", "full", "exact", "sam"),
+        ("sim_quality", "--classes", "nouns", "--table"),
+    ),
+    Part("weak_labels", ("sesam", "--seeds", "3", "4", "5"), ("sesam", "--table")),
+    Part("augment", ("iaa", "--seeds", "3", "4", "5"), ("iaa", "--table")),
+    Part("kills", ("kill_anywhere", "--kills", "20", "--scenario", "all")),
+    Part("peers", ("peers",), ("peers", "--table")),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hours", type=float, default=4.0, help="start no further part after so many hours")
+    parser.add_argument("--only", nargs="+", choices=[p.name for p in PARTS], help="parts to measure")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    given = parser.parse_args()
+    if not given.page:
+        end = time.monotonic() + 3600 * given.hours
+        for part in PARTS:
+            if given.only and part.name not in given.only:
+                continue
+            if time.monotonic() > end:
+                print(
+                    f"{part.name}: not started, {given.hours:g} hours are over; rerun to continue", flush=True
+                )
+                continue
+            measure(part)
+    PAGE.write_text(page(), "utf-8")
+    print(PAGE)
+
+
+def measure(part: Part) -> None:
+    """Run a part to its end; its output goes to a log, and to the page if it has no table of its own."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    log = ROOT / f"{part.name}.log"
+    print(f"{part.name}: python -m benchmarks.{' '.join(part.command)} (log: {log})", flush=True)
+    started = time.monotonic()
+    with log.open("w") as lines:
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{part.command[0]}", *part.command[1:]],
+            stdout=lines, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+    if done.returncode:
+        print(f"{part.name}: failed with exit code {done.returncode}; see {log}", flush=True)
+        return
+    note = notes()
+    note[part.name] = {
+        "commit": commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "hours": round((time.monotonic() - started) / 3600, 2),
+    }  # fmt: skip
+    write_atomic(ROOT / "measured.json", json.dumps(note, indent=1).encode())
+
+
+def notes() -> dict[str, dict[str, object]]:
+    """Part -> commit, date and hours of its last complete measurement."""
+    path = ROOT / "measured.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def commit() -> str:
+    """Short hash of the checkout, with a + if files that are tracked have changed."""
+    run = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout  # noqa: E731
+    changed = "+" if run("status", "--porcelain", "--untracked-files=no").strip() else ""
+    return run("rev-parse", "--short", "HEAD").strip() + changed
+
+
+def page() -> str:
+    """The template with every part's table, command and origin; `$name` and `$name_how` stand for them."""
+    measured, values = notes(), {}
+    for part in PARTS:
+        how = f"`python -m benchmarks.{' '.join(part.command)}`"
+        if part.name not in measured:
+            values[part.name], values[f"{part.name}_how"] = "*Not measured.*", how
+            continue
+        origin = measured[part.name]
+        values[part.name] = shown(part)
+        values[f"{part.name}_how"] = (
+            f"{how}; commit {origin['commit']}, {origin['date']}, {origin['hours']} hours"
+        )
+    chart = quality_chart()
+    values["chart"] = (
+        f"![test-set mIoU of the pipeline and its ablations](images/{chart.name})" if chart else ""
+    )
+    values["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    return string.Template(TEMPLATE.read_text("utf-8")).substitute(values)
+
+
+def shown(part: Part) -> str:
+    """A part's figures as Markdown."""
+    if part.table is None:
+        return f"```\n{(ROOT / f'{part.name}.log').read_text('utf-8').strip()}\n```"
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{part.table[0]}", *part.table[1:]],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def quality_chart() -> Path | None:
+    """Test-set mIoU of the full pipeline, of its ablations and of exact masks, with the spread over the seeds."""
+    from benchmarks.sim_quality import ROOT as QUALITY
+
+    names = {
+        "full": "full pipeline", "exact": "exact masks", "judge_off": "judge off", "relabel_off": "relabelling off",
+        "sam_off": "SAM off", "check_off": "region check off",
+    }  # fmt: skip
+    rows = []
+    for name, label in names.items():
+        found = [
+            json.loads(p.read_text())["real_miou"]
+            for p in sorted((QUALITY / "voc").glob(f"seed*/{name}.json"))
+        ]
+        if found:
+            rows.append((label, found))
+    if not rows:
+        return None
+    path = IMAGES / "results-miou.svg"
+    write_atomic(path, bars("mIoU on the test set", rows).encode())
+    return path
+
+
+if __name__ == "__main__":
+    main()
