@@ -27,9 +27,7 @@ from benchmarks.charts import bars
 from segsmith.files import write_atomic
 
 ROOT = Path("runs/results")
-PAGE = Path("docs/results.md")
 TEMPLATE = Path(__file__).with_suffix(".md")
-IMAGES = Path("docs/images")
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=4.0, help="start no further part after so many hours")
     parser.add_argument("--only", nargs="+", choices=[p.name for p in PARTS], help="parts to measure")
     parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="the page to write")
     given = parser.parse_args()
     if not given.page:
         end = time.monotonic() + 3600 * given.hours
@@ -80,8 +79,8 @@ def main() -> None:
                 )
                 continue
             measure(part)
-    PAGE.write_text(page(), "utf-8")
-    print(PAGE)
+    given.out.write_text(page(given.out.parent / "images"), "utf-8")
+    print(given.out)
 
 
 def measure(part: Part) -> None:
@@ -119,8 +118,11 @@ def commit() -> str:
     return run("rev-parse", "--short", "HEAD").strip() + changed
 
 
-def page() -> str:
-    """The template with every part's table, command and origin; `$name` and `$name_how` stand for them."""
+def page(images: Path) -> str:
+    """The template with every part's table, command and origin; `$name` and `$name_how` stand for them.
+
+    The chart is written into the folder `images`.
+    """
     measured, values = notes(), {}
     for part in PARTS:
         how = f"`python -m benchmarks.{' '.join(part.command)}`"
@@ -132,7 +134,7 @@ def page() -> str:
         values[f"{part.name}_how"] = (
             f"{how}; commit {origin['commit']}, {origin['date']}, {origin['hours']} hours"
         )
-    chart = quality_chart()
+    chart = quality_chart(images)
     values["chart"] = (
         f"![test-set mIoU of the pipeline and its ablations](images/{chart.name})" if chart else ""
     )
@@ -151,7 +153,7 @@ def shown(part: Part) -> str:
     return done.stdout.strip()
 
 
-def quality_chart() -> Path | None:
+def quality_chart(images: Path) -> Path | None:
     """Test-set mIoU of the full pipeline, of its ablations and of exact masks, with the spread over the seeds."""
     from benchmarks.sim_quality import ROOT as QUALITY
 
@@ -169,7 +171,8 @@ def quality_chart() -> Path | None:
             rows.append((label, found))
     if not rows:
         return None
-    path = IMAGES / "results-miou.svg"
+    images.mkdir(parents=True, exist_ok=True)
+    path = images / "results-miou.svg"
     write_atomic(path, bars("mIoU on the test set", rows).encode())
     return path
 

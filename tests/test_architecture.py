@@ -14,16 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "segsmith"
 LAYERS = (
     ("errors",),
     ("types", "reasons", "ids", "terminal_text"),
-    (
-        "files",
-        "locks",
-        "protocols",
-        "presets",
-        "events",
-        "devices",
-        "device_memory",
-        "model_loading",
-    ),  # fmt: skip
+    # fmt: off
+    ("files", "locks", "protocols", "presets", "events", "devices", "device_memory", "model_loading"),
+    # fmt: on
     ("config", "prompts", "world"),
     ("memory",),
     ("datasets",),

@@ -53,28 +53,19 @@ def test_the_scale_benchmark_gives_its_figures_and_a_chart(tmp_path):
     assert svg.read_text().count("<circle") == 2
 
 
-def test_the_page_of_results_has_a_place_for_every_part_and_names_what_is_missing(tmp_path, monkeypatch):
-    from benchmarks import results
-
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(results, "quality_chart", lambda: None)
-    assert results.page().count("*Not measured.*") == len(results.PARTS)
-    (tmp_path / "kills.log").write_text("20 of 20")
-    (tmp_path / "measured.json").write_text(
-        '{"kills": {"commit": "abc", "date": "2026-01-02", "hours": 0.5}}'
-    )
-    page = results.page()
-    assert "20 of 20" in page
-    assert "commit abc, 2026-01-02, 0.5 hours" in page
-    assert page.count("*Not measured.*") == len(results.PARTS) - 1
+def test_the_page_of_results_has_a_place_for_every_part(tmp_path):
+    page = tmp_path / "results.md"
+    benchmark("results", "--page", "--out", str(page))
+    text = page.read_text("utf-8")
+    assert text.startswith("# Results")
+    assert "$" not in text
+    assert "`python -m benchmarks.kill_anywhere --kills 20 --scenario all`" in text
 
 
-def test_the_peers_tables_state_what_was_measured():
-    from benchmarks.peers.__main__ import tables
-    from benchmarks.peers.tester import shares
-
-    figures = shares([True, True, False, False], [True, False, True, False])
-    assert figures == {"precision": 0.5, "recall": 0.5, "passing": 0.5}
-    said = tables({"tester": {"images": 4, "good": 2, "programs": {"the judge": figures}}})
+def test_the_peers_tables_state_what_was_measured(tmp_path):
+    figures = {"precision": 0.5, "recall": 0.25, "passing": 0.5}
+    measured = {"tester": {"images": 4, "good": 2, "programs": {"the judge": figures}}}
+    (tmp_path / "peers.json").write_text(json.dumps(measured))
+    said = benchmark("peers", "--table", "--results", str(tmp_path / "peers.json"))
     assert "2 of 4 images are good" in said
-    assert "| the judge | 0.500 | 0.500 | 0.500 |" in said
+    assert "| the judge | 0.500 | 0.250 | 0.500 |" in said

@@ -51,6 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--setup", action="store_true", help="create the peers' environments, then stop")
     parser.add_argument("--table", action="store_true", help="print the tables from results already there")
+    parser.add_argument("--results", type=Path, default=ROOT / "peers.json", help="file of the figures")
     parser.add_argument("--only", nargs="+", choices=("draw", "kill", "tester", "prompts"))
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--batch", type=int, default=8)
@@ -65,7 +66,7 @@ def main() -> None:
         "tester": lambda: testing(given.run),
         "prompts": prompts,
     }
-    path = ROOT / "peers.json"
+    path = given.results
     ROOT.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in () if given.table else given.only or parts:
