@@ -14,9 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "segsmith"
 LAYERS = (
     ("errors",),
     ("types", "reasons", "ids", "terminal_text"),
-    # fmt: off
     ("files", "locks", "protocols", "presets", "events", "devices", "device_memory", "model_loading"),
-    # fmt: on
     ("config", "prompts", "world"),
     ("memory",),
     ("datasets",),
