@@ -37,7 +37,7 @@ check: setup ## run the linter and the type checker
 consumers: ## read every export with pycocotools, torchvision, datasets, ultralytics, supervision, datumaro
 	test -x $(VENV)-consumers/bin/python || $(PYTHON) -m venv $(VENV)-consumers
 	$(VENV)-consumers/bin/python -m pip install --quiet torch torchvision
-	$(VENV)-consumers/bin/python -m pip install --quiet --editable '.[hf]' ultralytics supervision datumaro label-studio-sdk
+	$(VENV)-consumers/bin/python -m pip install --quiet --editable '.[hf]' ultralytics supervision datumaro label-studio-sdk fiftyone
 	$(VENV)-consumers/bin/python -m benchmarks.consumers
 
 checkpoints: setup ## retrain the mini CLIP and the mini SAM (about two hours on one core)

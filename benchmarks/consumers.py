@@ -241,6 +241,46 @@ def webdataset_tars(root: Path, data: RunDataset) -> str:
     return "samples and every mask pixel"
 
 
+def label_studio_tasks(root: Path, data: RunDataset) -> str:
+    from label_studio_sdk.converter.brush import decode_rle
+    from label_studio_sdk.label_interface import LabelInterface
+
+    interface = LabelInterface((root / "labelling.xml").read_text())
+    maps, total = truth(data), 0
+    tasks = json.loads((root / "tasks.json").read_text())
+    same(len(tasks), len(data.records), "tasks")
+    for task in tasks:
+        assert interface.validate_task({"data": task["data"]}), task["data"]
+        assert interface.validate_annotation(task["annotations"][0]), task["data"]["id"]
+        expected = maps[task["data"]["id"]]
+        painted = np.zeros_like(expected)
+        for region in task["annotations"][0]["result"]:
+            (name,) = region["value"]["brushlabels"]
+            mask = decode_rle(region["value"]["rle"]).reshape(*expected.shape, 4)[..., 3] > 0
+            painted[mask] = data.classes.index(name) + 1 if name in data.classes else 255
+            total += 1
+        same_pixels(painted, expected, task["data"]["id"])
+    return f"tasks fit the interface; every pixel of {total} brush labels"
+
+
+def fiftyone_folders(root: Path, data: RunDataset) -> str:
+    """Without FiftyOne's database: its importer alone, which its datasets are filled by."""
+    from fiftyone.types import ImageSegmentationDirectory
+
+    maps = truth(data)
+    targets = json.loads((root / "mask_targets.json").read_text())
+    same([targets[str(i)] for i in range(1, len(data.classes) + 1)], list(data.classes), "classes")
+    for split, count in data.counts.items():
+        importer = ImageSegmentationDirectory().get_dataset_importer_cls()(
+            dataset_dir=str(root / split), load_masks=True
+        )
+        with importer:
+            same(len(importer), count, split)
+            for path, _, label in importer:
+                same_pixels(label.mask, maps[Path(path).stem], path)
+    return "images, classes, splits and every mask pixel (its importer)"
+
+
 CASES = (
     Case("voc2012", "torchvision", torchvision_voc),
     Case("voc", "supervision", supervision_voc),
@@ -255,6 +295,8 @@ CASES = (
     Case("yolo", "ultralytics (semantic)", lambda root, data: ultralytics_task(root, "semantic")),
     Case("hf", "datasets", hugging_face),
     Case("webdataset", "webdataset", webdataset_tars),
+    Case("fiftyone", "fiftyone", fiftyone_folders),
+    Case("label-studio", "label-studio-sdk", label_studio_tasks),
 )
 
 

@@ -207,7 +207,7 @@ def export(
         typer.Option(
             "--format",
             help="voc, voc2012 (torchvision's folders), coco, coco-stuff (one annotation per class), yolo, cvat, "
-            "webdataset or hf (Hugging Face)",
+            "webdataset, hf (Hugging Face), fiftyone or label-studio",
         ),
     ] = "voc",
     out_dir: Annotated[

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segsmith.datasets.formats import coco, cvat, folder, huggingface, voc, webdataset, yolo
+from segsmith.datasets.formats import (
+    coco,
+    cvat,
+    fiftyone,
+    folder,
+    huggingface,
+    label_studio,
+    voc,
+    webdataset,
+    yolo,
+)
 from segsmith.datasets.near_misses import reject_near_miss
 from segsmith.datasets.records import DataError, LabelledDataset
 from segsmith.datasets.run_dataset import RunDataset
@@ -41,6 +51,8 @@ FORMATS = {
         Format("cvat", cvat.recognises, cvat.read, cvat.write, version=2),
         Format("webdataset", webdataset.recognises, webdataset.read, webdataset.write, version=2),
         Format("hf", huggingface.recognises, huggingface.read, huggingface.write, version=2),
+        Format("fiftyone", fiftyone.recognises, fiftyone.read, fiftyone.write),
+        Format("label-studio", label_studio.recognises, label_studio.read, label_studio.write),
         Format("folders", folder.recognises, folder.read),
     )
 }
@@ -64,7 +76,8 @@ def detect(root: Path) -> Format:
     raise SegsmithError(
         f"{root} is not a dataset in a format that segsmith reads.",
         "Name the folder that holds ImageSets/Segmentation (VOC, CVAT), annotations/*.json (COCO), data.yaml "
-        "(Ultralytics), *.tar (WebDataset), */metadata.jsonl (Hugging Face), or a folder of images per class.",
+        "(Ultralytics), *.tar (WebDataset), */metadata.jsonl (Hugging Face), mask_targets.json (FiftyOne), "
+        "tasks.json (Label Studio, exported by segsmith), or a folder of images per class.",
     )
 
 

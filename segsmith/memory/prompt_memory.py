@@ -169,7 +169,7 @@ class PromptMemory:
             if path is None:
                 # All ephemeral clients of a process share one store; the name separates them.
                 name = f"{name}-{uuid.uuid4().hex}"
-                self._client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
+                self._client: Any = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
             else:
                 path.mkdir(parents=True, exist_ok=True)
                 self._client = _open_folder(path)

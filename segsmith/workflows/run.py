@@ -245,7 +245,7 @@ class Run:
 
         Args:
             format: ``voc``, ``voc2012`` (torchvision's folders), ``coco``, ``coco-stuff`` (one annotation per class),
-                ``yolo``, ``cvat``, ``webdataset`` or ``hf`` (Hugging Face).
+                ``yolo``, ``cvat``, ``webdataset``, ``hf`` (Hugging Face), ``fiftyone`` or ``label-studio``.
             out: folder to write; None writes ``dataset/FORMAT`` in the run folder.
 
         An identical export is left alone. Raises `SegsmithError` where nothing can be exported yet, a file of the run

@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -203,7 +204,7 @@ def _build(
     for key in ("report", "dataset", "segmenter"):
         path: Path = getattr(run, key)
         if path.exists():
-            result[key] = str(path)  # type: ignore[literal-required]
+            result[key] = str(path)
     return {"waiting": paused[0].kind if paused else "", "result": result}
 
 
@@ -225,10 +226,9 @@ async def review(state: ServedState) -> dict[str, Any]:
         if answer == "stop":
             return {"waiting": "", "result": {**state["result"], "status": Status.STOPPED.value}}
         try:
-            return {"waiting": await _in_thread(lambda check, answer=answer: _take(out, kind, page, answer))}
-        except (
-            SegsmithError
-        ) as error:  # asked again with the reason, so that a mistake in a decision costs no run
+            return {"waiting": await _in_thread(partial(_take, out, kind, page, answer))}
+        except SegsmithError as error:
+            # Asked again with the reason, so that a mistake in a decision does not end the run.
             problem = str(error)
 
 
@@ -256,9 +256,10 @@ def _shown(run: ReviewedRun, facts: RunFacts, kind: DecisionKind, subject: str) 
 
 
 def _take(
-    out: str, kind: DecisionKind, page: list[dict[str, str]], answer: Any
+    out: str, kind: DecisionKind, page: list[dict[str, str]], answer: Any, check: Callable[[], None]
 ) -> DecisionKind | Literal[""]:
     """Record the answer about a page; returns `kind` while more of it waits. `SegsmithError` changes nothing."""
+    check()
     decisions = answer.get("decisions") if isinstance(answer, Mapping) else answer
     if decisions == "continue":
         decisions = []

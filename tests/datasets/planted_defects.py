@@ -376,3 +376,95 @@ def _(root: Path) -> None:
     row = json.loads(lines[0])
     row["classes"] = ["bus"] if row["classes"] != ["bus"] else ["cat"]
     path.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n", "utf-8")
+
+
+# -- FiftyOne -------------------------------------------------------------------------------------------
+
+
+@defect("palette mask for FiftyOne", "fiftyone", "colour_mask")
+def _(root: Path) -> None:
+    path = first(root, "train/labels/*.png")
+    PILImage.open(path).convert("P").save(path)
+
+
+@defect("FiftyOne mask without an image", "fiftyone", "stray_file")
+def _(root: Path) -> None:
+    first(root, "train/data/*").unlink()
+
+
+@defect("FiftyOne image without a mask", "fiftyone", "missing_file")
+def _(root: Path) -> None:
+    first(root, "val/labels/*.png").unlink()
+
+
+@defect("mask targets with a gap", "fiftyone", "no_classes")
+def _(root: Path) -> None:
+    edit_json(root / "mask_targets.json", lambda targets: targets.pop("1"))
+
+
+@defect("mask targets that lack a class", "fiftyone", "undefined_index")
+def _(root: Path) -> None:
+    edit_json(root / "mask_targets.json", lambda targets: targets.pop("4"))
+
+
+@defect("FiftyOne mask of the run changed", "fiftyone", "other_mask", with_run=True)
+def _(root: Path) -> None:
+    edit_mask(first(root, "test/labels/*.png"), set_pixel(1))
+
+
+# -- Label Studio ---------------------------------------------------------------------------------------
+
+
+def edit_regions(root: Path, change: Callable[[dict], None]) -> None:
+    edit_json(root / "tasks.json", lambda tasks: change(tasks[0]["annotations"][0]["result"][0]))
+
+
+@defect("brush label cut short", "label-studio", "bad_mask")
+def _(root: Path) -> None:
+    edit_regions(root, lambda region: region["value"]["rle"].__delitem__(slice(20, None)))
+
+
+@defect("brush label that is no code", "label-studio", "bad_mask")
+def _(root: Path) -> None:
+    edit_regions(root, lambda region: region["value"].update(rle=10**12))
+
+
+@defect("brush label of another size", "label-studio", "wrong_size")
+def _(root: Path) -> None:
+    edit_regions(root, lambda region: region.update(original_width=65))
+
+
+@defect("brush label of no class", "label-studio", "bad_file")
+def _(root: Path) -> None:
+    edit_regions(root, lambda region: region["value"].update(brushlabels=[]))
+
+
+@defect("PNG that is not the brush label", "label-studio", "bad_mask")
+def _(root: Path) -> None:
+    edit_mask(first(root, "masks/*.png"), set_pixel(128))
+
+
+@defect("brush label of an unknown class", "label-studio", "unknown_class")
+def _(root: Path) -> None:
+    edit_regions(root, lambda region: region["value"].update(brushlabels=["quokka"]))
+
+
+@defect("PNG of no brush label", "label-studio", "stray_file")
+def _(root: Path) -> None:
+    edit_json(root / "tasks.json", lambda tasks: tasks[0]["annotations"][0]["result"].pop())
+
+
+@defect("task of an image that is not there", "label-studio", "missing_file")
+def _(root: Path) -> None:
+    first(root, "images/*").unlink()
+
+
+@defect("task of an image elsewhere", "label-studio", "outside_path")
+def _(root: Path) -> None:
+    image = "/data/local-files/?d=../../secret.png"
+    edit_json(root / "tasks.json", lambda tasks: tasks[0]["data"].update(image=image))
+
+
+@defect("image of another class in Label Studio", "label-studio", "other_labels", with_run=True)
+def _(root: Path) -> None:
+    edit_json(root / "tasks.json", lambda tasks: tasks[0]["data"].update(classes=["cat", "dog", "bus"]))

@@ -37,4 +37,13 @@ def test_each_planted_defect_is_found(made_up, tmp_path, defect):
 
 def test_there_are_at_least_25_defects_of_every_format():
     assert len({d.name for d in DEFECTS}) == len(DEFECTS) >= 25
-    assert {d.form for d in DEFECTS} == {"voc", "coco", "yolo", "cvat", "webdataset", "hf"}
+    assert {d.form for d in DEFECTS} == {
+        "voc",
+        "coco",
+        "yolo",
+        "cvat",
+        "webdataset",
+        "hf",
+        "fiftyone",
+        "label-studio",
+    }
