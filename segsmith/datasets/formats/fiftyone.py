@@ -35,7 +35,7 @@ FILES = """- `train/`, `val/`, `test/`: `data/` has the images, `labels/` masks 
 import json, pathlib, fiftyone as fo
 root, dataset = pathlib.Path("<this folder>"), fo.Dataset()
 for split in root.glob("*/data"):
-    dataset.add_dir(dataset_dir=str(split.parent), dataset_type=fo.types.ImageSegmentationDirectory, tags=split.parent.name)
+    dataset.add_dir(str(split.parent), fo.types.ImageSegmentationDirectory, tags=split.parent.name)
 dataset.default_mask_targets = {int(k): v for k, v in json.loads((root / "mask_targets.json").read_text()).items()}
 ```"""
 
