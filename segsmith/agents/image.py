@@ -96,6 +96,8 @@ class ImageAgent:
     ) -> None:
         """`look` enables the online filter; `stopped` returns True once the user has asked the run to stop."""
         self._backend = backend
+        # Asked once: it looks at every attribute of the protocol.
+        self._mixture = backend if isinstance(backend, ImageMixtureBackend) else None
         self._ledger = ledger
         self._run = run
         self._config = config
@@ -197,8 +199,7 @@ class ImageAgent:
 
     def _model_of(self, request: ImageRequest) -> str:
         """The name recorded with the image: the backend's, or that of one model of a mixture."""
-        backend = self._backend
-        return backend.model_of(request) if isinstance(backend, ImageMixtureBackend) else backend.name
+        return self._backend.name if self._mixture is None else self._mixture.model_of(request)
 
     def _next_batch(self, todo: Sequence[Task], position: int) -> list[Task]:
         """The next tasks that one model draws."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,17 +65,18 @@ def find_instances(label_map: NDArray[np.uint8]) -> Instances:
     pieces = number_objects(label_map)
     places = ndimage.find_objects(pieces)
     areas = np.bincount(pieces.ravel(), minlength=len(places) + 1)
-    classes = np.zeros(len(places) + 1, np.uint8)
-    classes[pieces.ravel()] = label_map.ravel()
+    # The first pixel of each piece, in reading order.
+    firsts = [
+        (rows.start, columns.start + int(np.argmax(pieces[rows.start, columns] == number)))
+        for number, (rows, columns) in enumerate(places, 1)
+    ]
+    classes = [int(label_map[first]) for first in firsts]
+    several = {index for index, count in Counter(classes).items() if count > 1}
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    cells: dict[int, NDArray[np.int32]] = {}
     side = max(1, max(label_map.shape) // REACH)
-    for number, place in enumerate(places, 1):
-        index = int(classes[number])
-        if index not in cells:
-            cells[index] = _cells(label_map == index, side)
-        x = int(np.argmax(pieces[place[0].start, place[1]] == number)) + place[1].start
-        groups[index, int(cells[index][place[0].start // side, x // side])].append(number)
+    cells = {index: _cells(label_map == index, side) for index in several}
+    for number, (index, (y, x)) in enumerate(zip(classes, firsts, strict=True), 1):
+        groups[index, int(cells[index][y // side, x // side]) if index in cells else 0].append(number)
     kept = _large_enough({key: int(areas[members].sum()) for key, members in groups.items()}, label_map.shape)
     table = np.zeros(len(places) + 1, np.int32)
     objects: list[Instance] = []
@@ -101,15 +102,18 @@ def without_specks(label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def instance_map(label_map: NDArray[np.uint8], found: Instances) -> NDArray[np.uint8]:
     """(H, W) object numbers as VOC stores them: 0 background; 255 unknown, specks, and objects beyond the 254th."""
-    numbers = np.where(found.numbers > MAX_OBJECTS, 0, found.numbers)
-    return np.where((numbers == 0) & (label_map != 0), VOID, numbers).astype(np.uint8)
+    table = np.zeros(max(MAX_OBJECTS, len(found.objects)) + 1, np.uint8)
+    table[: MAX_OBJECTS + 1] = np.arange(MAX_OBJECTS + 1)
+    numbers = table[found.numbers]
+    numbers[(numbers == 0) & (label_map != 0)] = VOID
+    return numbers
 
 
 def _cells(mask: NDArray[np.bool_], side: int) -> NDArray[np.int32]:
     """Numbers of the connected groups of cells, `side` pixels wide, that hold a pixel of the mask."""
-    height, width = (-length % side for length in mask.shape)
-    whole = np.pad(mask, ((0, height), (0, width)))
-    rows, columns = (length // side for length in whole.shape)
+    rows, columns = (-(-length // side) for length in mask.shape)
+    whole = np.zeros((rows * side, columns * side), bool)  # not np.pad, which takes longer than all the rest
+    whole[: mask.shape[0], : mask.shape[1]] = mask
     numbered: NDArray[np.int32]
     numbered, _ = ndimage.label(whole.reshape(rows, side, columns, side).any(axis=(1, 3)), EIGHT)
     return numbered

@@ -44,7 +44,8 @@ def outlines(pieces: NDArray[np.int32]) -> list[Outline]:
 
     Holes are 4-connected, so that the two kinds of regions never cross.
     """
-    padded = np.pad(pieces, 1)
+    padded = np.zeros((pieces.shape[0] + 2, pieces.shape[1] + 2), pieces.dtype)
+    padded[1:-1, 1:-1] = pieces
     outer: dict[int, Ring] = {}
     holes: dict[int, list[Ring]] = {}
     for ring in _rings(padded != 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -11,8 +12,9 @@ VOID: Final = 255
 """Index of a pixel whose class is unknown; VOC paints it (224, 224, 192)."""
 
 
+@cache
 def voc_palette() -> NDArray[np.uint8]:
-    """(256, 3) uint8 RGB; row i is the colour of index i, row 0 (background) is black.
+    """(256, 3) uint8 RGB, read-only; row i is the colour of index i, row 0 (background) is black.
 
     VOC devkit, `VOClabelcolormap`: the bits of the index go in turn to red, green and blue, the lowest
     three to the highest bit of each channel, so that small indices have very different colours.
@@ -23,4 +25,6 @@ def voc_palette() -> NDArray[np.uint8]:
         for channel in range(3):
             colours[:, channel] |= ((index >> channel) & 1) << (7 - bit)
         index >>= 3
-    return colours.astype(np.uint8)
+    palette = colours.astype(np.uint8)
+    palette.setflags(write=False)
+    return palette

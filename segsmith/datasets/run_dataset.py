@@ -168,9 +168,9 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> RunDataset:
     """
     prompts = {p.id: p for p in ledger.prompts()}
     families = prompt_families(prompts.values())
-    masks, verdicts = ledger.masks(), ledger.verdicts()
+    masks, verdicts = dict(ledger.mask_hashes()), ledger.verdicts()
     masked = masks.keys() - ledger.rejected("mask")
-    by_source = [ledger.labels(source) for source in ("relabel", "clip", "prompt")]
+    by_source = [ledger.label_sets(source) for source in ("relabel", "clip", "prompt")]
     images = [image for image in ledger.accepted() if image.id in masked]
     if not images:
         raise SegsmithError(
@@ -179,8 +179,8 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> RunDataset:
         )
     labels = {}
     for image in images:
-        row = next((rows[image.id] for rows in by_source if image.id in rows), None)
-        labels[image.id] = prompts[image.prompt_id].classes if row is None else row.classes
+        found = next((sets[image.id] for sets in by_source if image.id in sets), None)
+        labels[image.id] = prompts[image.prompt_id].classes if found is None else found
     groups = {image.id: families[image.prompt_id] for image in images}
     real = RealSet.open(run.real)
     split_of = dict.fromkeys(groups, "train")
@@ -192,7 +192,7 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> RunDataset:
         prompt = prompts[image.prompt_id]
         scores = verdicts[image.id].scores if image.id in verdicts else {}
         origin = Origin(prompt.text, prompt.id, groups[image.id], image.seed, image.backend, scores)
-        files = StoredImage(run.image(image.id), run.mask(image.id), image.sha256, masks[image.id].sha256)
+        files = StoredImage(run.image(image.id), run.mask(image.id), image.sha256, masks[image.id])
         stored[image.id] = files
         records.append(_record(image.id, split_of[image.id], labels[image.id], origin, files, config.classes))
     return RunDataset(config.classes, tuple(records), stored)

@@ -24,14 +24,14 @@ class Sink:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._files: dict[str, str] = {}
-        self._made: set[Path] = set()
+        self._made: set[str] = set()
 
     def put(self, name: str, data: bytes, sha256: str = "") -> None:
         """Store a file under a path relative to the dataset; `sha256` of the data where it is known.
 
         Several threads may do so at once.
         """
-        with self.path(name).open("wb", buffering=0) as file:
+        with open(self._place(name), "wb", buffering=0) as file:
             file.write(data)
         self._files[name] = sha256 or hashlib.sha256(data).hexdigest()
 
@@ -42,10 +42,15 @@ class Sink:
 
     def path(self, name: str) -> Path:
         """Where a file belongs; its folder is created. Files not written through `put` need an `adopt`."""
-        path = self.root / name
-        if path.parent not in self._made:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._made.add(path.parent)
+        return Path(self._place(name))
+
+    def _place(self, name: str) -> str:
+        """As `path`: a string, because objects of pathlib take as long as writing a small file."""
+        path = f"{self.root}/{name}"
+        folder = os.path.dirname(path)
+        if folder not in self._made:
+            os.makedirs(folder, exist_ok=True)
+            self._made.add(folder)
         return path
 
     def adopt(self, name: str, sha256: str = "") -> None:

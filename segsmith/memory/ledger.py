@@ -419,6 +419,7 @@ class Ledger:
         """
         self._lock = threading.RLock()
         self._depth = 0
+        self._upserts: dict[str, str] = {}
         self.read_only = read_only
         self._db = open_ledger_read_only(Path(path)) if read_only else open_ledger(path)
 
@@ -904,19 +905,26 @@ class Ledger:
     def _upsert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if not rows:
             return
-        # Not INSERT OR REPLACE: that would move a row to the end, and order is part of the result.
-        columns = [r[1] for r in self._all(f"PRAGMA table_info({table})")]
-        keys = [r[1] for r in self._all(f"PRAGMA table_info({table})") if r[5]]
+        if table not in self._upserts:
+            self._upserts[table] = self._upsert_into(table)
+        with self.transaction():
+            self._db.executemany(self._upserts[table], rows)
+
+    def _upsert_into(self, table: str) -> str:
+        """The statement that adds rows to a table, or changes those that have these keys.
+
+        Not INSERT OR REPLACE: that would move a row to the end, and order is part of the result.
+        """
+        about = self._all(f"PRAGMA table_info({table})")
+        columns, keys = [r[1] for r in about], [r[1] for r in about if r[5]]
         others = [c for c in columns if c not in keys]
         update = ", ".join(f"{c}=excluded.{c}" for c in others)
         changed = " OR ".join(f"{table}.{c} IS NOT excluded.{c}" for c in others)
         marks = ", ".join("?" * len(columns))
-        with self.transaction():
-            self._db.executemany(
-                f"INSERT INTO {table} VALUES ({marks}) "
-                f"ON CONFLICT({', '.join(keys)}) DO UPDATE SET {update} WHERE {changed}",
-                rows,
-            )
+        return (
+            f"INSERT INTO {table} VALUES ({marks}) "
+            f"ON CONFLICT({', '.join(keys)}) DO UPDATE SET {update} WHERE {changed}"
+        )
 
     def _append(self, table: str, columns: Sequence[str], values: Sequence[Any]) -> None:
         """Insert a row that has no id of its own; `at` is now."""

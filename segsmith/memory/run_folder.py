@@ -31,36 +31,40 @@ from segsmith.memory.ledger import FileCheck, ImageRow, MaskRow
 RESTORE = "Restore the file from a copy, or build again into another folder with --out."
 
 
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
 def _checked_id(name: str) -> str:
     """The id, if it is safe as a file name: a ledger may come from anyone."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+    if not ID.fullmatch(name):
         raise SegsmithError(
             f"The ledger names an image {name!r}, which is not an id.", "Do not use this run folder."
         )
     return name
 
 
-def _sub_folder(folder: Path, image_id: str) -> Path:
+def _sub_folder(folder: Path, image_id: str) -> str:
     """``images/ab`` for ``i-ab12...``: ids are hashes, so the files spread evenly over 256 folders."""
-    return folder / _checked_id(image_id).rpartition("-")[2][:2]
+    return f"{folder}/{_checked_id(image_id).rpartition('-')[2][:2]}"
 
 
 def _place(folder: Path, image_id: str, suffix: str) -> Path:
     """The path of a new file; one that an earlier version wrote without a sub-folder is replaced in its place."""
     before = _stored(folder, image_id, (suffix,))
-    make_folder(before.parent)
+    if not before.parent.exists():
+        make_folder(before.parent)
     return before
 
 
 def _stored(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> Path:
     """The file of an image with one of `suffixes`; where there is none, the path with the first of them."""
-    within = _sub_folder(folder, image_id)
+    # Strings, because a path of pathlib takes as long as the question to the file system.
+    stem = f"{_sub_folder(folder, image_id)}/{image_id}"
     for suffix in suffixes:
-        path = within / f"{image_id}{suffix}"
-        if path.exists():
-            return path
-    flat = folder / f"{image_id}.png"  # earlier versions had no sub-folders, and PNG alone
-    return flat if ".png" in suffixes and flat.exists() else within / f"{image_id}{suffixes[0]}"
+        if os.path.exists(f"{stem}{suffix}"):
+            return Path(f"{stem}{suffix}")
+    flat = f"{folder}/{image_id}.png"  # earlier versions had no sub-folders, and PNG alone
+    return Path(flat if ".png" in suffixes and os.path.exists(flat) else f"{stem}{suffixes[0]}")
 
 
 def _folders_in(folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from functools import cache
 
 # The first seven are Okabe and Ito's, chosen to be distinguishable without full colour vision, with a yellow that
 # still shows on white. From the ninth class on the shape, not the colour, tells classes apart.
@@ -31,6 +32,7 @@ OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
 """Corners of the `SHAPES` in units of a marker's radius, y pointing down; the circle has none."""
 
 
+@cache
 def class_colour(index: int) -> str:
     """The ``#rrggbb`` of class `index` (from 1); all indices differ."""
     if index <= len(COLOURS):

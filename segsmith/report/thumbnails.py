@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,10 +70,10 @@ def small_mask(path: Path, side: int) -> NDArray[np.uint8] | None:
 
 def painted(mask: NDArray[np.uint8], classes: int) -> PILImage.Image:
     """An index map as a palette image in the page's colours; index 0 is transparent, 255 is hatched."""
-    y, x = np.indices(mask.shape)
+    y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
     hatched = np.where((mask == VOID) & ((x + y) % 6 >= 3), 0, mask).astype(np.uint8)
     image = PILImage.fromarray(hatched).convert("P")
-    image.putpalette(_colours(classes).tobytes())
+    image.putpalette(_colours(classes))
     return image
 
 
@@ -127,12 +128,14 @@ def _read(read: Callable[[Path], Content], path: Path) -> Content | None:
         return None
 
 
-def _colours(classes: int) -> NDArray[np.uint8]:
+@cache
+def _colours(classes: int) -> bytes:
+    """The palette of `painted`."""
     colours = np.zeros((256, 3), np.uint8)
     for index in range(1, min(classes, VOID - 1) + 1):
         colours[index] = [int(class_colour(index)[k : k + 2], 16) for k in (1, 3, 5)]
     colours[VOID] = VOID_GREY
-    return colours
+    return colours.tobytes()
 
 
 def _data_uri(kind: str, buffer: io.BytesIO) -> str:

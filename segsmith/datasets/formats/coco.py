@@ -199,7 +199,7 @@ def class_annotations(
 ) -> list[dict[str, Any]]:
     """One annotation for each class of an (H, W) label map, and those of its unknown pixels; without ids."""
     annotations = [
-        {"category_id": index, **_region(encode(label_map == index), label_map), "iscrowd": 0}
+        {"category_id": index, **_region(label_map == index), "iscrowd": 0}
         for index in present_classes(label_map)
     ]
     return annotations + _unknown(label_map == VOID, label_map, present, classes)
@@ -218,16 +218,20 @@ def _unknown(
     """
     if not unknown.any():
         return []
-    region = _region(encode(unknown), label_map)
-    if polygons:
-        region["segmentation"] = polygons
+    region = _region(unknown, polygons)
     indices = sorted({*present, *present_classes(label_map)}) or range(1, classes + 1)
     return [{"category_id": index, **region, "iscrowd": 1, "unknown": True} for index in indices]
 
 
-def _region(encoded: dict[str, Any], label_map: NDArray[np.uint8]) -> dict[str, Any]:
-    runs = parse(encoded, (label_map.shape[0], label_map.shape[1]))
-    return {"segmentation": encoded, "area": runs.area, "bbox": [float(v) for v in runs.box]}
+def _region(pixels: NDArray[np.bool_], polygons: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
+    """The mask, area and box of pixels that are not none; the mask is RLE without `polygons`."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+    return {
+        "segmentation": polygons or encode(pixels),
+        "area": int(np.count_nonzero(pixels)),
+        "bbox": [float(v) for v in box],
+    }
 
 
 def _polygons(polygons: Sequence[NDArray[np.int32]], size: tuple[int, int]) -> list[list[int]]:
