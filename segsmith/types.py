@@ -22,6 +22,8 @@ IGNORE = 255
 """Value of a pixel in a label map whose class is unknown (PASCAL VOC's convention)."""
 
 
+MEASURED_TOGETHER = 32
+"""Number of images that the judge embeds and measures in one step (ours)."""
 SEEDS_PER_PROMPT = 1000
 """Number of seeds reserved for each prompt; its first seed is a multiple of this."""
 

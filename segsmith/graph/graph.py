@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Literal
 
 from langgraph.config import get_stream_writer
@@ -211,15 +211,17 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
 
     counts = context.ledger.tallies()
     lacking = {c: n - counts.get(c, ClassTally()).accepted for c, n in context.config.wanted.items()}
-    measuring = MeasuringAhead(context.judge_agent, context.ledger, context.run)
-    with measuring, suppress(_CapReached):
+    ahead = None
+    if context.gpu_plan.judges_while_drawing:
+        ahead = MeasuringAhead(context.judge_agent, context.ledger, context.run)
+    with ahead or nullcontext(), suppress(_CapReached):
         context.image_agent.draw(
             prompts,
             state.get("round", 0),
             limit=left,
             lacking=lacking,
             on_batch=on_batch,
-            on_images=measuring.add,
+            **({"on_images": ahead.add} if ahead else {}),
         )
     context.ledger.log("drawn", images=done, seconds=time.monotonic() - started)
     return {}

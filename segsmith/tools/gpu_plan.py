@@ -15,11 +15,12 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
-from segsmith.config import Config
+from segsmith.config import Config, ImagesConfig
 from segsmith.device_memory import GIB
 from segsmith.tools.weights.catalogue import ModelRequirement
-from segsmith.tools.weights.model_requirements import requirements_of
+from segsmith.tools.weights.model_requirements import image_model, requirements_of
 from segsmith.tools.weights.store import find
+from segsmith.types import MEASURED_TOGETHER
 
 FIGURES = Path(__file__).parent / "gpu_figures.json"
 USABLE = 0.94
@@ -115,6 +116,8 @@ class GpuPlan:
     """`images.offload` in effect."""
     llm_share: float | None = None
     """vLLM's share of the GPU."""
+    judges_while_drawing: bool = True
+    """Whether CLIP measures images while others are drawn; if not, it has no room beside the image model."""
     problem: str = ""
     """Why the card is too small; "" if it is large enough."""
     remedy: str = ""
@@ -164,10 +167,32 @@ def plan_gpu(config: Config, card: int | None, free: int | None = None) -> GpuPl
     return _Planner(config, card, min(card, free or card)).plan()
 
 
+@dataclass(frozen=True)
+class _Pipeline:
+    """Memory of an image model with one kind of offloading, in bytes."""
+
+    model: str
+    held: int
+    """Weights on the GPU."""
+    denoising: Figure
+    decoding: int
+    """Of one image."""
+
+    def batch(self, room: int, largest: int) -> int:
+        """The largest batch that fits into `room`, weights included; 0 if not even one image does."""
+        left = room - self.held
+        return self.denoising.batch(left, largest) if self.decoding <= left else 0
+
+    def peak(self, batch: int) -> int:
+        """Weights and activations of a batch."""
+        return self.held + max(self.denoising.needs(batch), self.decoding)
+
+
 class _Planner:
     def __init__(self, config: Config, card: int, free: int) -> None:
         self.config, self.card, self.room = config, card, usable(free)
         self.sizes = {need.role: _size(need) for need in requirements_of(config)}
+        self.image_sizes = [_size(image_model(part)) for part in config.images.parts]
         self.stages: list[StagePlan] = []
 
     def plan(self) -> GpuPlan:
@@ -179,9 +204,8 @@ class _Planner:
             return self._too_small(f"the language model {config.llm.model}", smallest, "llm.model")
         if drawing is None:
             least = self._least_to_draw()
-            return self._too_small(
-                f"one {config.images.size} px image of {config.images.model}", least, "images.model"
-            )
+            what, setting = least[1], "images.models" if config.images.models else "images.model"
+            return self._too_small(f"one {config.images.size} px image of {what}", least[0], setting)
         draw, offload, beside = drawing
         server = min(wanted, self.room - draw.size if beside else self.room)
         writing = self._writing(server, draw, beside) if llm else draw.loads
@@ -199,7 +223,8 @@ class _Planner:
             self.stages.append(stage)
         given = config.llm.gpu_memory_share
         share = given or math.floor(1000 * server / self.card) / 1000
-        return GpuPlan(tuple(self.stages), offload, share if llm else None)
+        judges = self._judge() is None or Part.JUDGE in dict(draw.loads)
+        return GpuPlan(tuple(self.stages), offload, share if llm else None, judges)
 
     def _writing(self, server: int, draw: StagePlan, beside: bool) -> tuple[tuple[Part, int], ...]:
         """The server first; CLIP embeds texts in main memory where it does not fit beside it."""
@@ -214,9 +239,10 @@ class _Planner:
         judge, loads = self._judge(), []
         drawn = dict(draw.loads)
         if Part.IMAGES in drawn and (Part.JUDGE in drawn or offload != "none"):
-            loads.append((Part.IMAGES, self._pipeline("none")[0] if offload == "none" else 0))
+            held = max(pipeline.held for pipeline in self._pipelines("none"))
+            loads.append((Part.IMAGES, held if offload == "none" else 0))
         if judge:
-            loads.append((Part.JUDGE, judge.weights + judge.needs(min(64, self.config.images.batch_size))))
+            loads.append((Part.JUDGE, judge.weights + judge.needs(MEASURED_TOGETHER)))
         return StagePlan(GpuStage.JUDGE, tuple(loads))
 
     def _too_small(self, what: str, least: int, setting: str) -> GpuPlan:
@@ -241,8 +267,8 @@ class _Planner:
     def _drawing(self, smallest: int, wanted: int) -> tuple[StagePlan, str, bool] | None:
         """The first arrangement that fits: its plan without the server, offloading, and whether the server stays."""
         images, judge = self.config.images, self._judge()
-        preview = judge.needs(min(64, images.batch_size)) if judge and images.filter.enabled else 0
-        judging = (Part.JUDGE, judge.weights + preview) if judge else None
+        # CLIP measures images of the batches before while this one is drawn.
+        judging = (Part.JUDGE, judge.weights + judge.needs(MEASURED_TOGETHER)) if judge else None
         for beside in (True, False) if smallest else (False,):
             for with_judge, offload in self._arrangements():
                 if beside and (not with_judge or offload != "none"):
@@ -251,12 +277,11 @@ class _Planner:
                 loads: list[tuple[Part, int]] = []
                 batch = None
                 if images.backend == "diffusion":
-                    held, figure, decoding = self._pipeline(offload)
-                    room = self.room - others - held
-                    batch = figure.batch(room, images.batch_size) if decoding <= room else 0
+                    pipelines = self._pipelines(offload)
+                    batch = min(p.batch(self.room - others, images.batch_size) for p in pipelines)
                     if batch < (min(USEFUL_BATCH, images.batch_size) if beside else 1):
                         continue
-                    loads.append((Part.IMAGES, held + max(figure.needs(batch), decoding)))
+                    loads.append((Part.IMAGES, max(p.peak(batch) for p in pipelines)))
                 elif others > self.room:
                     continue
                 if judging and with_judge:
@@ -273,16 +298,22 @@ class _Planner:
                 if not self.config.images.filter.enabled:
                     yield False, offload
 
-    def _least_to_draw(self) -> int:
-        held, figure, decoding = self._pipeline("sequential")
-        return held + max(figure.needs(1), decoding)
+    def _least_to_draw(self) -> tuple[int, str]:
+        """Bytes for one image, and the model of a mixture that needs the most."""
+        asked = self.config.images.offload
+        pipelines = self._pipelines("sequential" if asked == "auto" else asked)
+        return max((p.peak(1), str(p.model)) for p in pipelines)
 
-    def _pipeline(self, offload: str) -> tuple[int, Figure, int]:
-        """Bytes of weights on the GPU, the figure of denoising, and the bytes of decoding one image."""
-        images, figures = self.config.images, read_figures()
+    def _pipelines(self, offload: str) -> list[_Pipeline]:
+        """The image model, or those of a mixture, of which one is loaded at a time."""
+        parts = self.config.images.parts
+        return [self._pipeline(p, n, offload) for p, n in zip(parts, self.image_sizes, strict=True)]
+
+    def _pipeline(self, images: ImagesConfig, size: int, offload: str) -> _Pipeline:
+        figures = read_figures()
         name = f"images:{images.model}"
         factor = (images.size / MEASURED_SIDE.get(str(images.model), 1024)) ** 2
-        known = figures.get(name) or Figure(self.sizes.get("images", 0), 0, UNKNOWN_IMAGE)
+        known = figures.get(name) or Figure(size, 0, UNKNOWN_IMAGE)
         largest = figures.get(f"{name}:largest part")
         decoding = figures.get(f"{name}:decoding", Figure(0, 0, UNKNOWN_IMAGE)).scaled(factor).needs(1)
         held = {
@@ -290,7 +321,7 @@ class _Planner:
             "model": largest.weights if largest else round(0.7 * known.weights),
             "sequential": round(SEQUENTIAL_SHARE * known.weights),
         }
-        return held[offload], known.scaled(factor), decoding
+        return _Pipeline(str(images.model), held[offload], known.scaled(factor), decoding)
 
     def _judge(self) -> Figure | None:
         if self.config.compute.device == "cpu":

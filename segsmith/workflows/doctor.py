@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 from pydantic import BaseModel, Field
 
@@ -15,7 +16,7 @@ from segsmith.tools.gpu_plan import plan_gpu
 from segsmith.tools.http import is_loopback
 from segsmith.tools.llm.vllm import vllm_version
 from segsmith.tools.machine import Machine, hub_answers, look
-from segsmith.tools.weights.catalogue import GB, ModelRequirement
+from segsmith.tools.weights.catalogue import GB, ModelRequirement, Role
 from segsmith.tools.weights.hub import go_offline
 from segsmith.tools.weights.model_requirements import requirements_of
 from segsmith.tools.weights.store import find
@@ -121,7 +122,9 @@ def _gpu(config: Config, machine: Machine) -> Line:
 
 def memory_bytes(config: Config, *, gpu: bool) -> int:
     """Main memory that a config needs, in bytes. On a CPU models compute in float32, twice their files' size."""
-    size = {need.role: need.facts.size if need.facts else 0 for need in requirements_of(config)}
+    size = dict.fromkeys(get_args(Role), 0)
+    for need in requirements_of(config):  # of a mixture's models, one is loaded at a time
+        size[need.role] = max(size[need.role], need.facts.size if need.facts else 0)
     needed = BASE_MEMORY + (size["llm"] if config.llm.server == "llamacpp" else 0)
     if not gpu:
         needed += 2 * size["images"] if config.images.backend == "diffusion" else 0

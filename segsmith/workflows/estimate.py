@@ -175,11 +175,11 @@ def _llm_usd(config: Config, tokens_in: int, tokens_out: int) -> float:
 
 def stated(config: Config) -> Figures:
     """Figures for models that no run has used here: the catalogue's, and the director's prior for the yield."""
-    known = {n.role: n.facts for n in requirements_of(config)}["images"]
+    seconds, _ = drawing_seconds(config)
     size = config.images.size
     return Figures(
         accepted_share=PRIOR_ACCEPTED / PRIOR_JUDGED,
-        seconds_per_image=known.seconds_per_image if known else 0.0,
+        seconds_per_image=seconds,
         other_seconds_per_accepted=OTHER_SECONDS,
         tokens_in_per_prompt=TOKENS_IN,
         tokens_out_per_prompt=TOKENS_OUT,
@@ -189,15 +189,24 @@ def stated(config: Config) -> Figures:
     )
 
 
+def drawing_seconds(config: Config) -> tuple[float, str]:
+    """The catalogue's seconds per image and their source; of a mixture, the mean weighted by the models' shares.
+
+    (0, "") if the speed of a model is unknown.
+    """
+    models = [need for need in requirements_of(config) if need.role == "images"]
+    shares = [entry.share for entry in config.images.models] or [1.0]
+    known = [need.facts for need in models if need.facts and need.facts.seconds_source]
+    if len(known) < len(models):
+        return 0.0, ""
+    seconds = sum(s * facts.seconds_per_image for s, facts in zip(shares, known, strict=True))
+    return seconds, "; ".join(dict.fromkeys(facts.seconds_source for facts in known))
+
+
 def _time_source(config: Config, figures: Figures | None) -> str:
     if figures is not None:
         return figures.source
-    known = {n.role: n.facts for n in requirements_of(config)}["images"]
-    drawing = (
-        known.seconds_source
-        if known and known.seconds_source
-        else "drawing not included, its speed is unknown"
-    )
+    drawing = drawing_seconds(config)[1] or "drawing not included, its speed is unknown"
     return f"{drawing}; everything else assumed to take {OTHER_SECONDS:g} s per accepted image"
 
 

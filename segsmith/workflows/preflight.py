@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from pathlib import Path
 
 from segsmith.config import Config, api_key, cache_dir
 from segsmith.errors import SegsmithError
@@ -121,7 +122,9 @@ def _check_gpu(config: Config, machine: Machine) -> None:
 
 
 def check_models(config: Config, *, ask_llm: bool = True, replaced: Collection[str] = ()) -> None:
-    """Fetch missing model files, check each model in main memory, and build the segmenter once; the GPU is not used.
+    """Fetch missing model files, check each model, and build the segmenter once; the GPU is not used.
+
+    Of large weights only the headers are read.
 
     A missing or broken model is thus reported before the run folder is touched. No server is started. A server named
     by its URL is asked only with `ask_llm`, because a run that has all its prompts needs none. The models behind
@@ -130,7 +133,7 @@ def check_models(config: Config, *, ask_llm: bool = True, replaced: Collection[s
     from segsmith.devices import choose_device
     from segsmith.segmentation.network import build_segmenter
     from segsmith.tools.llm.chat import check_llm
-    from segsmith.tools.vision.clip import OpenClipEncoder
+    from segsmith.tools.vision.clip import OpenClipEncoder, check_encoder
     from segsmith.tools.vision.sam import check_sam
     from segsmith.tools.weights.store import require
 
@@ -141,8 +144,13 @@ def check_models(config: Config, *, ask_llm: bool = True, replaced: Collection[s
     if "llm" not in unused and (ask_llm or config.llm.server != "openai"):
         check_llm(config.llm, api_key())
     choose_device(config.compute.device)
-    encoder = OpenClipEncoder.load(config.judge.clip, "cpu")
-    build_segmenter(config.trainer, len(config.classes), encoder.tower)
+    if config.trainer.encoder_init == "clip":
+        tower = OpenClipEncoder.load(config.judge.clip, "cpu").tower
+        build_segmenter(config.trainer, len(config.classes), tower)
+    else:
+        judge = next(need for need in requirements_of(config) if need.role == "judge")
+        check_encoder(config.judge.clip, found.path if (found := find(judge)) else Path())
+        build_segmenter(config.trainer, len(config.classes))
     if config.labeler.vit != "judge":
         from segsmith.tools.vision.vit import TimmPatchClassifier
 

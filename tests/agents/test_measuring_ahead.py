@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from segsmith.agents.judge.agent import CHUNK
+from segsmith.agents.judge.agent import MEASURED_TOGETHER
 from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.memory.ledger import Evidence
 from segsmith.testing import made_up_run
@@ -28,7 +28,7 @@ class Judge:
 
 @pytest.fixture
 def place(tmp_path):
-    run, ledger, _ = made_up_run(tmp_path / "run", 2 * CHUNK + 6, size=64)
+    run, ledger, _ = made_up_run(tmp_path / "run", 2 * MEASURED_TOGETHER + 6, size=64)
     rows = ledger.images()
     images = {row.id: run.read_image(row) for row in rows}
     ledger.forget_images(row.id for row in rows)
@@ -38,7 +38,11 @@ def place(tmp_path):
 
 def expected(rows):
     ids = [row.id for row in rows]
-    return [ids[:CHUNK], ids[CHUNK : 2 * CHUNK], ids[2 * CHUNK :]]
+    return [
+        ids[:MEASURED_TOGETHER],
+        ids[MEASURED_TOGETHER : 2 * MEASURED_TOGETHER],
+        ids[2 * MEASURED_TOGETHER :],
+    ]
 
 
 def add(measuring, ledger, rows, images):
@@ -63,11 +67,11 @@ def test_a_resumed_session_measures_the_same_chunks(place):
     run, ledger, rows, images = place
     judge = Judge(ledger)
     with suppress(KeyboardInterrupt), MeasuringAhead(judge, ledger, run) as measuring:
-        add(measuring, ledger, rows[: CHUNK + 9], images)
+        add(measuring, ledger, rows[: MEASURED_TOGETHER + 9], images)
         raise KeyboardInterrupt
     assert judge.chunks == expected(rows)[:1]
     with MeasuringAhead(judge, ledger, run) as measuring:
-        add(measuring, ledger, rows[CHUNK + 9 :], images)
+        add(measuring, ledger, rows[MEASURED_TOGETHER + 9 :], images)
     assert judge.chunks == expected(rows)
     assert [image.tobytes() for image in judge.images] == [images[row.id].tobytes() for row in rows]
 
@@ -77,8 +81,8 @@ def test_a_slow_judge_holds_drawing_back(place):
     judge = Judge(ledger)
     judge.gate.clear()
     with MeasuringAhead(judge, ledger, run) as measuring:
-        add(measuring, ledger, rows[:CHUNK], images)  # is being measured
-        drawing = threading.Thread(target=add, args=(measuring, ledger, rows[CHUNK:], images))
+        add(measuring, ledger, rows[:MEASURED_TOGETHER], images)  # is being measured
+        drawing = threading.Thread(target=add, args=(measuring, ledger, rows[MEASURED_TOGETHER:], images))
         drawing.start()
         drawing.join(0.2)
         assert drawing.is_alive()

@@ -5,7 +5,7 @@ import pytest
 from segsmith.config import load_config
 from segsmith.device_memory import GIB
 from segsmith.graph.context import RunContext
-from segsmith.graph.graph import route_plan
+from segsmith.graph.graph import draw, route_plan
 from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.gpu_plan import GpuPlan, GpuStage, plan_gpu
 
@@ -96,3 +96,24 @@ def test_prompts_are_written_while_images_are_drawn_only_where_both_models_fit(o
     assert steps[0].node == "draw"
     assert (len(steps) == 2) is beside
     assert len(route_plan({**state, "reason": "need_prompts"}, Runtime)) == 1
+
+
+@pytest.mark.parametrize(("gib", "ahead"), [(8, False), (24, True)])
+def test_images_are_measured_while_others_are_drawn_only_where_clip_fits(open_context, gib, ahead):
+    context, _ = open_context(plan(gib))
+    given = {}
+
+    class Images:
+        def draw(self, prompts, round_, **options):
+            given.update(options)
+
+    class Runtime:
+        pass
+
+    Runtime.context = context
+    context.use(image_agent=Images(), judge_agent=None)
+    writer = "segsmith.graph.graph.get_stream_writer"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, lambda: print)
+        draw({"draw": [], "write": {}, "round": 0}, Runtime)
+    assert ("on_images" in given) is ahead

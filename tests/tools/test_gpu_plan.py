@@ -5,6 +5,7 @@ import pytest
 from segsmith.config import load_config
 from segsmith.device_memory import GIB
 from segsmith.tools.gpu_plan import GpuStage, Part, plan_gpu, read_figures, usable
+from segsmith.types import MEASURED_TOGETHER
 
 
 def config(preset="gpu", **settings):
@@ -82,3 +83,32 @@ def test_more_classes_make_the_trainers_batch_smaller():
 def test_decoding_in_slices_is_what_the_figures_are_for():
     decoding = read_figures()["images:stabilityai/stable-diffusion-xl-base-1.0:decoding"]
     assert 1.0 < decoding.needs(1) / GIB < 2.5
+
+
+def test_clip_is_counted_beside_the_image_model_because_it_measures_while_images_are_drawn():
+    judge = read_figures()["judge:ViT-L-14"]
+    plan = plan_gpu(config(), 24 * GIB)
+    assert dict(plan.of(GpuStage.DRAW).loads)[Part.JUDGE] == judge.weights + judge.needs(MEASURED_TOGETHER)
+    assert plan.judges_while_drawing
+
+
+def test_where_clip_does_not_fit_beside_the_image_model_it_measures_afterwards():
+    plan = plan_gpu(config(), 8 * GIB)
+    assert Part.JUDGE not in dict(plan.of(GpuStage.DRAW).loads)
+    assert not plan.judges_while_drawing
+    on_the_cpu = plan_gpu(config(compute={"device": "cpu"}), 8 * GIB)
+    assert on_the_cpu.judges_while_drawing
+
+
+def test_a_mixture_is_planned_with_its_largest_model():
+    sdxl, turbo = "stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sd-turbo"
+    mixed = config(images={"models": [{"model": turbo, "share": 0.5}, {"model": sdxl, "share": 0.5}]})
+    for gib in (8, 12, 24):
+        assert plan_gpu(mixed, gib * GIB).stages == plan_gpu(config(), gib * GIB).stages
+    one_lacks = config(
+        images={**mixed.images.model_dump(include={"models"}), "offload": "none"},
+        llm={"server": "openai", "base_url": "http://127.0.0.1:1/v1"},
+    )
+    plan = plan_gpu(one_lacks, 6 * GIB)
+    assert sdxl in plan.problem
+    assert "images.models" in plan.remedy

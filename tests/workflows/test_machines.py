@@ -136,3 +136,13 @@ def test_nothing_is_checked_on_the_gpu(monkeypatch):
     )
     check_models(config("sim"))
     assert devices == ["cpu"]
+
+
+def test_a_mixture_on_the_cpu_needs_the_memory_of_its_largest_model():
+    models = ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sd-turbo")
+
+    def needed(*names):
+        images = {"models": [{"model": name, "share": 1 / len(names)} for name in names]}
+        return doctor.memory_bytes(config("cpu", images=images), gpu=False)
+
+    assert needed(*models) == needed(*reversed(models)) == max(needed(models[0]), needed(models[1]))

@@ -12,7 +12,7 @@ from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.vision.mini_clip import packaged_checkpoint
 from segsmith.tools.weights.catalogue import SAM_FILES
 from segsmith.workflows import estimate as estimates
-from segsmith.workflows.estimate import Figures, estimate, measure, recall, remember
+from segsmith.workflows.estimate import OTHER_SECONDS, Figures, estimate, measure, recall, remember
 from segsmith.workflows.model_provenance import model_rows
 from segsmith.workflows.preflight import check_models
 
@@ -149,3 +149,29 @@ def test_a_damaged_figures_file_is_as_good_as_none():
     estimates.figures_file().parent.mkdir(parents=True)
     estimates.figures_file().write_text("{")
     assert recall(Config()) is None
+
+
+def test_a_mixture_takes_the_weighted_time_of_its_models():
+    """sd-turbo is in the catalogue with a time, SDXL too; a model without a time leaves the whole unknown."""
+    sdxl, turbo = "stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sd-turbo"
+
+    def seconds(*models):
+        images = {"models": [{"model": name, "share": share} for name, share in models]}
+        made = estimate(
+            load_config(preset="gpu", flags={"classes": ("cat",), "per_class": 60, "images": images}), None
+        )
+        return made.hours * 3600 - 60 * OTHER_SECONDS, made.sources["time"]
+
+    alone = {name: seconds((name, 1.0))[0] for name in (sdxl, turbo)}
+    mixed, source = seconds((sdxl, 0.75), (turbo, 0.25))
+    assert mixed == pytest.approx(0.75 * alone[sdxl] + 0.25 * alone[turbo])
+    assert "unknown" not in source
+    unknown, source = seconds((sdxl, 0.75), ("lab/new-model", 0.25))
+    assert unknown == pytest.approx(0)
+    assert "unknown" in source
+
+
+def test_the_cap_of_the_hosted_preset_is_in_the_plan():
+    made = estimate(load_config(preset="hosted", flags={"classes": ("cat",), "per_class": 600}), None)
+    assert made.usd > 10
+    assert any("max_usd = 10" in line for line in made.warnings)

@@ -36,12 +36,10 @@ from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import ImageTextEncoder
 from segsmith.reasons import VerdictReason
 from segsmith.segmentation.image_ops import grey, is_blank, sharpness
-from segsmith.types import ClassTally, Image, Vectors
+from segsmith.types import MEASURED_TOGETHER, ClassTally, Image, Vectors
 
 TEMPLATES = ("a photo of {}", "a picture of {}")
 THUMBNAIL = 16
-CHUNK = 32
-"""Images measured between two commits; a crash loses at most the measurements of one chunk."""
 READ = 2048
 """Images that are decided about at a time."""
 
@@ -91,8 +89,8 @@ class JudgeAgent:
         """
         every = rows is None
         rows = self._ledger.unmeasured() if rows is None else rows
-        for start in range(0, len(rows), CHUNK):
-            chunk = range(start, min(start + CHUNK, len(rows)))
+        for start in range(0, len(rows), MEASURED_TOGETHER):
+            chunk = range(start, min(start + MEASURED_TOGETHER, len(rows)))
             measured = self._ledger.measured([rows[i].id for i in chunk])
             todo = [i for i in chunk if rows[i].id not in measured]
             self._measure(

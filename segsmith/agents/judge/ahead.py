@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from segsmith.agents.judge.agent import CHUNK, JudgeAgent
+from segsmith.agents.judge.agent import JudgeAgent
 from segsmith.memory.ledger import ImageRow, Ledger
 from segsmith.memory.run_folder import RunFolder
-from segsmith.types import Image
+from segsmith.types import MEASURED_TOGETHER, Image
 
 
 class MeasuringAhead:
@@ -32,7 +32,7 @@ class MeasuringAhead:
         """Take new rows of the ledger, with the images that are in memory. Raises what measuring raised."""
         self._rows += rows
         self._images |= images
-        while len(self._rows) >= CHUNK:
+        while len(self._rows) >= MEASURED_TOGETHER:
             self._start()
 
     def __enter__(self) -> MeasuringAhead:
@@ -49,7 +49,7 @@ class MeasuringAhead:
 
     def _start(self) -> None:
         self._wait()
-        chunk, self._rows = self._rows[:CHUNK], self._rows[CHUNK:]
+        chunk, self._rows = self._rows[:MEASURED_TOGETHER], self._rows[MEASURED_TOGETHER:]
         images = [self._images.pop(row.id, None) for row in chunk]
         self._running = self._pool.submit(self._measure, chunk, images)
 

@@ -23,12 +23,11 @@ from segsmith.terminal_text import first_line
 from segsmith.tools.images.decoding import SlicedDecoder, sliced_decoder
 from segsmith.tools.images.denoising import SHRINKABLE, NothingLeft, StepWatch, watched
 from segsmith.tools.images.diffusion_files import (
-    check_tensors,
-    load_tensors,
     pipeline_files,
     settings_name,
 )
 from segsmith.tools.images.pipeline_calls import arguments, default_steps, parameters_of
+from segsmith.tools.weights.tensor_files import check_tensors, load_tensors
 from segsmith.types import Drawn, Gate, Image, ImageRequest
 
 logger = logging.getLogger(__name__)

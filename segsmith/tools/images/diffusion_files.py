@@ -9,13 +9,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from segsmith.config import ImagesConfig
 from segsmith.errors import SegsmithError
-from segsmith.terminal_text import first_line
 from segsmith.tools.weights.model_requirements import image_model
 from segsmith.tools.weights.pipeline_files import (
     AUTO,
@@ -25,11 +21,11 @@ from segsmith.tools.weights.pipeline_files import (
     check_known_to_diffusers,
     check_runs_without_its_code,
     choose_variant,
-    missing_shards,
     needed_files,
     read_index,
 )
 from segsmith.tools.weights.store import find, require
+from segsmith.tools.weights.tensor_files import check_tensors, missing_shards
 
 
 @dataclass(frozen=True)
@@ -81,26 +77,6 @@ def pipeline_files(config: ImagesConfig, *, offline: bool) -> PipelineFiles:
         return _checked(found.path, found.files, config)
     files = tuple(path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*")))
     return _checked(folder, (INDEX, *files), config)
-
-
-def check_tensors(path: str | Path) -> None:
-    """Raise `SegsmithError` unless the file opens as safetensors, which compares its length with its header."""
-    try:
-        with safe_open(str(path), framework="np"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise SegsmithError(
-            f"The weights {path} cannot be read: {first_line(error)}.",
-            "Download that file again; it is truncated or not a safetensors file.",
-        ) from None
-
-
-def load_tensors(path: str) -> dict[str, Any]:
-    """All tensors of a safetensors file, on the CPU."""
-    from safetensors.torch import load_file
-
-    check_tensors(path)
-    return load_file(path)
 
 
 def _checked(folder: Path, names: tuple[str, ...], config: ImagesConfig) -> PipelineFiles:

@@ -11,6 +11,7 @@ from segsmith.config import LLMConfig
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import first_line
 from segsmith.tools.llm.local_server import LocalServer, ServerPlan
+from segsmith.tools.weights.tensor_files import check_tensors, missing_shards
 
 VERSION_TIMEOUT_S = 60.0
 """For `vllm --version`, which imports torch first."""
@@ -62,7 +63,10 @@ def vllm_version(config: LLMConfig) -> str:
 
 
 def check_vllm(config: LLMConfig) -> None:
-    """Raise `SegsmithError` if a vLLM server would lack its program or a model in the folder. Starts nothing."""
+    """Raise `SegsmithError` if a vLLM server would lack its program or a complete model in the folder.
+
+    Starts nothing; of weights, only headers are read.
+    """
     vllm_command(config)
     folder = Path(config.model).expanduser()
     if folder.is_dir() and not ((folder / "config.json").is_file() and list(folder.glob("*.safetensors"))):
@@ -70,6 +74,14 @@ def check_vllm(config: LLMConfig) -> None:
             f"The folder {config.model} contains no language model (config.json and safetensors weights).",
             "Set llm.model to a hub id, or to a folder that transformers saved.",
         )
+    if folder.is_dir():
+        if missing := missing_shards(folder, [path.name for path in folder.glob("*.json")]):
+            raise SegsmithError(
+                f"The language model {config.model} lacks the weights {missing[0]}, which an index of shards names.",
+                "Download the whole model again.",
+            )
+        for weights in sorted(folder.glob("*.safetensors")):
+            check_tensors(weights)
 
 
 def vllm_server(config: LLMConfig, log: Path | None = None) -> LocalServer:

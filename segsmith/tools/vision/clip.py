@@ -24,7 +24,8 @@ from segsmith.errors import SegsmithError
 from segsmith.model_loading import READ_ERRORS, cached_first
 from segsmith.terminal_text import first_line
 from segsmith.tools.vision.clip_config import check_clip, read_clip_config
-from segsmith.tools.weights.model_requirements import OPEN_CLIP_CONFIG
+from segsmith.tools.weights.model_requirements import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from segsmith.tools.weights.tensor_files import tensor_shapes
 from segsmith.types import Image, Vectors
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ BPE_FILE = "bpe.txt.gz"
 """Optional file in a model folder: its byte-pair vocabulary for open_clip's SimpleTokenizer."""
 SHOWN_TAGS = 6
 TEXT_CACHE = 8192
+HEADER_ONLY = 1 << 28
+"""Bytes of a weights file above which a check reads its header only."""
 
 
 class OpenClipEncoder:
@@ -97,11 +100,7 @@ class OpenClipEncoder:
         try:
             model, preprocess, tokenizer = cached_first(parts)
         except READ_ERRORS as error:
-            raise SegsmithError(
-                f"Cannot load the CLIP model {spec!r}: {first_line(error)}.",
-                "Use 'mini', a folder with open_clip_config.json and its weights, or name:file "
-                "with weights that fit the name.",
-            ) from error
+            raise _unloadable(spec, error) from error
         return cls(model, preprocess, tokenizer, name=spec, device=device, precision=precision, parked=parked)
 
     def release(self) -> None:
@@ -203,6 +202,59 @@ class OpenClipEncoder:
             self._texts.move_to_end(text)
         while len(self._texts) > TEXT_CACHE:
             self._texts.popitem(last=False)
+
+
+def check_encoder(spec: str, weights: Path) -> None:
+    """Check a CLIP as `OpenClipEncoder.load` would, but of a large safetensors file read the header only.
+
+    `weights` is the file, or the folder, of `spec`. A file whose tensors open_clip would have to convert, or that is
+    not safetensors, is loaded. Raises `SegsmithError` as `load` does.
+    """
+    if weights.is_dir():
+        weights = weights / OPEN_CLIP_WEIGHTS[0]
+    if weights.suffix == ".safetensors" and weights.is_file() and weights.stat().st_size > HEADER_ONLY:
+        found = tensor_shapes(weights)
+        own = _shapes(spec)
+        if own.keys() == found.keys():
+            wrong = next((name for name, shape in own.items() if found[name] != shape), None)
+            if (
+                wrong is None or "positional_embedding" in wrong or "pos_embed" in wrong
+            ):  # resized when loaded
+                return
+            raise _unloadable(spec, f"{wrong} has the shape {found[wrong]} instead of {own[wrong]}")
+    OpenClipEncoder.load(spec, "cpu")
+
+
+def _shapes(spec: str) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight of a CLIP, built without memory; empty if it cannot be built that way."""
+    model_name, _, _ = _resolve(spec)
+
+    def build() -> Any:
+        _has_hf_tokenizer(model_name)
+        return open_clip.create_model(model_name, load_weights=False, pretrained_hf=False, device="meta")
+
+    logging.getLogger().addFilter(_expected)
+    try:
+        with torch.device("meta"):
+            model = cached_first(build)
+    except READ_ERRORS:
+        return {}
+    finally:
+        logging.getLogger().removeFilter(_expected)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _expected(record: logging.LogRecord) -> bool:
+    """A log filter: open_clip warns of a model without weights, which is what `_shapes` asks for."""
+    return "No pretrained weights" not in record.getMessage()
+
+
+def _unloadable(spec: str, reason: object) -> SegsmithError:
+    return SegsmithError(
+        f"Cannot load the CLIP model {spec!r}: {first_line(reason)}.",
+        "Use 'mini', a folder with open_clip_config.json and its weights, or name:file "
+        "with weights that fit the name.",
+    )
 
 
 def _resolve(spec: str) -> tuple[str, str | None, Path | None]:

@@ -119,26 +119,6 @@ def needed_files(names: Iterable[str], index: PipelineIndex, variant: str) -> li
     return chosen
 
 
-def missing_shards(folder: Path, names: Iterable[str]) -> list[str]:
-    """Weights files that an index of shards among `names` lists and `folder` lacks.
-
-    Raises `SegsmithError` for an index that cannot be read.
-    """
-    missing = []
-    for name in names:
-        if ".safetensors.index" not in name:
-            continue
-        path = folder / name
-        try:
-            shards = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise SegsmithError(
-                f"{path} does not list the weights: {first_line(error)}.", "Download the model again."
-            ) from None
-        missing += [f"{path.parent.name}/{shard}" for shard in shards if not (path.parent / shard).is_file()]
-    return sorted(missing)
-
-
 def _variant_of(name: str, index: PipelineIndex) -> str | None:
     """The variant of a weights file or of an index of shards; "" for plain weights, None for any other file.
 

@@ -1,13 +1,16 @@
 """Starting vLLM: a stand-in program that fails as the real one does."""
 
+import json
 import stat
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from segsmith.config import LLMConfig
 from segsmith.errors import SegsmithError
-from segsmith.tools.llm.vllm import smaller_share, vllm_server, vllm_version
+from segsmith.tools.llm.vllm import check_vllm, smaller_share, vllm_server, vllm_version
 
 NO_CACHE = "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`."
 LITTLE_FREE = (
@@ -122,3 +125,30 @@ def test_a_share_is_lowered_only_as_far_as_memory_is_free():
     assert smaller_share(0.5, LITTLE_FREE) == pytest.approx(10.2 / 24 - 0.02, abs=1e-3)
     assert smaller_share(0.5, NO_CACHE) == 0.5
     assert smaller_share(0.5, "ValueError: anything else") is None
+
+
+@pytest.mark.parametrize("damage", ["none", "truncated", "missing", "unreadable index"])
+def test_shards_of_a_model_folder_are_checked_before_a_server_starts(vllm, tmp_path, damage):
+    folder = tmp_path / "llm"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for shard in shards:
+        save_file({shard: np.zeros(1000, np.float32)}, folder / shard)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {shard: shard for shard in shards}}))
+    if damage == "truncated":
+        (folder / shards[1]).write_bytes((folder / shards[1]).read_bytes()[:2000])
+    elif damage == "missing":
+        (folder / shards[1]).unlink()
+    elif damage == "unreadable index":
+        index.write_text("{")
+    config = vllm().model_copy(update={"model": str(folder)})
+    if damage == "none":
+        check_vllm(config)
+        return
+    with pytest.raises(SegsmithError) as error:
+        check_vllm(config)
+    assert "\n" not in str(error.value)
+    assert ("index" if damage == "unreadable index" else shards[1]) in str(error.value)
+    assert "Download" in error.value.remedy

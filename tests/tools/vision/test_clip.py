@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,13 +7,13 @@ import open_clip
 import pytest
 import torch
 from PIL import Image as PILImage
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import segsmith.tools.vision.mini_clip as mini
 from segsmith.errors import SegsmithError
 from segsmith.protocols import ImageTextEncoder
 from segsmith.tools.vision import clip
-from segsmith.tools.vision.clip import OpenClipEncoder
+from segsmith.tools.vision.clip import OpenClipEncoder, check_encoder
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 TIMM_VISION = {"image_size": 128, "timm_model_name": mini.TOWER, "timm_pool": "avg", "timm_proj": "linear"}
@@ -216,3 +217,29 @@ def test_images_resized_together_are_those_that_open_clip_prepares(encoder, side
         difference = (encoder._prepared(images) - expected).abs().max()
         assert difference <= 2.5 / 255 / 0.5
         assert difference == 0 or side not in (size, (size, size))
+
+
+@pytest.mark.parametrize("damage", ["none", "truncated", "other shapes"])
+def test_a_large_clip_is_checked_by_its_header(tmp_path, timm_folder, monkeypatch, damage):
+    folder = tmp_path / "clip"
+    shutil.copytree(timm_folder, folder)
+    weights = folder / "open_clip_model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "other shapes":
+        state = load_file(weights)
+        save_file({**state, "text.text_projection": state["text.text_projection"][:, :8].clone()}, weights)
+    monkeypatch.setattr(clip, "HEADER_ONLY", 0)
+
+    def load(*_, **__):
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr(OpenClipEncoder, "load", load)
+    if damage == "none":
+        check_encoder(str(folder), folder)
+        return
+    with pytest.raises(SegsmithError) as error:
+        check_encoder(str(folder), folder)
+    assert "\n" not in str(error.value)
+    assert ("text_projection" if damage == "other shapes" else weights.name) in str(error.value)
+    assert error.value.remedy
