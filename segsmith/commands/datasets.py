@@ -63,6 +63,8 @@ def validate(
     if found.problems:
         raise typer.Exit(1)
     out.print("No problems found." if run is None else "No problems found; everything is as in the run.")
+    if found.also_read_by:
+        out.print(f"{found.also_read_by} reads the same.")
 
 
 @app.command()

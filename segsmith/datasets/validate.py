@@ -14,6 +14,7 @@ from scipy.fft import dctn
 
 from segsmith.datasets.dataset_files import DatasetFiles, class_name_problem, name_problem
 from segsmith.datasets.detect import detect
+from segsmith.datasets.foreign_readers import compare, digest, find_reader
 from segsmith.datasets.formats.voc import jpeg_bytes
 from segsmith.datasets.instances import without_specks
 from segsmith.datasets.objects import histogram
@@ -61,6 +62,7 @@ KINDS = {
     "other_labels": "other image labels than the run's",
     "other_mask": "another mask than the run's",
     "other_image": "another image than the run's",
+    "other_reading": "a library that reads this format reads something else than segsmith",
 }
 """Every kind of problem, and what it means."""
 
@@ -82,7 +84,8 @@ CANDIDATES = 64
 class Validation:
     """What a dataset holds, and everything wrong with it.
 
-    `conversions` counts the images that segsmith does not use as they are stored.
+    `conversions` counts the images that segsmith does not use as they are stored. `also_read_by` names the library
+    that read the same, "" where none was used.
     """
 
     format: str
@@ -91,14 +94,16 @@ class Validation:
     splits: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     conversions: Counter[Conversion] = field(default_factory=Counter)
+    also_read_by: str = ""
 
 
 def validate(root: Path, original: RunDataset | None = None) -> Validation:
     """Read every image and label of a dataset, in any format of `FORMATS`.
 
     With `original`, what a run exports, classes, splits, labels and every pixel are compared as well; JPEG
-    images are compared with the original saved as JPEG. Raises `SegsmithError` only if `root` is not a
-    dataset at all.
+    images are compared with the original saved as JPEG. If nothing is wrong then, the library that users read this
+    format with reads it, too, where it is installed (`foreign_readers`). Raises `SegsmithError` only if `root` is not
+    a dataset at all.
     """
     form = detect(root)
     found = Validation(form.name)
@@ -118,6 +123,10 @@ def validate(root: Path, original: RunDataset | None = None) -> Validation:
     found.images = tally.images
     found.splits = dict(tally.splits)
     found.conversions = tally.conversions
+    reader = None if original is None or found.problems else find_reader(root, data.format)
+    if reader is not None:
+        found.problems += compare(reader, root, data, found.splits, tally.digests)
+        found.also_read_by = "" if found.problems else reader.library
     return found
 
 
@@ -128,6 +137,8 @@ class _Tally:
         self.images = 0
         self.splits: Counter[str] = Counter()
         self.conversions: Counter[Conversion] = Counter()
+        self.digests: dict[str, bytes] = {}
+        """Image id -> `digest` of its label map, for a second reading; only beside a run."""
         self._data = data
         self._original = original
         self._records = {} if original is None else {r.id: r for r in original.records}
@@ -157,6 +168,8 @@ class _Tally:
         self.conversions.update(sample.conversions)
         yield from self._near.add(record.split, record.where, sample.image)
         if sample.label_map is not None:
+            if self._original is not None:
+                self.digests[record.id] = digest(sample.label_map)
             yield from self._label_map(record, sample.image, sample.label_map, shown)
         if record.id in self._records:
             yield from self._compare(record, sample, self._records[record.id])
