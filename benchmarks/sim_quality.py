@@ -26,6 +26,7 @@ import numpy as np
 from segsmith.config import Config, load_config
 from segsmith.files import png_bytes, read_index_map, write_atomic
 from segsmith.graph.context import RunContext
+from segsmith.graph.graph import build_prompt_graph
 from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.images.simulator import Drawing, Simulator
 from segsmith.types import IGNORE, ImageRequest
@@ -243,16 +244,15 @@ def close_copy(source: Path, target: Path) -> None:
 
 
 def write_prompts(deps: RunContext, per_class: int) -> None:
-    """Only the prompt agent's part of the line, in the batches of a build."""
-    agent, batch = deps.prompt_agent, deps.config.prompts.batch
+    """Only the prompt agent's part of the graph, in the batches of a build's first rounds."""
+    graph, batch = build_prompt_graph(), deps.config.prompts.batch
     for round_ in range(per_class // batch):
         for name in deps.config.classes:
-            drafts = agent.critique(agent.propose(name, batch, round_))
-            for _ in range(deps.config.prompts.max_refines):
-                agent.admit([d for d in drafts if not d["problem"]])
-                drafts = agent.critique(agent.refine([d for d in drafts if d["problem"]]))
-            agent.admit([d for d in drafts if not d["problem"]])
-            agent.drop([d for d in drafts if d["problem"]])
+            graph.invoke(
+                {"class_name": name, "wanted": batch, "round": round_, "judged": 0},
+                {"recursion_limit": 1000},
+                context=deps,
+            )
 
 
 # -- truth -----------------------------------------------------------------------------------------

@@ -124,8 +124,8 @@ def plan_round(
     if left < math.inf:
         allowed = max(1, int(left) // per_prompt)
         draw = draw[:allowed]
-        there = sum(len(waiting.get(name, ())) for name in hopeful)
-        write = _first(write, max(0 if draw else 1, allowed - max(there, len(draw))))
+        ready = max(len(draw), sum(len(waiting.get(name, ())) for name in hopeful))
+        write = _first(write, max(0 if draw else 1, allowed - ready))
     if draw:
         return Plan("draw", draw=tuple(draw), write=write)
     return Plan("need_prompts", write=write)
