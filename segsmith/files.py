@@ -9,12 +9,12 @@ import shutil
 import stat
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,6 +190,23 @@ def image_bytes(image: NDArray[np.uint8], form: ImageFormat, quality: int) -> by
 
 
 # -- opening images -----------------------------------------------------------------------------------------
+
+
+class StoredImages(Sequence[NDArray[np.uint8]]):
+    """Images that are read from their files whenever they are asked for, so that few are in memory at a time."""
+
+    def __init__(self, reads: Sequence[Callable[[], NDArray[np.uint8]]]) -> None:
+        self._reads = reads
+
+    def __len__(self) -> int:
+        return len(self._reads)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredImages: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | StoredImages:
+        return StoredImages(self._reads[index]) if isinstance(index, slice) else self._reads[index]()
 
 
 class UnreadableImage(OSError):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from segsmith.agents.judge.real_classifier import MAX_TEACHERS
 from segsmith.agents.region_check import RegionCheck
 from segsmith.config import LabelerConfig
 from segsmith.datasets.palette import voc_palette
-from segsmith.files import png_bytes, sha256_of, write_atomic
+from segsmith.files import StoredImages, png_bytes, sha256_of, write_atomic
 from segsmith.ids import seed_of
 from segsmith.memory.ledger import PAGE, ImageRow, LabelRow, Ledger, MaskRow, PromptRow, prompt_families
 from segsmith.memory.patch_scores import PatchScoreFile, patch_score_writer
@@ -282,23 +281,6 @@ class LabelerAgent:
         log.warning("%s is missing or damaged: training the ViT again", self._run.patch_scores)
         self.relabel()
         return PatchScoreFile(self._run.patch_scores, self._ledger.patch_scores_sha256)
-
-
-class StoredImages(Sequence[Image]):
-    """Images that are read from their files whenever they are asked for, so that few are in memory at a time."""
-
-    def __init__(self, reads: Sequence[Callable[[], Image]]) -> None:
-        self._reads = reads
-
-    def __len__(self) -> int:
-        return len(self._reads)
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> StoredImages: ...
-    def __getitem__(self, index: int | slice) -> Image | StoredImages:
-        return StoredImages(self._reads[index]) if isinstance(index, slice) else self._reads[index]()
 
 
 def _chunks(rows: Sequence[ImageRow]) -> Iterator[Sequence[ImageRow]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -16,6 +17,7 @@ from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
 
 if TYPE_CHECKING:
+    from segsmith.memory.funnel import Funnel, PromptYield
     from segsmith.workflows.rejudge import Rejudged
 
 
@@ -34,43 +36,42 @@ def ledger(
         raise SegsmithError(
             f"This run has no class {class_name!r}.", f"Name one of: {', '.join(opened.classes)}."
         )
-    funnel = opened.funnel((class_name,) if class_name else ())
+    funnel = opened.funnel((class_name,) if class_name else (), prompts=prompts)
     if as_json:
-        shown_keys = {key: value for key, value in funnel.items() if prompts or key != "prompts"}
-        typer.echo(json.dumps(shown_keys, indent=1))
+        typer.echo(json.dumps(funnel.as_json(prompts=prompts), indent=1))
         return
     _print_steps(funnel)
     _print_reasons(funnel)
     if prompts:
-        _print_prompts(funnel["prompts"])
+        _print_prompts(funnel.prompts)
 
 
-def _print_steps(funnel: dict[str, Any]) -> None:
+def _print_steps(funnel: Funnel) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("class")
-    for step in funnel["steps"]:
+    for step in funnel.total.STEPS:
         table.add_column(step, justify="right")
-    for name, counts in {**funnel["classes"], "all": funnel["all"]}.items():
-        table.add_row(shown(name), *(str(counts[step]) for step in funnel["steps"]))
+    for name, counts in (*funnel.classes.items(), ("all", funnel.total)):
+        table.add_row(shown(name), *map(str, counts.values))
     out.print(table)
 
 
-def _print_reasons(funnel: dict[str, Any]) -> None:
+def _print_reasons(funnel: Funnel) -> None:
     for title, counts in (
-        ("rejected images", funnel["image_rejects"]),
-        ("dropped or rewritten prompts", funnel["prompt_rejects"]),
+        ("rejected images", funnel.image_rejects),
+        ("dropped or rewritten prompts", funnel.prompt_rejects),
     ):
         reasons = ", ".join(f"{shown(reason)} {n}" for reason, n in counts.items()) or "none"
         out.print(f"{title}: {reasons}", soft_wrap=True)
 
 
-def _print_prompts(rows: list[dict[str, Any]]) -> None:
+def _print_prompts(rows: Sequence[PromptYield]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("prompt", "class", "drawn", "accepted", "text"):
         table.add_column(heading, justify="right" if heading in ("drawn", "accepted") else "left")
     for row in rows:
         table.add_row(
-            shown(row["id"]), shown(row["class"]), str(row["drawn"]), str(row["accepted"]), shown(row["text"])
+            shown(row.id), shown(row.class_name), str(row.drawn), str(row.accepted), shown(row.text)
         )
     out.print(table)
 
@@ -167,7 +168,7 @@ def merge(
     for name, tally in merged.tallies.items():
         out.print(f"{shown(name)}: {tally.accepted} of {merged.config.wanted[name]} images")
     command = shlex.join(["segsmith", "build", "--out", str(out_dir)])
-    rejected = merged.funnel()["image_rejects"].get("duplicate", 0)
+    rejected = merged.funnel().image_rejects.get("duplicate", 0)
     out.print(
         f"{rejected} images are duplicates. Label, export and train with: {shown(command)}",
         soft_wrap=True,

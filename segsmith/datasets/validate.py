@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -300,7 +300,7 @@ class _Seen:
     split: str
     where: str
     hash: int
-    thumbnail: NDArray[np.int16]
+    thumbnail: NDArray[np.uint8]
 
 
 class _NearDuplicates:
@@ -312,13 +312,14 @@ class _NearDuplicates:
     """
 
     def __init__(self) -> None:
-        self._bands: dict[tuple[int, int], list[_Seen]] = defaultdict(list)
+        # Of each band only the last images are compared, so memory does not grow with the dataset.
+        self._bands: dict[tuple[int, int], deque[_Seen]] = defaultdict(lambda: deque(maxlen=CANDIDATES))
 
     def add(self, split: str, where: str, image: NDArray[np.uint8]) -> Iterator[Problem]:
         """Remember an (H, W, 3) image; name the first earlier one of another split that looks like it."""
         seen = _describe(split, where, image)
         bands = list(enumerate(_bands(seen.hash)))
-        before = (other for band in bands for other in self._bands[band][-CANDIDATES:])
+        before = (other for band in bands for other in self._bands[band])
         partner = next((other for other in before if other.split != split and _alike(seen, other)), None)
         if partner is not None:
             yield Problem("near_duplicate", where, f"{split} looks like {partner.where} of {partner.split}")
@@ -333,7 +334,7 @@ def _describe(split: str, where: str, image: NDArray[np.uint8]) -> _Seen:
     waves[0] = 0  # overall brightness says nothing
     bits = np.packbits(waves > np.median(waves))
     small = whole.resize((THUMBNAIL, THUMBNAIL), PILImage.Resampling.BOX)
-    return _Seen(split, where, int.from_bytes(bits.tobytes(), "big"), np.asarray(small, np.int16))
+    return _Seen(split, where, int.from_bytes(bits.tobytes(), "big"), np.asarray(small))
 
 
 def _bands(hash_: int) -> list[int]:
@@ -344,4 +345,4 @@ def _bands(hash_: int) -> list[int]:
 def _alike(a: _Seen, b: _Seen) -> bool:
     if (a.hash ^ b.hash).bit_count() > HASH_BITS:
         return False
-    return float(np.abs(a.thumbnail - b.thumbnail).mean()) <= THUMBNAIL_LEVELS
+    return float(np.abs(a.thumbnail.astype(np.int16) - b.thumbnail).mean()) <= THUMBNAIL_LEVELS

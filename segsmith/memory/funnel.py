@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from segsmith.memory.ledger import Ledger
-
-STEPS = ("written", "admitted", "drawn", "accepted", "labelled", "masked")
-"""Prompts are written and admitted; images are drawn, accepted, labelled and masked."""
+from segsmith.memory.ledger import Ledger, StepCounts
 
 
-def read_funnel(ledger: Ledger, classes: Sequence[str]) -> dict[str, Any]:
-    """Plain JSON for these classes: ``steps``, ``classes`` (class -> step -> count), ``all``, rejects, ``prompts``.
+@dataclass(frozen=True)
+class PromptYield:
+    """An admitted prompt and what came of it."""
 
-    A prompt and its images count for the class that the prompt was written for.
-    """
-    prompts = {p.id: p for p in ledger.prompts() if p.class_name in classes}
-    images = [i for i in ledger.images() if i.prompt_id in prompts]
-    verdicts, masks = ledger.verdicts(), ledger.masks()
-    labelled = ledger.labels("relabel")
-    counts = {name: Counter[str]() for name in classes}
-    drawn, accepted = Counter[str](), Counter[str]()
-    for prompt in prompts.values():
-        counts[prompt.class_name].update(written=1, admitted=prompt.status == "admitted")
-    for image in images:
-        good = image.id in verdicts and verdicts[image.id].accepted
-        drawn[image.prompt_id] += 1
-        accepted[image.prompt_id] += good
-        counts[prompts[image.prompt_id].class_name].update(
-            drawn=1, accepted=good, labelled=good and image.id in labelled, masked=good and image.id in masks
-        )
-    judged = (verdicts[i.id] for i in images if i.id in verdicts)
-    return {
-        "steps": list(STEPS),
-        "classes": {name: {step: count[step] for step in STEPS} for name, count in counts.items()},
-        "all": {step: sum(count[step] for count in counts.values()) for step in STEPS},
-        "image_rejects": dict(Counter(v.reason for v in judged if not v.accepted).most_common()),
-        "prompt_rejects": dict(
-            Counter(
-                str(p.critique.get("reason", "")) or p.status
-                for p in prompts.values()
-                if p.status != "admitted"
-            ).most_common()
-        ),
-        "prompts": [
-            {
-                "id": p.id,
-                "class": p.class_name,
-                "text": p.text,
-                "drawn": drawn[p.id],
-                "accepted": accepted[p.id],
-            }
-            for p in prompts.values()
-            if p.status == "admitted"
-        ],
-    }
+    id: str
+    class_name: str
+    text: str
+    drawn: int
+    accepted: int
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Counts of some classes; a prompt and its images count for the class that the prompt was written for."""
+
+    classes: Mapping[str, StepCounts]
+    image_rejects: Mapping[str, int]
+    """Reason -> rejected images, the most frequent first."""
+    prompt_rejects: Mapping[str, int]
+    """Reason -> prompts that are not admitted, the most frequent first."""
+    prompts: Sequence[PromptYield] = ()
+    """The admitted prompts, in the order they were written, where they were asked for."""
+
+    @property
+    def total(self) -> StepCounts:
+        """The sum over the classes."""
+        return StepCounts(*map(sum, zip(*(counts.values for counts in self.classes.values()), strict=True)))
+
+    def as_json(self, *, prompts: bool) -> dict[str, Any]:
+        """Plain JSON, with the list of prompts if wanted."""
+        listed = [
+            {"id": p.id, "class": p.class_name, "text": p.text, "drawn": p.drawn, "accepted": p.accepted}
+            for p in self.prompts
+        ]
+        return {
+            "steps": list(StepCounts.STEPS),
+            "classes": {name: asdict(counts) for name, counts in self.classes.items()},
+            "all": asdict(self.total),
+            "image_rejects": dict(self.image_rejects),
+            "prompt_rejects": dict(self.prompt_rejects),
+            **({"prompts": listed} if prompts else {}),
+        }
+
+
+def read_funnel(ledger: Ledger, classes: Sequence[str], *, prompts: bool = False) -> Funnel:
+    """Count these classes; with `prompts`, list their admitted prompts as well."""
+    counts = ledger.step_counts()
+    return Funnel(
+        {name: counts.get(name, StepCounts()) for name in classes},
+        ledger.reject_reasons(classes),
+        ledger.drop_reasons(classes),
+        [PromptYield(*row) for row in ledger.prompt_yields(classes)] if prompts else (),
+    )

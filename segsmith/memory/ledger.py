@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from segsmith.memory.schema import open_ledger, open_ledger_read_only
 from segsmith.types import ClassTally, Evaluation
@@ -257,6 +257,27 @@ class Passed:
     """Grows in the order of measuring."""
     reason: str = ""
     """That of its verdict so far; "" for none."""
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Prompts written and admitted, and images drawn, accepted, labelled and masked."""
+
+    STEPS: ClassVar = ("written", "admitted", "drawn", "accepted", "labelled", "masked")
+
+    written: int = 0
+    admitted: int = 0
+    drawn: int = 0
+    accepted: int = 0
+    labelled: int = 0
+    """Accepted images that were relabelled."""
+    masked: int = 0
+    """Accepted images with a mask."""
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The counts in the order of `STEPS`."""
+        return tuple(getattr(self, step) for step in self.STEPS)
 
 
 @dataclass(frozen=True)
@@ -783,24 +804,28 @@ class Ledger:
 
     def label_sets(self, source: str) -> dict[str, tuple[str, ...]]:
         """Image id -> classes by one source; `labels` without the scores, which take most of the memory."""
-        rows = self._all("SELECT image_id, classes FROM labels WHERE source=? ORDER BY rowid", source)
-        return {image_id: tuple(json.loads(classes)) for image_id, classes in rows}
+        sets: dict[str, tuple[str, ...]] = {}  # few, each of many images
+        found = {}
+        for image_id, text in self._pages(
+            "SELECT image_id, classes, rowid FROM labels WHERE source=? AND rowid > ? ORDER BY rowid LIMIT ?",
+            source,
+        ):
+            if text not in sets:
+                sets[text] = tuple(json.loads(text))
+            found[image_id] = sets[text]
+        return found
 
     def each_mask(self) -> Iterator[MaskRow]:
         """The rows of `masks`, read in pages; the ledger may be written to in between."""
-        last = 0
-        while rows := self._all(
+        for image_id, pixels, ignored, sources, sha256 in self._pages(
             """SELECT image_id, pixels, ignore_share, sources, sha256, rowid FROM masks
-               WHERE rowid > ? ORDER BY rowid LIMIT ?""",
-            last,
-            PAGE,
+               WHERE rowid > ? ORDER BY rowid LIMIT ?"""
         ):
-            yield from (MaskRow(r[0], json.loads(r[1]), r[2], json.loads(r[3]), r[4]) for r in rows)
-            last = rows[-1][5]
+            yield MaskRow(image_id, json.loads(pixels), ignored, json.loads(sources), sha256)
 
     def masks(self) -> dict[str, MaskRow]:
-        rows = self._all("SELECT image_id, pixels, ignore_share, sources, sha256 FROM masks ORDER BY rowid")
-        return {r[0]: MaskRow(r[0], json.loads(r[1]), r[2], json.loads(r[3]), r[4]) for r in rows}
+        """Image id -> its mask's row."""
+        return {mask.image_id: mask for mask in self.each_mask()}
 
     def dataset_inputs(self) -> DatasetInputs:
         """What a dataset would be made from now."""
@@ -858,6 +883,71 @@ class Ledger:
                JOIN verdicts v ON v.image_id=d.subject WHERE v.accepted <> (d.action='accept') LIMIT 1"""
         )
         return row is not None
+
+    def step_counts(self) -> dict[str, StepCounts]:
+        """Class of a prompt -> how many of its prompts and images reached each step."""
+        prompts = self._all(
+            "SELECT class_name, COUNT(*), SUM(status='admitted') FROM prompts GROUP BY class_name"
+        )
+        images = self._all(
+            """SELECT p.class_name, COUNT(*), COALESCE(SUM(v.accepted), 0),
+                      COALESCE(SUM(v.accepted AND l.image_id NOT NULL), 0),
+                      COALESCE(SUM(v.accepted AND m.image_id NOT NULL), 0)
+               FROM images i JOIN prompts p ON p.id=i.prompt_id
+               LEFT JOIN verdicts v ON v.image_id=i.id
+               LEFT JOIN labels l ON l.image_id=i.id AND l.source='relabel'
+               LEFT JOIN masks m ON m.image_id=i.id GROUP BY p.class_name"""
+        )
+        of_images = {name: counts for name, *counts in images}
+        return {name: StepCounts(*counts, *of_images.get(name, ())) for name, *counts in prompts}
+
+    def reject_reasons(self, classes: Sequence[str]) -> dict[str, int]:
+        """Reason -> rejected images of prompts of these classes, the most frequent reason first."""
+        rows = self._all(
+            _among(
+                """SELECT v.reason, COUNT(*) FROM verdicts v JOIN images i ON i.id=v.image_id
+                   JOIN prompts p ON p.id=i.prompt_id WHERE NOT v.accepted AND p.class_name""",
+                classes,
+            )
+            + " GROUP BY v.reason ORDER BY COUNT(*) DESC, MIN(i.rowid)",
+            *classes,
+        )
+        return dict(rows)
+
+    def drop_reasons(self, classes: Sequence[str]) -> dict[str, int]:
+        """Reason (or status) -> prompts of these classes that are not admitted, the most frequent first."""
+        rows = self._all(
+            _among(
+                """SELECT COALESCE(NULLIF(json_extract(critique, '$.reason'), ''), status) AS why, COUNT(*)
+                   FROM prompts WHERE status <> 'admitted' AND class_name""",
+                classes,
+            )
+            + " GROUP BY why ORDER BY COUNT(*) DESC, MIN(rowid)",
+            *classes,
+        )
+        return {str(reason): count for reason, count in rows}
+
+    def prompt_yields(self, classes: Sequence[str]) -> list[tuple[str, str, str, int, int]]:
+        """(Id, class, text, images drawn, accepted) of the admitted prompts of these classes, in their order."""
+        rows = self._all(
+            _among(
+                """SELECT p.id, p.class_name, p.text, c.drawn, c.accepted FROM prompts p
+                   JOIN prompt_counts c ON c.prompt_id=p.id WHERE p.status='admitted' AND p.class_name""",
+                classes,
+            )
+            + " ORDER BY p.rowid",
+            *classes,
+        )
+        return rows
+
+    def unlabelled(self, source: str) -> list[ImageRow]:
+        """Images without labels of this source, in the order they were drawn."""
+        rows = self._all(
+            """SELECT i.* FROM images i LEFT JOIN labels l ON l.image_id=i.id AND l.source=?
+               WHERE l.image_id IS NULL ORDER BY i.rowid""",
+            source,
+        )
+        return [ImageRow(*row) for row in rows]
 
     def usage(self) -> dict[str, UsageRow]:
         """Role -> the sum of its rows; `model` is the last one used."""
@@ -937,6 +1027,16 @@ class Ledger:
     def _all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
             return self._db.execute(sql, values).fetchall()
+
+    def _pages(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Rows without their last column, the row number; `sql` selects at most ? of them after row number ?.
+
+        They are read in pages, and the ledger may be written to in between.
+        """
+        last = 0
+        while rows := self._all(sql, *values, last, PAGE):
+            yield from (row[:-1] for row in rows)
+            last = rows[-1][-1]
 
     def _each(self, sql: str) -> Iterator[tuple[Any, ...]]:
         """Rows in pages; `sql` selects at most ? of them after the first column ?, in its order.

@@ -16,7 +16,6 @@ from segsmith.memory.ledger import (
     DecisionRow,
     GuidanceRow,
     ImageRow,
-    LabelRow,
     Ledger,
     MaskRow,
     ModelRow,
@@ -51,7 +50,8 @@ class RunData:
     images: Sequence[ImageRow]
     undrawn: Sequence[UndrawnRow]
     verdicts: Mapping[str, VerdictRow]
-    labels: Mapping[str, Mapping[str, LabelRow]]
+    labels: Mapping[str, Mapping[str, tuple[str, ...]]]
+    """Source -> image id -> classes; without the scores, which take most of a ledger's memory."""
     masks: Mapping[str, MaskRow]
     thresholds: Mapping[str, float]
     summary: RunSummary
@@ -98,10 +98,10 @@ def read_run(run: RunFolder, ledger: Ledger) -> RunData:
     reader = _Reader()
     # Rows before what they refer to: a session may be writing, and what is read later is more complete.
     masks = reader.rows("masks", ledger.masks, partial(_mask_ok, run))
-    labels: dict[str, dict[str, LabelRow]] = {}
-    for source in LABEL_SOURCES:
-        rows = reader.rows(f"{source} labels", partial(ledger.labels, source), _label_ok)
-        labels[source] = {row.image_id: row for row in rows}
+    labels = {
+        source: dict(reader.rows(f"{source} labels", partial(_label_sets, ledger, source), _label_ok))
+        for source in LABEL_SOURCES
+    }
     verdicts = reader.rows("verdicts", ledger.verdicts, _verdict_ok)
     images = reader.rows("images", ledger.images, partial(_image_ok, run))
     prompts = {p.id: p for p in reader.rows("prompts", ledger.prompts, _prompt_ok)}
@@ -259,8 +259,12 @@ def _verdict_ok(row: VerdictRow) -> bool:
     return _texts(row.image_id, row.reason) and isinstance(row.scores, Mapping)
 
 
-def _label_ok(row: LabelRow) -> bool:
-    return _texts(row.image_id, *row.classes)
+def _label_sets(ledger: Ledger, source: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+    return ledger.label_sets(source).items()
+
+
+def _label_ok(row: tuple[str, tuple[str, ...]]) -> bool:
+    return _texts(row[0], *row[1])
 
 
 def _mask_ok(run: RunFolder, row: MaskRow) -> bool:

@@ -221,7 +221,7 @@ def visit_counts(data: RunData) -> VisitCounts:
 
 def label_change(data: RunData, image_id: str) -> LabelChange:
     """Compare relabelling with CLIP's labels, or with the prompt's where CLIP gave none."""
-    found = {s: rows[image_id].classes for s, rows in data.labels.items() if image_id in rows}
+    found = {s: rows[image_id] for s, rows in data.labels.items() if image_id in rows}
     after = found.get("relabel")
     before = found.get("clip", found.get("prompt"))
     if after is None or before is None:

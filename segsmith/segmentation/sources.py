@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset
 
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.errors import SegsmithError
-from segsmith.files import UnreadableImage, png_bytes, read_index_map, write_atomic
+from segsmith.files import UnreadableImage, atomic_file, png_bytes, read_index_map
 from segsmith.types import IGNORE
 
 SAM = 1
@@ -122,11 +121,9 @@ class LabelSources(Dataset[Sample]):
 
 def save_maps(path: Path, names: Sequence[str], maps: Iterable[NDArray[np.uint8]]) -> None:
     """Write a zip archive with the (H, W) uint8 label map of each image as PNG, atomically."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, label_map in zip(names, maps, strict=True):
             archive.writestr(zipfile.ZipInfo(f"{name}.png"), png_bytes(label_map))
-    write_atomic(path, buffer.getvalue())
 
 
 def load_maps(path: Path, names: Sequence[str]) -> list[bytes]:

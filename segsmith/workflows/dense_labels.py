@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import tee
 from pathlib import Path
 
@@ -13,7 +16,9 @@ from numpy.typing import NDArray
 
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
+from segsmith.files import PART, StoredImages
 from segsmith.ids import seed_of
+from segsmith.memory.patch_scores import PatchScoreFile, patch_score_writer
 from segsmith.protocols import PatchClassifier
 from segsmith.segmentation.masks import MaskSettings, plan_mask
 from segsmith.segmentation.metrics import score_pairs
@@ -48,20 +53,33 @@ def find_seeds(
     targets = np.zeros((len(train), len(train.classes)), np.float32)
     for row, indices in zip(targets, present, strict=True):
         row[[i - 1 for i in indices]] = 1
-    images = [train.raw(index)[0] for index in range(len(train))]
-    maps = classifier.out_of_fold(images, targets, train.ids).maps
+    images = StoredImages([partial(_image, train, index) for index in range(len(train))])
 
-    def seeds() -> Iterator[NDArray[np.uint8]]:
-        for name, image, scores, indices in zip(train.ids, images, maps, present, strict=True):
+    def seeds(maps: PatchScoreFile) -> Iterator[NDArray[np.uint8]]:
+        for name, size, indices in zip(train.ids, train.sizes, present, strict=True):
             rng = np.random.default_rng(seed_of("seeds", seed, name))
-            plan = plan_mask(scores, [i - 1 for i in indices], image.shape[:2], rng, settings)
-            drawn = np.full(image.shape[:2], IGNORE, np.uint8)
+            plan = plan_mask(maps[name], [i - 1 for i in indices], size, rng, settings)
+            drawn = np.full(size, IGNORE, np.uint8)
             # Seeds overlap only where a class was outscored everywhere; the smaller one keeps its few pixels.
             for index, mask in sorted(plan.seeds.items(), key=lambda item: -item[1].sum()):
                 drawn[mask] = index + 1
             yield drawn
 
-    save_maps(path, train.ids, seeds())
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART) as folder:
+        scores = Path(folder) / "patch_scores.npz"
+        with patch_score_writer(scores) as add:
+
+            def keep(where: NDArray[np.int64], maps: NDArray[np.float32]) -> None:
+                for index, of_image in zip(where, maps, strict=True):
+                    add(train.ids[index], of_image)
+
+            classifier.out_of_fold(images, targets, train.ids, keep)
+        with closing(PatchScoreFile(scores, "")) as stored:
+            save_maps(path, train.ids, seeds(stored))
+
+
+def _image(data: VocFolder, index: int) -> NDArray[np.uint8]:
+    return data.raw(index)[0]
 
 
 def write_dense(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segsmith.config import Config
 from segsmith.events import SessionEnded
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segsmith.datasets.export import ExportSummary
     from segsmith.datasets.records import Origin, Record
     from segsmith.datasets.run_dataset import RunDataset
+    from segsmith.memory.funnel import Funnel
     from segsmith.workflows.estimate import Figures
 
 TEST_SETS = ("real_val", "test_set", "synthetic_val")
@@ -292,12 +293,12 @@ class Run:
 
     # -- for the commands -----------------------------------------------------------------------------
 
-    def funnel(self, classes: tuple[str, ...] = ()) -> Any:
-        """How many prompts and images reached each step, and why the others did not (`memory.funnel`)."""
+    def funnel(self, classes: tuple[str, ...] = (), *, prompts: bool = False) -> Funnel:
+        """How many prompts and images reached each step, and why the others did not; `prompts` lists the admitted."""
         from segsmith.memory.funnel import read_funnel
 
         with self._ledger() as ledger:
-            return read_funnel(ledger, classes or self.classes)
+            return read_funnel(ledger, classes or self.classes, prompts=prompts)
 
     def exported(self) -> RunDataset:
         """What the run exports, for comparison with a dataset."""

@@ -278,10 +278,10 @@ def test_a_shortfall_that_a_later_session_filled_is_not_shown(whole):
 
 def test_label_change_compares_relabelling_with_clip(whole):
     _, data, _, _ = whole
-    for image_id, row in data.labels["relabel"].items():
+    for image_id, after in data.labels["relabel"].items():
         change = statistics.label_change(data, image_id)
-        before = set(data.labels["clip"][image_id].classes)
-        assert (before | set(change.added)) - set(change.removed) == set(row.classes)
+        before = set(data.labels["clip"][image_id])
+        assert (before | set(change.added)) - set(change.removed) == set(after)
         assert set(change.added).isdisjoint(before)
 
 

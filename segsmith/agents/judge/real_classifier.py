@@ -7,11 +7,12 @@ model that the paper does not name; ours is the relabelling ViT's patch head.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segsmith.files import StoredImages
 from segsmith.memory.ledger import LabelRow, Ledger
 from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_folder import RunFolder
@@ -47,8 +48,7 @@ class RealClassifier:
 
     def classify(self) -> None:
         """Score every drawn image that has no score yet; the ledger stores the result as labels of source "real"."""
-        seen = self._ledger.labels("real")
-        todo = [row for row in self._ledger.images() if row.id not in seen]
+        todo = self._ledger.unlabelled("real")
         for start in range(0, len(todo), CHUNK):
             rows = todo[start : start + CHUNK]
             shares = self._score([self._run.read_image(row) for row in rows])
@@ -63,7 +63,8 @@ class RealClassifier:
     def skill(self) -> dict[str, float]:
         """Class -> area under the ROC curve on held-out real images, of the classes it may judge."""
         images, labels, groups = self._training_data
-        shares = self._classifier().out_of_fold(images, labels, groups).probabilities
+        # The maps of the patches are not needed here.
+        shares = self._classifier().out_of_fold(images, labels, groups, lambda *_: None).probabilities
         areas = {
             name: roc_area(shares[:, i], labels[:, i] > 0.5) for i, name in enumerate(self._real.classes)
         }
@@ -77,9 +78,9 @@ class RealClassifier:
         return self._classifier().taught(images, labels)
 
     @cached_property
-    def _training_data(self) -> tuple[list[Image], NDArray[np.float32], list[str]]:
+    def _training_data(self) -> tuple[Sequence[Image], NDArray[np.float32], list[str]]:
         teachers = self._real.teachers(MAX_TEACHERS)
-        images = [self._real.read(item) for item in teachers]
+        images = StoredImages([partial(self._real.read, item) for item in teachers])
         return images, self._real.targets(teachers), [item.id for item in teachers]
 
 
