@@ -25,8 +25,9 @@ demo: setup ## build a dataset of four classes and train on it, offline (preset 
 	$(BIN)/segsmith build --classes "cat,dog,bus,bicycle" --per-class 40 --out runs/demo
 
 # Several processes share the cores, so that each gets one thread. A test file runs in one process, which keeps its fixtures.
+# tests/conftest.py puts the files that take longest first; xdist would put those with the most tests first.
 test: setup ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: setup ## run the linter and the type checker
 	$(BIN)/ruff check .

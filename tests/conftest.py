@@ -1,10 +1,18 @@
 """Fixtures for all tests."""
 
 import sys
+from collections import Counter
 
 import pytest
 
 from segsmith import cli
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that with several processes no long file is left for the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture

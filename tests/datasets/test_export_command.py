@@ -18,27 +18,21 @@ from segsmith.graph.context import RunContext
 from segsmith.types import Evaluation
 
 
-def segsmith(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "segsmith.cli", *map(str, words)], capture_output=True, text=True, check=False
-    )
-
-
-def test_export_then_validate_and_the_exit_codes(made_up, tmp_path):
+def test_export_then_validate_and_the_exit_codes(made_up, tmp_path, segsmith):
     run, out = made_up.run.root, tmp_path / "out 100% {a}"
-    done = segsmith("export", run, "--format", "webdataset", "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "40 images" in done.stdout
-    good = segsmith("validate", out, "--run", run)
-    assert (good.returncode, "No problems found" in good.stdout) == (0, True)
+    code, said, problem = segsmith("export", run, "--format", "webdataset", "--out", out)
+    assert code == 0, problem
+    assert "40 images" in said
+    code, said, _ = segsmith("validate", out, "--run", run)
+    assert (code, "No problems found" in said) == (0, True)
     (out / "train-000000.tar").unlink()
-    bad = segsmith("validate", out, "--run", run)
-    assert bad.returncode == 1
-    assert "lost_image" in bad.stdout
-    assert "train-000000.tar" in bad.stdout
-    unknown = segsmith("export", run, "--format", "parquet")
-    assert unknown.returncode == 2
-    assert "Use one of voc" in unknown.stderr
+    code, said, _ = segsmith("validate", out, "--run", run)
+    assert code == 1
+    assert "lost_image" in said
+    assert "train-000000.tar" in said
+    code, _, problem = segsmith("export", run, "--format", "parquet")
+    assert code == 2
+    assert "Use one of voc" in problem
 
 
 def test_a_killed_export_leaves_no_half_dataset(made_up, tmp_path):

@@ -1,46 +1,32 @@
 """Commands that are killed at random moments and given again end like commands that were never stopped."""
 
 import json
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 from small_run import SMALL
 
+from benchmarks.kill_anywhere import FORK, kill_anywhere, preload
+from benchmarks.kill_commands import SCENARIOS, kill_commands
 from segsmith.events import StageStarted
 from segsmith.memory.ledger import DecisionRow, Ledger
 from segsmith.review import decisions as review
 from segsmith.testing import ScriptedChat, fingerprint, small_config
 
-FORK = multiprocessing.get_context("forkserver")
-ROOT = Path(__file__).parents[2]
 
-
-def kill(scenario, kills, tmp_path):
-    """The figures of a scenario of the benchmark."""
-    figures = tmp_path / "kills.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kill_anywhere", "--scenario", scenario, "--kills", str(kills),
-         "--seed", "7", "--out", str(figures)],
-        cwd=ROOT, capture_output=True, text=True, timeout=550, check=False,
-    )  # fmt: skip
-    assert figures.exists(), done.stderr[-3000:]
-    found = json.loads(figures.read_text())[scenario]
+def check(found, kills):
     assert found["different"] == []
     assert found["identical"] == kills
-    assert found["half-written or unknown files"] == done.returncode == 0
-    return found
+    assert found["half-written or unknown files"] == 0
 
 
 @pytest.mark.slow
 def test_a_killed_build_ends_like_an_untouched_one(tmp_path):
-    found = kill("build", 3, tmp_path)
-    assert found["memory consistent"] == 3
+    found = kill_anywhere(tmp_path, 2, seed=7)
+    check(found, 2)
+    assert found["memory consistent"] == 2
     assert found["lost images"] == 0
     # One batch is being drawn while the one before is being written.
     assert found["most again"]["draw"] <= 2 * small_config().images.batch_size
@@ -48,9 +34,10 @@ def test_a_killed_build_ends_like_an_untouched_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["train", "refine", "augment", "rejudge", "export"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_so_does_every_other_command_that_takes_long(tmp_path, scenario):
-    kill(scenario, 2, tmp_path)
+    """Once each; `python -m benchmarks.kill_anywhere --scenario all` kills them more often."""
+    check(kill_commands(scenario, tmp_path, 1, seed=7), 1)
 
 
 def overrule(pause, die_at):
@@ -76,9 +63,7 @@ def wanted(ledger, kind, subjects):
 
 def build_in_child(config, out, reviewer, die_at=""):
     """Build in a process that dies at a stage or in its reviewer; True if the build came to its end."""
-    FORK.set_forkserver_preload(
-        ["segsmith.graph.graph", "segsmith.tools.vision.clip", "segsmith.tools.vision.vit"]
-    )
+    preload()
     child = FORK.Process(target=_child, args=(config, out, reviewer, die_at))
     child.start()
     child.join()
