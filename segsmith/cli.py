@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from segsmith.commands import about, build, datasets, models, review, runs, train, verify  # noqa: F401
-from segsmith.commands.console import app, err, parts_of_this_call
+from segsmith.commands.console import app, command_line, err, out, parts_of_this_call
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
 
@@ -31,6 +31,8 @@ class _Interrupt:
         if self._interrupted:
             os._exit(INTERRUPTED)
         self._interrupted = True
+        # On the console of the bars, which then move down instead of being overwritten.
+        (out if out.is_terminal else err).print("finishing this batch... Ctrl-C again stops at once")
         signal.default_int_handler(number, frame)
 
 
@@ -49,7 +51,7 @@ def main(parts: Mapping[str, Any] | None = None) -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            err.print("stopped; run the same command again to resume")
+            err.print(f"stopped; continue with: {shown(command_line())}", soft_wrap=True)
         raise
 
 

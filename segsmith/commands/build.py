@@ -11,6 +11,7 @@ from rich.table import Table
 
 from segsmith.commands.console import (
     app,
+    busy,
     command_line,
     out,
     parts_of_this_call,
@@ -78,7 +79,8 @@ def build(
     work is repeated. A finished run grows with a larger --per-class, or with more names at the end of --classes.
     """
     quiet_libraries()
-    from segsmith.workflows.build import build as run_build
+    with busy("loading"):
+        from segsmith.workflows.build import build as run_build
 
     print_summary(
         run_build(
@@ -132,7 +134,8 @@ def augment(
     Real images keep their labels and masks; every image of the result is marked as real or generated.
     """
     quiet_libraries()
-    from segsmith.workflows.augment import augment as run_augment
+    with busy("loading"):
+        from segsmith.workflows.augment import augment as run_augment
 
     print_summary(
         run_augment(
@@ -172,7 +175,8 @@ def plan(
 ) -> None:
     """Estimate images, LLM tokens, hours, disk, GPU memory and dollars of a build. Nothing is drawn or fetched."""
     quiet_libraries()
-    from segsmith.workflows.estimate import plan_build
+    with busy("loading"):
+        from segsmith.workflows.estimate import plan_build
 
     estimate = plan_build(
         classes,

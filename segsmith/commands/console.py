@@ -7,7 +7,8 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -140,6 +141,20 @@ def quiet_libraries() -> None:
     if verbose.get():
         logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
         logging.getLogger("segsmith").setLevel(logging.INFO)
+
+
+@contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """Show what the command is doing and for how long, in a terminal, where nothing else reports progress."""
+    if quiet.get() or not out.is_terminal:
+        yield
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=out, transient=True) as progress:
+        progress.add_task(shown(doing), total=None)
+        yield
 
 
 def print_path(path: Path) -> None:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segsmith.commands.console import app, out, print_json, print_path, quiet_libraries, screen, settings_of
+from segsmith.commands.console import (
+    app,
+    busy,
+    out,
+    print_json,
+    print_path,
+    quiet_libraries,
+    screen,
+    settings_of,
+)
 from segsmith.commands.options import AsJson, Lock
 from segsmith.commands.train import print_training
 from segsmith.terminal_text import shown
@@ -37,7 +46,8 @@ def validate(
     from segsmith.files import conversion_notes
     from segsmith.workflows.run import open_run
 
-    found = check(dataset, None if run is None else open_run(run).exported())
+    with busy("reading the dataset"):
+        found = check(dataset, None if run is None else open_run(run).exported())
     if as_json:
         print_json(found)
         raise typer.Exit(1 if found.problems else 0)
@@ -80,9 +90,11 @@ def weaken(
 ) -> None:
     """Copy a dataset with weak labels in split train, to measure how well `refine` restores the full ones."""
     quiet_libraries()
-    from segsmith.workflows.weaken import weak_kind, weaken_dataset
+    with busy("loading"):
+        from segsmith.workflows.weaken import weak_kind, weaken_dataset
 
-    share = weaken_dataset(dataset, out_dir, weak_kind(kind, "--kind"), seed, min_area)
+    with busy("weakening the labels"):
+        share = weaken_dataset(dataset, out_dir, weak_kind(kind, "--kind"), seed, min_area)
     out.print(f"{kind}: {share:.2%} of the pixels of split train keep their label")
     print_path(out_dir)
 
@@ -135,8 +147,9 @@ def refine(
     Drawn pixels keep their label; pixels that cannot be decided stay 255. Rerun the command to resume.
     """
     quiet_libraries()
-    from segsmith.workflows.refine import refine as run_refine
-    from segsmith.workflows.train import is_main_process
+    with busy("loading"):
+        from segsmith.workflows.refine import refine as run_refine
+        from segsmith.workflows.train import is_main_process
 
     refinement = run_refine(
         dataset,

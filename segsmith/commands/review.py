@@ -10,6 +10,7 @@ import typer
 
 from segsmith.commands.console import (
     app,
+    busy,
     command_line,
     out,
     parts_of_this_call,
@@ -35,8 +36,9 @@ def step(
     A run that is not finished then continues, and pauses for you.
     """
     quiet_libraries()
-    from segsmith.workflows.reviewing import terminal_reviewer
-    from segsmith.workflows.step import catch_up, is_finished
+    with busy("loading"):
+        from segsmith.workflows.reviewing import terminal_reviewer
+        from segsmith.workflows.step import catch_up, is_finished
 
     if answers is not None:
         _take(run, answers)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from segsmith.commands.console import app, err, out, print_path, quiet_libraries, settings_of
+from segsmith.commands.console import app, busy, err, out, print_path, quiet_libraries, settings_of
 from segsmith.commands.options import AsJson, Lock, RunArgument
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
@@ -162,9 +162,11 @@ def merge(
 ) -> None:
     """Join runs of the same classes into a new one; duplicates across them are rejected."""
     quiet_libraries()
-    from segsmith.workflows.merge import merge as merge_runs
+    with busy("loading"):
+        from segsmith.workflows.merge import merge as merge_runs
 
-    merged = merge_runs(runs, out_dir)
+    with busy("joining the runs"):
+        merged = merge_runs(runs, out_dir)
     for name, tally in merged.tallies.items():
         out.print(f"{shown(name)}: {tally.accepted} of {merged.config.wanted[name]} images")
     command = shlex.join(["segsmith", "build", "--out", str(out_dir)])
@@ -218,9 +220,11 @@ def export(
 ) -> None:
     """Write the dataset of a run in a format that other tools read."""
     quiet_libraries()
-    from segsmith.workflows.run import open_run
+    with busy("loading"):
+        from segsmith.workflows.run import open_run
 
-    summary = open_run(run).export_summary(format_, out_dir)
+    with busy("writing the dataset"):
+        summary = open_run(run).export_summary(format_, out_dir)
     splits = ", ".join(f"{name} {n}" for name, n in summary.splits.items())
     out.print(f"{summary.images} images: {splits}{'' if summary.written else ' (already exported)'}")
     for note in summary.notes:
@@ -237,6 +241,9 @@ def push(
 ) -> None:
     """Upload the dataset of a run to the Hugging Face Hub; rerun the command to resume an upload."""
     quiet_libraries()
-    from segsmith.workflows.run import open_run
+    with busy("loading"):
+        from segsmith.workflows.run import open_run
 
-    out.print(open_run(run).push(to, private=not public), markup=False)
+    with busy("uploading the dataset"):
+        address = open_run(run).push(to, private=not public)
+    out.print(address, markup=False)

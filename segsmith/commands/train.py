@@ -9,6 +9,7 @@ import typer
 
 from segsmith.commands.console import (
     app,
+    busy,
     out,
     print_json,
     print_path,
@@ -43,8 +44,9 @@ def train(
     On several GPUs: accelerate launch --num_processes 2 -m segsmith.cli train ...
     """
     quiet_libraries()
-    from segsmith.workflows.train import is_main_process
-    from segsmith.workflows.train import train as run_train
+    with busy("loading"):
+        from segsmith.workflows.train import is_main_process
+        from segsmith.workflows.train import train as run_train
 
     training = run_train(dataset, out_dir, seed=seed, settings=settings_of(set_), screen=screen())
     if is_main_process():
@@ -63,7 +65,8 @@ def evaluate(
     Classes are matched by name; a class that the segmenter does not know counts as background.
     """
     quiet_libraries()
-    from segsmith.workflows.evaluate import evaluate as run_evaluate
+    with busy("loading"):
+        from segsmith.workflows.evaluate import evaluate as run_evaluate
 
     evaluation = run_evaluate(checkpoint, dataset, split=split, screen=screen(as_json))
     if as_json:
@@ -85,7 +88,8 @@ def predict(
     Index 0 is background, 1.. are the classes of the segmenter. Images may have any size.
     """
     quiet_libraries()
-    from segsmith.workflows.predict import write_predictions
+    with busy("loading"):
+        from segsmith.workflows.predict import write_predictions
 
     count = write_predictions(checkpoint, images, out_dir, overlays=overlays, screen=screen())
     out.print("1 label map" if count == 1 else f"{count} label maps")
@@ -106,9 +110,11 @@ def export_model(
     (N, classes + 1, H, W).
     """
     quiet_libraries()
-    from segsmith.workflows.export_model import export_model as run_export
+    with busy("loading"):
+        from segsmith.workflows.export_model import export_model as run_export
 
-    exported = run_export(checkpoint, format_, out_dir)
+    with busy("writing the model"):
+        exported = run_export(checkpoint, format_, out_dir)
     out.print(f"largest difference from the original: {exported.difference:.1e}")
     print_path(exported.model)
 

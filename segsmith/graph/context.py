@@ -246,6 +246,7 @@ class RunContext:
             seed=self.config.seed,
             workers=self.config.llm.concurrency,
             label_sets=self._label_sets(),
+            stopped=self.stopping.is_set,
         )
 
     @once

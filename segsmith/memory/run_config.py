@@ -27,7 +27,7 @@ FREE = (
     "images.hosted.timeout_s", "images.hosted.usd_per_", "images.offload",
     "llm.base_url", "llm.concurrency", "llm.gpu_memory_share", "llm.retries", "llm.start_timeout_s",
     "llm.timeout_s", "llm.usd_per_million_in", "llm.usd_per_million_out", "llm.vllm_command", "offline",
-    "trainer.save_every",
+    "trainer.save_every", "trainer.tracker",
 )  # fmt: skip
 """Settings that may change from session to session: caps, and settings that no result depends on."""
 GROWING = ("classes", "per_class", "quotas")

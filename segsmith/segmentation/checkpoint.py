@@ -34,6 +34,7 @@ from segsmith.files import write_atomic
 from segsmith.segmentation.network import (
     DecoderSettings,
     bare_segmenter,
+    set_input_side,
     set_normalisation,
     without_background,
 )
@@ -191,6 +192,7 @@ def load_segmenter(path: Path) -> tuple[nn.Module, SegmenterMeta]:
         raise SegsmithError(f"{weights_path} holds the weights of another network.", remedy) from None
     model = bare_segmenter(*architecture)
     set_normalisation(model, meta.mean, meta.std)
+    set_input_side(model, meta.trainer.size)
     model.load_state_dict(weights)
     if not meta.background:
         without_background(model)

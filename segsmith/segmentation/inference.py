@@ -19,7 +19,7 @@ from segsmith.devices import autocast, choose_dtype
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.checkpoint import SegmenterMeta, load_segmenter
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
-from segsmith.segmentation.network import STRIDE, normalise
+from segsmith.segmentation.network import STRIDE, input_size, normalise
 from segsmith.segmentation.sources import LabelSources, Prediction
 
 PREDICT_BATCH = 32
@@ -54,7 +54,7 @@ def predict(
     """
     if not len(images):
         return np.zeros((0, 0, 0), np.uint8)
-    height, width = images[0].shape[:2]
+    height, width = input_size(model, images[0].shape[:2])
     size = predict_batch(height, width, _n_outputs(model)) if height * width <= WINDOW**2 else 1
     memory = Batches(
         size, f"predicting one image of {width} x {height} px", "Use smaller images, or run on a CPU."
@@ -135,6 +135,8 @@ def teacher_predictions(model: nn.Module, sources: LabelSources) -> Iterator[Pre
     """
     for index in range(len(sources)):
         image = torch.from_numpy(sources.data.raw(index)[0]).permute(2, 0, 1)[None]
+        given = image.shape[-2:]
+        image = fit(image, input_size(model, (given[0], given[1])))
         impossible = ~sources.allowed(index).to(next(model.parameters()).device)
         labels, confidence = torch.empty(image.shape[-2:], dtype=torch.uint8), torch.empty(image.shape[-2:])
         for seen, kept, inside in windows(*image.shape[-2:]):
@@ -142,6 +144,9 @@ def teacher_predictions(model: nn.Module, sources: LabelSources) -> Iterator[Pre
             scores = logits.float().masked_fill(impossible[:, None, None], -torch.inf).softmax(0)
             best, chosen = scores[(..., *inside)].max(dim=0)
             confidence[kept], labels[kept] = best.cpu(), chosen.to(torch.uint8).cpu()
+        if given != image.shape[-2:]:
+            labels = F.interpolate(labels[None, None], given, mode="nearest-exact")[0, 0]
+            confidence = F.interpolate(confidence[None, None], given, mode="bilinear")[0, 0]
         yield Prediction(labels.numpy(), confidence.numpy())
 
 
@@ -161,12 +166,29 @@ def _n_outputs(model: nn.Module) -> int:
 
 
 def _labels(model: nn.Module, images: Tensor, precision: str) -> Tensor:
-    """Label maps (B, H, W) uint8 on the CPU for (B, 3, H, W) uint8 RGB images."""
+    """Label maps (B, H, W) uint8 on the CPU for (B, 3, H, W) uint8 RGB images.
+
+    Where the model wants another size (`input_size`), each pixel gets the label of the nearest resized pixel.
+    """
+    given, wanted = images.shape[-2:], input_size(model, (images.shape[-2], images.shape[-1]))
+    images = fit(images, wanted)
     labels = torch.empty((len(images), *images.shape[-2:]), dtype=torch.uint8)
     for seen, kept, inside in windows(*images.shape[-2:]):
         logits = _logits(model, images[(..., *seen)], precision)[(..., *inside)]
         labels[(..., *kept)] = logits.argmax(dim=1).to(torch.uint8).cpu()
-    return labels
+    return labels if given == wanted else F.interpolate(labels[:, None], given, mode="nearest-exact")[:, 0]
+
+
+def fit(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) uint8 images, resized to `size` (H, W)."""
+    if images.shape[-2:] == size:
+        return images
+    return (
+        F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )
 
 
 Part = tuple[slice, slice]

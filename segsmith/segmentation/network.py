@@ -97,6 +97,7 @@ def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module
             f"There is no trainer.encoder_init {config.encoder_init!r}.",
             "Type 'clip', 'pretrained' or 'none'.",
         )
+    set_input_side(model, config.size)
     return model
 
 
@@ -207,6 +208,24 @@ def set_normalisation(model: nn.Module, mean: Sequence[float], std: Sequence[flo
     for name, values in (("pixel_mean", mean), ("pixel_std", std)):
         # Not persistent: the checkpoint's description has them, where other programs can read them.
         model.register_buffer(name, torch.tensor(tuple(values)).view(3, 1, 1), persistent=False)
+
+
+def set_input_side(model: nn.Module, side: int) -> None:
+    """Let `predict` resize images to a longer side of `side` pixels for this model; 0: not at all."""
+    model.input_side = side  # type: ignore[assignment]  # a plain attribute, no part of the state
+
+
+def input_size(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) at which `model` sees an image of `size`; see `set_input_side`."""
+    return resized(size, getattr(model, "input_side", 0))
+
+
+def resized(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(H, W) with the longer side `side` and the same ratio; `size` itself where `side` is 0."""
+    if not side:
+        return size
+    height, width = (max(1, round(length * side / max(size))) for length in size)
+    return height, width
 
 
 def normalise(model: nn.Module, images: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from segsmith.device_memory import Batches
 from segsmith.errors import SegsmithError
 from segsmith.files import remove_leftovers
 from segsmith.ids import seed_of
+from segsmith.segmentation import tracking
 from segsmith.segmentation.checkpoint import (
     EpochReport,
     SegmenterMeta,
@@ -49,6 +50,7 @@ from segsmith.segmentation.network import (
     decoder_of,
     normalisation,
     normalise,
+    resized,
     without_background,
 )
 from segsmith.segmentation.recipe import (
@@ -61,6 +63,7 @@ from segsmith.segmentation.recipe import (
 )
 from segsmith.segmentation.sampler import EpochSampler
 from segsmith.segmentation.sources import LabelSources, SamLabels, Sample, save_maps, stack
+from segsmith.segmentation.tracking import check_tracker
 from segsmith.segmentation.transforms import place, restyle
 from segsmith.types import IGNORE
 
@@ -72,8 +75,6 @@ WEIGHT_DECAY = 0.02
 MAX_GRADIENT = 1.0
 WORKERS = 4
 """Number of processes that read a dataset which is too large for memory."""
-CROP = 0.75
-"""Side of a training crop as a fraction of the image's; 0.75 trains nearly twice as many images per second."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def train(
 
     Raises `SegsmithError` for an unusable dataset, setting or saved state, and if the loss becomes infinite or nan.
     """
+    check_tracker(config)
     data, validation = VocFolder(dataset_root, "train"), _optional_split(dataset_root, "val")
     if not len(data):
         raise SegsmithError(f"Split train of {dataset_root} is empty.", "Add images to that split.")
@@ -122,11 +124,14 @@ def train(
     with torch.random.fork_rng():
         try:
             run = _Run(data, validation, out, config, seed, clip_tower, sam if config.sam_weight else None)
-            while not run.done():
-                report = run.one_epoch()
-                if on_epoch is not None:
-                    on_epoch(report)
-            return run.finish()
+            try:
+                while not run.done():
+                    report = run.one_epoch()
+                    if on_epoch is not None:
+                        on_epoch(report)
+                return run.finish()
+            finally:
+                tracking.finish(run.accelerator, config)
         except SegsmithError as error:
             raise _without_traceback(error) from None
 
@@ -158,10 +163,12 @@ class _Run:
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.precision),
             dataloader_config=DataLoaderConfiguration(split_batches=True),
+            log_with=config.tracker,
+            project_dir=tracking.tracking_folder(out) if config.tracker else None,
         )
         self.sources, self.sam = LabelSources(data, config.drawn_classes_only), sam
-        self.size = _common_size(data.sizes)
-        self.window = _window(self.size)
+        self.size = resized(_common_size(data.sizes), config.size)
+        self.window = _window(self.size, config.crop)
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
         self.background = bool(data.class_pixels()[0]) or (sam is not None and sam.background)
@@ -199,6 +206,8 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self._resume()
         self.weights = self._class_weights()
+        if not self.done():
+            tracking.start(self.accelerator, config, seed)
 
     def done(self) -> bool:
         """Whether all epochs are trained, or the mIoU on split val has not improved for `patience` epochs."""
@@ -238,6 +247,7 @@ class _Run:
             epoch + 1, self.config.epochs, loss, rate, miou, time.perf_counter() - started, seen / trained
         )
         self.reports.append(report)
+        tracking.report(self.accelerator, self.config, report)
         self.epoch = epoch + 1
         if self.epoch % self.config.save_every == 0 or self.done():
             self._save()
@@ -407,9 +417,9 @@ def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return Counter(sizes).most_common(1)[0][0]
 
 
-def _window(size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of the training crops: `CROP` times the image size, rounded up to a multiple of `STRIDE`."""
-    height, width = (math.ceil(side * CROP / STRIDE) * STRIDE for side in size)
+def _window(size: tuple[int, int], crop: float) -> tuple[int, int]:
+    """(H, W) of the training crops: `crop` times the image size, rounded up to a multiple of `STRIDE`."""
+    height, width = (math.ceil(side * crop / STRIDE) * STRIDE for side in size)
     return height, width
 
 
@@ -421,7 +431,11 @@ def _optional_split(root: Path, split: str) -> VocFolder | None:
 
 
 def _fingerprint(data: VocFolder, config: TrainerConfig, seed: int, sources: str) -> str:
-    settings = config.model_dump_json(exclude={"save_every"})
+    # Settings that were added later count only where they are used, so that older states stay valid.
+    later = {
+        name for name in ("size", "crop") if getattr(config, name) == TrainerConfig.model_fields[name].default
+    }
+    settings = config.model_dump_json(exclude={"save_every", "tracker", *later})
     return hashlib.sha256(f"{data.fingerprint()} {settings} {seed} {sources}".encode()).hexdigest()
 
 

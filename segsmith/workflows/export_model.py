@@ -162,6 +162,9 @@ def _card(meta: SegmenterMeta, model: Path, difference: float) -> str:
     nothing = "background" if meta.background else "never predicted: the data has no background"
     classes = "\n".join(f"| {i} | {name} |" for i, name in enumerate((nothing, *meta.classes)))
     height, width = meta.size
+    side = ""
+    if meta.trainer.size:
+        side = f"\nResize images to a longer side of {meta.trainer.size} pixels, as in training.\n"
     return f"""---
 library_name: {"onnx" if model.suffix == ".onnx" else "torchscript"}
 pipeline_tag: image-segmentation
@@ -179,7 +182,7 @@ pipeline_tag: image-segmentation
 | index | class |
 | ---: | --- |
 {classes}
-
+{side}
 The training images may be generated, and their labels made by models. Measure the segmenter on labelled images of
 your own before you rely on it.
 """

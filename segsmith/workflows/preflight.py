@@ -82,9 +82,16 @@ def check_machine(
     `replaced` are parts of the `RunContext` that the config does not open. A key is required only with `ask_llm`.
     Raises `SegsmithError`.
     """
+    from segsmith.segmentation.tracking import check_tracker
     from segsmith.tools.llm.vllm import vllm_command
     from segsmith.tools.weights.store import require
 
+    check_tracker(config.trainer)
+    if config.offline and config.trainer.tracker == "wandb":
+        raise SegsmithError(
+            "trainer.tracker is 'wandb', which sends figures to a server, and --offline forbids that.",
+            "Set trainer.tracker to tensorboard, or leave it out.",
+        )
     machine = machine or look(cache_dir())
     if config.offline:
         services = [need for need in requirements_of(config) if need.kind == "service"]

@@ -9,18 +9,21 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from segsmith.events import (
     Downloading,
@@ -53,6 +56,8 @@ ROUTES = {"need_prompts": "writing prompts", "draw": "drawing images, and writin
 NAMED = 10
 """Files and classes printed of each problem; the rest is counted."""
 LONGEST_NAME = 40
+QUIET_S = 1.5
+"""Seconds without news after which a line counts them."""
 
 Callback = Callable[[Event], None]
 
@@ -136,7 +141,17 @@ class ConsoleDisplay:
             DownloadColumn(),
             TimeRemainingColumn(),
         )
-        self._shown = self._build
+        self._stage = _progress(
+            console,
+            TextColumn("{task.fields[indent]}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.description}"),
+            _Silence(),
+        )
+        self._run = Group(self._build, self._stage)
+        """The line of the stage has a table of its own, so that its length moves no bar."""
+        self._shown: RenderableType = self._run
+        self._indent = ""
         self._bars: dict[str, TaskID] = {}
         self._line: TaskID | None = None
         self._file_bars: dict[tuple[str, str], TaskID] = {}
@@ -147,13 +162,14 @@ class ConsoleDisplay:
         self._accepted_at_start = 0
 
     def __enter__(self) -> ConsoleDisplay:
+        self._say("starting", quiet=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._line is not None:
-            self._build.update(self._line, visible=False)
+            self._stage.update(self._line, visible=False)
         self._stop()
 
     @contextmanager
@@ -237,6 +253,7 @@ class ConsoleDisplay:
             self._print(f"resuming; {self._accepted_at_start} images are accepted already")
         for name, wanted in event.wanted.items():
             self._bars[name] = self._build.add_task(shown(name), total=wanted, note="")
+        self._indent = " " * max(map(cell_len, map(shown, event.wanted)), default=0)
         self._update_bars(event.tallies)
         self._say("starting", quiet=True)
 
@@ -271,7 +288,6 @@ class ConsoleDisplay:
             f"training, epoch {event.epoch}/{event.epochs}, loss {event.loss:.3f}{quality}",
             event.epoch,
             event.epochs,
-            quiet=event.epoch < event.epochs,
         )
 
     # -- drawing --------------------------------------------------------------------------------------
@@ -295,9 +311,16 @@ class ConsoleDisplay:
         """Replace the line of the current stage; without a live screen print it, unless it is `quiet`."""
         if self._is_live:
             if self._line is None:
-                self._line = self._build.add_task("", total=None, note="")
-            self._build.update(self._line, description=shown(text), completed=done or 0, total=total)
-            self._start(self._build)
+                self._line = self._stage.add_task("", total=None, indent="", since=0.0)
+            self._stage.update(
+                self._line,
+                description=shown(text),
+                completed=done or 0,
+                total=total,
+                indent=self._indent,
+                since=time.monotonic(),
+            )
+            self._start(self._run)
         elif not quiet:
             self._print(text)
 
@@ -314,20 +337,32 @@ class ConsoleDisplay:
     def _print(self, text: str) -> None:
         self._console.print(shown(text), soft_wrap=True)
 
-    def _start(self, progress: Progress) -> None:
+    def _start(self, bars: RenderableType) -> None:
         """Put bars on the screen in place of those that are there."""
-        if self._live is not None and self._shown is progress:
+        if self._live is not None and self._shown is bars:
             return
+        if self._live:
+            self._live.transient = self._shown is self._run  # finished downloads stay on the screen
         self._stop()
-        self._shown = progress
+        self._shown = bars
         # A new `Live` each time: one that starts again would overwrite the lines printed in between.
-        self._live = Live(progress, console=self._console, refresh_per_second=10)
+        self._live = Live(bars, console=self._console, refresh_per_second=10)
         self._live.start()
 
     def _stop(self) -> None:
         if self._live:
             self._live.stop()
             self._live = None
+
+
+class _Silence(ProgressColumn):
+    """How long a line has not changed, once that is `QUIET_S`."""
+
+    max_refresh = None
+
+    def render(self, task: Task) -> Text:
+        seconds = time.monotonic() - task.fields["since"]
+        return Text(f"{seconds:.0f} s" if seconds >= QUIET_S else "", style="dim")
 
 
 def _progress(console: Console, *columns: ProgressColumn) -> Progress:

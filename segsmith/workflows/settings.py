@@ -20,6 +20,7 @@ REACHING_OUTSIDE = {
     "llm.base_url": "a server that gets your prompts and API key",
     "images.hosted.base_url": "a server that gets your prompts and API key",
     "memory": "a folder to write to",
+    "trainer.tracker": "a service that gets the settings and scores of the training",
 }
 """Settings that run programs, send data elsewhere or write outside of the run folder -> what they name."""
 

@@ -16,7 +16,7 @@ from segsmith.agents.prompt.label_sets import LabelSets
 from segsmith.agents.prompt.rules import broken_rule, make_lexicon, named_classes, spoken_name
 from segsmith.agents.prompt.space import Planner, compose_sentence, with_article
 from segsmith.config import AugmentConfig, PromptsConfig
-from segsmith.errors import BadReply, SegsmithError
+from segsmith.errors import BadReply, Cancelled, SegsmithError
 from segsmith.memory.ledger import GuidanceRow, ImageRow, Ledger, VerdictRow
 from segsmith.memory.prompt_memory import PromptMemory
 from segsmith.prompts import fill
@@ -696,3 +696,12 @@ def test_the_llm_is_given_the_wish_and_nothing_else_that_was_typed():
     assert "more of night (light); never the word toy" in asked["user"]
     assert "schema" not in asked["user"]
     assert set(asked["properties"]) <= {"place", "light", "weather", "state", "sentence"}
+
+
+def test_a_stopped_run_asks_the_llm_nothing_more():
+    setup = Setup()
+    setup.agent._workers = 1
+    setup.agent._stopped = lambda: len(setup.chat.asked) >= 3
+    with pytest.raises(Cancelled):
+        setup.agent.propose("cat", 8, 0, 0)
+    assert len(setup.chat.asked) == 3

@@ -338,3 +338,61 @@ def test_a_training_step_that_does_not_fit_is_made_in_parts(squares, tmp_path, m
     result = train(squares, tmp_path / "out", config(epochs=1), seed=3)
     assert sizes == [6] + [3, 3] * 4
     assert np.isfinite(result.reports[0].loss)
+
+
+def test_size_and_crop_change_what_the_network_sees(squares, tmp_path, monkeypatch):
+    import segsmith.segmentation.trainer as trainer
+
+    seen = []
+    place = trainer.place
+
+    def watched(images, labels, size, generator):
+        seen.append((tuple(images.shape[-2:]), size))
+        return place(images, labels, size, generator)
+
+    monkeypatch.setattr(trainer, "place", watched)
+    result = train(squares, tmp_path, config(epochs=6, size=96, crop=0.5), seed=3)
+    assert set(seen) == {((96, 96), (64, 64))}
+    assert result.validation.miou > 0.4
+    model, meta = load_segmenter(result.checkpoint)
+    assert meta.size == (96, 96)
+    assert evaluate(result.checkpoint, squares, "val").miou == pytest.approx(result.validation.miou)
+    inputs = []
+    model.register_forward_pre_hook(lambda _, given: inputs.append(tuple(given[0].shape[-2:])))
+    assert predict(model, np.zeros((2, 40, 80, 3), np.uint8)).shape == (2, 40, 80)
+    assert inputs == [(64, 96)]  # 48 x 96, padded to the stride
+
+
+def test_an_earlier_state_stays_valid_where_new_settings_are_not_used(squares, tmp_path):
+    from segsmith.datasets.voc_folder import VocFolder
+    from segsmith.segmentation.trainer import _fingerprint
+
+    data = VocFolder(squares, "train")
+    default = _fingerprint(data, config(), 3, "")
+    assert default == _fingerprint(data, config(size=0, crop=0.75, tracker="wandb", save_every=2), 3, "")
+    assert (
+        len({default, _fingerprint(data, config(size=96), 3, ""), _fingerprint(data, config(crop=1), 3, "")})
+        == 3
+    )
+
+
+def test_a_missing_tracker_is_named_before_anything_is_written(squares, tmp_path, monkeypatch):
+    monkeypatch.setattr("segsmith.segmentation.tracking.find_spec", lambda name: None)
+    with pytest.raises(SegsmithError, match=r"tensorboard.* not installed.*pip install tensorboard"):
+        train(squares, tmp_path / "out", config(tracker="tensorboard"), seed=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensorboard_gets_every_epoch_once(squares, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = config(epochs=2, tracker="tensorboard")
+    with pytest.raises(Interrupted):
+        train(squares, tmp_path, settings, seed=3, on_epoch=stop_after(1))
+    result = train(squares, tmp_path, settings, seed=3)
+    found = {}
+    for path in sorted((tmp_path / "tracking").rglob("events.out.*")):
+        events = reader.EventAccumulator(str(path)).Reload()
+        for name in events.Tags()["scalars"]:
+            found.setdefault(name, []).extend((e.step, e.value) for e in events.Scalars(name))
+    assert found["loss"] == [(r.epoch, pytest.approx(r.loss)) for r in result.reports]
+    assert found["val_miou"] == [(r.epoch, pytest.approx(r.miou)) for r in result.reports]

@@ -121,6 +121,7 @@ REACHING = {
         {"images": {"hosted": {"base_url": "http://evil.example/v1"}}},
         "http://evil.example/v1",
     ),
+    "trainer.tracker": ({"trainer": {"tracker": "wandb"}}, "wandb"),
     "memory": ({"memory": "/home/user/documents"}, "/home/user/documents"),
 }
 
@@ -217,7 +218,7 @@ def test_ctrl_c_says_how_to_go_on(run, segsmith, monkeypatch):
     monkeypatch.setattr("segsmith.workflows.build.build", stopped)
     code, _, said = segsmith("build", "--from", run / "run.toml", "--out", run)
     assert code == 130
-    assert "run the same command again to resume" in said
+    assert "stopped; continue with: segsmith" in said
 
 
 def drawn(run):

@@ -31,7 +31,7 @@ from segsmith.agents.prompt.rules import broken_rule, make_lexicon, named_classe
 from segsmith.agents.prompt.space import Offer, Planner, with_article
 from segsmith.agents.prompt.writer import PromptWriter
 from segsmith.config import PromptsConfig
-from segsmith.errors import BadReply, SegsmithError
+from segsmith.errors import BadReply, Cancelled, SegsmithError
 from segsmith.ids import make_id, seed_of
 from segsmith.memory.ledger import Ledger, PromptStatus
 from segsmith.memory.prompt_memory import ATTRIBUTES, Cell, PromptMemory, Remembered, Seen, cells
@@ -71,7 +71,9 @@ class PromptAgent:
         seed: int,
         workers: int = 4,
         label_sets: LabelSets | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`stopped` returns True once the user has asked the run to stop."""
         self._chat = chat
         self._encoder = encoder
         self._memory = memory
@@ -82,6 +84,7 @@ class PromptAgent:
         self._seed = seed
         self._workers = workers
         self._label_sets = label_sets
+        self._stopped = stopped
         self._words = load_vocabulary()
         self._lexicon = make_lexicon(classes, synonyms)
         self._spoken = {name: spoken_name(name, synonyms(name)) for name in classes}
@@ -414,11 +417,17 @@ class PromptAgent:
             self._memory.record_yields(yields)
 
     def _together(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`work` on every item, several in parallel; results in order."""
+        """`work` on every item, several in parallel; results in order. Raises `Cancelled` once the run is stopped."""
+
+        def unless_stopped(item: Item) -> Result:
+            if self._stopped():
+                raise Cancelled
+            return work(item)
+
         if len(items) < 2 or self._workers < 2:
-            return [work(item) for item in items]
+            return [unless_stopped(item) for item in items]
         with ThreadPoolExecutor(min(self._workers, len(items))) as pool:
-            return list(pool.map(work, items))
+            return list(pool.map(unless_stopped, items))
 
 
 def _run_id(ledger: Ledger) -> str:
