@@ -50,6 +50,7 @@ NETWORK = {
     "trainer.epochs": 10,
     "trainer.learning_rate": 2e-3,
     "trainer.save_every": 1000,
+    "trainer.strong_view": "sprites",
 }
 """The same for all parts; started from the mini CLIP's stem, it learns most in a minute of one core."""
 ALONE = {"trainer.sam_weight": 0, "trainer.teacher_weight": 0}
@@ -66,7 +67,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no_refresh": {"trainer.refresh_every": 0},
     "no_teacher_labels": {"trainer.teacher_weight": 0},
     "no_given_labels": {"trainer.given_weight": 0},
-    "no_strong_view": {"trainer.strong_view": False},
+    "no_strong_view": {"trainer.strong_view": "off"},
     "with_border": {"labeler.border_px": 1},
     "by_source": {"trainer.balance": "sources"},
     "semi_by_source": {"trainer.sam_weight": 0, "trainer.balance": "sources"},

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import tomli_w
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -421,7 +422,18 @@ class LabelerConfig(Section):
     sam: str = Field(
         "mini", description="'mini', sam_vit_b, sam_vit_l, sam_vit_h, or a SAM checkpoint file or folder"
     )
-    use_sam: bool = Field(True, description="off: masks are made from the patch scores alone (an ablation)")
+    use_sam: bool = Field(
+        True,
+        description="off: masks are made from the patch scores alone (an ablation); in `refine`, drawn labels are "
+        "spread along colours instead",
+    )
+    min_sam_agreement: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="refine: share of SAM's masks that must agree with drawn labels it was not shown for SAM to be "
+        "used at all; 0: SAM is used without this test (ours)",
+    )
     points: int = Field(5, ge=1, description="number of points on the skeleton of a component (SeSAM: 5)")
     tau1: float = Field(
         0.3, ge=0, le=1, description="SeSAM tau1: minimum share of the seed that a mask covers (our reading)"
@@ -457,6 +469,11 @@ class LabelerConfig(Section):
     )
 
 
+def _view(value: Any) -> Any:
+    """Earlier versions had a switch in place of `TrainerConfig.strong_view`."""
+    return {True: "auto", False: "off", "true": "auto", "false": "off"}.get(value, value)
+
+
 class TrainerConfig(Section):
     """The segmenter and how it is trained."""
 
@@ -476,7 +493,10 @@ class TrainerConfig(Section):
     )
     given_weight: float = Field(1, ge=0, description="weight of the dataset's own labels (ours)")
     sam_weight: float = Field(
-        1, ge=0, description="weight of SAM's labels, which only `refine` uses; 0: off (SeSAM; value ours)"
+        1,
+        ge=0,
+        description="refine: weight in training of the labels that SAM made, or that were spread in its place; "
+        "0: the segmenter does not learn from them (SeSAM; value ours)",
     )
     teacher_weight: float = Field(
         0,
@@ -497,9 +517,11 @@ class TrainerConfig(Section):
     drawn_classes_only: bool = Field(
         True, description="the teacher may only predict classes that are labelled in the image (ours)"
     )
-    strong_view: bool = Field(
-        True,
-        description="the student sees images with colour augmentation, the teacher without; off: both without",
+    strong_view: Annotated[Literal["auto", "photographs", "sprites", "off"], BeforeValidator(_view)] = Field(
+        "auto",
+        description="what the student sees, while the teacher sees plain images. photographs: colour jitter, grey, "
+        "blur, noise and cut-out rectangles; sprites: other hues and inked outlines; off: plain images; "
+        "auto: sprites if the simulator drew every image, else photographs",
     )
     step0: bool = Field(
         True,

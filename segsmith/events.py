@@ -87,6 +87,21 @@ class WeakLabelsRead:
 
 
 @dataclass(frozen=True)
+class SamTried:
+    """What SAM did with drawn labels that it was not shown, in `refine`."""
+
+    masks: int
+    crossing: int
+    """Masks that cover at least half of a drawn component of another class."""
+    partial: int
+    """Other masks that miss most of what was held out of their own component."""
+    level: float
+    """Share of the masks that must be neither for SAM to be used (``labeler.min_sam_agreement``)."""
+    used: bool
+    kind: Literal["sam_tried"] = "sam_tried"
+
+
+@dataclass(frozen=True)
 class SessionStarted:
     """A build starts, or resumes from where an earlier session stopped."""
 
@@ -194,6 +209,7 @@ Event = (
     | Downloading
     | RealImagesRead
     | WeakLabelsRead
+    | SamTried
     | SessionStarted
     | RoundPlanned
     | ImagesDrawn

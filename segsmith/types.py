@@ -24,6 +24,8 @@ IGNORE = 255
 
 MEASURED_TOGETHER = 32
 """Number of images that the judge embeds and measures in one step (ours)."""
+SIMULATOR = "segsmith-simulator"
+"""Start of the simulator's name in the provenance of its images."""
 SEEDS_PER_PROMPT = 1000
 """Number of seeds reserved for each prompt; its first seed is a multiple of this."""
 

@@ -14,8 +14,13 @@ from segsmith.workflows.weaken import weaken_dataset
 CLASSES = ("cat", "bus")
 QUICK = [
     "--set", "trainer.encoder=tu-test_resnet", "--set", "trainer.epochs=2", "--set", "trainer.refresh_every=1",
-    "--set", "trainer.teacher_from=0.5", "--set", "labeler.epochs=1", "--set", "labeler.folds=2",
+    "--set", "trainer.teacher_from=0.5",
 ]  # fmt: skip
+SEEDED = ["--set", "labeler.epochs=1", "--set", "labeler.folds=2"]
+"""For image labels only."""
+SAM = ["--set", "labeler.min_sam_agreement=0"]
+"""The six images have too few objects to judge the mini SAM by."""
+WARNING = "The mini SAM was trained on sprites."
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +65,8 @@ def test_weak_labels_of_every_kind_give_dense_masks_and_a_segmenter(
 ):
     out = tmp_path / "run"
     words = ["refine", "--dataset", weak_sets(kind), "--weak", kind, "--truth", full, "--out", out, *QUICK]
-    code, said, complaint = segsmith(*words)
-    assert (code, complaint) == (0, "")
+    code, said, complaint = segsmith(*words, *(SEEDED if kind == "image" else SAM))
+    assert (code, complaint.count("\n"), complaint.startswith(WARNING)) == (0, 1, True)
     assert f"weak labels: {kind}; images: train 6, val 2" in said
     assert "before SAM" in said
     assert "final masks" in said
@@ -86,13 +91,15 @@ def test_the_same_command_goes_on_and_another_is_refused(segsmith, points, tmp_p
 
 def test_a_folder_of_an_earlier_version_resumes_and_leftovers_are_removed(segsmith, points, tmp_path):
     out = tmp_path / "out"
-    words = ["refine", "--dataset", points, "--out", out, *QUICK, "--no-train"]
+    words = ["refine", "--dataset", points, "--out", out, "--no-train"]
     out.mkdir()
     (out / ".part-note").write_text("half")  # killed while it wrote refine.txt
     assert segsmith(*words)[0] == 0
     note = out / "refine.txt"
     before = note.read_text()
-    note.write_text(before.replace('"writes_sentences"', '"able"'))
+    note.write_text(
+        before.replace('"writes_sentences"', '"able"').replace('"strong_view":"auto"', '"strong_view":true')
+    )
     assert note.read_text() != before
     (out / ".part-voc").mkdir()
     (out / ".part-voc" / "x").write_text("half")
@@ -101,10 +108,40 @@ def test_a_folder_of_an_earlier_version_resumes_and_leftovers_are_removed(segsmi
 
 
 def test_without_training_sam_alone_makes_the_masks(segsmith, points, tmp_path):
-    code, said, _ = segsmith("refine", "--dataset", points, "--out", tmp_path / "run", "--no-train")
+    code, said, _ = segsmith("refine", "--dataset", points, "--out", tmp_path / "run", "--no-train", *SAM)
     assert (code, "components outlined by SAM" in said) == (0, True)
     assert (mask(tmp_path / "run" / "voc") != 255).mean() > 0.3
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_where_sams_masks_contradict_what_is_drawn_it_is_not_used(
+    segsmith, full, weak_sets, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("segsmith.segmentation.sam_trial.ENOUGH", 1)
+    out = tmp_path / "run"
+    strict = [*QUICK, "--set", "labeler.min_sam_agreement=1"]
+    words = ["refine", "--dataset", weak_sets("scribbles"), "--out", out, "--truth", full, *strict]
+    code, said, _ = segsmith(*words)
+    assert (code, "SAM is not used: fewer than 100% of its masks agree" in said) == (0, True)
+    assert "components outlined by SAM" not in said
+    drawn, dense = mask(out / "given"), mask(out / "voc")
+    assert np.array_equal(dense[drawn != 255], drawn[drawn != 255])
+    assert (dense != 255).mean() > 0.3
+    assert segsmith(*words)[0] == 0  # the stored trial leads to the same folder
+    (out / "sam.json").write_text("{")
+    code, _, complaint = segsmith(*words)
+    assert (code, "sam.json" in complaint, complaint.count("\n")) == (2, True, 2)  # with the warning
+
+
+def test_without_sam_the_masks_are_other_ones(segsmith, weak_sets, tmp_path):
+    made = []
+    for name, extra in (("with", SAM), ("without", ["--set", "labeler.use_sam=false"])):
+        out = tmp_path / name
+        words = ["refine", "--dataset", weak_sets("scribbles"), "--out", out, "--no-train", *extra]
+        code, _, complaint = segsmith(*words)
+        assert (code, complaint.startswith(WARNING)) == (0, name == "with")
+        made.append(mask(out / "voc"))
+    assert not np.array_equal(*made)
 
 
 # -- skipped where that is safe, and named ----------------------------------------------------------
@@ -187,7 +224,7 @@ def coco(root, polygon, image_size=(64, 64)):
 def test_a_coco_polygon_is_a_coarse_label_and_the_rest_of_the_image_is_unknown(segsmith, tmp_path):
     root = coco(tmp_path / "coco", [20, 20, 40, 20, 40, 40, 20, 40])
     code, said, complaint = segsmith("refine", "--dataset", root, "--out", tmp_path / "run", "--no-train")
-    assert (code, complaint) == (0, "")
+    assert (code, complaint.startswith(WARNING)) == (0, True)
     assert "weak labels: coarse" in said
     given = mask(tmp_path / "run" / "given", "a")
     assert set(np.unique(given)) == {1, 255}
@@ -239,6 +276,11 @@ def a_name_that_leaves(root):
         (None, ["--weak", "image"], "Type --weak points"),
         (None, ["--weak", "dots"], "points, scribbles, coarse, image"),
         (None, ["--set", "trainer.refresh=3"], "refresh_every"),
+        (None, ["--preset", "tpu"], "sim, cpu, gpu, hosted"),
+        (None, ["--set", "labeler.epochs=3"], "labeler.epochs has no effect in `segsmith refine` on points"),
+        (None, ["--set", "trainer.epochs=3", "--no-train"], "trainer.epochs has no effect"),
+        (None, ["--set", "labeler.use_sam=false", "--set", "labeler.points=3"], "without SAM"),
+        (None, ["--set", "images.size=64"], "images.size has no effect in `segsmith refine`"),
         (None, ["--set", "labeler.sam=/nowhere.pth"], "/nowhere.pth"),
         (None, ["--dataset", "/nowhere"], "/nowhere"),
     ],

@@ -111,6 +111,12 @@ def refine(
         Path,
         typer.Option("--out", help="folder for masks and segmenter; the same command resumes if it stopped"),
     ],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            show_default="sim", help="which SAM, CLIP and encoder to use: auto, sim, cpu, gpu or hosted"
+        ),
+    ] = None,
     weak: Annotated[
         str | None, typer.Option(help="points, scribbles, coarse or image; default: detected")
     ] = None,
@@ -154,6 +160,7 @@ def refine(
     refinement = run_refine(
         dataset,
         out_dir,
+        preset=preset,
         weak=weak,
         zero_is_undrawn=zero_is_undrawn,
         background=background,

@@ -28,7 +28,7 @@ from segsmith.datasets.records import IMAGE_SUFFIXES, DataError
 from segsmith.datasets.voc_layout import CLASS_NAMES, CLASSES, IMAGES, LABELS, SETS, image_labels
 from segsmith.errors import SegsmithError
 from segsmith.files import Conversion, ImageHeader, NotAnIndexMap, read_header, read_image, read_index_map
-from segsmith.types import IGNORE
+from segsmith.types import IGNORE, SIMULATOR
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
         self.classes = read_classes(root)
         self._files = DatasetFiles(root)
         self.ids = self._read_ids()
-        self._image_labels, self._sources = self._read_labels()
+        self._image_labels, self._sources, self._backends = self._read_labels()
         self._images = [self._image_path(name) for name in self.ids]
         self._labels = [self._inside(f"{CLASSES}/{name}.png") for name in self.ids]
         fits = keep and 4 * sum(math.prod(size) for size in self.sizes) <= RAM_BYTES
@@ -75,6 +75,11 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
     def real(self) -> list[bool]:
         """Is an image real? By ``source`` in labels.csv; all are where nothing says so."""
         return [self._sources.get(name) != "generated" for name in self.ids]
+
+    @property
+    def simulated(self) -> bool:
+        """Did the simulator draw every image? By ``backend`` in labels.csv; no, where nothing says so."""
+        return bool(self.ids) and all(self._backends.get(name, "").startswith(SIMULATOR) for name in self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -166,8 +171,8 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
                 )
         return ids
 
-    def _read_labels(self) -> tuple[dict[str, set[int]], dict[str, str]]:
-        """Image id -> class indices, and image id -> source, from ``labels.csv``."""
+    def _read_labels(self) -> tuple[dict[str, set[int]], dict[str, str], dict[str, str]]:
+        """Image id -> class indices, source and image model, from ``labels.csv``."""
         index_of = {name: i for i, name in enumerate(self.classes, 1)}
         try:
             rows = image_labels(self._files)
@@ -178,7 +183,8 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
                 f"{self.root / LABELS} {reason}.",
                 f"Fix that file: columns image_id and classes, classes of {CLASS_NAMES} separated by |.",
             ) from None
-        return labels, {name: row.source for name, row in rows.items()}
+        sources = {name: row.source for name, row in rows.items()}
+        return labels, sources, {name: row.backend for name, row in rows.items()}
 
     def _image_path(self, name: str) -> Path:
         for suffix in (".png", ".jpg", ".jpeg", ".webp"):
@@ -194,6 +200,15 @@ class VocFolder(Dataset[tuple[Tensor, Tensor]]):
             return self._files.path(name)
         except DataError as error:
             raise SegsmithError(f"{self.root / name} {error.problem.text}.") from None
+
+
+def drawn_by_simulator(root: Path) -> bool:
+    """Does ``labels.csv`` name the simulator for every image of a dataset? False for other formats than VOC."""
+    try:
+        rows = image_labels(DatasetFiles(root))
+    except DataError:
+        return False
+    return bool(rows) and all(row.backend.startswith(SIMULATOR) for row in rows.values())
 
 
 def read_classes(root: Path) -> tuple[str, ...]:

@@ -159,10 +159,14 @@ def _labels_csv(image_labels: Mapping[str, Sequence[str]]) -> bytes:
 
 @dataclass(frozen=True)
 class ImageLabels:
-    """One row of ``labels.csv``: `source` is "generated" or "real", "" where the column is missing."""
+    """One row of ``labels.csv``: `source` is "generated" or "real", `backend` the name of the image model.
+
+    Both are "" where the column is missing.
+    """
 
     classes: tuple[str, ...]
     source: str
+    backend: str
 
 
 def image_labels(files: DatasetFiles) -> dict[str, ImageLabels]:
@@ -176,6 +180,8 @@ def image_labels(files: DatasetFiles) -> dict[str, ImageLabels]:
     if rows and not {"image_id", "classes"} <= rows[0].keys():
         raise DataError("bad_file", LABELS, "has no columns image_id and classes")
     return {
-        row["image_id"]: ImageLabels(tuple(filter(None, row["classes"].split("|"))), row.get("source", ""))
+        row["image_id"]: ImageLabels(
+            tuple(filter(None, row["classes"].split("|"))), row.get("source", ""), row.get("backend", "")
+        )
         for row in rows
     }

@@ -171,6 +171,9 @@ class _Run:
         self.window = _window(self.size, config.crop)
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
+        self.view = config.strong_view
+        if self.view == "auto":
+            self.view = "sprites" if data.simulated else "photographs"
         self.background = bool(data.class_pixels()[0]) or (sam is not None and sam.background)
         if not self.background:
             without_background(model)
@@ -233,7 +236,10 @@ class _Run:
         for step, (images, labels, allowed) in enumerate(self.loader, start=epoch * len(self.loader)):
             rate = learning_rate(step, self.config.epochs * len(self.loader), self.config.learning_rate)
             batch = Sample(*place(images, labels, self.window, generator), allowed)
-            view = restyle(batch.image, generator) if self.config.strong_view else batch.image
+            view = batch.image
+            if self.view != "off":
+                view, holes = restyle(batch.image, self.view, generator)
+                batch = batch._replace(labels=batch.labels.masked_fill(holes[:, None], IGNORE))
             losses.append(self._step(batch, view, rate, epoch))
             seen += len(images) * self.accelerator.num_processes
         loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))

@@ -7,6 +7,7 @@ same state gives the same batch on the same kind of device.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +19,26 @@ TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)
 """Matrix from RGB to brightness and two colour axes; a rotation of these two changes only the hue."""
 
 
-def restyle(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Vary colours, outlines, sharpness and noise of (B, 3, H, W) images in [0, 1]; no pixel moves.
+HOLE = 0.3
+"""Longest side of a rectangle that is cut out of a photograph, as a share of the image's (ours)."""
 
-    Drawing styles differ in these, so the network learns shapes rather than one style.
+
+def restyle(
+    images: Tensor, kind: Literal["photographs", "sprites"], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Vary (B, 3, H, W) images in [0, 1] as images of their kind differ; no pixel moves.
+
+    Sprites differ in hue, outline, sharpness and noise, so the network learns shapes rather than one style.
+    Photographs keep their hues but for a small shift, because the colour of sky, road and grass is informative; they
+    vary in brightness, contrast and saturation up to grey, sharpness and noise, and lose a rectangle (cut-out). Also
+    returns the (B, H, W) bool pixels that were cut out, in which a label says nothing about the image.
     """
-    for change in (_colour, _ink, _blur, _noise):
-        images = change(images, generator)
-    return images.clamp(0, 1)
+    holes = torch.zeros((len(images), *images.shape[-2:]), dtype=torch.bool, device=images.device)
+    images = _ink(_colour(images, generator), generator) if kind == "sprites" else _jitter(images, generator)
+    images = _noise(_blur(images, generator), generator).clamp(0, 1)
+    if kind == "photographs":
+        images, holes = _cut_out(images, generator)
+    return images, holes
 
 
 def place(
@@ -55,17 +68,43 @@ def _colour(images: Tensor, generator: torch.Generator) -> Tensor:
     """Vary brightness, contrast, saturation and hue, independently for each image."""
     count = len(images)
     contrast, saturation = _uniform(count, 0.7, 1.3, generator), _uniform(count, 0.0, 1.5, generator)
-    offset = _uniform(count, -0.12, 0.12, generator) + 0.5 * (1 - contrast)
+    offset = _uniform(count, -0.12, 0.12, generator)
     # Half of the images keep their hues, since hue is informative about the class.
     turn = _uniform(count, -math.pi, math.pi, generator) * _chosen(count, 0.5, generator)
+    return _recoloured(images, contrast, saturation, offset, turn)
+
+
+def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Vary brightness, contrast and saturation, and hue a little; a tenth of the images become grey."""
+    count = len(images)
+    contrast, offset = _uniform(count, 0.7, 1.3, generator), _uniform(count, -0.12, 0.12, generator)
+    saturation = _uniform(count, 0.6, 1.4, generator) * _chosen(count, 0.9, generator)
+    return _recoloured(images, contrast, saturation, offset, _uniform(count, -0.15, 0.15, generator))
+
+
+def _recoloured(images: Tensor, contrast: Tensor, saturation: Tensor, offset: Tensor, turn: Tensor) -> Tensor:
+    """Images with contrast around 0.5, saturation, brightness offset and hue (radians) changed by (B,) values."""
     cos, sin = saturation * turn.cos(), saturation * turn.sin()
-    rotation = torch.zeros(count, 3, 3)
+    rotation = torch.zeros(len(images), 3, 3)
     rotation[:, 0, 0] = 1
     rotation[:, 1, 1], rotation[:, 1, 2], rotation[:, 2, 1], rotation[:, 2, 2] = cos, -sin, sin, cos
     axes = torch.tensor(TO_YIQ)
     matrix = contrast.view(-1, 1, 1) * (torch.linalg.inv(axes) @ rotation @ axes)
     mixed = torch.einsum("bij,bjhw->bihw", matrix.to(images), images)
-    return mixed + offset.view(-1, 1, 1, 1).to(images)
+    return mixed + (offset + 0.5 * (1 - contrast)).view(-1, 1, 1, 1).to(images)
+
+
+def _cut_out(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Paint a rectangle of half of the images in the image's mean colour; also returns the (B, H, W) bool pixels."""
+    count, (height, width) = len(images), images.shape[-2:]
+    sides = _uniform((count, 2), 0.5 * HOLE, HOLE, generator) * _chosen(count, 0.5, generator)[:, None]
+    corners = torch.rand((count, 2), generator=generator) * (1 - sides)
+    rows = (torch.arange(height) + 0.5)[None] / height - corners[:, :1]
+    columns = (torch.arange(width) + 0.5)[None] / width - corners[:, 1:]
+    inside = [(at >= 0) & (at < sides[:, i : i + 1]) for i, at in enumerate((rows, columns))]
+    holes = (inside[0][:, :, None] & inside[1][:, None, :]).to(images.device)
+    mean = images.mean(dim=(2, 3), keepdim=True)
+    return torch.where(holes[:, None], mean, images), holes
 
 
 def _ink(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -70,23 +70,31 @@ def refine_weak(
     images: Sequence[Image],
     drawn_maps: Sequence[NDArray[np.uint8]],
     plans: Sequence[PlannedMask],
-    segmenter: PointSegmenter,
+    segmenter: PointSegmenter | None,
     settings: MaskSettings,
     background: bool = True,
 ) -> list[tuple[NDArray[np.uint8], dict[str, int]]]:
     """Dense (H, W) uint8 label maps, each with the number of its components by outcome (`Outlined.how`).
 
     Drawn labels never change. Elsewhere, pixels get the class of SAM's mask, and contested pixels are 255
-    (`merge_masks`). Other pixels are background unless they are in doubt: a component without a mask is an object of
-    unknown extent, so its rejected candidates and its surroundings are 255 (`doubtful`). An image without drawn
-    labels and components stays 255 everywhere, because it is not known to be empty. Without `background`, in data in
-    which every pixel belongs to a class, all these pixels are 255.
+    (`merge_masks`); without a segmenter, the seeds take the place of its masks. Other pixels are background unless
+    they are in doubt: a component without a mask is an object of unknown extent, so its rejected candidates and its
+    surroundings are 255 (`doubtful`). An image without drawn labels and components stays 255 everywhere, because it
+    is not known to be empty. Without `background`, in data in which every pixel belongs to a class, all these pixels
+    are 255.
     """
-    results = []
-    for found, drawn in zip(outline(images, plans, segmenter, settings), drawn_maps, strict=True):
-        label_map, how = merge_outlined(found, settings)
-        results.append((_settled(label_map, drawn, found, background), how))
-    return results
+    return [
+        dense_map(found, drawn, settings, background)
+        for found, drawn in zip(outline(images, plans, segmenter, settings), drawn_maps, strict=True)
+    ]
+
+
+def dense_map(
+    found: Outlined, drawn: NDArray[np.uint8], settings: MaskSettings, background: bool
+) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    """`refine_weak` for one image, whose regions are known."""
+    label_map, how = merge_outlined(found, settings)
+    return _settled(label_map, drawn, found, background), how
 
 
 def _settled(
@@ -105,13 +113,13 @@ class WeakRefiner:
 
     `seeds` returns the (H, W) seeds of an image id if these are not the drawn labels, but a classifier's. Step 0 uses
     the teacher's predictions with a confidence of at least `threshold`. `on_image` is called with the number of
-    finished images and of all images. `background` is that of `refine_weak`.
-    The same images, predictions and round give the same labels.
+    finished images and of all images. `segmenter` and `background` are those of `refine_weak`. The same images,
+    predictions and round give the same labels.
     """
 
     def __init__(
         self,
-        segmenter: PointSegmenter,
+        segmenter: PointSegmenter | None,
         settings: MaskSettings,
         seed: int,
         *,
@@ -123,7 +131,8 @@ class WeakRefiner:
     ) -> None:
         self.how: Counter[str] = Counter()
         """Number of components of the last round by outcome (`Outlined.how`)."""
-        self.name = f"{segmenter.name} {asdict(settings)} {seed} {threshold} {step0} {seeds is not None}"
+        model = "no SAM" if segmenter is None else segmenter.name
+        self.name = f"{model} {asdict(settings)} {seed} {threshold} {step0} {seeds is not None}"
         self.background = background
         self._segmenter, self._settings, self._seed = segmenter, settings, seed
         self._threshold, self._step0, self._seeds = threshold, step0, seeds

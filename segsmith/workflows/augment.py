@@ -24,7 +24,7 @@ from segsmith.workflows.progress import Callback, Screen, open_display
 from segsmith.workflows.resume import check_folder
 from segsmith.workflows.reviewing import Reviewer, terminal_reviewer
 from segsmith.workflows.run import Run
-from segsmith.workflows.settings import Settings, overrides, resolve
+from segsmith.workflows.settings import Settings, check_used, overrides, resolve
 
 ENOUGH = 0.75
 """Share of real images in training that the warning about too few epochs aims at."""
@@ -81,6 +81,7 @@ def augment(
         raise SegsmithError(
             f"--add-per-class {add_per_class} adds nothing.", "Type a number of at least 1, e.g. 40."
         )
+    check_used("augment", settings)
     changes = overrides(
         settings,
         per_class=add_per_class,

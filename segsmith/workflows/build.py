@@ -34,7 +34,7 @@ from segsmith.workflows.resume import (
 )
 from segsmith.workflows.reviewing import Reviewer, ask, terminal_reviewer
 from segsmith.workflows.run import Run
-from segsmith.workflows.settings import Settings, check_reach, overrides, resolve
+from segsmith.workflows.settings import Settings, check_reach, check_used, overrides, resolve
 
 THREAD = "build"
 RECURSION_LIMIT = 10_000
@@ -110,6 +110,7 @@ def build(
 
     Returns the run. Raises `SegsmithError`, whose message names the fix, for everything that a user can fix.
     """
+    check_used("build", settings)
     changes = overrides(
         settings,
         classes=classes,

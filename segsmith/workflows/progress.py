@@ -35,6 +35,7 @@ from segsmith.events import (
     RealImagesRead,
     RoundJudged,
     RoundPlanned,
+    SamTried,
     SessionStarted,
     Stage,
     StageStarted,
@@ -242,6 +243,18 @@ class ConsoleDisplay:
         self._list("files skipped, repaired or converted", event.problems)
         self._list("training images without a label", event.unlabelled)
         self._list("classes that no training image shows", event.never_shown)
+
+    def _on_sam_tried(self, event: SamTried) -> None:
+        agreeing = event.masks - event.crossing - event.partial
+        self._print(
+            f"SAM on drawn labels that it was not shown: {agreeing} of {event.masks} masks agree, {event.crossing} "
+            f"cover a drawn component of another class, {event.partial} miss most of their own"
+        )
+        if not event.used:
+            self._print(
+                f"SAM is not used: fewer than {event.level:.0%} of its masks agree (labeler.min_sam_agreement). "
+                "Drawn labels are spread along colours instead"
+            )
 
     # -- a build --------------------------------------------------------------------------------------
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segsmith.config import Config, equals_stored, load_config
+from segsmith.config import Config, equals_stored, merged_config
 from segsmith.errors import SegsmithError
-from segsmith.events import Event, Stage, StageStarted, WeakLabelsRead
+from segsmith.events import Event, Notice, SamTried, Stage, StageStarted, WeakLabelsRead
 from segsmith.files import PART, remove_leftovers, write_atomic
 from segsmith.workflows.dense_labels import MaskQuality
 from segsmith.workflows.progress import Callback, Screen, open_display
-from segsmith.workflows.settings import Settings, nested
+from segsmith.workflows.settings import Settings, check_used, segmenter_config
 from segsmith.workflows.train import Training, locked, train_segmenter
 from segsmith.workflows.weaken import weak_kind
 
@@ -22,10 +24,28 @@ if TYPE_CHECKING:
     from segsmith.datasets.weak_labels import WeakKind
     from segsmith.datasets.weak_source import WeakSource
     from segsmith.protocols import PointSegmenter
+    from segsmith.segmentation.spread import SpreadLabels
     from segsmith.segmentation.weak_refiner import WeakRefiner
 
-DEFAULTS: Settings = {"trainer.encoder_init": "none", "trainer.teacher_weight": 1, "labeler.border_px": 0}
-"""Settings of `refine` that differ from those of a build; the caller's settings come after them."""
+DEFAULTS: Settings = {"trainer.teacher_weight": 1, "labeler.border_px": 0}
+"""Settings of `refine` that differ from those of its preset; environment and caller come after them."""
+
+CLASSIFIER = ("judge.clip", "labeler.vit", "labeler.folds", "labeler.epochs", "labeler.batch_size",
+              "labeler.learning_rate", "labeler.top_k", "labeler.seed_level")  # fmt: skip
+"""Settings of the classifier that finds seeds for image labels."""
+SAM = (
+    "labeler.sam",
+    "labeler.points",
+    "labeler.tau1",
+    "labeler.tau2",
+    "labeler.selection",
+    "labeler.points_from",
+)
+"""Settings of the points for SAM and of the choice among its masks."""
+MINI_SAM = (
+    "The mini SAM was trained on sprites. On photographs its masks are often wrong; type --preset cpu or gpu for a "
+    "SAM that was trained on photographs, or --set labeler.use_sam=false."
+)
 
 Show = Callable[[Event], None]
 
@@ -55,6 +75,7 @@ def refine(
     dataset: str | Path,
     out: str | Path,
     *,
+    preset: str | None = None,
     weak: str | None = None,
     zero_is_undrawn: bool = False,
     background: bool | None = None,
@@ -68,12 +89,16 @@ def refine(
 ) -> Refinement:
     """Turn weak labels into dense masks with SAM, and train a segmenter on both; the same call resumes.
 
-    Drawn pixels keep their label; pixels that neither SAM nor the segmenter can decide stay 255.
+    SAM is first tried on drawn labels that it is not shown. Where fewer than ``labeler.min_sam_agreement`` of
+    its masks agree with them, drawn labels are spread along colours instead. Drawn pixels keep their label; pixels
+    that nothing decides stay 255.
 
     Args:
         dataset: folder in VOC or COCO format, or with one sub-folder of images per class. In VOC masks, 255 marks
             pixels where nothing was drawn.
         out: folder for ``voc/`` (the dense masks), ``checkpoints/`` (the segmenter) and the state to resume from.
+        preset: which SAM, CLIP and encoder to use: ``sim`` (the mini models, which know sprites only; the default),
+            ``cpu``, ``gpu``, ``hosted``, or ``auto``.
         weak: ``points``, ``scribbles``, ``coarse`` or ``image``; None detects it.
         zero_is_undrawn: index 0 in a mask means that nothing was drawn there, not background.
         background: whether pixels outside every mask become background. False: they stay 255, and the segmenter never
@@ -81,31 +106,46 @@ def refine(
         truth: the same images with full labels; the result then states the quality of the masks.
         seed: another seed places other points for SAM.
         train: train a segmenter, and use it to improve the masks.
-        settings: settings of sections ``labeler`` and ``trainer``, e.g. ``{"trainer.epochs": 40}``.
+        settings: settings of sections ``labeler``, ``trainer`` and ``compute``, e.g. ``{"trainer.epochs": 40}``. A
+            setting that has no effect here is an error.
         on_event: called with every event, in place of the progress display.
         progress: show a progress display in a terminal or notebook.
 
     Raises `SegsmithError` for a dataset or a setting that cannot be used, and for an `out` made with others.
     """
+    from segsmith.datasets.voc_folder import drawn_by_simulator
     from segsmith.segmentation.inference import checkpoint_predictions
     from segsmith.segmentation.trainer import processes
-    from segsmith.tools.vision.sam import SamSegmenter
     from segsmith.workflows.dense_labels import write_dense
 
     root, out = Path(dataset), Path(out)
     kind = None if weak is None else weak_kind(weak, "--weak")
-    config = refine_config(settings)
-    segmenter = SamSegmenter.load(config.labeler.sam, config.compute.device, config.compute.precision)
+    config = refine_config(settings, preset)
+    arguments = _Arguments(root, kind, zero_is_undrawn, background, seed, config)
+    sprites = drawn_by_simulator(root)
+    if config.trainer.strong_view == "auto":
+        view = "sprites" if sprites else "photographs"
+        config = merged_config(config, {"trainer": {"strong_view": view}}, "refine")
+    segmenter = _segmenter(config)
+
+    def check(source: WeakSource) -> None:
+        check_used("refine", settings, _unused(source.kind, train, config))
+        if segmenter is not None and config.labeler.sam == "mini" and not sprites:
+            display.show(Notice(MINI_SAM, warning=True))
+
     group = processes()
     with ExitStack() as stack:
         display = stack.enter_context(open_display(on_event, progress and group.is_main_process, screen))
         with group.main_process_first():  # the other processes then find the files that it wrote
-            arguments = _Arguments(root, kind, zero_is_undrawn, background, seed, config)
-            given, source = _given(arguments, out, display.show, stack)
+            given, source = _given(arguments, out, display.show, stack, check)
             kind, background = source.kind, source.background
             if group.is_main_process:
                 remove_leftovers(out)
             seeds = _seeds(given, out / "seeds.zip", config, seed, display.show) if kind == "image" else None
+            if segmenter is not None and kind != "image" and config.labeler.min_sam_agreement:
+                tried = _tried(given, out / "sam.json", segmenter, config, seed)
+                display.show(tried)
+                segmenter = segmenter if tried.used else None
         refiner = _refiner(segmenter, config, seed, seeds, background)
         training, opinions = None, None
         if train:
@@ -124,9 +164,57 @@ def refine(
         return Refinement(voc, kind, training, components, quality)
 
 
-def refine_config(settings: Settings | None = None) -> Config:
+def refine_config(settings: Settings | None = None, preset: str | None = None) -> Config:
     """The config of `refine` with these settings on top."""
-    return load_config(flags=nested({**DEFAULTS, **(settings or {})}))
+    return segmenter_config("refine", settings, DEFAULTS, preset)
+
+
+def _segmenter(config: Config) -> PointSegmenter | None:
+    """SAM, or None where the settings say that it is not used."""
+    from segsmith.tools.vision.sam import SamSegmenter
+
+    if not config.labeler.use_sam:
+        return None
+    return SamSegmenter.load(config.labeler.sam, config.compute.device, config.compute.precision)
+
+
+def _unused(kind: WeakKind, train: bool, config: Config) -> dict[str, str]:
+    """Pattern of settings -> why they have no effect on this data and with these other settings."""
+    unused = {}
+    if not train:
+        unused["trainer"] = "with --no-train"
+    if kind != "image":
+        unused |= dict.fromkeys(CLASSIFIER, f"on {kind}, only on image labels")
+    if kind == "image" or not config.labeler.use_sam:
+        why = "on image labels" if kind == "image" else "without SAM"
+        unused["labeler.min_sam_agreement"] = why
+    if not config.labeler.use_sam:
+        unused |= dict.fromkeys(SAM, "without SAM")
+    if config.labeler.points_from == "confidence" and not train:
+        unused["labeler.points_from"] = "with --no-train"
+    return unused
+
+
+def _tried(given: Path, path: Path, segmenter: PointSegmenter, config: Config, seed: int) -> SamTried:
+    """Try SAM on drawn labels that it is not shown; the result is kept in ``sam.json``."""
+    from segsmith.datasets.voc_folder import VocFolder
+    from segsmith.segmentation.masks import MaskSettings
+    from segsmith.segmentation.sam_trial import SamTrial, try_sam
+
+    trial = None
+    if path.exists():
+        try:
+            trial = SamTrial(**json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise SegsmithError(
+                f"{path} is damaged.", f"Type rm {shlex.quote(str(path))} to try SAM again."
+            ) from None
+    if trial is None:
+        data = VocFolder(given, "train")
+        trial = try_sam(data, segmenter, MaskSettings.of(config.labeler), seed)
+        write_atomic(path, json.dumps(asdict(trial)).encode())
+    level = config.labeler.min_sam_agreement
+    return SamTried(trial.masks, trial.crossing, trial.partial, level, trial.helps(level))
 
 
 @dataclass(frozen=True)
@@ -141,10 +229,12 @@ class _Arguments:
     config: Config
 
 
-def _given(asked: _Arguments, out: Path, show: Show, stack: ExitStack) -> tuple[Path, WeakSource]:
+def _given(
+    asked: _Arguments, out: Path, show: Show, stack: ExitStack, check: Callable[[WeakSource], None]
+) -> tuple[Path, WeakSource]:
     """The dataset that is trained on, ``OUT/given`` in VOC's layout, and where it comes from.
 
-    `out` is locked until `stack` closes, once the dataset is known to be usable.
+    `out` is locked until `stack` closes, once the dataset is known to be usable. `check` may raise before that.
     """
     from segsmith.datasets.voc_layout import write_voc
     from segsmith.datasets.weak_source import open_weak
@@ -152,6 +242,7 @@ def _given(asked: _Arguments, out: Path, show: Show, stack: ExitStack) -> tuple[
     source = open_weak(asked.dataset, asked.kind, not asked.zero_is_undrawn)
     if asked.background is not None:
         source = replace(source, background=asked.background)
+    check(source)
     zero = f"{asked.zero_is_undrawn}{'' if source.background else ', no background'}"
     record = (
         f"{asked.dataset.resolve()}\n{source.kind}\n{zero}\n{asked.seed}\n{asked.config.model_dump_json()}\n"
@@ -230,12 +321,15 @@ def _seeds(given: Path, path: Path, config: Config, seed: int, show: Show) -> Pa
 
 
 def _refiner(
-    segmenter: PointSegmenter, config: Config, seed: int, seeds: Path | None, background: bool
-) -> WeakRefiner:
+    segmenter: PointSegmenter | None, config: Config, seed: int, seeds: Path | None, background: bool
+) -> WeakRefiner | SpreadLabels:
     from segsmith.segmentation.masks import MaskSettings
     from segsmith.segmentation.sources import read_map
+    from segsmith.segmentation.spread import SpreadLabels
     from segsmith.segmentation.weak_refiner import WeakRefiner
 
+    if segmenter is None and seeds is None:
+        return SpreadLabels(config.trainer.teacher_threshold, config.trainer.step0)
     return WeakRefiner(
         segmenter,
         MaskSettings.of(config.labeler),
@@ -260,7 +354,7 @@ def _quality(truth: Path, given: Path, out: Path) -> Mapping[str, MaskQuality]:
     stages = {
         "patch scores, before SAM": maps_of_file(seeds, data.ids) if seeds.exists() else None,
         "weak labels, before SAM": None if seeds.exists() else maps_of_split(given),
-        "SAM, first asked": maps_of_file(first, data.ids) if first.exists() else None,
+        "first asked: SAM, or spread labels": maps_of_file(first, data.ids) if first.exists() else None,
         "final masks": maps_of_split(out / "voc"),
     }
     return {

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from segsmith.config import PRESETS, Config, load_config, merged_config
+from segsmith.config import PRESETS, Config, load_config, merged_config, with_environment
 from segsmith.errors import SegsmithError
 from segsmith.workflows.preset_selection import Choice, pick
 
 Settings = Mapping[str, Any]
 """Sections (``{"judge": {"top_k": 3}}``) or dotted names (``{"judge.top_k": 3}``), also mixed."""
+USED_BY: dict[str, tuple[str, ...]] = {
+    "train": ("trainer", "judge.clip"),
+    "refine": ("trainer", "labeler", "judge.clip", "compute.device", "compute.precision"),
+    "rejudge": ("judge",),
+    "build": ("",),
+    "augment": ("",),
+}
+"""Command -> sections and settings that it uses, apart from those in `UNUSED_BY`; "" is all of them."""
+ONLY_SAM = ("trainer.sam_weight", "trainer.step0", "trainer.refresh_every")
+ONLY_MIXED = ("trainer.real_share", "trainer.real_passes")
+UNUSED_BY: dict[str, tuple[str, ...]] = {
+    "train": ONLY_SAM,
+    "refine": (*ONLY_MIXED, "labeler.relabel", "labeler.label_threshold", "labeler.drop_threshold",
+               "labeler.region_doubt"),
+    "rejudge": ("judge.clip",),
+    "build": (*ONLY_SAM, *ONLY_MIXED, "augment", "judge.real_false_accept", "labeler.min_sam_agreement"),
+    "augment": (*ONLY_SAM, "augment.dataset", "labeler.min_sam_agreement", "classes", "per_class"),
+}  # fmt: skip
+"""Command -> sections and settings that have no effect in it."""
 REACHING_OUTSIDE = {
     "llm.vllm_command": "a program to run",
     "llm.vllm_flags": "options of a program",
@@ -44,6 +63,53 @@ def nested(settings: Settings) -> dict[str, Any]:
                 value = _merged(node[last], value)
         node[last] = value
     return tree
+
+
+def check_used(command: str, settings: Settings | None, unused: Mapping[str, str] | None = None) -> None:
+    """Raise `SegsmithError` for a setting that the caller passes, and that has no effect in `command`.
+
+    `unused` are further sections and settings without an effect -> why. Unknown names are left to `load_config`.
+    """
+    for key in _leaves(nested(settings or {})):
+        if not any(_within(key, used) for used in USED_BY[command]):
+            raise SegsmithError(f"{key} has no effect in `segsmith {command}`.", f"Leave out --set {key}=...")
+        whys = {**dict.fromkeys(UNUSED_BY[command], ""), **(unused or {})}
+        for pattern, why in whys.items():
+            if _within(key, pattern):
+                reason = f" {why}" if why else ""
+                raise SegsmithError(
+                    f"{key} has no effect in `segsmith {command}`{reason}.", f"Leave out --set {key}=..."
+                )
+
+
+def segmenter_config(
+    command: str, settings: Settings | None, defaults: Settings, preset: str | None = None
+) -> Config:
+    """The config of a command that trains on a dataset: preset, then `defaults`, environment and `settings`.
+
+    The CLIP of the preset ``sim`` (the default) knows sprites only, so the encoder starts from random weights there.
+    Raises `SegsmithError` for an unknown preset, a bad value, and a setting that has no effect in `command`.
+    """
+    known = load_config(flags=nested(settings or {}))  # names the keys that do not exist
+    del known
+    check_used(command, settings)
+    name = "sim" if preset is None else pick(preset).preset
+    own = {**defaults, **({"trainer.encoder_init": "none"} if name == "sim" else {})}
+    return load_config(preset=name, flags=_merged(nested(own), with_environment(nested(settings or {}))))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the settings in a tree of sections."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _within(key: str, pattern: str) -> bool:
+    """Whether a dotted name is `pattern`, or in the section that `pattern` names; "" is all."""
+    return not pattern or key == pattern or key.startswith(f"{pattern}.")
 
 
 def overrides(

@@ -8,20 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segsmith.config import Config, load_config
+from segsmith.config import Config
 from segsmith.errors import SegsmithError
 from segsmith.events import EpochFinished, Event, Notice, Stage, StageStarted
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import Evaluation
 from segsmith.workflows.evaluate import evaluation_of
 from segsmith.workflows.progress import Callback, Screen, open_display
-from segsmith.workflows.settings import Settings, nested
+from segsmith.workflows.settings import Settings, segmenter_config
 
 if TYPE_CHECKING:
     from segsmith.segmentation.sources import SamLabels
-
-DEFAULTS: Settings = {"trainer.encoder_init": "none"}
-"""Settings of `train` that differ from those of a build; the caller's settings come after them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,8 @@ def train(
         dataset: folder with ``JPEGImages``, ``SegmentationClass``, ``ImageSets/Segmentation`` and ``classes.txt``.
         out: folder for ``segmenter.safetensors`` and for the state to resume from.
         seed: equal seeds, settings and data give equal segmenters on one machine.
-        settings: settings of section ``trainer``, e.g. ``{"trainer.epochs": 40}``.
+        settings: settings of section ``trainer``, e.g. ``{"trainer.epochs": 40}``. One that has no effect here is an
+            error.
         on_event: called with every event, in place of the progress display.
         progress: show a progress display in a terminal or notebook.
 
@@ -68,7 +66,7 @@ def train(
     from segsmith.datasets.voc_folder import VocFolder
     from segsmith.files import conversion_notes
 
-    config = load_config(flags=nested({**DEFAULTS, **(settings or {})}))
+    config = segmenter_config("train", settings, {})
     data = VocFolder(Path(dataset), "train", keep=False)  # an unusable dataset leaves no folder behind
     with open_display(on_event, progress and is_main_process(), screen) as display, locked(Path(out)):
         for note in conversion_notes(data.conversions):

@@ -19,7 +19,7 @@ from segsmith.config import FaultRates
 from segsmith.datasets.voc_layout import write_voc
 from segsmith.errors import SegsmithError
 from segsmith.protocols import unwatched
-from segsmith.types import SEEDS_PER_PROMPT, Drawn, Gate, Image, ImageRequest
+from segsmith.types import SEEDS_PER_PROMPT, SIMULATOR, Drawn, Gate, Image, ImageRequest
 from segsmith.world.language import ObjectSpec, SceneSpec, parse
 from segsmith.world.nouns import find_noun, suggest
 from segsmith.world.scene import Scene, compose, random_spec
@@ -42,7 +42,7 @@ class Simulator:
     """An `ImageBackend` that draws sprite scenes. The first noun of a prompt is its target."""
 
     def __init__(self, faults: FaultRates, pool: Sequence[str], size: int = 128) -> None:
-        self.name = "segsmith-simulator/1"
+        self.name = f"{SIMULATOR}/1"
         self.usd_per_image = 0.0
         self._faults = faults
         self._pool = tuple(dict.fromkeys(noun.name for c in pool if (noun := find_noun(c))))
