@@ -101,7 +101,9 @@ class BareLoop:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         images, labels = place(images, labels, (WINDOW_PX, WINDOW_PX), self.generator)
-        fed = normalise(self.model, restyle(images, self.generator)).to(memory_format=torch.channels_last)
+        fed = normalise(self.model, restyle(images, "photographs", self.generator)[0]).to(
+            memory_format=torch.channels_last
+        )
         loss = F.cross_entropy(self.model(fed), labels[:, 0], ignore_index=255)
         self.optimizer.zero_grad()
         loss.backward()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -171,9 +172,7 @@ class _Run:
         self.window = _window(self.size, config.crop)
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
-        self.view = config.strong_view
-        if self.view == "auto":
-            self.view = "sprites" if data.simulated else "photographs"
+        self.view = _view(config, data)
         self.background = bool(data.class_pixels()[0]) or (sam is not None and sam.background)
         if not self.background:
             without_background(model)
@@ -416,6 +415,13 @@ def _without_traceback(error: SegsmithError) -> SegsmithError:
     if len(lines) < 2:
         return error
     return SegsmithError(lines[-1].rpartition(f"{SegsmithError.__name__}: ")[2], "Fix that file.")
+
+
+def _view(config: TrainerConfig, data: VocFolder) -> Literal["photographs", "sprites", "off"]:
+    """What the student sees; ``auto`` follows what the data is."""
+    if config.strong_view != "auto":
+        return config.strong_view
+    return "sprites" if data.simulated else "photographs"
 
 
 def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

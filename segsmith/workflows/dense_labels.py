@@ -22,8 +22,7 @@ from segsmith.memory.patch_scores import PatchScoreFile, patch_score_writer
 from segsmith.protocols import PatchClassifier
 from segsmith.segmentation.masks import MaskSettings, plan_mask
 from segsmith.segmentation.metrics import score_pairs
-from segsmith.segmentation.sources import Prediction, read_maps, save_maps
-from segsmith.segmentation.weak_refiner import WeakRefiner
+from segsmith.segmentation.sources import Prediction, SamLabels, read_maps, save_maps
 from segsmith.types import IGNORE
 
 SPLITS = ("train", "val", "test")
@@ -83,7 +82,7 @@ def _image(data: VocFolder, index: int) -> NDArray[np.uint8]:
 
 
 def write_dense(
-    root: Path, out: Path, refiner: WeakRefiner, opinions: Iterable[Prediction] | None, threshold: float
+    root: Path, out: Path, refiner: SamLabels, opinions: Iterable[Prediction] | None, threshold: float
 ) -> None:
     """Copy a dataset in VOC's layout with the weak labels of split train made dense.
 

@@ -208,7 +208,7 @@ def test_stacking_resizes_images_and_labels():
 
 def augment(images, labels, size, generator):
     images, labels = place(images, labels[:, None], size, generator)
-    return restyle(images, generator), labels[:, 0]
+    return restyle(images, "sprites", generator)[0], labels[:, 0]
 
 
 def batch():
