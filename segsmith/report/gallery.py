@@ -56,7 +56,7 @@ def _tile(photo_path: Path, mask_path: Path, side: int) -> Tile | None:
     photo, mask = small_photo(photo_path, side), small_mask(mask_path, side)
     if photo is None or mask is None or photo.size != (side, side) or mask.shape != (side, side):
         return None
-    palette = voc_palette()
+    palette = voc_palette().copy()
     palette[VOID] = VOID_COLOUR
     return np.concatenate([np.asarray(photo), palette[mask]])
 

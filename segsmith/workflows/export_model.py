@@ -129,7 +129,7 @@ def _onnx(network: nn.Module) -> bytes:
         except (ImportError, torch.onnx.OnnxExporterError) as error:
             raise SegsmithError(
                 f"The segmenter cannot be written as ONNX: {first_line(error)}.",
-                'Type: pip install "segsmith[onnx]"; or name --format torchscript.',
+                "Type: pip install onnx onnxruntime; or name --format torchscript.",
             ) from None
         return path.read_bytes()
 

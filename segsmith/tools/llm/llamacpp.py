@@ -71,7 +71,7 @@ def check_llama(config: LLMConfig) -> None:
     """Raise `SegsmithError` if a llama.cpp server would lack its library or GGUF file. Starts nothing."""
     gguf_path(config.gguf)
     if importlib.util.find_spec("xllamacpp") is None:
-        raise SegsmithError("llama.cpp is not installed.", "Type: pip install 'segsmith[sim]'")
+        raise SegsmithError("llama.cpp is not installed.", "Type: pip install xllamacpp")
 
 
 def llama_server(config: LLMConfig, log: Path | None = None) -> LocalServer:

@@ -27,9 +27,7 @@ TRANSIENT = (
     "Address already in use",
 )
 """Failures to start that may pass: another process used the GPU's memory while vLLM measured it."""
-INSTALL = (
-    "Type: pip install 'segsmith[vllm]' (Linux with a GPU), or set llm.vllm_command to the path of vllm."
-)
+INSTALL = "Type: pip install vllm (Linux with a GPU), or set llm.vllm_command to the path of vllm."
 
 
 def vllm_command(config: LLMConfig) -> str:
