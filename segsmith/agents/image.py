@@ -144,13 +144,8 @@ class ImageAgent:
         images drawn by then are stored. Raises `Cancelled`, or `SegsmithError` when memory is too small for one
         image.
         """
-        rejected = self._rejected_prompts()
-        wanted = [prompt for prompt in prompts if prompt.id not in rejected]
-        there = self._ledger.requested([prompt.id for prompt in wanted])
-        todo = [task for prompt in wanted for task in self._tasks(prompt) if task.id not in there][:limit]
-        todo.sort(
-            key=lambda task: self._model_of(task.request)
-        )  # each model of a mixture is loaded once a round
+        there, tasks = self.tasks_of(prompts, limit)
+        todo = [task for task in tasks if task.id not in there]
         total, position = len(todo), 0
         good: dict[str, set[str]] = {}
         drawn: list[str] = []
@@ -196,6 +191,23 @@ class ImageAgent:
             finally:
                 finish(keep=0)
         return drawn
+
+    def tasks_of(self, prompts: Iterable[PromptRow], limit: int | None = None) -> tuple[set[str], list[Task]]:
+        """The ids of the prompts' images that the ledger has, drawn or not finished; and all tasks of the prompts.
+
+        At most `limit` tasks are left to do. A resumed round gets the same tasks in the same order.
+        """
+        rejected = self._rejected_prompts()
+        wanted = [prompt for prompt in prompts if prompt.id not in rejected]
+        there = self._ledger.requested([prompt.id for prompt in wanted])
+        tasks, left = list[Task](), math.inf if limit is None else limit
+        for task in (task for prompt in wanted for task in self._tasks(prompt)):
+            if task.id in there or left > 0:
+                tasks.append(task)
+                left -= task.id not in there
+        # Each model of a mixture is loaded once a round.
+        tasks.sort(key=lambda task: self._model_of(task.request))
+        return there, tasks
 
     def _model_of(self, request: ImageRequest) -> str:
         """The name recorded with the image: the backend's, or that of one model of a mixture."""
@@ -277,9 +289,7 @@ class ImageAgent:
         """Wait for the files of a batch and add the rows of those that could be written; returns their ids."""
         wait(batch.files.values())
         files = {name: file.result() for name, file in batch.files.items() if file.exception() is None}
-        rows = [
-            self._image_row(task, round_, files[task.id].sha256) for task in batch.tasks if task.id in files
-        ]
+        rows = [self.row_of(task, round_, files[task.id].sha256) for task in batch.tasks if task.id in files]
         self._ledger.add_images(rows)
         for file in batch.files.values():
             file.result()  # raises what kept a file from being written
@@ -296,7 +306,8 @@ class ImageAgent:
         # Of a JPEG, the pixels that a resumed session would read are measured.
         return _File(digest, image if form != "jpeg" else read_image(data))
 
-    def _image_row(self, task: Task, round_: int, sha256: str) -> ImageRow:
+    def row_of(self, task: Task, round_: int, sha256: str) -> ImageRow:
+        """The row of an image whose file is written."""
         model = self._model_of(task.request)
         return ImageRow(task.id, task.prompt.id, task.request.seed, model, round_, sha256)
 

@@ -164,13 +164,26 @@ class LabelerAgent:
         their masks in the same way. `on_batch` is called with (masks done, masks in all).
         """
         self._segment_real()
-        there = self._finished_masks()
-        todo = [row for row in self._ledger.accepted() if row.id not in there]
-        if not todo:
-            return 0
-        with closing(self._maps([row.id for row in todo])) as maps:
-            self._segment(todo, maps, on_batch)
+        todo = self._unmasked()
+        if todo:
+            with closing(self._maps([row.id for row in todo])) as maps:
+                self._segment(todo, maps, on_batch)
         return len(todo)
+
+    def prepare_masks(self) -> list[ImageRow]:
+        """Do what comes before the masks of generated images; returns the accepted images that need one, in order.
+
+        Real images without a mask get theirs, and the stored patch scores hold the maps of what is returned.
+        """
+        self._segment_real()
+        todo = self._unmasked()
+        if todo:
+            self._maps([row.id for row in todo]).close()
+        return todo
+
+    def _unmasked(self) -> list[ImageRow]:
+        there = self._finished_masks()
+        return [row for row in self._ledger.accepted() if row.id not in there]
 
     def _segment(
         self, todo: Sequence[ImageRow], maps: PatchScoreFile, on_batch: Callable[[int, int], None]
@@ -201,10 +214,10 @@ class LabelerAgent:
         if check is not None:
             # Always the run's first images, even those with a mask: a resumed run must make the same masks.
             check.calibrate(
-                pair for rows in _chunks(self._ledger.accepted(CALIBRATION)) for pair in kept(rows)
+                pair for rows in mask_chunks(self._ledger.accepted(CALIBRATION)) for pair in kept(rows)
             )
         done = 0
-        for chunk in _chunks(todo):
+        for chunk in mask_chunks(todo):
             finished = [
                 merge_outlined(
                     found, settings, check.beliefs(image, found) if check else None, self._config.region_doubt
@@ -252,9 +265,9 @@ class LabelerAgent:
         labels: Sequence[str],
         settings: MaskSettings,
     ) -> PlannedMask:
-        wanted = [self._classes.index(c) for c in labels]
-        rng = np.random.default_rng(seed_of(self._seed, name))
-        return plan_mask(maps, wanted, image.shape[:2], rng, settings)
+        return plan_of_image(
+            self._seed, name, image, maps, [self._classes.index(c) for c in labels], settings
+        )
 
     def _save_masks(
         self,
@@ -264,12 +277,9 @@ class LabelerAgent:
     ) -> None:
         records = []
         for row, (label_map, sources) in zip(rows, finished, strict=True):
-            png = png_bytes(label_map, voc_palette())
+            png, record = mask_file(row.id, label_map, sources, labels[row.id], self._classes)
             write_atomic(self._run.new_mask(row.id), png)
-            counts = pixel_counts(label_map, self._classes)
-            how = {**sources, "labels": list(labels[row.id])}
-            digest = hashlib.sha256(png).hexdigest()
-            records.append(MaskRow(row.id, counts, ignore_share(label_map), how, digest))
+            records.append(record)
         self._ledger.add_masks(records)
 
     def _maps(self, needed: Sequence[str]) -> PatchScoreFile:
@@ -283,7 +293,34 @@ class LabelerAgent:
         return PatchScoreFile(self._run.patch_scores, self._ledger.patch_scores_sha256)
 
 
-def _chunks(rows: Sequence[ImageRow]) -> Iterator[Sequence[ImageRow]]:
+def plan_of_image(
+    seed: int,
+    image_id: str,
+    image: Image,
+    maps: NDArray[np.float32],
+    present: Sequence[int],
+    settings: MaskSettings,
+) -> PlannedMask:
+    """The components and points of one image of a run; `present` are its class indices, `maps` (C, h, w)."""
+    return plan_mask(maps, present, image.shape[:2], np.random.default_rng(seed_of(seed, image_id)), settings)
+
+
+def mask_file(
+    image_id: str,
+    label_map: NDArray[np.uint8],
+    sources: Mapping[str, int],
+    labels: Sequence[str],
+    classes: Sequence[str],
+) -> tuple[bytes, MaskRow]:
+    """The palette PNG of an (H, W) label map, and what the ledger keeps of it; `labels` are those it was made for."""
+    png = png_bytes(label_map, voc_palette())
+    how = {**sources, "labels": list(labels)}
+    digest = hashlib.sha256(png).hexdigest()
+    return png, MaskRow(image_id, pixel_counts(label_map, classes), ignore_share(label_map), how, digest)
+
+
+def mask_chunks(rows: Sequence[ImageRow]) -> Iterator[Sequence[ImageRow]]:
+    """The images that go through SAM together."""
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 

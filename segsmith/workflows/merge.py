@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from segsmith.agents.judge.agent import THUMBNAIL
+from segsmith.agents.judge.measure import THUMBNAIL
 from segsmith.config import Config, merged_config
 from segsmith.errors import SegsmithError
 from segsmith.files import PART, write_atomic

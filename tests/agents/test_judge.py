@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from segsmith.agents.judge import agent, decision, duplicates
-from segsmith.agents.judge.agent import JudgeAgent, reconsider, update_verdicts, with_article
+from segsmith.agents.judge.agent import JudgeAgent, reconsider, update_verdicts
 from segsmith.agents.judge.decision import calibrate, class_probabilities, decide
 from segsmith.agents.judge.duplicates import DuplicateIndex
+from segsmith.agents.prompt.space import with_article
 from segsmith.config import JudgeConfig
 from segsmith.ids import make_id
 from segsmith.memory.ledger import DecisionRow, Evidence, ImageRow, Ledger, PromptRow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import segsmith
-from segsmith.agents.judge.agent import background_prompts
+from segsmith.agents.judge.measure import background_prompts
 from segsmith.errors import SegsmithError
 from segsmith.events import Status
 from segsmith.memory.ledger import DecisionRow, Ledger

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from segsmith.agents.judge.agent import directions, text_shares
+from segsmith.agents.judge.measure import directions, text_shares
 from segsmith.memory.ledger import Ledger
 from segsmith.protocols import ImageTextEncoder
 

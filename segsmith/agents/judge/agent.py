@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +27,15 @@ from segsmith.agents.judge.decision import (
     scores_of,
 )
 from segsmith.agents.judge.duplicates import DuplicateIndex
+from segsmith.agents.judge.measure import Measured, directions, measure_images
 from segsmith.agents.judge.real_classifier import RealClassifier
-from segsmith.agents.prompt.space import with_article
 from segsmith.config import JudgeConfig
 from segsmith.memory.ledger import Evidence, ImageRow, Judgement, LabelRow, Ledger, Passed, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import ImageTextEncoder
 from segsmith.reasons import VerdictReason
-from segsmith.segmentation.image_ops import grey, is_blank, sharpness
-from segsmith.types import MEASURED_TOGETHER, ClassTally, Image, Vectors
+from segsmith.types import MEASURED_TOGETHER, ClassTally, Image
 
-TEMPLATES = ("a photo of {}", "a picture of {}")
-THUMBNAIL = 16
 READ = 2048
 """Images that are decided about at a time."""
 
@@ -141,34 +137,35 @@ class JudgeAgent:
     def _measure(self, rows: Sequence[ImageRow], images: Sequence[Image]) -> None:
         if not rows:
             return
-        vectors = self._encoder.embed_images(images)
-        cosines = vectors @ self._texts.T
-        prompts = [self._ledger.prompt(row.prompt_id) for row in rows]
-        texts = sorted({prompt.text for prompt in prompts})
-        shares = text_shares(self._encoder, texts, self._texts[: len(self._classes)])
-        shares_of = dict(zip(texts, shares, strict=True))
-        signatures = [
-            np.concatenate([vector, _thumbnail(image)]).astype("<f4")
-            for vector, image in zip(vectors, images, strict=True)
-        ]
-        likenesses = self._duplicates.compare_and_add(signatures, split=vectors.shape[1])
-        measured = []
-        for i, (row, image, prompt) in enumerate(zip(rows, images, prompts, strict=True)):
-            measured.append(
+        texts = [self._ledger.prompt(row.prompt_id).text for row in rows]
+        self.add(rows, measure_images(self._encoder, self._texts, len(self._classes), images, texts))
+
+    def add(self, rows: Sequence[ImageRow], measured: Sequence[Measured]) -> None:
+        """Compare measured images with all earlier ones, and store their evidence.
+
+        The rows must be in the ledger and have no evidence. The order of the calls is part of the result: an image is
+        a duplicate of one that was added before it.
+        """
+        signatures = [item.signature for item in measured]
+        likenesses = self._duplicates.compare_and_add(signatures, split=self._texts.shape[1])
+        evidence = []
+        for row, item, likeness in zip(rows, measured, likenesses, strict=True):
+            prompt = self._ledger.prompt(row.prompt_id)
+            evidence.append(
                 Evidence(
                     image_id=row.id,
                     prompt_id=prompt.id,
                     target=prompt.class_name,
                     asked=prompt.classes,
-                    cosines=tuple(map(float, cosines[i])),
-                    text_shares=tuple(map(float, shares_of[prompt.text])),
-                    sharpness=float(sharpness(image)),
-                    blank=bool(is_blank(image)),
-                    duplicate_cosine=likenesses[i],
-                    signature=signatures[i].tobytes(),
+                    cosines=item.cosines,
+                    text_shares=item.text_shares,
+                    sharpness=item.sharpness,
+                    blank=item.blank,
+                    duplicate_cosine=likeness,
+                    signature=item.signature.tobytes(),
                 )
             )
-        self._ledger.add_evidence(measured)
+        self._ledger.add_evidence(evidence)
 
 
 def reconsider(
@@ -365,40 +362,3 @@ def _pseudo_label(
         or (in_text >= config.pseudo_prompt and in_image >= thresholds[name])
     )
     return LabelRow(image_id, "clip", chosen, {name: float(min(a, b)) for name, a, b in shares})
-
-
-def background_prompts() -> list[str]:
-    """Descriptions of images without an object, which compete with every class."""
-    text = (resources.files("segsmith.prompts") / "backgrounds.txt").read_text("utf-8")
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def directions(
-    encoder: ImageTextEncoder, classes: Sequence[str], synonyms: Callable[[str], tuple[str, ...]]
-) -> Vectors:
-    """(C + B, D) unit vectors of the class names and of the descriptions of images without an object."""
-    of_classes = [_mean_direction(encoder, synonyms(name)[:3]) for name in classes]
-    return np.stack([*of_classes, *encoder.embed_texts(background_prompts())])
-
-
-def text_shares(encoder: ImageTextEncoder, texts: Sequence[str], of_classes: Vectors) -> NDArray[np.float64]:
-    """(N, C) the prompts' own probability of each class, from CLIP's text tower."""
-    cosines = encoder.embed_texts(texts) @ of_classes.T
-    weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) * encoder.logit_scale)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
-
-
-def _mean_direction(encoder: ImageTextEncoder, names: Sequence[str]) -> Vectors:
-    texts = [template.format(with_article(name)) for name in names for template in TEMPLATES]
-    mean = encoder.embed_texts(texts).mean(axis=0)
-    return np.asarray(mean / np.linalg.norm(mean), dtype=np.float32)
-
-
-def _thumbnail(image: Image) -> Vectors:
-    """(THUMBNAIL**2,) unit vector of the grey image's block means, minus their mean."""
-    values = grey(image)
-    height, width = (side // THUMBNAIL * THUMBNAIL for side in values.shape)
-    blocks = values[:height, :width].reshape(THUMBNAIL, height // THUMBNAIL, THUMBNAIL, width // THUMBNAIL)
-    flat = blocks.mean(axis=(1, 3)).ravel()
-    flat = flat - flat.mean()
-    return np.asarray(flat / (np.linalg.norm(flat) + 1e-6), dtype=np.float32)
