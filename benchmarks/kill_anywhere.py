@@ -62,7 +62,7 @@ class CountingBackend:
 
 def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:
     """One session of a build; what it does goes to `journal`, one line each."""
-    from segsmith.graph.context import open_image_backend
+    from segsmith.engine.models import open_image_backend
     from segsmith.workflows.build import build_run
 
     handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -130,6 +130,24 @@ class ImagesDrawn:
 
 
 @dataclass(frozen=True)
+class WorkersBusy:
+    """About once a second while workers draw images or make masks."""
+
+    done: int
+    """Units of work, shards of up to 32 images."""
+    total: int
+    set_aside: int
+    """Units that failed too often in this session."""
+    workers: int
+    in_flight: int
+    """Units that workers have."""
+    images_per_second: float
+    per_worker: Mapping[str, float]
+    """Worker -> images per second."""
+    kind: Literal["workers"] = "workers"
+
+
+@dataclass(frozen=True)
 class RoundJudged:
     """All images drawn so far have a verdict."""
 
@@ -213,6 +231,7 @@ Event = (
     | SessionStarted
     | RoundPlanned
     | ImagesDrawn
+    | WorkersBusy
     | RoundJudged
     | StageStarted
     | MasksMade

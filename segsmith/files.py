@@ -33,6 +33,7 @@ PART = ".part-"
 ImageFormat = Literal["png", "webp", "jpeg"]
 """Formats in which a run can store its images."""
 SUFFIXES: Mapping[ImageFormat, str] = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
+FORMS: Mapping[str, ImageFormat] = {suffix: form for form, suffix in SUFFIXES.items()}
 PNG_LEVEL, INDEX_LEVEL = 1, 6
 """zlib's level for the PNGs of images and of index maps."""
 
@@ -69,6 +70,34 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write to a temporary file, sync, rename: readers see the old file or the new one, even after a crash."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def create_only(path: Path, data: bytes) -> bool:
+    """Write a file that must not be there yet, whole or not at all; returns whether this call created it.
+
+    Of several processes, on any machines that share the file system, one succeeds. Raises `OSError` on a file system
+    without hard links where a killed process could leave the file half-written.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PART)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # Not O_EXCL on `path` itself: a process that is killed after creating it would leave it without content.
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return True
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Rename a whole and synced file, so that it has its new name even after a power failure."""
+    os.replace(source, target)
+    _sync_folder(target.parent)
 
 
 @contextmanager

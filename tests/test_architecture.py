@@ -21,6 +21,7 @@ LAYERS = (
     ("segmentation",),
     ("tools",),
     ("agents",),
+    ("engine",),
     ("report", "review"),
     ("graph",),
     ("workflows",),

@@ -107,10 +107,24 @@ class ImageAgent:
         self._stopped = stopped
         fitted = ledger.batch_sizes.get(backend.name, config.batch_size)
         self._batch_size = min(config.batch_size, fitted)
+        self.left_out: set[str] = set()
+        """Prompts whose images could not be drawn in this session, for a reason of the machine."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images drawn at once; smaller than the setting where memory ran out."""
+        return self._batch_size
+
+    def fit_batch(self, size: int) -> None:
+        """Draw at most `size` images at once from now on, in later sessions, too."""
+        if size < self._batch_size:
+            self._batch_size = size
+            self._ledger.batch_sizes = {**self._ledger.batch_sizes, self._backend.name: size}
+            log.warning("out of memory: continuing with batches of %d images", size)
 
     def waiting(self) -> dict[str, list[str]]:
         """Class -> admitted prompts with images left to draw, oldest first, without those a reviewer rejected."""
-        rejected = self._rejected_prompts()
+        rejected = self._rejected_prompts() | self.left_out
         waiting = self._ledger.waiting(self._config.per_prompt)
         left = {name: [i for i in ids if i not in rejected] for name, ids in waiting.items()}
         return {name: ids for name, ids in left.items() if ids}
@@ -383,7 +397,4 @@ class ImageAgent:
                 f"The device has too little memory for one {self._config.size} px image of {self._backend.name}.",
                 "Set images.offload = 'sequential', a smaller images.size, or a smaller model.",
             )
-        self._batch_size = tried // 2
-        fitted = {**self._ledger.batch_sizes, self._backend.name: self._batch_size}
-        self._ledger.batch_sizes = fitted
-        log.warning("out of memory: continuing with batches of %d images", self._batch_size)
+        self.fit_batch(tried // 2)

@@ -22,9 +22,11 @@ from segsmith.commands.console import (
     settings_of,
 )
 from segsmith.commands.options import (
+    Address,
     AsJson,
     Classes,
     ConfigFile,
+    Engine,
     Lock,
     MaxHours,
     MaxImages,
@@ -36,6 +38,7 @@ from segsmith.commands.options import (
     Seed,
     Set,
     Step,
+    Workers,
 )
 from segsmith.commands.summary import print_summary
 from segsmith.terminal_text import shown
@@ -72,6 +75,9 @@ def build(
     ] = False,
     step: Step = False,
     lock: Lock = "auto",
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
     """Build a dataset from a class list, and train a segmenter on it.
 
@@ -99,6 +105,9 @@ def build(
             max_usd=max_usd,
             offline=offline,
             step=step,
+            engine=engine,
+            address=address,
+            workers=workers,
             screen=screen(),
             parts=parts_of_this_call.get(),
             command=command_line(),
@@ -128,6 +137,9 @@ def augment(
     offline: Offline = False,
     step: Step = False,
     lock: Lock = "auto",
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
     """Find what a real dataset lacks, add generated images, and train on both.
 
@@ -152,6 +164,9 @@ def augment(
             max_usd=max_usd,
             offline=offline,
             step=step,
+            engine=engine,
+            address=address,
+            workers=workers,
             screen=screen(),
             parts=parts_of_this_call.get(),
             command=command_line(),

@@ -40,6 +40,21 @@ MaxHours = Annotated[
 ]
 MaxUsd = Annotated[float | None, typer.Option(help="spend at most this many US dollars on hosted models")]
 Offline = Annotated[bool, typer.Option("--offline", help="fetch nothing; a missing model is an error")]
+Engine = Annotated[
+    str, typer.Option(help="local: all work in this process; ray: images and masks on the GPUs of a cluster")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="ray: auto, host:port or ray://host:port of a running cluster; default: start Ray here"
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="ray: at most this many workers; default: one for each GPU, or else for each CPU but one"
+    ),
+]
 Step = Annotated[
     bool, typer.Option("--step", help="pause at prompts, verdicts, labels and masks, and ask you")
 ]

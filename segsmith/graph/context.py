@@ -18,6 +18,11 @@ from segsmith.agents.prompt.agent import PromptAgent
 from segsmith.agents.prompt.label_sets import LabelSets
 from segsmith.agents.region_check import RegionCheck
 from segsmith.config import Config, ImagesConfig, LLMConfig, api_key
+from segsmith.engine.models import open_encoder, open_image_backend, open_segmenter, synonyms_for
+from segsmith.engine.options import EngineOptions
+from segsmith.engine.plane import DataPlane
+from segsmith.engine.scheduler import Limits
+from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
 from segsmith.graph.finalize import Finalizer
 from segsmith.memory.ledger import Ledger, UsageRow
@@ -29,10 +34,13 @@ from segsmith.tools.gpu_plan import GpuPlan, GpuStage, Part, plan_gpu
 from segsmith.tools.machine import this_gpu
 
 if TYPE_CHECKING:
+    from segsmith.engine.dispatch import Pool
     from segsmith.tools.llm.chat import OpenAIChat
     from segsmith.tools.llm.usage import Spent
 
 Made = TypeVar("Made")
+REMOTE_PARTS = ("backend", "encoder", "segmenter")
+"""Models that workers use."""
 
 
 class once(Generic[Made]):
@@ -66,6 +74,8 @@ class RunContext:
     """Pause at prompts, verdicts, labels and masks for a reviewer."""
     parts: Mapping[str, Any] = field(default_factory=dict)
 
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    """Where images are drawn and masks made."""
     read_only: bool = False
     """Change nothing in the run folder, so that it need not be writable."""
     growing: bool = False
@@ -112,6 +122,8 @@ class RunContext:
         measures the GPU's memory when it starts, and nothing else may allocate meanwhile.
         """
         with self._opening:
+            if stage in (GpuStage.LABEL, GpuStage.TRAIN):
+                self._end_workers()  # they hold the GPUs that this process is about to use
             keeps = self.gpu_plan.keeps
             chat = self._made.get("chat")
             if not keeps(stage, Part.LLM) and isinstance(chat, Releasable):
@@ -129,8 +141,15 @@ class RunContext:
         if "backend" in self._made:
             self._made["backend"].close()
 
+    def _end_workers(self) -> None:
+        """End the workers; they are started again when there is work for them."""
+        if "pool" in self._made and "pool" not in self.parts:
+            self._made.pop("data_plane", None)
+            self._made.pop("pool").close()
+
     def close(self) -> None:
-        """Stop the servers that this run started, release the image model and close its files."""
+        """Stop the workers and servers that this run started, release the image model and close its files."""
+        self._end_workers()
         if "chat" in self._made:
             self._log_llm_trouble(self._made["chat"])
         self.release_images()
@@ -149,7 +168,7 @@ class RunContext:
             with self.ledger.transaction():
                 if self.ledger.has_images:
                     measure_added_classes(
-                        self.ledger, self.encoder, self.config.classes, len(added), self._synonyms()
+                        self.ledger, self.encoder, self.config.classes, len(added), synonyms_for(self.config)
                     )
                 self.ledger.evaluation = {}
                 self.ledger.fixed_settings = {
@@ -209,12 +228,9 @@ class RunContext:
     @once
     def encoder(self) -> Any:
         """The CLIP of the judge. ViT and segmenter start from its image tower."""
-        from segsmith.tools.vision.clip import OpenClipEncoder
-
-        compute = self.config.compute
         plan = self.gpu_plan
         parked = bool(plan.stages) and not plan.keeps(GpuStage.WRITE, Part.JUDGE)
-        return OpenClipEncoder.load(self.config.judge.clip, compute.device, compute.precision, parked=parked)
+        return open_encoder(self.config, parked=parked)
 
     @once
     def backend(self) -> ImageBackend:
@@ -241,7 +257,7 @@ class RunContext:
             ledger=self.ledger,
             config=self.config.prompts,
             classes=self.config.classes,
-            synonyms=self._synonyms(),
+            synonyms=synonyms_for(self.config),
             writes_sentences=self.config.llm.writes_sentences,
             seed=self.config.seed,
             workers=self.config.llm.concurrency,
@@ -271,7 +287,7 @@ class RunContext:
             self.run,
             self.config.judge,
             self.config.classes,
-            self._synonyms(),
+            synonyms_for(self.config),
             quota=self.config.wanted,
             real_classifier=self._real_classifier(),
         )
@@ -287,7 +303,36 @@ class RunContext:
             self.config.classes,
             self.config.seed,
             self.real,
-            check=lambda: RegionCheck(self.encoder, self.ledger, self.config.classes, self._synonyms()),
+            check=lambda: RegionCheck(
+                self.encoder, self.ledger, self.config.classes, synonyms_for(self.config)
+            ),
+        )
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether all work is done in this process."""
+        return self.engine.name == "local" and "pool" not in self.parts
+
+    @once
+    def pool(self) -> Pool:
+        """Workers of a Ray cluster."""
+        from segsmith.engine.ray import RayPool
+
+        replaced = {name: self.parts[name] for name in REMOTE_PARTS if name in self.parts}
+        return RayPool(self.engine, Setup(self.config, self.run.root.resolve(), replaced))
+
+    @once
+    def data_plane(self) -> DataPlane | None:
+        """What draws images and makes masks in place of the agents; None where all is done in this process."""
+        if self.is_alone:
+            return None
+        return DataPlane(
+            self.pool,
+            self.run,
+            self.ledger,
+            self.config,
+            limits=Limits(timeout_s=self.engine.unit_timeout_s),
+            stopped=self.stopping.is_set,
         )
 
     @once
@@ -317,17 +362,6 @@ class RunContext:
             return None
         return RealClassifier(lambda: self.classifier, self.ledger, self.run, self.real, settings.min_skill)
 
-    def _synonyms(self) -> Callable[[str], tuple[str, ...]]:
-        """Other words for a class: the simulator's, which draws only its own nouns; else only the name.
-
-        Any noun may be a class of another image model, where a synonym of the simulator could mean another thing.
-        """
-        if self.config.images.backend == "simulator":
-            from segsmith.tools.images.simulator import synonyms
-
-            return synonyms
-        return lambda class_name: (class_name,)
-
     @once
     def classifier(self) -> Any:
         """The ViT that relabels images and scores their patches."""
@@ -338,26 +372,4 @@ class RunContext:
     @once
     def segmenter(self) -> Any:
         """SAM."""
-        from segsmith.tools.vision.sam import SamSegmenter
-
-        compute = self.config.compute
-        return SamSegmenter.load(self.config.labeler.sam, compute.device, compute.precision)
-
-
-def open_image_backend(config: Config) -> ImageBackend:
-    """The image model that a config names; it is loaded by its first `draw`."""
-    images = config.images
-    if images.backend == "diffusion":
-        from segsmith.tools.images.diffusion import DiffusionBackend
-        from segsmith.tools.images.mixture import ImageMixture
-
-        if images.models:
-            return ImageMixture(images, lambda part: DiffusionBackend(part, offline=config.offline))
-        return DiffusionBackend(images, offline=config.offline)
-    if images.backend == "hosted":
-        from segsmith.tools.images.hosted import HostedImages
-
-        return HostedImages(images, api_key=api_key())
-    from segsmith.tools.images.simulator import Simulator
-
-    return Simulator(images.faults, config.classes, images.size)
+        return open_segmenter(self.config)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from typing import Any, Literal
 
 from langgraph.config import get_stream_writer
@@ -20,7 +21,8 @@ from langgraph.types import Send
 from segsmith.agents.director import ClassProgress, cap_reached, plan_round, spent
 from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.agents.prompt.draft import Draft
-from segsmith.events import ImagesDrawn, MasksMade, RoundJudged, Stage, StageStarted
+from segsmith.engine.scheduler import Progress
+from segsmith.events import ImagesDrawn, MasksMade, Notice, RoundJudged, Stage, StageStarted, WorkersBusy
 from segsmith.graph.context import RunContext
 from segsmith.graph.retries import RETRY
 from segsmith.graph.review_nodes import pause
@@ -211,20 +213,37 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
 
     counts = context.ledger.tallies()
     lacking = {c: n - counts.get(c, ClassTally()).accepted for c, n in context.config.wanted.items()}
-    ahead = None
-    if context.gpu_plan.judges_while_drawing:
-        ahead = MeasuringAhead(context.judge_agent, context.ledger, context.run)
-    with ahead or nullcontext(), suppress(_CapReached):
-        context.image_agent.draw(
-            prompts,
-            state.get("round", 0),
-            limit=left,
-            lacking=lacking,
-            on_batch=on_batch,
-            **({"on_images": ahead.add} if ahead else {}),
-        )
+    if plane := context.data_plane:
+        with suppress(_CapReached):
+            plane.draw_round(
+                context.image_agent,
+                context.judge_agent,
+                prompts,
+                state.get("round", 0),
+                limit=left,
+                on_batch=on_batch,
+                tell=lambda progress: emit(_workers(progress)),
+                warn=lambda line: emit(Notice(line, warning=True)),
+            )
+    else:
+        ahead = None
+        if context.gpu_plan.judges_while_drawing:
+            ahead = MeasuringAhead(context.judge_agent, context.ledger, context.run)
+        with ahead or nullcontext(), suppress(_CapReached):
+            context.image_agent.draw(
+                prompts,
+                state.get("round", 0),
+                limit=left,
+                lacking=lacking,
+                on_batch=on_batch,
+                **({"on_images": ahead.add} if ahead else {}),
+            )
     context.ledger.log("drawn", images=done, seconds=time.monotonic() - started)
     return {}
+
+
+def _workers(progress: Progress) -> WorkersBusy:
+    return WorkersBusy(**asdict(progress))
 
 
 class _CapReached(Exception):
@@ -262,7 +281,19 @@ def segment(state: RunState, runtime: Context) -> dict[str, Any]:
     context, emit = runtime.context, get_stream_writer()
     context.enter(GpuStage.SEGMENT)
     emit(StageStarted(Stage.SEGMENTING))
-    context.labeler_agent.segment(on_batch=lambda done, total: emit(MasksMade(done, total)))
+
+    def on_batch(done: int, total: int) -> None:
+        emit(MasksMade(done, total))
+
+    if plane := context.data_plane:
+        plane.make_masks(
+            context.labeler_agent,
+            on_batch=on_batch,
+            tell=lambda progress: emit(_workers(progress)),
+            warn=lambda line: emit(Notice(line, warning=True)),
+        )
+    else:
+        context.labeler_agent.segment(on_batch=on_batch)
     return {}
 
 

@@ -432,6 +432,8 @@ class Ledger:
     finished_at: _Meta[float | None] = _Meta("finished_at", lambda stored: stored)
     """Unix time at which the run finished; None while it has not."""
     review_marks = _Meta("review", _marks, asdict)
+    set_aside: _Meta[Mapping[str, int]] = _Meta("set_aside", _mapping)
+    """"images" and "masks" -> how many the last session could not make, because units of work failed."""
 
     def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
         """Open the ledger, creating or migrating it unless `read_only`.
@@ -479,7 +481,11 @@ class Ledger:
 
     def add_pending_image(self, image_id: str, sha256: str) -> None:
         """Record the hash of an image before its file is written, so that a later session can trust the file."""
-        self._upsert("pending_images", [(image_id, sha256)])
+        self.add_pending_images({image_id: sha256})
+
+    def add_pending_images(self, hashes: Mapping[str, str]) -> None:
+        """As `add_pending_image`, for image id -> SHA-256."""
+        self._upsert("pending_images", list(hashes.items()))
 
     def add_images(self, rows: Iterable[ImageRow]) -> None:
         """Add images whose files are written; they are pending no longer."""
@@ -640,6 +646,11 @@ class Ledger:
         return {
             row[0] for row in self._all(f"SELECT image_id FROM evidence WHERE image_id IN ({marks})", *ids)
         }
+
+    def drawn_among(self, ids: Sequence[str]) -> set[str]:
+        """Those of these images that have a row."""
+        sql = "SELECT id FROM images WHERE id"
+        return {row[0] for part in _parts(ids) for row in self._all(_among(sql, part), *part)}
 
     def undrawn(self) -> list[UndrawnRow]:
         """Images that were not finished, in order."""

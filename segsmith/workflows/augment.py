@@ -14,6 +14,7 @@ from pathlib import Path
 
 from segsmith.agents.prompt.label_sets import count_classes, rare_pairs, share_out
 from segsmith.config import Config, merged_config
+from segsmith.engine.options import EngineOptions, engine_options
 from segsmith.errors import SegsmithError
 from segsmith.events import Notice, RealImagesRead
 from segsmith.memory.real_images import RealSet
@@ -60,6 +61,9 @@ def augment(
     offline: bool = False,
     step: bool = False,
     reviewer: Reviewer | None = None,
+    engine: str | EngineOptions = "local",
+    address: str | None = None,
+    workers: int | None = None,
     on_event: Callback | None = None,
     progress: bool = True,
     screen: Screen | None = None,
@@ -82,6 +86,7 @@ def augment(
             f"--add-per-class {add_per_class} adds nothing.", "Type a number of at least 1, e.g. 40."
         )
     check_used("augment", settings)
+    where = engine_options(engine, address, workers)
     changes = overrides(
         settings,
         per_class=add_per_class,
@@ -109,6 +114,7 @@ def augment(
             reviewer=reviewer or (terminal_reviewer((screen or Screen()).out) if step else None),
             parts=parts,
             command=command,
+            engine=where,
             prepare=plan.prepare,
         )
 

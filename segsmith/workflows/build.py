@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from segsmith.config import Config, merged_config
+from segsmith.engine.options import EngineOptions, engine_options
+from segsmith.engine.plane import adopt
 from segsmith.errors import SegsmithError
 from segsmith.events import Event, Notice, ReviewNeeded, RoundPlanned, SessionEnded, SessionStarted, Status
 from segsmith.graph.context import RunContext
@@ -21,7 +23,13 @@ from segsmith.workflows.environment_errors import translate
 from segsmith.workflows.interrupt import stop_on_interrupt
 from segsmith.workflows.model_provenance import model_rows
 from segsmith.workflows.models import fetch_missing
-from segsmith.workflows.preflight import check_classes, check_machine, check_models, check_tracing
+from segsmith.workflows.preflight import (
+    check_classes,
+    check_engine,
+    check_machine,
+    check_models,
+    check_tracing,
+)
 from segsmith.workflows.progress import Callback, Display, Screen, open_display
 from segsmith.workflows.rejudge import settled
 from segsmith.workflows.resume import (
@@ -36,6 +44,7 @@ from segsmith.workflows.reviewing import Reviewer, ask, terminal_reviewer
 from segsmith.workflows.run import Run
 from segsmith.workflows.settings import Settings, check_reach, check_used, overrides, resolve
 
+LOCAL = EngineOptions()
 THREAD = "build"
 RECURSION_LIMIT = 10_000
 """Steps of one invocation; the director's budget ends a run long before."""
@@ -70,6 +79,9 @@ def build(
     offline: bool = False,
     step: bool = False,
     reviewer: Reviewer | None = None,
+    engine: str | EngineOptions = "local",
+    address: str | None = None,
+    workers: int | None = None,
     on_event: Callback | None = None,
     progress: bool = True,
     screen: Screen | None = None,
@@ -102,6 +114,10 @@ def build(
         step: pause at prompts, verdicts, labels and masks for a reviewer.
         reviewer: called at each pause with a `Pause`; returning False stops the build. Without one, `step` asks in
             the terminal. A reviewer implies `step`.
+        engine: ``local`` does all work in this process; ``ray`` draws images and makes masks with the GPUs of this
+            machine or a cluster. The result is the same, and a run may resume with another engine.
+        address: ray: ``auto``, ``host:port`` or ``ray://host:port`` of a running cluster; None starts Ray here.
+        workers: ray: number of workers at most; None: one for each GPU, or else for each CPU but one.
         on_event: called with every `Event`, in place of the progress display.
         progress: show a progress display in a terminal or notebook.
         screen: consoles for the progress display.
@@ -111,6 +127,7 @@ def build(
     Returns the run. Raises `SegsmithError`, whose message names the fix, for everything that a user can fix.
     """
     check_used("build", settings)
+    where = engine_options(engine, address, workers)
     changes = overrides(
         settings,
         classes=classes,
@@ -148,6 +165,7 @@ def build(
             reviewer=reviewer or (terminal_reviewer((screen or Screen()).out) if step else None),
             parts=parts,
             command=command,
+            engine=where,
         )
 
 
@@ -159,11 +177,13 @@ def run_with_display(
     reviewer: Reviewer | None,
     parts: Parts | None,
     command: str,
+    engine: EngineOptions = LOCAL,
     prepare: Callable[[], object] = lambda: None,
 ) -> Run:
     """Check, fetch models and build, with every event on `display`; the figures are kept for `plan`."""
     for warning in (*check_classes(config), *check_tracing(config)):
         display.show(Notice(warning, warning=True))
+    check_engine(config, engine)
     check_machine(config, tuple(parts or ()), ask_llm=not RunFolder(out).config.exists())
     fetch_missing(config, display.show)
 
@@ -180,6 +200,7 @@ def run_with_display(
         reviewer=in_the_foreground if reviewer else None,
         prepare=prepare,
         parts=parts,
+        engine=engine,
     ):
         display.show(event)
         if isinstance(event, SessionEnded):
@@ -198,6 +219,7 @@ def build_run(
     reviewer: Reviewer | None = None,
     prepare: Callable[[], object] = lambda: None,
     parts: Parts | None = None,
+    engine: EngineOptions = LOCAL,
 ) -> Generator[Event]:
     """Run the graph in `out` and yield its events, `SessionEnded` last; resumes, and closing it early loses nothing.
 
@@ -224,8 +246,12 @@ def build_run(
         prepare()
         if not run.config.exists():
             write_record(run.config, record)
-        context = RunContext(config, run, step=reviewer is not None, parts=parts or {}, growing=True)
+        context = RunContext(
+            config, run, step=reviewer is not None, parts=parts or {}, growing=True, engine=engine
+        )
         stack.callback(context.close)
+        if context.is_alone:
+            adopt(run, context.ledger)
         stack.enter_context(stop_on_interrupt(context.stopping))
         saver = stack.enter_context(open_checkpoints(run.graph, lambda: context.ledger.sequence))
         if anew:
@@ -266,6 +292,8 @@ def build_run(
             context.ledger.finished_at = None
             graph.update_state(options, dict(change.state), as_node=change.node)
             snapshot = graph.get_state(options)
+        if context.ledger.set_aside:
+            context.ledger.set_aside = {}
         yield SessionStarted(bool(snapshot.values), dict(config.wanted), context.ledger.tallies())
         context.ledger.versions = installed_versions()
         context.ledger.add_models(model_rows(config))

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from segsmith.config import Config, api_key, cache_dir
+from segsmith.engine.options import EngineOptions
 from segsmith.errors import SegsmithError
 from segsmith.tools.gpu_plan import plan_gpu
 from segsmith.tools.machine import Machine, look
@@ -34,6 +35,22 @@ def check_classes(config: Config) -> list[str]:
     if not unknown:
         return []
     return [f"The mini CLIP was not trained on {', '.join(unknown)}; expect few accepted images of them."]
+
+
+def check_engine(config: Config, engine: EngineOptions) -> None:
+    """Raise `SegsmithError` where an engine cannot do what the settings ask for."""
+    if engine.name == "local":
+        return
+    if config.images.backend == "hosted":
+        raise SegsmithError(
+            "Images of a hosted model are requested from one process.",
+            "Leave out --engine ray, and raise images.hosted.concurrency instead.",
+        )
+    if config.images.filter.enabled:
+        raise SegsmithError(
+            "The online filter needs --engine local: it counts good previews over a whole round.",
+            "Set images.filter.enabled = false, or leave out --engine ray.",
+        )
 
 
 def check_tracing(config: Config) -> list[str]:

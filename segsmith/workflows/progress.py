@@ -40,6 +40,7 @@ from segsmith.events import (
     Stage,
     StageStarted,
     WeakLabelsRead,
+    WorkersBusy,
 )
 from segsmith.terminal_text import shown
 from segsmith.types import ClassTally
@@ -280,6 +281,16 @@ class ConsoleDisplay:
         rate = event.done / (time.monotonic() - self._drawing_since) if self._drawing_since else 0.0
         text = f"drawing {event.done}/{event.total} at {rate:.0f} images/s"
         self._say(text, event.done, event.total, quiet=True)
+
+    def _on_workers(self, event: WorkersBusy) -> None:
+        rates = event.per_worker.values()
+        each = f" ({min(rates):.1f} to {max(rates):.1f} each)" if rates else ""
+        text = (
+            f"{event.workers} workers, {event.in_flight} units in flight, "
+            f"{event.images_per_second:.1f} images/s{each}"
+        )
+        aside = f", {event.set_aside} set aside" if event.set_aside else ""
+        self._say(f"{text}{aside}", event.done, event.total, quiet=event.done + event.set_aside < event.total)
 
     def _on_judge(self, event: RoundJudged) -> None:
         self._update_bars(event.tallies)

@@ -108,7 +108,8 @@ def reentry(context: RunContext, snapshot: Any, added: Sequence[str] = ()) -> Re
             return Reentry("judge")
         known = snapshot.values.get("missing", {})
         more = any(n > known.get(name, 0) for name, n in missing(context).items())
-        if added or (more and not (capped and cap)):
+        again = bool(context.ledger.set_aside.get("images") and missing(context))
+        if added or ((more or again) and not (capped and cap)):
             return Reentry("judge", {"idle": {}})
     if finished and (changed := stale(context.ledger)):
         return Reentry(REENTER[changed])
@@ -140,6 +141,8 @@ def lost_result(context: RunContext) -> str:
     Masks and files of the dataset are read only if they have changed since they were last known to be whole.
     """
     ledger, run = context.ledger, context.run
+    if ledger.set_aside.get("masks"):
+        return "review_labels"
     now = run.check_now()
     since = {
         part: check.at

@@ -9,9 +9,9 @@ from contextlib import closing
 import pytest
 
 from segsmith import files
+from segsmith.engine.models import open_image_backend
 from segsmith.errors import OutOfMemory, SegsmithError
 from segsmith.files import sha256_of
-from segsmith.graph.context import open_image_backend
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import ScriptedChat, leftovers, small_config

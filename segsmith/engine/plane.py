@@ -1,0 +1,311 @@
+"""The stages of a run whose work is done by workers: plans the units, and folds their results into the ledger.
+
+Whatever order the workers finish in, rows are added in the order of the units, so the ledger is the one that a run in
+one process writes. A session that ended early leaves committed units behind. Those that are part of the next
+session's plan are folded; of all others, `adopt` turns the images into images that await their row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segsmith.agents.image import WRITERS, ImageAgent, Task
+from segsmith.agents.judge.agent import JudgeAgent
+from segsmith.agents.judge.measure import Measured
+from segsmith.agents.labeler import CALIBRATION, LabelerAgent, mask_chunks
+from segsmith.agents.region_check import centre_of
+from segsmith.config import Config
+from segsmith.engine.dispatch import RESUME, Pool, run_units
+from segsmith.engine.scheduler import Limits, Progress
+from segsmith.engine.store import UnitStore
+from segsmith.engine.units import DrawItem, DrawUnit, MaskItem, MaskUnit, Unit, unit_id
+from segsmith.errors import SegsmithError
+from segsmith.files import FORMS, sha256_of
+from segsmith.memory.ledger import ImageRow, Ledger, MaskRow, PromptRow, UndrawnRow
+from segsmith.memory.run_folder import RunFolder
+from segsmith.types import MEASURED_TOGETHER
+
+log = logging.getLogger(__name__)
+
+
+class DataPlane:
+    """Does the stages of one run through a pool of workers."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        run: RunFolder,
+        ledger: Ledger,
+        config: Config,
+        *,
+        limits: Limits | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`stopped` returns True once the user has asked the run to stop."""
+        self._pool = pool
+        self._run = run
+        self._ledger = ledger
+        self._config = config
+        self._limits = limits
+        self._stopped = stopped
+        self._store = UnitStore(run.root)
+
+    # -- drawing ----------------------------------------------------------------------------------
+
+    def draw_round(
+        self,
+        agent: ImageAgent,
+        judge: JudgeAgent,
+        prompts: Iterable[PromptRow],
+        round_: int,
+        *,
+        limit: int | None = None,
+        on_batch: Callable[[int, int], None] = lambda done, total: None,
+        tell: Callable[[Progress], None] = lambda progress: None,
+        warn: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Draw and measure all that a round lacks, as `ImageAgent.draw` and `JudgeAgent.measure` would.
+
+        `on_batch` is called with (images done, images in all). Prompts whose images could not be drawn are left out
+        for the rest of the session. Raises what `run_units` raises.
+        """
+        there, todo = agent.tasks_of(prompts, limit)
+        tasks = {task.id: task for task in todo}
+        units = self._draw_units(todo, there, round_, agent.batch_size)
+        adopt(self._run, self._ledger, keep={unit.id for unit in units}, images_only=True)
+        total, done = sum(len(unit.items) for unit in units), 0
+
+        def fold(unit: Unit) -> None:
+            nonlocal done
+            result = self._store.result(unit.id)
+            self._fold_images(unit.id, result["images"], tasks, round_, agent, judge)
+            agent.fit_batch(result["batch_size"])
+            self._store.empty(unit.id)
+            done += len(unit.items)
+            on_batch(done, total)
+
+        failed = self._run_units("images", units, fold, tell, warn)
+        agent.left_out |= {tasks[image_id].prompt.id for image_id in failed}
+
+    def _draw_units(
+        self, tasks: Sequence[Task], there: set[str], round_: int, batch_size: int
+    ) -> list[DrawUnit]:
+        """The shards of a round with something left to do. Their ranges do not depend on what is done already."""
+        config = self._config
+        shape = [config.classes, config.images.format, config.images.quality, config.judge.clip]
+        unmeasured = {row.id: row.sha256 for row in self._ledger.unmeasured()}
+        pending = self._ledger.pending_images()
+        units = []
+        for start in range(0, len(tasks), MEASURED_TOGETHER):
+            shard = tasks[start : start + MEASURED_TOGETHER]
+            items = tuple(
+                DrawItem(
+                    task.id,
+                    task.request.prompt,
+                    task.request.seed,
+                    unmeasured.get(task.id) or self._recovered(task.id, pending),
+                )
+                for task in shard
+                if task.id not in there or task.id in unmeasured
+            )
+            if items:
+                name = unit_id("draw", round_, shape, images=[task.id for task in shard])
+                units.append(DrawUnit(name, items, batch_size))
+        return units
+
+    def _recovered(self, image_id: str, pending: Mapping[str, str]) -> str:
+        """The hash of a file that an earlier session wrote, and whose row it did not commit; "" for none."""
+        if image_id not in pending:
+            return ""
+        path = self._run.image(image_id)
+        return pending[image_id] if path.exists() and sha256_of(path) == pending[image_id] else ""
+
+    def _fold_images(
+        self,
+        unit: str,
+        entries: Mapping[str, Mapping[str, Any]],
+        tasks: Mapping[str, Task],
+        round_: int,
+        agent: ImageAgent,
+        judge: JudgeAgent,
+    ) -> None:
+        """Move a unit's files into place and write its rows. Harmless where an earlier session did a part of it."""
+        drawn = {i: entry for i, entry in entries.items() if "sha256" in entry}
+        _place_images(self._run, self._ledger, self._store, unit, {i: e["sha256"] for i, e in drawn.items()})
+        rows = [agent.row_of(tasks[i], round_, entry["sha256"]) for i, entry in drawn.items()]
+        with self._ledger.transaction():
+            self._ledger.add_undrawn(
+                UndrawnRow(i, tasks[i].prompt.id, round_, entry["reason"], entry["detail"])
+                for i, entry in entries.items()
+                if "reason" in entry
+            )
+            self._ledger.add_images(rows)
+            measured = self._ledger.measured([row.id for row in rows])
+            new = [row for row in rows if row.id not in measured]
+            if new:
+                judge.add(new, [_measured(drawn[row.id]["measured"]) for row in new])
+
+    # -- masks ------------------------------------------------------------------------------------
+
+    def make_masks(
+        self,
+        labeler: LabelerAgent,
+        *,
+        on_batch: Callable[[int, int], None] = lambda done, total: None,
+        tell: Callable[[Progress], None] = lambda progress: None,
+        warn: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Make the masks that `LabelerAgent.segment` would make. Raises what `run_units` raises.
+
+        `on_batch` is called with (masks done, masks in all).
+        """
+        todo = labeler.prepare_masks()
+        if not todo:
+            return
+        centre = self._region_centre(tell, warn)
+        units = self._mask_units(todo, "masks", centre)
+        adopt(self._run, self._ledger, keep={unit.id for unit in units})
+        done = 0
+
+        def fold(unit: Unit) -> None:
+            nonlocal done
+            rows = self._store.result(unit.id)["masks"]
+            for image_id in rows:
+                self._store.take(unit.id, f"{image_id}.png", self._run.new_mask(image_id))
+            self._ledger.add_masks(MaskRow(**row) for row in rows.values())
+            self._store.empty(unit.id)
+            done += len(rows)
+            on_batch(done, len(todo))
+
+        self._run_units("masks", units, fold, tell, warn)
+
+    def _mask_units(
+        self, rows: Sequence[ImageRow], kind: Literal["masks", "regions"], centre: Sequence[float] = ()
+    ) -> list[MaskUnit]:
+        labels, scores = self._ledger.label_sets("relabel"), self._ledger.patch_scores_sha256
+        shape = [
+            self._config.classes,
+            self._config.seed,
+            self._config.labeler.model_dump(mode="json"),
+            scores,
+        ]
+        units = []
+        for chunk in mask_chunks(rows):
+            items = tuple(MaskItem(row.id, row.sha256, labels[row.id]) for row in chunk)
+            name = unit_id(kind, shape, list(centre), items, images=[row.id for row in chunk])
+            units.append(MaskUnit(name, items, scores, tuple(centre), kind))
+        return units
+
+    def _region_centre(
+        self, tell: Callable[[Progress], None], warn: Callable[[str], None]
+    ) -> Sequence[float]:
+        """The centre of the region check, measured on the run's first images once a run; () for no check."""
+        if not self._config.labeler.region_doubt:
+            return ()
+        if self._ledger.region_centre is None:
+            units = self._mask_units(self._ledger.accepted(CALIBRATION), "regions")
+            cosines: list[NDArray[np.float64]] = []
+
+            def fold(unit: Unit) -> None:
+                found = self._store.result(unit.id)["regions"]
+                cosines.extend(np.asarray(rows, np.float64) for rows in found.values() if rows)
+
+            if self._run_units("regions", units, fold, tell, warn):
+                raise SegsmithError(
+                    "The images that calibrate the region check could not be segmented.", RESUME
+                )
+            self._ledger.region_centre = centre_of(cosines)
+        return self._ledger.region_centre or ()
+
+    # -- both -------------------------------------------------------------------------------------
+
+    def _run_units(
+        self,
+        what: str,
+        units: Sequence[Unit],
+        fold: Callable[[Unit], None],
+        tell: Callable[[Progress], None],
+        warn: Callable[[str], None],
+    ) -> list[str]:
+        """Do units; returns the ids of the images whose units were set aside."""
+        self._store.check()
+        batch = run_units(
+            units,
+            self._pool,
+            self._store,
+            fold,
+            tell=tell,
+            warn=warn,
+            stopped=self._stopped,
+            limits=self._limits,
+        )
+        self._store.forget([unit.id for unit in units])
+        reasons = {item.unit: item.reason for item in batch.set_aside}
+        failed = [item.id for unit in units if unit.id in reasons for item in unit.items]
+        if failed:
+            why = "; ".join(sorted(set(reasons.values())))
+            self._ledger.log(
+                "set_aside_units", what=what, images=len(failed), reasons=sorted(set(reasons.values()))
+            )
+            counts = self._ledger.set_aside
+            self._ledger.set_aside = {**counts, what: counts.get(what, 0) + len(failed)}
+            warn(
+                f"{len(failed)} {what} could not be made and are tried again when the command is rerun: {why}"
+            )
+        if batch.left_out:
+            self._ledger.log("left_out_workers", workers=list(batch.left_out))
+        return failed
+
+
+def adopt(run: RunFolder, ledger: Ledger, keep: Container[str] = (), *, images_only: bool = False) -> None:
+    """Use what earlier sessions left in the store, except for the units in `keep`, and remove it.
+
+    Images of committed units are moved into place with their hashes, so that whoever draws them next, in this process
+    or by a worker, finds them drawn. Masks are made again, unless `images_only` leaves them for a later call.
+    """
+    store = UnitStore(run.root)
+    for unit in sorted(store.committed()):
+        if unit in keep:
+            continue
+        result = store.result(unit)
+        if images_only and "images" not in result:
+            continue
+        images = {i: e["sha256"] for i, e in result.get("images", {}).items() if "sha256" in e}
+        there = ledger.drawn_among(list(images))
+        _place_images(run, ledger, store, unit, {i: sha for i, sha in images.items() if i not in there})
+        store.forget([unit])
+
+
+def _place_images(
+    run: RunFolder, ledger: Ledger, store: UnitStore, unit: str, hashes: Mapping[str, str]
+) -> None:
+    """Move images of a committed unit into the run; their hashes are committed first, as `ImageAgent` does."""
+    ledger.add_pending_images(hashes)
+
+    def place(file: str) -> None:
+        name = Path(file)
+        target = run.image(name.stem)
+        if target.exists():
+            moved = run.set_aside(target)
+            log.warning("%s is not a file that this run drew; moved to %s", target, moved)
+        store.take(unit, file, run.new_image(name.stem, FORMS[name.suffix]))
+
+    with ThreadPoolExecutor(WRITERS, "segsmith-place") as pool:
+        list(pool.map(place, [file for file in store.files(unit) if Path(file).stem in hashes]))
+
+
+def _measured(entry: Mapping[str, Any]) -> Measured:
+    return Measured(
+        tuple(entry["cosines"]),
+        tuple(entry["text_shares"]),
+        entry["sharpness"],
+        entry["blank"],
+        np.frombuffer(bytes.fromhex(entry["signature"]), "<f4"),
+    )

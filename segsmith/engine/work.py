@@ -1,0 +1,243 @@
+"""The work functions: what is done with a unit, by whichever process has it.
+
+They read and write the run folder, and never the ledger. Their results hold ids, numbers and short text as JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segsmith.agents.image import WRITERS
+from segsmith.agents.judge.measure import directions, measure_images
+from segsmith.agents.labeler import mask_file, plan_of_image
+from segsmith.agents.region_check import region_beliefs, region_cosines
+from segsmith.config import Config
+from segsmith.engine.models import open_encoder, open_image_backend, open_segmenter, synonyms_for
+from segsmith.engine.store import UnitStore
+from segsmith.engine.units import DrawItem, DrawUnit, Kind, MaskItem, MaskUnit, Unit
+from segsmith.errors import OutOfMemory, SegsmithError
+from segsmith.files import SUFFIXES, image_bytes, read_image, write_atomic
+from segsmith.memory.patch_scores import PatchScoreFile
+from segsmith.memory.run_folder import RunFolder, read_verified
+from segsmith.protocols import ImageBackend, ImageTextEncoder, PointSegmenter
+from segsmith.segmentation.masks import MaskSettings, Outlined, merge_outlined, outline
+from segsmith.types import Drawn, Image, ImageRequest, Vectors
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to know of a run."""
+
+    config: Config
+    root: Path
+    """The run folder, which every machine sees under this path."""
+    parts: Mapping[str, Any]
+    """Models that replace those of the config, by the names of the properties of `RunContext`."""
+
+
+class Workshop:
+    """The models and files of a run, in the process of a worker."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.config = setup.config
+        self.run = RunFolder(setup.root)
+        self.store = UnitStore(setup.root)
+        self._given = setup.parts
+        self._made: dict[str, Any] = dict(setup.parts)
+        self._scores: tuple[str, PatchScoreFile] | None = None
+        self.batch_size = self.config.images.batch_size
+        """Images drawn at once; smaller after memory ran out."""
+
+    def prepare(self, kind: Kind) -> None:
+        """Load what a kind of unit needs, and free what it does not. Raises what a model raises."""
+        if kind == "draw":
+            if "segmenter" not in self._given:
+                self._made.pop("segmenter", None)
+            _ = self.backend, self.encoder, self.texts
+            return
+        if "backend" in self._made:
+            self._made["backend"].close()
+        if self.config.labeler.use_sam:
+            _ = self.segmenter
+        if self.config.labeler.region_doubt:
+            _ = self.encoder, self.texts
+
+    def do(self, unit: Unit, attempt: str) -> int:
+        """Do a unit and commit it, unless another attempt was committed before; returns the images this one made."""
+        if self.store.is_committed(unit.id):
+            return 0
+        folder = self.store.begin(unit.id, attempt)
+        try:
+            result = (
+                draw(self, unit, folder) if isinstance(unit, DrawUnit) else make_masks(self, unit, folder)
+            )
+        except BaseException:
+            self.store.drop(unit.id, attempt)
+            raise
+        return len(unit.items) if self.store.commit(unit.id, attempt, result) else 0
+
+    @property
+    def backend(self) -> ImageBackend:
+        return self._part("backend", lambda: open_image_backend(self.config))
+
+    @property
+    def encoder(self) -> ImageTextEncoder:
+        return self._part("encoder", lambda: open_encoder(self.config))
+
+    @property
+    def segmenter(self) -> PointSegmenter:
+        return self._part("segmenter", lambda: open_segmenter(self.config))
+
+    @property
+    def texts(self) -> Vectors:
+        """The vectors of classes and backgrounds, see `directions`."""
+        return self._part(
+            "texts", lambda: directions(self.encoder, self.config.classes, synonyms_for(self.config))
+        )
+
+    def patch_scores(self, sha256: str) -> PatchScoreFile:
+        """The run's patch scores; the file is opened, and its hash checked, once."""
+        if self._scores is None or self._scores[0] != sha256:
+            if self._scores is not None:
+                self._scores[1].close()
+            self._scores = (sha256, PatchScoreFile(self.run.patch_scores, sha256))
+        return self._scores[1]
+
+    def _part(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+
+# -- images -------------------------------------------------------------------------------------------
+
+
+def draw(shop: Workshop, unit: DrawUnit, folder: Path) -> dict[str, Any]:
+    """Draw, write into `folder` and measure the images of a unit.
+
+    Images of an earlier session are read from the run folder instead. The result has an entry for each item, in
+    order: its hash and what was measured, or why there is no image.
+    """
+    images: dict[str, Image] = {}
+    hashes: dict[str, str] = {}
+    undrawn: dict[str, Drawn] = {}
+    for item in unit.items:
+        if item.sha256:
+            images[item.id] = _stored_image(shop, item.id, item.sha256)
+            hashes[item.id] = item.sha256
+    todo = [item for item in unit.items if not item.sha256]
+    with ThreadPoolExecutor(WRITERS, "segsmith-write") as pool:
+        writing = {
+            item.id: pool.submit(_write_image, shop.config, folder, item.id, drawn.image)
+            for item, drawn in _draw_all(shop, todo, min(unit.batch_size, shop.batch_size), undrawn)
+            if drawn.image is not None
+        }
+        for image_id, file in writing.items():
+            hashes[image_id], images[image_id] = file.result()
+    there = [item for item in unit.items if item.id in images]
+    measured = (
+        measure_images(
+            shop.encoder, shop.texts, len(shop.config.classes),
+            [images[item.id] for item in there], [item.prompt for item in there],
+        )
+        if there
+        else []
+    )  # fmt: skip
+    entries: dict[str, dict[str, Any]] = {
+        item.id: {
+            "sha256": hashes[item.id],
+            "measured": {**asdict(found), "signature": found.signature.tobytes().hex()},
+        }
+        for item, found in zip(there, measured, strict=True)
+    }
+    entries |= {i: {"reason": d.reason, "detail": d.detail} for i, d in undrawn.items()}
+    return {"images": entries, "batch_size": shop.batch_size}
+
+
+def _draw_all(shop: Workshop, todo: Sequence[DrawItem], batch_size: int, undrawn: dict[str, Drawn]) -> Any:
+    """Yield (item, result) of what is drawn, and collect the other results; halves batches that do not fit."""
+    position = 0
+    while position < len(todo):
+        batch = todo[position : position + batch_size]
+        try:
+            for drawn in shop.backend.draw([ImageRequest(item.prompt, item.seed) for item in batch]):
+                item = batch[drawn.index]
+                if drawn.image is None:
+                    undrawn[item.id] = drawn
+                else:
+                    yield item, drawn
+        except OutOfMemory:
+            if batch_size == 1:
+                raise SegsmithError(
+                    f"The device has too little memory for one image of {shop.backend.name}.",
+                    "Set images.offload = 'sequential', a smaller images.size, or a smaller model.",
+                ) from None
+            batch_size = shop.batch_size = len(batch) // 2 or 1
+            continue
+        position += len(batch)
+
+
+def _write_image(config: Config, folder: Path, image_id: str, image: Image) -> tuple[str, Image]:
+    """The hash of the file, and the image as it is stored."""
+    form = config.images.format
+    data = image_bytes(image, form, config.images.quality)
+    write_atomic(folder / f"{image_id}{SUFFIXES[form]}", data)
+    return hashlib.sha256(data).hexdigest(), image if form != "jpeg" else read_image(data)
+
+
+def _stored_image(shop: Workshop, image_id: str, sha256: str) -> Image:
+    return read_image(read_verified(shop.run.image(image_id), sha256, f"image {image_id}"))
+
+
+# -- masks --------------------------------------------------------------------------------------------
+
+
+def make_masks(shop: Workshop, unit: MaskUnit, folder: Path) -> dict[str, Any]:
+    """Outline the objects of a unit's images; write their masks into `folder`, or measure the regions with CLIP.
+
+    The result has an entry for each item, in order: the row of the mask, or the cosines of its regions.
+    """
+    config, settings = shop.config, MaskSettings.of(shop.config.labeler)
+    images = [_stored_image(shop, item.id, item.sha256) for item in unit.items]
+    found = _outlined(shop, unit, images, settings)
+    if unit.kind == "regions":
+        return {
+            "regions": {
+                item.id: region_cosines(shop.encoder, shop.texts, image, regions).tolist()
+                for item, image, regions in zip(unit.items, images, found, strict=True)
+            }
+        }
+    rows = {}
+    for item, image, regions in zip(unit.items, images, found, strict=True):
+        beliefs = None
+        if unit.centre:
+            beliefs = region_beliefs(shop.encoder, shop.texts, image, regions, unit.centre)
+        label_map, sources = merge_outlined(regions, settings, beliefs, config.labeler.region_doubt)
+        png, row = mask_file(item.id, label_map, sources, item.labels, config.classes)
+        write_atomic(folder / f"{item.id}.png", png)
+        rows[item.id] = asdict(row)
+    return {"masks": rows}
+
+
+def _outlined(
+    shop: Workshop, unit: MaskUnit, images: Sequence[Image], settings: MaskSettings
+) -> list[Outlined]:
+    config, maps = shop.config, shop.patch_scores(unit.patch_scores)
+    if not maps.holds([item.id for item in unit.items]):
+        raise SegsmithError(
+            f"{shop.run.patch_scores} is not the file that the run wrote.",
+            "Every machine must see the run folder under the same path.",
+        )
+
+    def plan(item: MaskItem, image: Image) -> Any:
+        present = [config.classes.index(name) for name in item.labels]
+        return plan_of_image(config.seed, item.id, image, maps[item.id], present, settings)
+
+    plans = [plan(item, image) for item, image in zip(unit.items, images, strict=True)]
+    segmenter = shop.segmenter if config.labeler.use_sam else None
+    return outline(images, plans, segmenter, settings)

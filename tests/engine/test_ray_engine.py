@@ -1,0 +1,118 @@
+"""Workers as actors of a real Ray on this machine. Its start takes seconds, so one Ray serves all of these tests."""
+
+import os
+import signal
+from contextlib import closing
+from importlib.util import find_spec
+
+import pytest
+
+from segsmith.engine import ray as engine
+from segsmith.engine.options import EngineOptions, engine_options
+from segsmith.engine.work import Setup
+from segsmith.errors import SegsmithError
+from segsmith.graph.context import REMOTE_PARTS
+from segsmith.testing import fingerprint, instant_parts, leftovers
+from tests.engine.test_data_plane import CONFIG, stages
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra segsmith[ray])")
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """A Ray of two CPUs, as `--engine ray` starts it."""
+    ray = engine.connect(EngineOptions("ray", workers=2))
+    yield ray
+    engine.disconnect(ray)
+
+
+def pool_for(out, workers=2):
+    parts = {name: instant_parts(CONFIG, out)[name] for name in REMOTE_PARTS}
+    # "auto" joins the Ray of the fixture, which `close` then leaves alone.
+    options = EngineOptions("ray", "auto", workers)
+    return engine.RayPool(options, Setup(CONFIG, out, parts))
+
+
+@needs_ray
+def test_a_run_of_actors_one_of_which_is_killed_is_that_of_one_process(tmp_path, ray):
+    """Longer than ten seconds on a loaded machine: actors are processes that import segsmith."""
+    stages(tmp_path / "local")
+    out, killed = tmp_path / "run", []
+    with closing(pool_for(out)) as pool:
+        submit = pool.submit
+
+        def kill_on_the_third(worker, unit, attempt):
+            submit(worker, unit, attempt)
+            killed.append(pool._actors[worker].node.rpartition(":")[2])
+            if len(killed) == 3:
+                os.kill(int(killed[-1]), signal.SIGKILL)
+
+        pool.submit = kill_on_the_third
+        stages(out, pool)
+    assert len(killed) > 3
+    assert fingerprint(out) == fingerprint(tmp_path / "local")
+    assert leftovers(out) == []
+    assert not (out / "units").exists()
+
+
+@needs_ray
+def test_a_node_of_another_version_is_named_with_both(tmp_path, ray, monkeypatch):
+    mine = engine.about_this_process()
+    monkeypatch.setattr(
+        engine, "about_this_process", lambda: type(mine)(mine.host, mine.python, "9.9 (files 0)")
+    )
+    out = tmp_path / "run"
+    with closing(pool_for(out, workers=1)) as pool, pytest.raises(SegsmithError) as caught:
+        stages(out, pool)
+    assert f"has segsmith {mine.segsmith}, and this machine has segsmith 9.9 (files 0)." in str(caught.value)
+
+
+@needs_ray
+def test_an_address_that_does_not_answer_is_one_line(monkeypatch, ray):
+    def unreachable(**options):
+        raise ConnectionError("Failed to connect to GCS.\nmore lines")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", unreachable)
+    with pytest.raises(SegsmithError) as caught:
+        engine.connect(EngineOptions("ray", "10.0.0.9:6379"))
+    assert str(caught.value).startswith(
+        "No Ray cluster answers at 10.0.0.9:6379 (Failed to connect to GCS.)."
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cluster_of_other_versions_is_named_with_both():
+    text = """Version mismatch: The cluster was started with:
+    Ray: 2.40.0
+    Python: 3.10.4
+This process on node 10.0.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+    error = engine._connection_error("auto", RuntimeError(text))
+    assert error.message == (
+        "The cluster at auto runs Ray 2.40.0, Python 3.10.4, and this machine Ray 2.60.0, Python 3.11.7."
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("dask",), "There is no engine 'dask'."),
+        (("local", "auto"), "--address and --workers are options of --engine ray."),
+        (("local", None, 2), "--address and --workers are options of --engine ray."),
+        (("ray", None, 0), "--workers 0 leaves nobody to work."),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(given, said):
+    with pytest.raises(SegsmithError) as caught:
+        engine_options(*given)
+    assert caught.value.message == said
+    assert caught.value.remedy
+
+
+def test_without_ray_the_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("segsmith.engine.options.find_spec", lambda name: None)
+    with pytest.raises(SegsmithError, match=r'Ray is not installed. Type: pip install "segsmith\[ray\]"'):
+        engine_options("ray")
