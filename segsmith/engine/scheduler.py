@@ -121,8 +121,8 @@ class Scheduler:
         self._session = session
         self._attempts = 0
         self._workers: dict[str, _Worker] = {}
-        self._free: set[str] = set()
-        """Workers that could take another unit."""
+        self._free: dict[str, None] = {}
+        """Workers that could take another unit, in the order in which they became free."""
         self._nodes: Counter[str] = Counter()
         self._durations: deque[float] = deque(maxlen=RECENT)
         self._folded = 0
@@ -151,11 +151,19 @@ class Scheduler:
         for depth in range(self.limits.per_worker):
             if not self._free:
                 break
-            takers = [w for w in self._workers if w in self._free and len(self._workers[w].queue) == depth]
-            for name in takers:
-                unit = self._next_for(name) or (self._repeat_for(name, now) if depth == 0 else None)
+            for name in [w for w in self._free if len(self._workers[w].queue) == depth]:
+                unit = self._next_for(name)
                 if unit is not None:
                     given.append(self._give(unit, name, now))
+        idle = [] if self._pending else [w for w in self._free if not self._workers[w].queue]
+        if idle:
+            repeats = self._repeats(now)
+            for name in idle:
+                unit = next((u for u in repeats if self._may_repeat(name, u)), None)
+                if unit is None:
+                    break
+                repeats.remove(unit)
+                given.append(self._give(unit, name, now))
         return given
 
     def overdue(self, now: float) -> list[tuple[str, str]]:
@@ -197,7 +205,7 @@ class Scheduler:
         """A worker is ready."""
         if worker not in self._workers:
             self._workers[worker] = _Worker(node, now)
-            self._free.add(worker)
+            self._free[worker] = None
             self._nodes[node] += 1
 
     def finished(self, worker: str, unit: str, attempt: str, images: int, now: float) -> None:
@@ -261,7 +269,7 @@ class Scheduler:
             self._workers[worker].head_since = now
         queue.append(assignment)
         if len(queue) >= self.limits.per_worker:
-            self._free.discard(worker)
+            self._free.pop(worker, None)
         return assignment
 
     def _next_for(self, worker: str) -> str | None:
@@ -288,26 +296,26 @@ class Scheduler:
             return self._workers[worker].node not in unit.failed_nodes
         return worker not in unit.failed_on or unit.failed_on >= self._workers.keys()
 
-    def _repeat_for(self, worker: str, now: float) -> str | None:
-        """A unit that another worker has not begun, or is slow with; only when no unit waits for a worker."""
-        if self._pending:
-            return None
+    def _repeats(self, now: float) -> list[str]:
+        """Units that a worker has not begun, or is slow with, and that an idle worker may do as well.
+
+        First the one whose worker will come to it last: many are before it, or it was begun long ago.
+        """
         usual = self._usual()
-        best: tuple[float, str] | None = None
-        for name, other in self._workers.items():
-            if name == worker:
-                continue
-            for position, assignment in enumerate(other.queue):
+        found = list[tuple[float, str]]()
+        for worker in self._workers.values():
+            for position, assignment in enumerate(worker.queue):
                 unit = self._units[assignment.unit]
-                if unit.is_over or len(unit.attempts) >= ATTEMPTS_AT_ONCE or not self._may(worker, unit):
+                if unit.is_over or len(unit.attempts) >= ATTEMPTS_AT_ONCE:
                     continue
-                if position == 0 and (usual is None or now - other.head_since <= self.limits.slow * usual):
+                since = now - worker.head_since
+                if position == 0 and (usual is None or since <= self.limits.slow * usual):
                     continue
-                # The one whose worker will come to it last: its queue is long, or it began long ago.
-                urgency = position * (usual or 0.0) + (now - other.head_since if position == 0 else 0.0)
-                if best is None or urgency > best[0]:
-                    best = (urgency, assignment.unit)
-        return best[1] if best else None
+                found.append((since if position == 0 else position * (usual or 1.0), assignment.unit))
+        return [unit for _, unit in sorted(found, key=lambda item: -item[0])]
+
+    def _may_repeat(self, worker: str, unit: str) -> bool:
+        return self._may(worker, self._units[unit])
 
     def _usual(self) -> float | None:
         """Median of what units have taken; None while few were timed."""
@@ -332,7 +340,7 @@ class Scheduler:
                 taken = now - doer.head_since
                 if position == 0:
                     doer.head_since = now
-                self._free.add(worker)
+                self._free[worker] = None
                 return taken
         return None
 
@@ -349,7 +357,7 @@ class Scheduler:
     def _remove(self, worker: str) -> None:
         """Forget a worker; what it had not begun goes back."""
         doer = self._workers.pop(worker)
-        self._free.discard(worker)
+        self._free.pop(worker, None)
         self._nodes[doer.node] -= 1
         for assignment in doer.queue:
             item = self._units[assignment.unit]
