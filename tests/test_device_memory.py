@@ -7,7 +7,7 @@ from torch import nn
 
 from segsmith.device_memory import Batches, is_out_of_memory
 from segsmith.errors import SegsmithError
-from segsmith.segmentation.inference import PREDICT_BATCH, predict, predict_batch
+from segsmith.segmentation.inference import PREDICT_BATCH, images_together, predict, predict_batch
 from segsmith.tools.vision.clip import OpenClipEncoder
 from segsmith.tools.vision.sam import SamSegmenter
 from segsmith.tools.vision.vit import TimmPatchClassifier
@@ -154,6 +154,9 @@ def test_predicting_continues_with_smaller_batches():
 
 def test_a_forward_pass_of_large_images_or_many_classes_takes_fewer_of_them():
     assert predict_batch(128, 128, 5) == PREDICT_BATCH
+    assert images_together(1024, 1024) == PREDICT_BATCH
+    assert images_together(4096, 4096) == 2
+    assert images_together(7000, 7000) == 1
     assert predict_batch(1024, 1024, 5) < 8
     assert 1 <= predict_batch(1024, 1024, 81) < predict_batch(1024, 1024, 5)
     assert predict_batch(8000, 8000, 100) == 1

@@ -1,11 +1,43 @@
 """Watches what hostile input makes this process do."""
 
+import contextlib
 import os
+import re
+import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@contextlib.contextmanager
+def memory_below(limit: int) -> Iterator[None]:
+    """Fails if the resident size of this process grows by `limit` bytes or more inside the block, at its peak.
+
+    Linux can forget the peak so far, so what came before does not count; elsewhere only a new peak is noticed.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        peak, start = _linux_peak, _linux("VmRSS")
+    except OSError:
+        peak, start = _peak, _peak()
+    yield
+    assert peak() - start < limit, f"{(peak() - start) / 2**20:.0f} MiB more than before"
+
+
+def _linux(name: str) -> int:
+    """A value of /proc/self/status in bytes."""
+    return int(re.search(rf"^{name}:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)[1]) * 1024
+
+
+def _linux_peak() -> int:
+    return _linux("VmHWM")
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Watch:

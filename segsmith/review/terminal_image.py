@@ -17,6 +17,8 @@ COLUMNS, FEWEST = 44, 16
 """Widest and narrowest image in characters; a square one takes half as many lines."""
 BESIDE = 40
 """Columns left for the facts beside an image."""
+STRIP_PIXELS = 1 << 18
+"""Pixels that are tinted at a time, each of which takes a hundred bytes."""
 BELOW = 8
 """Lines left for the heading, the path and the question."""
 
@@ -62,6 +64,11 @@ def overlay(image: Any, mask: Any) -> Any:
 
     Background is not tinted.
     """
-    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    tinted = 0.45 * grey + 0.55 * bright_palette()[mask]
-    return np.where((mask > 0)[..., None], tinted, 0.7 * grey).astype(np.uint8)
+    drawn, palette = np.empty(image.shape, np.uint8), bright_palette()
+    rows = max(1, STRIP_PIXELS // max(1, image.shape[1]))
+    for start in range(0, len(image), rows):
+        strip = slice(start, start + rows)
+        grey = image[strip].mean(axis=2, keepdims=True).repeat(3, axis=2)
+        tinted = 0.45 * grey + 0.55 * palette[mask[strip]]
+        drawn[strip] = np.where((mask[strip] > 0)[..., None], tinted, 0.7 * grey)
+    return drawn

@@ -35,6 +35,11 @@ OVERLAP = 128
 """Pixels at a window's border whose predictions come from its neighbour, which sees more around them."""
 
 
+def images_together(height: int, width: int) -> int:
+    """Number of `height` x `width` images to read before they are predicted: `PREDICT_BATCH`, or fewer large ones."""
+    return max(1, min(PREDICT_BATCH, PREDICT_BATCH * WINDOW**2 // max(1, height * width)))
+
+
 def predict_batch(height: int, width: int, n_classes: int) -> int:
     """Number of `height` x `width` images per forward pass, so that it stays within `PREDICT_BYTES`; at least 1."""
     per_image = height * width * (PIXEL_BYTES + CLASS_BYTES * n_classes)
@@ -120,8 +125,8 @@ def predicted_pairs(
     start = 0
     while start < len(data):
         size = data.sizes[start]
-        stop = start + 1
-        while stop < len(data) and stop - start < PREDICT_BATCH and data.sizes[stop] == size:
+        stop, most = start + 1, images_together(*size)
+        while stop < len(data) and stop - start < most and data.sizes[stop] == size:
             stop += 1
         images, labels = zip(*(data.raw(i) for i in range(start, stop)), strict=True)
         yield torch.from_numpy(predict(model, images, precision)), torch.from_numpy(np.stack(labels))

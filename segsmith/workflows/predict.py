@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segsmith.datasets.objects import histogram
 from segsmith.datasets.records import IMAGE_SUFFIXES
 from segsmith.errors import SegsmithError
 from segsmith.events import Notice
@@ -18,8 +19,8 @@ from segsmith.workflows.progress import Screen, open_display
 if TYPE_CHECKING:
     from torch import nn
 
-BATCH = 32
-"""Images of one size that are predicted together."""
+NOTICE_EVERY = 32
+"""Images between two lines of the progress display."""
 
 Images = Image | str | Path | Iterable[Image | str | Path]
 
@@ -45,12 +46,14 @@ def _predict_each(checkpoint: str | Path, images: Images) -> Iterator[tuple[str,
     from accelerate import Accelerator
 
     from segsmith.segmentation.checkpoint import load_segmenter
+    from segsmith.segmentation.inference import images_together
 
     model, _ = load_segmenter(Path(checkpoint))
     model.to(Accelerator().device)
     batch: list[tuple[str, Image]] = []
     for name, image in _opened(images):
-        if batch and (len(batch) == BATCH or batch[0][1].shape != image.shape):
+        most = images_together(*image.shape[:2])
+        if batch and (len(batch) == most or batch[0][1].shape != image.shape):
             yield from _predicted(model, batch)
             batch = []
         batch.append((name, image))
@@ -98,9 +101,9 @@ def write_predictions(
                     if pixels is not None:
                         (folder / kind).mkdir(parents=True, exist_ok=True)
                         write_atomic(folder / kind / f"{stem}.png", png_bytes(pixels, palette))
-                counts = np.bincount(label_map.ravel(), minlength=len(names)) / label_map.size
+                counts = histogram(label_map)[: len(names)] / label_map.size
                 shares[name] = {c: round(float(n), 6) for c, n in zip(names, counts, strict=True) if c and n}
-                if len(shares) % BATCH == 0:
+                if len(shares) % NOTICE_EVERY == 0:
                     display.show(Notice(f"{len(shares)} images"))
             document = {"classes": names, "images": shares}
             write_atomic(folder / "shares.json", json.dumps(document, indent=1).encode())

@@ -1,6 +1,7 @@
 """`predict` and `export-model`: what a user does with a trained segmenter."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 import segsmith
 from segsmith.config import TrainerConfig
+from segsmith.review.terminal_image import bright_palette, overlay
 from segsmith.segmentation.checkpoint import SegmenterMeta, load_segmenter, save_segmenter
 from segsmith.segmentation.network import build_segmenter, decoder_of, normalisation
 
@@ -109,3 +111,17 @@ def test_evaluate_prints_nothing_but_json_when_asked_for_it(command, checkpoint,
     assert code == 0, notes
     assert json.loads(said)["classes"] == ["background", "cat", "dog"]
     assert "counted as background: bus" in notes
+
+
+def test_the_overlay_of_a_large_image_takes_little_more_than_the_overlay():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1500, 1000, 3)).astype(np.uint8)
+    mask = rng.choice(np.array([0, 0, 1, 2, 255], np.uint8), image.shape[:2])
+    tracemalloc.start()
+    drawn = overlay(image, mask)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < image.nbytes + (64 << 20)  # in one piece it would take 200 MB
+    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    tinted = 0.45 * grey + 0.55 * bright_palette()[mask]
+    assert np.array_equal(drawn, np.where((mask > 0)[..., None], tinted, 0.7 * grey).astype(np.uint8))
