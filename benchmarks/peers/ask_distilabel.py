@@ -1,6 +1,6 @@
 """Runs in distilabel's environment: its TextGeneration task over an OpenAI-protocol server.
 
-Reads {"base_url", "model", "asked": [[class, question]], "temperature", "max_tokens"} from standard input and
+Reads {"base_url", "api_key", "model", "asked": [[class, question]], "temperature", "max_tokens"} from standard input and
 prints a list of [class, reply].
 """
 
@@ -14,7 +14,7 @@ from distilabel.steps.tasks import TextGeneration
 def main():
     given = json.load(sys.stdin)
     llm = OpenAILLM(
-        model=given["model"], base_url=given["base_url"], api_key="none",
+        model=given["model"], base_url=given["base_url"], api_key=given["api_key"],
         generation_kwargs={"temperature": given["temperature"], "max_new_tokens": given["max_tokens"]},
     )  # fmt: skip
     task = TextGeneration(llm=llm, use_cache=False)

@@ -16,6 +16,7 @@ from segsmith.config import Config, load_config
 from segsmith.graph.context import RunContext
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import ImageTextEncoder
+from segsmith.tools.llm.endpoint import Endpoint
 from segsmith.tools.llm.llamacpp import llama_server
 from segsmith.tools.vision.clip import OpenClipEncoder
 
@@ -33,10 +34,10 @@ def measured(distilabel: Path | None, script: Path, classes: Sequence[str], fold
     with llama_server(config.llm, folder / "llm.log") as server:
         where = server.endpoint()
         asked = [(name, QUESTION.format(name=name)) for name in classes for _ in range(PER_CLASS)]
-        figures["LangChain loop"] = _judged(_langchain(config, where.base_url, asked), len(asked), encoder)
+        figures["LangChain loop"] = _judged(_langchain(config, where, asked), len(asked), encoder)
         if distilabel:
             question = json.dumps(
-                {"base_url": where.base_url, "model": config.llm.model, "asked": asked,
+                {"base_url": where.base_url, "api_key": where.api_key, "model": config.llm.model, "asked": asked,
                  "temperature": config.llm.temperature, "max_tokens": config.llm.max_tokens}
             )  # fmt: skip
             done = subprocess.run(
@@ -59,11 +60,11 @@ def _segsmith(config: Config) -> tuple[list[tuple[str, str]], int]:
             return prompts, int(context.chat.usage.snapshot()["calls"])
 
 
-def _langchain(config: Config, base_url: str, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def _langchain(config: Config, where: Endpoint, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     from langchain_openai import ChatOpenAI
 
     chat = ChatOpenAI(
-        base_url=base_url, api_key="none", model=config.llm.model, temperature=config.llm.temperature,
+        base_url=where.base_url, api_key=where.api_key, model=config.llm.model, temperature=config.llm.temperature,
         max_tokens=config.llm.max_tokens,
     )  # fmt: skip
     return [(name, str(chat.invoke(question).content).strip()) for name, question in asked]
