@@ -1,7 +1,7 @@
 """Runs in distilabel's environment: its TextGeneration task over an OpenAI-protocol server.
 
-Reads {"base_url", "api_key", "model", "asked": [[class, question]], "temperature", "max_tokens"} from standard input and
-prints a list of [class, reply].
+Reads {"base_url", "api_key", "model", "asked": [[class, question]], "temperature", "max_tokens"} from standard
+input and prints a list of [class, reply].
 """
 
 import json
