@@ -128,8 +128,8 @@ SCENARIOS = {
         _real_images,
         lambda inputs, out: [
             ("augment", "--dataset", inputs / "real", "--add-per-class", 2, "--out", out, "--preset", "sim",
-             *SHORT_TRAINING, "--set", "images.size=64", "--set", "images.batch_size=4", "--set", "labeler.epochs=1",
-             "--set", "labeler.folds=2", "--set", "evaluation.images=0", "--set", "llm.concurrency=1")
+             "--allow-simulator", *SHORT_TRAINING, "--set", "images.size=64", "--set", "images.batch_size=4",
+             "--set", "labeler.epochs=1", "--set", "labeler.folds=2", "--set", "evaluation.images=0", "--set", "llm.concurrency=1")
         ],
         run_contents,
     ),

@@ -597,6 +597,11 @@ class AugmentConfig(Section):
         True,
         description="a classifier trained on the real images is the second judge; off: CLIP alone (an ablation)",
     )
+    choose_share: bool = Field(
+        True,
+        description="also train on the real images alone, and keep the segmenter that is better on the real split "
+        "val; off: half the training time",
+    )
     min_skill: float = Field(
         0.7,
         ge=0.5,

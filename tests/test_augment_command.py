@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -12,10 +13,15 @@ from segsmith.agents.labeler import LabelerAgent
 from segsmith.config import load_config
 from segsmith.datasets.voc_layout import write_voc
 from segsmith.events import Status
+from segsmith.files import sha256_of
+from segsmith.graph.finalize import REAL_ONLY, Finalizer
+from segsmith.memory.ledger import Ledger
+from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import ScriptedChat
 from segsmith.tools.images.simulator import unseen_scenes
 from segsmith.workflows.augment import plan_enlargement, training_share
 from segsmith.workflows.build import build_run
+from segsmith.workflows.run import open_run
 
 CLASSES = ("cat", "bus")
 SMALL = {
@@ -150,8 +156,8 @@ def test_coco_polygons_out_of_bounds_and_corrupt_images_are_skipped_and_named(tm
 def enlarge():
     """Run with the scripted language model; returns the events."""
 
-    def events(dataset, out):
-        plan = plan_enlargement(load_config(flags=SMALL), dataset, out)
+    def events(dataset, out, more=None):
+        plan = plan_enlargement(load_config(flags={**SMALL, **(more or {})}), dataset, out)
         return build_run(plan.config, out, prepare=plan.prepare, parts={"chat": ScriptedChat()})
 
     return events
@@ -189,6 +195,43 @@ def test_a_run_broken_off_goes_on_without_the_dataset_and_ends_with_both(
     real = sum(row["source"] == "real" for row in rows)
     assert f"in addition to {real} real images" in (out / "report.html").read_text()
     assert [e.status for e in enlarge(tmp_path / "real", out)] == [Status.ALREADY_FINISHED]
+    # Their masks are the labeler's, so a score on them is not called one of quality.
+    scores = open_run(out).evaluations
+    assert ("real_val_guessed" in scores, "real_val" in scores) == (True, False)
+    assert "against masks that the models made" in (out / "report.html").read_text()
+    assert not (out / "checkpoints" / REAL_ONLY).exists()
+
+
+def test_the_simulator_adds_no_cartoons_to_other_images_unless_told_to(voc, tmp_path, segsmith):
+    words = ["augment", "--dataset", voc, "--add-per-class", 2, "--out", tmp_path / "run", "--preset", "sim"]
+    code, _, complaint = segsmith(*words)
+    assert (code, complaint.count("\n"), "--allow-simulator" in complaint) == (2, 1, True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("real_only", "kept"), [(0.9, "without"), (0.1, "with")])
+def test_the_segmenter_that_is_better_on_real_images_is_kept(
+    voc, tmp_path, enlarge, monkeypatch, real_only, kept
+):
+    """Both trainings are replaced: what counts is which one is kept, and that the ledger knows it."""
+
+    def train(self, config, out, on_epoch):
+        out.mkdir(parents=True, exist_ok=True)
+        alone = config.real_share == 1
+        for name in ("segmenter.safetensors", "segmenter.json"):
+            (out / name).write_text("without" if alone else "with")
+        return {"epochs": [], "validation": {"miou": real_only if alone else 0.5}}
+
+    monkeypatch.setattr(Finalizer, "_train", train)
+    monkeypatch.setattr(Finalizer, "evaluate", lambda self: {})
+    list(enlarge(voc, tmp_path / "run", {"trainer": {"real_passes": 0}}))
+    folder = RunFolder(tmp_path / "run")
+    assert folder.segmenter.read_text() == kept
+    with closing(Ledger(folder.ledger, read_only=True)) as ledger:
+        (chosen,) = [detail for _, _, detail in ledger.events("share_chosen")]
+        trained = [detail["sha256"] for _, _, detail in ledger.events("trained")]
+    assert chosen == {"mixed": 0.5, "real_only": real_only, "kept": kept}
+    assert trained == [sha256_of(folder.segmenter)]
 
 
 CLASSES_SORTED = sorted(CLASSES)  # folders are listed by name

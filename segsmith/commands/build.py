@@ -126,6 +126,12 @@ def augment(
     out_dir: Annotated[
         Path, typer.Option("--out", help="run folder; the same command resumes a run that stopped")
     ],
+    allow_simulator: Annotated[
+        bool,
+        typer.Option(
+            "--allow-simulator", help="let the simulator add its cartoons to images that are not its own"
+        ),
+    ] = False,
     preset: Preset = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -154,6 +160,7 @@ def augment(
             dataset,
             out_dir,
             add_per_class=add_per_class,
+            allow_simulator=allow_simulator,
             preset=preset,
             config=config,
             settings=settings_of(set_),

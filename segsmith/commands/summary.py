@@ -17,8 +17,17 @@ if TYPE_CHECKING:
 TESTS = {
     "synthetic_val": "held-out generated images",
     "real_val": "held-out real images",
+    "real_val_guessed": "held-out real images against masks that the labeler made (agreement, not quality)",
     "test_set": "the simulator test set (unseen sprite style)",
 }
+
+COLUMNS = {
+    "real_val": "IoU, real images",
+    "real_val_guessed": "agreement, real images",
+    "synthetic_val": "agreement, held out",
+    "test_set": "IoU, simulator",
+}
+"""Heading of the column of each score. Where the labeler made the masks, a score is agreement with it."""
 
 
 def print_summary(run: Run) -> None:
@@ -32,8 +41,7 @@ def print_summary(run: Run) -> None:
     if run.ended.status is Status.ALREADY_FINISHED:
         out.print(f"{shown(str(run.path))} is finished. Nothing was left to do.", soft_wrap=True)
     tallies, evaluations, spent = run.tallies, run.evaluations, run.summary
-    held_out = "real_val" if "real_val" in evaluations else "synthetic_val"
-    tests = {held_out: "IoU, held out", "test_set": "IoU, test set"}
+    tests = {key: heading for key, heading in COLUMNS.items() if key in evaluations}
     table = Table(box=None, pad_edge=False)
     for heading in ("class", "accepted", "drawn", "yield", *tests.values()):
         table.add_column(heading, justify="left" if heading == "class" else "right")

@@ -18,6 +18,7 @@ EXAMPLE_PROMPTS = 8
 TESTED_ON = {
     "synthetic_val": "held-out generated images (labels by the same models)",
     "real_val": "held-out real images",
+    "real_val_guessed": "held-out real images (labels by the same models: agreement, not quality)",
     "test_set": "simulator test set (unseen sprite style, exact labels)",
 }
 

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segsmith.events import EpochFinished
-from segsmith.files import sha256_of
+from segsmith.events import EpochFinished, Event, Notice
+from segsmith.files import sha256_of, write_atomic
 from segsmith.types import Evaluation
 
 if TYPE_CHECKING:
+    from segsmith.config import TrainerConfig
     from segsmith.graph.context import RunContext
 
+REAL_ONLY = "real-only"
+"""Folder below ``checkpoints`` of the segmenter that is trained on real images alone, for comparison."""
 EXAMPLES = 12
 """Images of the test set whose predictions are kept for the report."""
 
@@ -33,39 +36,89 @@ class Finalizer:
         write_provenance(self._context.run, self._context.ledger, self._context.ledger.versions)
         self._context.ledger.log("exported", path=str(self._context.run.voc), splits=dict(summary.splits))
 
-    def train(self, on_epoch: Callable[[EpochFinished], None]) -> None:
-        """Train on ``dataset/voc``; every epoch is logged in the ledger and passed to `on_epoch`."""
-        from segsmith.tools.training import trainer_tool
+    def train(self, emit: Callable[[Event], None]) -> None:
+        """Train on ``dataset/voc``; every epoch is logged in the ledger and passed to `emit`.
 
-        ledger = self._context.ledger
+        Beside real images, generated ones may do harm. If ``augment.choose_share`` is on, a second segmenter is
+        trained on the real images alone, and the one with the higher mIoU on the real split val is kept.
+        """
+        ledger, run = self._context.ledger, self._context.run
         logged = {(d["epoch"], d["loss"]) for _, _, d in ledger.events("epoch")}
 
         def log_epoch(report: Mapping[str, Any]) -> None:
             ledger.log("epoch", **report, val_miou=report["miou"])
             logged.add((report["epoch"], report["loss"]))
-            on_epoch(EpochFinished(**report))
+            emit(EpochFinished(**report))
 
         config = self._context.config.trainer
+        result = self._train(config, run.checkpoints, log_epoch)
+        for report in result["epochs"]:  # an epoch that was saved just before a crash has not been logged yet
+            if (report["epoch"], report["loss"]) not in logged:
+                log_epoch(report)
+        if self._generated_images_may_harm():
+            emit(Notice("training on the real images alone, for comparison"))
+            alone = run.checkpoints / REAL_ONLY
+            other = self._train(config.model_copy(update={"real_share": 1.0}), alone, lambda _: None)
+            self._keep_the_better(result["validation"]["miou"], other["validation"]["miou"], alone, emit)
+        ledger.log("trained", sha256=sha256_of(run.segmenter))
+
+    def _generated_images_may_harm(self) -> bool:
+        """Whether generated images take part in the training, and real images with their own masks can tell."""
+        from segsmith.datasets.voc_folder import VocFolder
+        from segsmith.segmentation.recipe import real_share
+
+        if self._context.real is None or not self._context.config.augment.choose_share:
+            return False
+        if self._held_out() != "real_val" or not any(i.split == "val" for i in self._context.real.images):
+            return False
+        real = VocFolder(self._context.run.voc, "train", keep=False).real
+        return not all(real) and real_share(self._context.config.trainer, real) < 1
+
+    def _keep_the_better(
+        self, mixed: float | None, real_only: float | None, alone: Path, emit: Callable[[Event], None]
+    ) -> None:
+        """Replace the segmenter by the one in the folder `alone` if its mIoU on split val is higher."""
+        from segsmith.segmentation.checkpoint import META, WEIGHTS
+
+        if mixed is None or real_only is None:
+            return
+        without = real_only > mixed
+        if without:
+            for name in (META, WEIGHTS):
+                write_atomic(self._context.run.checkpoints / name, (alone / name).read_bytes())
+        kept = "without" if without else "with"
+        self._context.ledger.log("share_chosen", mixed=mixed, real_only=real_only, kept=kept)
+        emit(
+            Notice(
+                f"mIoU on the real split val: {mixed:.3f} with generated images, {real_only:.3f} without; "
+                f"the segmenter {kept} them is kept"
+            )
+        )
+
+    def _train(
+        self, config: TrainerConfig, out: Path, on_epoch: Callable[[Mapping[str, Any]], None]
+    ) -> dict[str, Any]:
+        """The reply of the tool that trains."""
+        from segsmith.tools.training import trainer_tool
+
         # The judge's encoder is opened only where the segmenter starts from its image tower.
         tower = (lambda: self._context.encoder.tower) if config.encoder_init == "clip" else None
-        result = trainer_tool(clip_tower=tower, on_epoch=log_epoch).invoke(
+        reply: dict[str, Any] = trainer_tool(clip_tower=tower, on_epoch=on_epoch).invoke(
             {
                 "dataset": str(self._context.run.voc),
-                "out": str(self._context.run.checkpoints),
+                "out": str(out),
                 "settings": config.model_dump(),
                 "seed": self._context.config.seed,
             }
         )
-        for report in result["epochs"]:  # an epoch that was saved just before a crash has not been logged yet
-            if (report["epoch"], report["loss"]) not in logged:
-                log_epoch(report)
-        ledger.log("trained", sha256=sha256_of(Path(result["checkpoint"])))
+        return reply
 
     def evaluate(self) -> dict[str, Evaluation]:
         """Score the segmenter on held-out images of the dataset and, with the simulator, on its test set.
 
         The masks of held-out generated images are the labeler's, so that score says how well the segmenter has
-        learned them. Held-out real images have their own masks, and those of the test set are exact.
+        learned them. So it is with held-out real images that came without masks; others have their own, and those of
+        the test set are exact.
         """
         from segsmith.tools.images.simulator import write_test_set
         from segsmith.tools.training import evaluate_segmenter
@@ -73,7 +126,7 @@ class Finalizer:
         checkpoint = str(self._context.run.checkpoints)
         scores: dict[str, Evaluation] = {}
         if (self._context.run.voc / "ImageSets" / "Segmentation" / "val.txt").read_text().strip():
-            name = "synthetic_val" if self._context.real is None else "real_val"
+            name = self._held_out()
             scores[name] = self._evaluation(
                 evaluate_segmenter.invoke(
                     {"checkpoint": checkpoint, "dataset": str(self._context.run.voc), "split": "val"}
@@ -94,12 +147,19 @@ class Finalizer:
             scores["test_set"] = self._evaluation(score, self._save_predictions(test_set))
         return scores
 
+    def _held_out(self) -> str:
+        """The key of the score on split val: it says where the masks come from that it is measured against."""
+        if self._context.real is None:
+            return "synthetic_val"
+        masked = all(image.masked for image in self._context.real.images if image.split == "val")
+        return "real_val" if masked else "real_val_guessed"
+
     def _evaluation(self, score: Mapping[str, Any], examples: Sequence[str] = ()) -> Evaluation:
         return Evaluation(
             miou=math.nan if score["miou"] is None else score["miou"],
             iou=score["iou_per_class"],
             pixel_accuracy=math.nan if score["pixel_accuracy"] is None else score["pixel_accuracy"],
-            classes=("background", *self._context.config.classes),
+            classes=tuple(score["iou_per_class"]),
             examples=tuple(examples),
             confusion=tuple(map(tuple, score["confusion"])),
         )

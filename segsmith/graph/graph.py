@@ -349,7 +349,7 @@ def train(state: RunState, runtime: Context) -> dict[str, Any]:
     context, emit = runtime.context, get_stream_writer()
     context.enter(GpuStage.TRAIN)
     emit(StageStarted(Stage.TRAINING))
-    context.finalizer.train(on_epoch=emit)
+    context.finalizer.train(emit)
     return {}
 
 

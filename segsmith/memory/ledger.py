@@ -422,7 +422,8 @@ class Ledger:
     patch_scores_sha256 = _Meta("patch_scores_sha256", lambda stored: str(stored or ""))
     """Of ``patch_scores.npz``; "" in ledgers of schema 3 and earlier."""
     evaluation = _Meta("evaluation", _evaluations, _stored_evaluations)
-    """Keys: synthetic_val (held-out generated images), real_val (held-out real ones), test_set (simulator)."""
+    """Keys: synthetic_val (held-out generated images), real_val (held-out real ones), real_val_guessed (without
+    masks of their own), test_set (simulator)."""
     built_from = _Meta("built_from", _inputs, _stored_inputs)
     """What the exported dataset was made from; None before the first export."""
     checked: _Meta[Mapping[str, FileCheck]] = _Meta(

@@ -29,7 +29,11 @@ from segsmith.report.theme import percent_step, theme_css
 from segsmith.types import Evaluation
 
 SCRIPTS = ("base", "marks", "sheets", "images", "lightbox", "prompts", "nav")
-HELD_OUT = {"synthetic_val": "held-out generated images", "real_val": "held-out real images"}
+HELD_OUT = {
+    "synthetic_val": "held-out generated images",
+    "real_val": "held-out real images",
+    "real_val_guessed": "held-out real images, against masks that the models made",
+}
 TEST_SET = "simulator test set"
 
 
@@ -163,6 +167,8 @@ def _training(data: RunData) -> dict[str, Any]:
 
 
 def _held_out_name(data: RunData) -> str:
+    if "real_val_guessed" in data.evaluation:
+        return HELD_OUT["real_val_guessed"]
     real = data.real_images is not None or "real_val" in data.evaluation
     return HELD_OUT["real_val" if real else "synthetic_val"]
 

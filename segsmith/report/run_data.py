@@ -85,7 +85,8 @@ class RunData:
     @property
     def held_out(self) -> Evaluation | None:
         """The score on split val: generated images, or the real ones of a run that augments a dataset."""
-        return self.evaluation.get("synthetic_val") or self.evaluation.get("real_val")
+        keys = ("synthetic_val", "real_val", "real_val_guessed")
+        return next((self.evaluation[key] for key in keys if key in self.evaluation), None)
 
     @property
     def test_set(self) -> Evaluation | None:

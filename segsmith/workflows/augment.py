@@ -27,6 +27,10 @@ from segsmith.workflows.reviewing import Reviewer, terminal_reviewer
 from segsmith.workflows.run import Run
 from segsmith.workflows.settings import Settings, check_used, overrides, resolve
 
+CARTOONS = (
+    "The simulator draws the images to add: cartoons, labelled by models that know cartoons. Masks and scores that "
+    "these models make for photographs are guesses."
+)
 ENOUGH = 0.75
 """Share of real images in training that the warning about too few epochs aims at."""
 
@@ -50,6 +54,7 @@ def augment(
     out: str | Path,
     *,
     add_per_class: int,
+    allow_simulator: bool = False,
     preset: str | None = None,
     config: str | Path | Config | None = None,
     settings: Settings | None = None,
@@ -78,6 +83,8 @@ def augment(
         dataset: folder of the real dataset: VOC, COCO, one sub-folder of images per class, and others.
         out: run folder.
         add_per_class: generated images to add per class, on average; rare classes get more.
+        allow_simulator: let the simulator draw the images, although the dataset is not the simulator's. They are
+            cartoons, which seldom help with photographs.
 
     All other arguments are those of `build`. Raises `SegsmithError` for everything that a user can fix.
     """
@@ -97,12 +104,22 @@ def augment(
         max_hours=max_hours,
         max_usd=max_usd,
     )
+    from segsmith.datasets.voc_folder import drawn_by_simulator
+
     root, out = Path(dataset), Path(out)
     check_folder(RunFolder(out))
     with open_display(on_event, progress, screen) as display:
         settled, choice = resolve(preset=preset, config=config, changes=changes, run=out)
         plan = plan_enlargement(settled, root, out)
         check_classes(plan.config)
+        resumed = RunFolder(out).config.exists()
+        if plan.config.images.backend == "simulator" and "backend" not in (parts or {}):
+            if not (allow_simulator or resumed or drawn_by_simulator(root)):
+                raise SegsmithError(
+                    f"The simulator would add cartoons to the images of {root}.",
+                    "Type --preset gpu or hosted for an image model, or --allow-simulator to add them anyway.",
+                )
+            display.show(Notice(CARTOONS, warning=True))
         display.show(_summary(plan))
         display.show(training_share(plan))
         if choice.why:

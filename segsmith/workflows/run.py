@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from segsmith.memory.funnel import Funnel
     from segsmith.workflows.estimate import Figures
 
-TEST_SETS = ("real_val", "test_set", "synthetic_val")
+TEST_SETS = ("real_val", "test_set", "synthetic_val", "real_val_guessed")
 """What a segmenter is tested on, the test that says most first."""
 
 
@@ -180,8 +180,9 @@ class Run:
     def evaluations(self) -> Mapping[str, Evaluation]:
         """Scores of the segmenter, as far as they were measured.
 
-        Keys: ``synthetic_val`` (held-out generated images), ``real_val`` (held-out real images) and ``test_set`` (the
-        simulator test set, drawn in an unseen sprite style).
+        Keys: ``synthetic_val`` (held-out generated images), ``real_val`` (held-out real images with masks of
+        their own), ``real_val_guessed`` (held-out real images, of which some masks are the labeler's: agreement, not
+        quality) and ``test_set`` (the simulator test set, drawn in an unseen sprite style).
         """
         with self._ledger() as ledger:
             return ledger.evaluation
