@@ -129,7 +129,8 @@ SCENARIOS = {
         lambda inputs, out: [
             ("augment", "--dataset", inputs / "real", "--add-per-class", 2, "--out", out, "--preset", "sim",
              "--allow-simulator", *SHORT_TRAINING, "--set", "images.size=64", "--set", "images.batch_size=4",
-             "--set", "labeler.epochs=1", "--set", "labeler.folds=2", "--set", "evaluation.images=0", "--set", "llm.concurrency=1")
+             "--set", "labeler.epochs=1", "--set", "labeler.folds=2", "--set", "evaluation.images=0",
+             "--set", "llm.concurrency=1")
         ],
         run_contents,
     ),
