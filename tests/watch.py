@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
+FORGET_PEAK = "/proc/self/clear_refs"
+"""Where `memory_below` writes."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -19,7 +21,7 @@ def memory_below(limit: int) -> Iterator[None]:
     Linux can forget the peak so far, so what came before does not count; elsewhere only a new peak is noticed.
     """
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path(FORGET_PEAK).write_text("5")
         peak, start = _linux_peak, _linux("VmRSS")
     except OSError:
         peak, start = _peak, _peak()
@@ -67,5 +69,5 @@ class Watch:
             self.seen.append((event, str(arguments)[:200]))
         elif event == "open" and isinstance(arguments[0], str) and arguments[2] & WRITING:
             path = os.path.realpath(arguments[0])
-            if not path.startswith((self._folder, os.devnull)):
+            if path != os.path.realpath(FORGET_PEAK) and not path.startswith((self._folder, os.devnull)):
                 self.seen.append((event, path))
