@@ -170,7 +170,7 @@ def generated(seed: int) -> list[Pair]:
     return [
         halved(
             row["image_id"],
-            read_image(run.voc / "JPEGImages" / f"{row['image_id']}.png"),
+            read_image(run.image(row["image_id"])),  # the dataset has the same bytes
             read_index_map(run.voc / "SegmentationClass" / f"{row['image_id']}.png"),
         )
         for row in rows(run)

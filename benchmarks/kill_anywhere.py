@@ -2,11 +2,13 @@
 
     python -m benchmarks.kill_anywhere --kills 60 --seed 0 --out kills.json     # build
     python -m benchmarks.kill_anywhere --scenario all --kills 10                # and train, refine, augment, ...
+    python -m benchmarks.kill_anywhere --images 2000 --kills 5                  # a large build
 
 The exit code is 1 if a killed run differs from an untouched one. Processes are forked from a server that has imported
 the heavy libraries, so a killed build costs seconds. The language model is scripted (its answer follows from its
 question) unless ``--llama`` asks for the real server; its answers vary from run to run, so then only what the ledger
-had promised before the kill is compared.
+had promised before the kill is compared. ``--images`` builds a run of that size with instant stand-ins for all models
+(`segsmith.testing`).
 """
 
 from __future__ import annotations
@@ -25,11 +27,19 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from segsmith.events import EpochFinished, Event, ImagesDrawn, RoundPlanned, Stage, StageStarted
 from segsmith.memory.run_folder import RunFolder
-from segsmith.testing import ScriptedChat, fingerprint, leftovers, small_config
+from segsmith.testing import (
+    InstantChat,
+    ScriptedChat,
+    fingerprint,
+    instant_config,
+    instant_parts,
+    leftovers,
+    small_config,
+)
 
 FORK = multiprocessing.get_context("forkserver")
 """Forks of a clean process, because forks of a process with threads, such as a test run, may hang."""
@@ -39,8 +49,24 @@ PRELOAD = (
     "segsmith.tools.llm.chat", "segsmith.tools.vision.sam", "segsmith.tools.images.simulator",
     "segsmith.tools.vision.vit",
 )  # fmt: skip
+Models = Literal["scripted", "llama", "instant"]
+"""What writes the prompts: a script, the real server, or stand-ins for all models."""
+CLASSES = ("cat", "dog", "bus", "car", "horse", "sheep", "cow", "elephant", "bear", "zebra")
+"""Of a build with instant models."""
 STAGES = ("starting", "writing prompts", "drawing", "judging", "relabelling", "segmenting", "exporting",
           "training", "evaluating and report")  # fmt: skip
+
+
+class CountingChat(InstantChat):
+    """Writes down what was asked."""
+
+    def __init__(self, tell: Any) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def ask(self, system: str, user: str, schema: Any, *, seed: int) -> Any:
+        self._tell("ask", _sha(f"{user}{seed}".encode())[:12])
+        return super().ask(system, user, schema, seed=seed)
 
 
 class CountingBackend:
@@ -60,7 +86,7 @@ class CountingBackend:
             yield drawn
 
 
-def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:
+def build_once(config: Any, out: Path, journal: Path, models: Models) -> None:
     """One session of a build; what it does goes to `journal`, one line each."""
     from segsmith.engine.models import open_image_backend
     from segsmith.workflows.build import build_run
@@ -70,8 +96,11 @@ def build_once(config: Any, out: Path, journal: Path, llama: bool) -> None:
     def tell(kind: str, what: str) -> None:
         os.write(handle, f"{kind} {what}\n".encode())
 
-    parts: dict[str, Any] = {"backend": CountingBackend(open_image_backend(config), tell)}
-    if not llama:
+    parts: dict[str, Any] = instant_parts(config, out) if models == "instant" else {}
+    parts["backend"] = CountingBackend(parts.get("backend") or open_image_backend(config), tell)
+    if models == "instant":
+        parts["chat"] = CountingChat(tell)
+    elif models == "scripted":
         parts["chat"] = ScriptedChat(
             on_ask=lambda user, seed: tell("ask", _sha(f"{user}{seed}".encode())[:12])
         )
@@ -96,7 +125,7 @@ def _begun(event: Event) -> str:
     return ""
 
 
-def _child(config: Any, out: Path, journal: Path, llama: bool) -> None:
+def _child(config: Any, out: Path, journal: Path, models: Models) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -105,7 +134,7 @@ def _child(config: Any, out: Path, journal: Path, llama: bool) -> None:
     os.dup2(quiet, 2)
     # SIGKILL loses no page that was written, only a power cut does; and this waits for all disks of the machine.
     os.sync = lambda: None
-    build_once(config, out, journal, llama)
+    build_once(config, out, journal, models)
 
 
 def session(
@@ -114,10 +143,10 @@ def session(
     journal: Path,
     *,
     kill_after: float | None = None,
-    llama: bool = False,
+    models: Models = "scripted",
 ) -> bool:
     """Run a session and kill it after `kill_after` seconds; whether it came to its end."""
-    process = FORK.Process(target=_child, args=(config, out, journal, llama))
+    process = FORK.Process(target=_child, args=(config, out, journal, models))
     process.start()
     process.join(kill_after)
     if process.is_alive():
@@ -199,14 +228,23 @@ def preload() -> None:
 
 
 def kill_anywhere(
-    folder: Path, kills: int, seed: int, *, llama: bool = False, say: Any = lambda line: None
+    folder: Path,
+    kills: int,
+    seed: int,
+    *,
+    models: Models = "scripted",
+    images: int = 0,
+    say: Any = lambda line: None,
 ) -> dict[str, Any]:
-    """Build once without a stop, then `kills` times with one; returns the figures."""
+    """Build once without a stop, then `kills` times with one; returns the figures.
+
+    `images` accepted images are built with instant models; 0 builds the small run of the other models.
+    """
     preload()
     os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
-    config = small_config()
+    config = instant_config(CLASSES, images // len(CLASSES)) if models == "instant" else small_config()
     began = time.monotonic()
-    session(config, folder / "whole", folder / "whole.txt", llama=llama)
+    session(config, folder / "whole", folder / "whole.txt", models=models)
     length = time.monotonic() - began
     want = fingerprint(folder / "whole")
     assert not leftovers(folder / "whole"), leftovers(folder / "whole")
@@ -222,7 +260,7 @@ def kill_anywhere(
     }  # fmt: skip
     for number, moment in enumerate(moments):
         out, journal = folder / f"run{number}", folder / f"run{number}.txt"
-        while session(config, out, journal, kill_after=moment, llama=llama):
+        while session(config, out, journal, kill_after=moment, models=models):
             # The machine was quicker than at the first build: this one was over before its moment.
             figures["too late, tried earlier"] += 1
             shutil.rmtree(out)
@@ -231,11 +269,11 @@ def kill_anywhere(
         stage = stage_of(journal)
         figures["kills by stage"][stage] += 1
         before = promised(out)
-        session(config, out, journal, llama=llama)
+        session(config, out, journal, models=models)
         got = fingerprint(out)
         different = sorted(k for k in {*want, *got} if want.get(k) != got.get(k))
         figures["identical"] += not different
-        if different and not llama:
+        if different and models != "llama":
             figures["different"].append({"moment": round(moment, 2), "stage": stage, "what": different[:6]})
         figures["half-written or unknown files"] += len(leftovers(out))
         figures["memory consistent"] += memory_matches(out)
@@ -268,6 +306,7 @@ def main() -> None:
     parser.add_argument(
         "--llama", action="store_true", help="build: the real llama.cpp server writes the prompts"
     )
+    parser.add_argument("--images", type=int, default=0, help="build: size of a run with instant models")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     given = parser.parse_args()
     names = ("build", *SCENARIOS) if given.scenario == "all" else (given.scenario,)
@@ -275,8 +314,9 @@ def main() -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             if name == "build":
+                models: Models = "instant" if given.images else "llama" if given.llama else "scripted"
                 figures[name] = kill_anywhere(
-                    Path(folder), given.kills, given.seed, llama=given.llama, say=_say
+                    Path(folder), given.kills, given.seed, models=models, images=given.images, say=_say
                 )
             else:
                 figures[name] = kill_commands(name, Path(folder), given.kills, given.seed, say=_say)
