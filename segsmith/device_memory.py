@@ -6,7 +6,9 @@ import gc
 import logging
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -48,6 +50,45 @@ def free_device_memory() -> None:
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+class DeviceUse:
+    """Keeps models in this process from allocating while a server that measures the device's memory restarts.
+
+    Any number of threads may hold `shared` at a time; `alone` waits for them and keeps new ones waiting.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._users = 0
+        self._claimed = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """While a model of this process computes. Not to be nested."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._claimed)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While nothing else may allocate or free; memory that torch keeps for later is returned first."""
+        with self._changed:
+            self._claimed += 1
+            self._changed.wait_for(lambda: not self._users)
+        try:
+            free_device_memory()
+            yield
+        finally:
+            with self._changed:
+                self._claimed -= 1
+                self._changed.notify_all()
 
 
 @dataclass

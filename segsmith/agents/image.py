@@ -9,6 +9,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -93,8 +94,13 @@ class ImageAgent:
         max_usd: float | None = None,
         look: Look | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        drawing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`look` enables the online filter; `stopped` returns True once the user has asked the run to stop."""
+        """`look` enables the online filter; `stopped` returns True once the user has asked the run to stop.
+
+        `drawing` is entered for each batch.
+        """
+        self._drawing = drawing
         self._backend = backend
         # Asked once: it looks at every attribute of the protocol.
         self._mixture = backend if isinstance(backend, ImageMixtureBackend) else None
@@ -183,13 +189,14 @@ class ImageAgent:
                     payable = self._affordable_part(begun, recovered)
                     unfinished.append(_Batch(payable, recovered))
                     try:
-                        self._draw_batch(
-                            unfinished[-1],
-                            pool,
-                            round_,
-                            partial(self._gate, good=good, lacking=lacking),
-                            partial(self._step, on_batch, position, len(batch), total),
-                        )
+                        with self._drawing():
+                            self._draw_batch(
+                                unfinished[-1],
+                                pool,
+                                round_,
+                                partial(self._gate, good=good, lacking=lacking),
+                                partial(self._step, on_batch, position, len(batch), total),
+                            )
                     except OutOfMemory:
                         self._halve(len(batch))
                         continue

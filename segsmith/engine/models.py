@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from segsmith.config import Config, api_key
-from segsmith.protocols import ImageBackend
+from segsmith.protocols import ImageBackend, PointSegmenter
 
 if TYPE_CHECKING:
     from segsmith.tools.vision.clip import OpenClipEncoder
-    from segsmith.tools.vision.sam import SamSegmenter
 
 
 def open_image_backend(config: Config) -> ImageBackend:
@@ -41,11 +40,11 @@ def open_encoder(config: Config, *, parked: bool = False) -> OpenClipEncoder:
     )
 
 
-def open_segmenter(config: Config) -> SamSegmenter:
+def open_segmenter(config: Config) -> PointSegmenter:
     """SAM, loaded."""
-    from segsmith.tools.vision.sam import SamSegmenter
+    from segsmith.tools.vision.sam import load_segmenter
 
-    return SamSegmenter.load(config.labeler.sam, config.compute.device, config.compute.precision)
+    return load_segmenter(config.labeler.sam, config.compute.device, config.compute.precision)
 
 
 def synonyms_for(config: Config) -> Callable[[str], tuple[str, ...]]:

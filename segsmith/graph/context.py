@@ -18,6 +18,7 @@ from segsmith.agents.prompt.agent import PromptAgent
 from segsmith.agents.prompt.label_sets import LabelSets
 from segsmith.agents.region_check import RegionCheck
 from segsmith.config import Config, ImagesConfig, LLMConfig, api_key
+from segsmith.device_memory import DeviceUse
 from segsmith.engine.models import open_encoder, open_image_backend, open_segmenter, synonyms_for
 from segsmith.engine.options import EngineOptions
 from segsmith.engine.plane import DataPlane
@@ -92,6 +93,8 @@ class RunContext:
             raise
         self._opening = threading.RLock()
         self._made: dict[str, Any] = dict(self.parts)
+        self.device_use = DeviceUse()
+        """Held while images are drawn and measured, so that an LLM server that died restarts between two batches."""
         self.stopping = threading.Event()
         """Set when the user stops the run; nodes then return as soon as they can."""
 
@@ -199,6 +202,7 @@ class RunContext:
                 api_key(),
                 log=self.run.llm_log,
                 note=self._note_llm,
+                restarting=self.device_use.alone,
                 usd_left=None if limit is None else lambda: limit - self.usd_spent(),
             )
         )
@@ -277,6 +281,7 @@ class RunContext:
             max_usd=config.budget.max_usd,
             look=self.judge_agent.look if config.images.filter.enabled else None,
             stopped=self.stopping.is_set,
+            drawing=self.device_use.shared,
         )
 
     @once

@@ -228,7 +228,9 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     else:
         ahead = None
         if context.gpu_plan.judges_while_drawing:
-            ahead = MeasuringAhead(context.judge_agent, context.ledger, context.run)
+            ahead = MeasuringAhead(
+                context.judge_agent, context.ledger, context.run, context.device_use.shared
+            )
         with ahead or nullcontext(), suppress(_CapReached):
             context.image_agent.draw(
                 prompts,

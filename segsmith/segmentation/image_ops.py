@@ -33,10 +33,34 @@ def sharpness(image: NDArray[np.uint8]) -> float:
     it does not depend on contrast, so an image of a foggy night does not count as blurred.
     """
     fine = grey(image)
-    coarse = ndimage.zoom(ndimage.gaussian_filter(fine, 1.0), 0.5, order=1)
-    fine_energy = float(np.mean(np.square(ndimage.laplace(fine))))
-    coarse_energy = float(np.mean(np.square(ndimage.laplace(coarse))))
-    return fine_energy / (coarse_energy + 1e-6)
+    # Smoothing and halving along one axis commute with those along the other, so the second pass sees half the rows.
+    coarse = fine
+    for axis in (0, 1):
+        coarse = _halved(ndimage.gaussian_filter1d(coarse, 1.0, axis), axis)
+    return _laplacian_energy(fine) / (_laplacian_energy(coarse) + 1e-6)
+
+
+def _halved(grey: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Linear interpolation at half as many points, from the first to the last; as scipy's zoom, but faster."""
+    length = grey.shape[axis]
+    half = max(1, round(length * 0.5))
+    at = np.arange(half, dtype=np.float64) * ((length - 1) / max(half - 1, 1))
+    below = np.minimum(at.astype(np.intp), length - 1)
+    above = np.minimum(below + 1, length - 1)
+    share = (at - below).astype(np.float32)
+    share = share[:, None] if axis == 0 else share
+    low = grey.take(below, axis)
+    return low + (grey.take(above, axis) - low) * share
+
+
+def _laplacian_energy(grey: NDArray[np.float32]) -> float:
+    """Mean square of the Laplacian; at the border pixels are repeated."""
+    padded = np.pad(grey, 1, mode="symmetric")
+    found = padded[:-2, 1:-1] + padded[2:, 1:-1]
+    found += padded[1:-1, :-2]
+    found += padded[1:-1, 2:]
+    found -= 4 * grey
+    return float(np.vdot(found, found)) / found.size
 
 
 def crop_object(image: Image, mask: NDArray[np.bool_], size: int) -> tuple[Image, Image]:

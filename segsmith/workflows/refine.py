@@ -171,11 +171,11 @@ def refine_config(settings: Settings | None = None, preset: str | None = None) -
 
 def _segmenter(config: Config) -> PointSegmenter | None:
     """SAM, or None where the settings say that it is not used."""
-    from segsmith.tools.vision.sam import SamSegmenter
+    from segsmith.tools.vision.sam import load_segmenter
 
     if not config.labeler.use_sam:
         return None
-    return SamSegmenter.load(config.labeler.sam, config.compute.device, config.compute.precision)
+    return load_segmenter(config.labeler.sam, config.compute.device, config.compute.precision)
 
 
 def _unused(kind: WeakKind, train: bool, config: Config) -> dict[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from segsmith.agents.judge import agent, decision, duplicates
 from segsmith.agents.judge.agent import JudgeAgent, reconsider, update_verdicts
@@ -14,7 +15,7 @@ from segsmith.agents.prompt.space import with_article
 from segsmith.config import JudgeConfig
 from segsmith.ids import make_id
 from segsmith.memory.ledger import DecisionRow, Evidence, ImageRow, Ledger, PromptRow
-from segsmith.segmentation.image_ops import is_blank, sharpness
+from segsmith.segmentation.image_ops import grey, is_blank, sharpness
 from segsmith.testing import made_up_run
 from segsmith.tools.vision.clip import OpenClipEncoder
 
@@ -122,6 +123,15 @@ def test_a_companion_does_not_compete_but_a_stranger_does():
 
 def test_without_images_there_are_no_verdicts():
     assert judged([]).verdicts == []
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 130), (3, 2)])
+def test_sharpness_is_the_ratio_that_scipy_computes(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    fine = grey(image)
+    coarse = ndimage.zoom(ndimage.gaussian_filter(fine, 1.0), 0.5, order=1)
+    energies = [float(np.mean(np.square(ndimage.laplace(part)))) for part in (fine, coarse)]
+    assert sharpness(image) == pytest.approx(energies[0] / (energies[1] + 1e-6), rel=1e-4)
 
 
 def test_sharpness_sees_blur_but_not_contrast():

@@ -1,5 +1,7 @@
 """What every `PatchClassifier` promises, asked of each tower a labeler can start from."""
 
+import json
+
 import numpy as np
 import open_clip
 import pytest
@@ -18,6 +20,53 @@ SETTINGS = LabelerConfig(folds=2, epochs=1, batch_size=4, top_k=2)
 NAME = "vit_tiny_patch16_224"
 
 
+HUB_TOWERS = {
+    "PE-Core": {
+        "timm_model_name": "vit_pe_core_test",
+        "timm_pool": "map",
+        "timm_proj": None,
+        "image_size": 64,
+    },
+    "SigLIP2": {
+        "timm_model_name": "vit_siglip_test",
+        "timm_pool": "map",
+        "timm_proj": "none",
+        "image_size": 64,
+    },
+}
+"""The towers in the layout of the hub's PE-Core and ViT-*-SigLIP2 repositories, but small."""
+
+
+@timm.models.register_model
+def vit_pe_core_test(pretrained=False, **kwargs):
+    """timm's ``vit_pe_core_tiny_patch16_384`` with fewer and smaller blocks, for small images."""
+    small = {"img_size": 64, "embed_dim": 48, "depth": 4, "attn_pool_num_heads": 3, "ref_feat_shape": (4, 4)}
+    return timm.models.eva.vit_pe_core_tiny_patch16_384(pretrained, **{**kwargs, **small})
+
+
+@timm.models.register_model
+def vit_siglip_test(pretrained=False, **kwargs):
+    """timm's ``vit_base_patch16_siglip_224`` with fewer and smaller blocks, for small images."""
+    small = {"img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 3}
+    return timm.models.vision_transformer.vit_base_patch16_siglip_224(pretrained, **{**kwargs, **small})
+
+
+def save_hub_clip(folder, **vision):
+    """A folder like open_clip's repositories on the hub: configuration and one safetensors file, random weights."""
+    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    tower = {"timm_model_pretrained": False, **vision}
+    embed_dim = 48 if vision["timm_proj"] == "none" else 16
+    config = {
+        "model_cfg": {"embed_dim": embed_dim, "vision_cfg": tower, "text_cfg": text, "custom_text": True}
+    }
+    values = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    (folder / "open_clip_config.json").write_text(json.dumps({**config, "preprocess_cfg": values}))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def timm_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("timm") / "vit.safetensors"
@@ -27,12 +76,23 @@ def timm_file(tmp_path_factory):
 
 
 @pytest.fixture(
-    scope="module", params=["mini CLIP's tower", "mini, bfloat16", "open_clip's ViT", "timm file"]
+    scope="module",
+    params=[
+        "mini CLIP's tower",
+        "mini, bfloat16",
+        "open_clip's ViT",
+        "timm file",
+        "PE-Core",
+        "SigLIP2",
+    ],
 )
-def classifier(request, timm_file):
+def classifier(request, timm_file, tmp_path_factory):
     if request.param == "timm file":
         return TimmPatchClassifier.from_timm(f"{NAME}:{timm_file}", 2, SETTINGS, 0, device="cpu")
-    if request.param == "open_clip's ViT":
+    if request.param in HUB_TOWERS:
+        folder = save_hub_clip(tmp_path_factory.mktemp("hub"), **HUB_TOWERS[request.param])
+        encoder = OpenClipEncoder.load(str(folder), device="cpu")
+    elif request.param == "open_clip's ViT":
         torch.manual_seed(0)
         vision = {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
         text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

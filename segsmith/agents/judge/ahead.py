@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from segsmith.agents.judge.agent import JudgeAgent
@@ -20,8 +21,16 @@ class MeasuringAhead:
     error ended drawing; then the judge does.
     """
 
-    def __init__(self, judge: JudgeAgent, ledger: Ledger, run: RunFolder) -> None:
+    def __init__(
+        self,
+        judge: JudgeAgent,
+        ledger: Ledger,
+        run: RunFolder,
+        computing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """`computing` is entered for each chunk."""
         self._judge = judge
+        self._computing = computing
         self._run = run
         self._rows = ledger.unmeasured()
         self._images: dict[str, Image] = {}
@@ -55,10 +64,9 @@ class MeasuringAhead:
 
     def _measure(self, rows: Sequence[ImageRow], images: Sequence[Image | None]) -> None:
         """Measure a chunk; images of an earlier session are read from their files."""
-        self._judge.measure(
-            rows,
-            [self._run.read_image(r) if i is None else i for r, i in zip(rows, images, strict=True)],
-        )
+        found = [self._run.read_image(r) if i is None else i for r, i in zip(rows, images, strict=True)]
+        with self._computing():
+            self._judge.measure(rows, found)
 
     def _wait(self) -> None:
         if self._running is not None:

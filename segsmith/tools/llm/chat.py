@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -250,17 +250,18 @@ def open_chat(
     log: Path | None = None,
     note: Callable[[Spent], None] | None = None,
     usd_left: Callable[[], float] | None = None,
+    restarting: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[OpenAIChat]:
     """The chat model of a config; a local server is started at the first question and stopped at the end.
 
-    A local server's output is appended to `log`. Raises `SegsmithError` at once if the model file, the program,
-    or a key that the hosted API needs is missing.
+    A local server's output is appended to `log`. `restarting` is entered while a vLLM that died starts again. Raises
+    `SegsmithError` at once if the model file, the program, or a key that the hosted API needs is missing.
     """
     if config.server == "openai":
         yield OpenAIChat(config, RemoteServer(_remote(config, api_key)), note=note, usd_left=usd_left)
         return
-    make = llama_server if config.server == "llamacpp" else vllm_server
-    with make(config, log) as server:
+    local = llama_server(config, log) if config.server == "llamacpp" else vllm_server(config, log, restarting)
+    with local as server:
         yield OpenAIChat(
             config, server, note=note, usd_left=usd_left, transport_retries=LOCAL_TRANSPORT_RETRIES
         )

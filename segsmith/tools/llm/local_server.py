@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -72,8 +73,15 @@ class LocalServer:
     `process_supervisor.py` ends the server if this process is killed.
     """
 
-    def __init__(self, plan: ServerPlan, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        plan: ServerPlan,
+        log: Path | None = None,
+        restarting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """`restarting` is entered while a server that died starts again."""
         self._plan = plan
+        self._restarting = restarting
         self._log = log
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -144,7 +152,8 @@ class LocalServer:
                 )
             self._restarts += 1
             logger.warning("the %s server stopped (%s); restarting it", self._plan.title, self._last_words())
-            self._endpoint = self._start()
+            with self._restarting():
+                self._endpoint = self._start()
             return True
 
     # -- the process ------------------------------------------------------------------------------

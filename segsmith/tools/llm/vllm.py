@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from segsmith.config import LLMConfig
@@ -82,16 +84,22 @@ def check_vllm(config: LLMConfig) -> None:
             check_tensors(weights)
 
 
-def vllm_server(config: LLMConfig, log: Path | None = None) -> LocalServer:
+def vllm_server(
+    config: LLMConfig,
+    log: Path | None = None,
+    restarting: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> LocalServer:
     """``vllm serve MODEL``, not started yet. It takes `gpu_memory_share` of the GPU; the rest is for images.
 
     A start that fails because the GPU's memory was in use is repeated, with a smaller share where vLLM reports less
-    free memory than its share.
+    free memory than its share. `restarting` is entered while a server that died starts again, and keeps other models
+    from using the GPU then.
 
     The context is limited, because vLLM reserves memory for the model's own maximum, often a hundred times the
     length of a prompt. Remote code is never trusted, and no usage statistics are sent.
     """
-    return LocalServer(_plan(config, vllm_command(config), config.gpu_memory_share or DEFAULT_SHARE), log)
+    plan = _plan(config, vllm_command(config), config.gpu_memory_share or DEFAULT_SHARE)
+    return LocalServer(plan, log, restarting)
 
 
 def smaller_share(share: float, reason: str) -> float | None:

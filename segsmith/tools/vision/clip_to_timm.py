@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
@@ -14,15 +15,25 @@ from segsmith.errors import SegsmithError
 from segsmith.tools.vision.clip import OpenClipEncoder
 
 
-def tower_as_timm(encoder: OpenClipEncoder) -> tuple[VisionTransformer, torch.Tensor | None]:
+def is_vit(trunk: object) -> TypeGuard[VisionTransformer | Eva]:
+    """Whether a timm model is a ViT whose patches can be scored: plain, or with rotary positions (Eva, PE-Core).
+
+    Not one whose positions differ from block to block.
+    """
+    return isinstance(trunk, VisionTransformer) or (isinstance(trunk, Eva) and not trunk.rope_mixed)
+
+
+def tower_as_timm(encoder: OpenClipEncoder) -> tuple[VisionTransformer | Eva, torch.Tensor | None]:
     """A copy of the CLIP image tower as a timm ViT, and its (E, D) projection of tokens, if linear.
 
-    open_clip's own ViT is converted with timm's checkpoint filter.
+    Towers that pool by attention, such as SigLIP's and PE-Core's, have no projection of single tokens. open_clip's
+    own ViT is converted with timm's checkpoint filter.
     """
     tower: Any = encoder.tower
     trunk = getattr(tower, "trunk", None)
-    if isinstance(trunk, VisionTransformer):
-        projection = getattr(tower.head, "proj", None)
+    if is_vit(trunk):
+        pools = getattr(trunk, "attn_pool", None) is not None
+        projection = getattr(tower.head, "proj", None if pools else trunk.head)
         weight = projection.weight if isinstance(projection, nn.Linear) else None
         return copy.deepcopy(trunk), None if weight is None else weight.detach().cpu().float()
     if not hasattr(tower, "class_embedding") or not hasattr(tower, "conv1"):

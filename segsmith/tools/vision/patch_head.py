@@ -41,6 +41,7 @@ class PatchHead(nn.Module):
     ) -> None:
         super().__init__()
         self.prefix = trunk.num_prefix_tokens
+        self.rope = copy.deepcopy(getattr(trunk, "rope", None))
         self.blocks = copy.deepcopy(trunk.blocks[frozen:])
         # A norm that timm applies after pooling is applied to each patch here.
         self.norm = nn.Sequential(copy.deepcopy(trunk.norm), copy.deepcopy(trunk.fc_norm))
@@ -55,10 +56,12 @@ class PatchHead(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, P + h * w, D) -> (B, C, h, w) logits."""
         alone = torch.full((tokens.shape[1],) * 2, -math.inf, device=tokens.device).fill_diagonal_(0)
+        side = math.isqrt(tokens.shape[1] - self.prefix)
+        # Eva's blocks take the rotary position embedding as an argument.
+        options = {} if self.rope is None else {"rope": self.rope.get_embed(shape=[side, side])}
         for below_top, block in zip(range(len(self.blocks), 0, -1), self.blocks, strict=True):
-            tokens = block(tokens, attn_mask=alone) if below_top <= LOCAL_BLOCKS else block(tokens)
+            tokens = block(tokens, **options, **({"attn_mask": alone} if below_top <= LOCAL_BLOCKS else {}))
         patches = self.norm(tokens)[:, self.prefix :]
-        side = math.isqrt(patches.shape[1])
         return self.head(patches).transpose(1, 2).unflatten(2, (side, side))
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Segment Anything as a `PointSegmenter`: the packaged mini model, a folder like it, or an official file.
 
-Every model is built from segment-anything's own classes and uses their forward pass, so the mini checkpoint
-exercises the same code as the official ones.
+Every model here is built from segment-anything's own classes and uses their forward pass, so the mini checkpoint
+exercises the same code as the official ones. SAM 2.1 and SAM-HQ are in `transformers_sam.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -26,20 +26,18 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
-from segsmith.device_memory import Batches
 from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import SegsmithError
+from segsmith.protocols import PointSegmenter
 from segsmith.terminal_text import first_line
+from segsmith.tools.vision.point_batches import PointBatches, candidates_of
+from segsmith.tools.weights.model_requirements import is_hub_sam
 from segsmith.tools.weights.store import sam_file
 from segsmith.types import Image, MaskCandidates
 
 MINI = Path(str(resources.files("segsmith"))) / "checkpoints" / "mini_sam"
 OFFICIAL: dict[int, Callable[[], Sam]] = {768: build_sam_vit_b, 1024: build_sam_vit_l, 1280: build_sam_vit_h}
 """Width of the image encoder -> builder, so that the variant is found even if the file was renamed."""
-
-MAX_PIXELS = 1 << 26
-"""Maximum number of mask pixels decoded in one call (256 MB of float32)."""
-MAX_POINT_SETS = 64
 
 
 @dataclass(frozen=True)
@@ -128,18 +126,15 @@ def config_json(sizes: SamSizes) -> str:
     return json.dumps(asdict(sizes), indent=2) + "\n"
 
 
-class SamSegmenter:
+class SamSegmenter(PointBatches):
     """A `PointSegmenter` around any `Sam`."""
 
     def __init__(self, sam: Sam, name: str, device: str = "cpu", precision: str = "auto") -> None:
-        self.name = name
+        super().__init__(name, sam.image_encoder.img_size, sam.mask_decoder.num_multimask_outputs)
         self._device = torch.device(device)
         self._dtype = choose_dtype(device, precision)
         self._sam = sam.eval().requires_grad_(False).to(self._device)
         self._resize = ResizeLongestSide(sam.image_encoder.img_size)
-        side = sam.image_encoder.img_size
-        self._embedding = Batches(max(1, min(16, (1024 // side) ** 2)), f"one image in SAM {name}", _SMALLER)
-        self._decoding = Batches(MAX_POINT_SETS, f"one point set in SAM {name}", _SMALLER)
 
     @classmethod
     def load(cls, spec: str, device: str = "auto", precision: str = "auto") -> SamSegmenter:
@@ -156,89 +151,25 @@ class SamSegmenter:
         elif path.is_file():
             sam = _load_official(path)
         else:
-            raise SegsmithError(f"SAM checkpoint {path} does not exist.", _REMEDY)
+            raise SegsmithError(f"SAM checkpoint {path} does not exist.", REMEDY)
         name = path.name if path.is_dir() else path.stem
         return cls(sam, name, choose_device(device), precision)
 
-    def segment(self, image: Image, point_sets: Sequence[NDArray[np.float32]]) -> list[MaskCandidates]:
-        """Candidates per point set, at the size of `image`; an empty list without point sets.
-
-        Each set is (N, 2) foreground points as (x, y) pixels of `image`, N >= 1; sets may differ in N.
-        """
-        return self.segment_many([image], [point_sets])[0]
-
-    @torch.inference_mode()
-    def segment_many(
-        self,
-        images: Sequence[Image],
-        point_sets: Sequence[Sequence[NDArray[np.float32]]],
-        images_per_batch: int | None = None,
-    ) -> list[list[MaskCandidates]]:
-        """`segment` for several images of any sizes, embedded `images_per_batch` at a time.
-
-        By default, as many as fit into the area of one 1024 x 1024 input, at most 16: one for an official model.
-        A batch that does not fit is halved. Raises `SegsmithError` if memory is too small for one image.
-        """
-        embedding = self._embedding
-        if images_per_batch:
-            embedding = replace(embedding, size=images_per_batch)
-        results: list[list[MaskCandidates]] = [[] for _ in images]
-        wanted = [i for i, sets in enumerate(point_sets) if len(sets)]
-
-        def embed(start: int, stop: int) -> tuple[list[int], list[Tensor], Tensor]:
-            batch = wanted[start:stop]
-            resized = [torch.as_tensor(self._resize.apply_image(images[i])) for i in batch]
-            inputs = [self._sam.preprocess(r.permute(2, 0, 1).to(self._device)) for r in resized]
-            with autocast(str(self._device), self._dtype):
-                return batch, resized, self._sam.image_encoder(torch.stack(inputs)).float()
-
-        for batch, resized, embeddings in embedding.run(len(wanted), embed):
-            for i, small, embedding in zip(batch, resized, embeddings, strict=True):
-                size = (images[i].shape[0], images[i].shape[1])
-                results[i] = self._decode(embedding, point_sets[i], size, (small.shape[0], small.shape[1]))
-        return results
-
-    def _decode(
-        self,
-        embedding: Tensor,
-        point_sets: Sequence[NDArray[np.float32]],
-        size: tuple[int, int],
-        input_size: tuple[int, int],
-    ) -> list[MaskCandidates]:
-        """Decode the sets of one (C, h, w) embedding.
-
-        Sets of equal length share a call. Padding shorter sets with "not a point" tokens would save calls, but
-        these tokens take part in attention, so a mask would depend on the other sets.
-        """
-        by_length: dict[int, list[int]] = {}
-        for index, points in enumerate(point_sets):
-            by_length.setdefault(len(points), []).append(index)
-        candidates = self._sam.mask_decoder.num_multimask_outputs
-        fits = max(1, MAX_PIXELS // (candidates * size[0] * size[1]))
-        decoding = replace(self._decoding, size=min(self._decoding.size, fits))
-        found: dict[int, MaskCandidates] = {}
-        for indices in by_length.values():
-
-            def decode(start: int, stop: int, indices: list[int] = indices) -> dict[int, MaskCandidates]:
-                part = indices[start:stop]
-                sets = np.stack([point_sets[i] for i in part])
-                return dict(zip(part, self._decode_equal(embedding, sets, size, input_size), strict=True))
-
-            before = decoding.size
-            for masks in decoding.run(len(indices), decode):
-                found.update(masks)
-            if decoding.size < before:
-                self._decoding.size = decoding.size
-        return [found[i] for i in range(len(point_sets))]
+    def _embed(self, images: Sequence[Image]) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Each image's (C, h, w) embedding, and its (H, W) in the model's input."""
+        resized = [torch.as_tensor(self._resize.apply_image(image)) for image in images]
+        inputs = [self._sam.preprocess(r.permute(2, 0, 1).to(self._device)) for r in resized]
+        with autocast(str(self._device), self._dtype):
+            embeddings = self._sam.image_encoder(torch.stack(inputs)).float()
+        return [(e, (r.shape[0], r.shape[1])) for e, r in zip(embeddings, resized, strict=True)]
 
     def _decode_equal(
         self,
-        embedding: Tensor,
+        embedded: tuple[Tensor, tuple[int, int]],
         points: NDArray[np.float32],
         size: tuple[int, int],
-        input_size: tuple[int, int],
     ) -> list[MaskCandidates]:
-        """Decode (S, N, 2) points in one call."""
+        embedding, input_size = embedded
         coords = torch.as_tensor(
             self._resize.apply_coords(points, size), dtype=torch.float32, device=self._device
         )
@@ -252,15 +183,38 @@ class SamSegmenter:
             multimask_output=True,
         )
         logits = self._sam.postprocess_masks(low, input_size, size)
-        masks = (logits > self._sam.mask_threshold).cpu().numpy()
-        ious = scores.clamp(0, 1).float().cpu().numpy()
-        return [MaskCandidates(mask, iou) for mask, iou in zip(masks, ious, strict=True)]
+        return candidates_of(logits, scores, self._sam.mask_threshold)
 
 
-_SMALLER = "Stop other programs on the GPU, or set labeler.sam to a smaller model, e.g. sam_vit_b."
-_REMEDY = (
+def load_segmenter(spec: str, device: str = "auto", precision: str = "auto") -> PointSegmenter:
+    """The SAM that `labeler.sam` names: one of segment-anything (see `SamSegmenter.load`), or of transformers.
+
+    Those of transformers are a repository ``org/name`` on the hub, or a folder whose config.json states a model type.
+    Raises `SegsmithError` as both `load`s do.
+    """
+    if is_of_transformers(spec):
+        from segsmith.tools.vision.transformers_sam import TransformersSam
+
+        return TransformersSam.load(spec, device, precision)
+    return SamSegmenter.load(spec, device, precision)
+
+
+def is_of_transformers(spec: str) -> bool:
+    """Whether a SAM is loaded through transformers."""
+    return is_hub_sam(spec) or "model_type" in _config_of(Path(spec).expanduser())
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+REMEDY = (
     "Set labeler.sam to 'mini', sam_vit_b, sam_vit_l or sam_vit_h, a sam_vit_*.pth file, "
-    "or a folder with config.json and model.safetensors."
+    "a folder with config.json and model.safetensors, or a SAM 2.1 or SAM-HQ on the hub (org/name)."
 )
 
 
@@ -269,6 +223,11 @@ def check_sam(spec: str) -> None:
 
     Raises `SegsmithError` as `SamSegmenter.load` does.
     """
+    if is_of_transformers(spec):
+        from segsmith.tools.vision.transformers_sam import check_transformers_sam
+
+        check_transformers_sam(spec)
+        return
     path = MINI if spec == "mini" else sam_file(spec) or Path(spec).expanduser()
     if not path.is_file() or not zipfile.is_zipfile(path):  # small, missing, truncated, or of an old format
         SamSegmenter.load(spec, "cpu")
@@ -285,10 +244,10 @@ def _load_folder(folder: Path) -> Sam:
         state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
     except FileNotFoundError as error:
         missing = Path(error.filename or "model.safetensors").name
-        raise SegsmithError(f"SAM folder {folder} has no {missing}.", _REMEDY) from None
+        raise SegsmithError(f"SAM folder {folder} has no {missing}.", REMEDY) from None
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
             SafetensorError) as error:  # fmt: skip
-        raise SegsmithError(f"SAM folder {folder} cannot be read: {error}.", _REMEDY) from None
+        raise SegsmithError(f"SAM folder {folder} cannot be read: {error}.", REMEDY) from None
     return _fill(sam, state, folder)
 
 
@@ -298,13 +257,13 @@ def _load_official(path: Path, map_location: str = "cpu", mmap: bool = False) ->
         width = int(state["image_encoder.pos_embed"].shape[-1])
     except pickle.UnpicklingError:
         # torch's message is not shown, because it explains how to run arbitrary code from the file.
-        raise SegsmithError(f"{path} is corrupt, or contains more than weights.", _REMEDY) from None
+        raise SegsmithError(f"{path} is corrupt, or contains more than weights.", REMEDY) from None
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
         reason = first_line(error)
-        raise SegsmithError(f"{path} is not a complete SAM checkpoint: {reason:.160}.", _REMEDY) from None
+        raise SegsmithError(f"{path} is not a complete SAM checkpoint: {reason:.160}.", REMEDY) from None
     if width not in OFFICIAL:
         known = ", ".join(map(str, OFFICIAL))
-        raise SegsmithError(f"{path} contains a SAM of unknown width {width} (known: {known}).", _REMEDY)
+        raise SegsmithError(f"{path} contains a SAM of unknown width {width} (known: {known}).", REMEDY)
     return _fill(OFFICIAL[width](), state, path)
 
 
@@ -313,7 +272,5 @@ def _fill(sam: Sam, state: dict[str, Tensor], source: Path) -> Sam:
         sam.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise SegsmithError(
-            f"The weights in {source} do not fit the model: {reason:.160}.", _REMEDY
-        ) from None
+        raise SegsmithError(f"The weights in {source} do not fit the model: {reason:.160}.", REMEDY) from None
     return sam

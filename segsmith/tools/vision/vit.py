@@ -1,4 +1,4 @@
-"""The relabelling ViT: a timm VisionTransformer whose patches are scored per class.
+"""The relabelling ViT: a timm VisionTransformer or Eva whose patches are scored per class.
 
 SynthSeg-Agents relabels the whole synthetic set with a light ViT (Fig. 4) and does not state its pooling;
 ours is the mean of the top-k patches with a multi-label loss, after TKP-PCL (arXiv 2310.09828). The lower
@@ -22,6 +22,7 @@ import timm
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from segsmith.config import Config, LabelerConfig
@@ -33,7 +34,7 @@ from segsmith.protocols import OnMaps
 from segsmith.segmentation.seeds import top_k_pool
 from segsmith.terminal_text import first_line
 from segsmith.tools.vision.clip import OpenClipEncoder
-from segsmith.tools.vision.clip_to_timm import tower_as_timm
+from segsmith.tools.vision.clip_to_timm import is_vit, tower_as_timm
 from segsmith.tools.vision.patch_head import PatchHead
 from segsmith.types import Image, PatchScores
 
@@ -57,7 +58,7 @@ class TimmPatchClassifier:
 
     def __init__(
         self,
-        trunk: VisionTransformer,
+        trunk: VisionTransformer | Eva,
         n_classes: int,
         settings: LabelerConfig,
         seed: int,
@@ -247,8 +248,12 @@ class TimmPatchClassifier:
         """(B, 3, size, size) in [0, 1]."""
         left = iter(images)
         while batch := list(islice(left, self.settings.batch_size)):
-            pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in batch]
-            yield torch.stack([self._resized(image.unsqueeze(0), self.size)[0] for image in pixels])
+            if len({image.shape for image in batch}) == 1:  # as image models draw them: resized together
+                pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255
+                yield self._resized(pixels, self.size)
+                continue
+            each = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255 for image in batch]
+            yield torch.cat([self._resized(image, self.size) for image in each])
 
     @staticmethod
     def _resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
@@ -348,7 +353,7 @@ class TimmPatchClassifier:
         return torch.cat(list(self._inference.run(len(features), score)))
 
 
-def _timm_vit(name: str, file: Path | None, pretrained: bool) -> VisionTransformer:
+def _timm_vit(name: str, file: Path | None, pretrained: bool) -> VisionTransformer | Eva:
     """The trunk without a classifier, for images of any size."""
     options: dict[str, Any] = {"pretrained": pretrained}
     if file is not None:
@@ -365,8 +370,10 @@ def _timm_vit(name: str, file: Path | None, pretrained: bool) -> VisionTransform
         raise SegsmithError(
             f"Cannot load the ViT {name} from {file or 'the hub'}: {reason:.160}.", _VIT_REMEDY
         ) from None
-    if not isinstance(trunk, VisionTransformer):
-        raise SegsmithError(f"The timm model {name!r} is not a VisionTransformer.", "Name a vit_* model.")
+    if not is_vit(trunk):
+        raise SegsmithError(
+            f"The timm model {name!r} is not a VisionTransformer or Eva.", "Name a vit_* or eva02_* model."
+        )
     return trunk
 
 

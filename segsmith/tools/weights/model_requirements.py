@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,8 @@ from segsmith.tools.weights.pipeline_files import AUTO, PLAIN
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """In the order in which open_clip looks for weights in a repository."""
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+TRANSFORMERS_WEIGHTS = ("model.safetensors",)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PIPELINE_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 LANGUAGE_MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
@@ -141,7 +144,14 @@ def _sam(spec: str) -> ModelRequirement:
         return _packaged("masks", spec, "checkpoints/mini_sam", "mini_sam")
     if spec in SAM_FILES:
         return ModelRequirement("masks", spec, "url", SAM_URL + SAM_FILES[spec], facts=CATALOGUE[spec])
+    if is_hub_sam(spec):
+        return _hub("masks", spec, spec, TRANSFORMERS_WEIGHTS, pick="first", config="config.json")
     return ModelRequirement("masks", spec, "file", spec)
+
+
+def is_hub_sam(spec: str) -> bool:
+    """Whether `labeler.sam` names a repository on the hub: ``org/name``, which is no file or folder here."""
+    return bool(HUB_ID.fullmatch(spec)) and not spec.endswith(".pth") and not Path(spec).exists()
 
 
 def _packaged(role: Role, name: str, folder: str, entry: str) -> ModelRequirement:

@@ -1,14 +1,20 @@
 """Starting vLLM: a stand-in program that fails as the real one does."""
 
 import json
+import os
+import signal
 import stat
 import sys
+import threading
+import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from segsmith.config import LLMConfig
+from segsmith.device_memory import DeviceUse
 from segsmith.errors import SegsmithError
 from segsmith.tools.llm.vllm import check_vllm, smaller_share, vllm_server, vllm_version
 
@@ -152,3 +158,42 @@ def test_shards_of_a_model_folder_are_checked_before_a_server_starts(vllm, tmp_p
     assert "\n" not in str(error.value)
     assert ("index" if damage == "unreadable index" else shards[1]) in str(error.value)
     assert "Download" in error.value.remedy
+
+
+def test_a_server_that_dies_while_images_are_drawn_restarts_between_two_batches(vllm):
+    """vLLM charges to itself what others allocate while it starts, so no batch may be drawn then."""
+    use, events, started = DeviceUse(), [], threading.Event()
+    stop = threading.Event()
+
+    def draw():
+        while not stop.is_set():
+            with use.shared():
+                events.append("batch begins")
+                started.set()
+                time.sleep(0.05)
+                events.append("batch ends")
+
+    @contextmanager
+    def alone():
+        with use.alone():
+            events.append("restart begins")
+            yield
+            events.append("restart ends")
+
+    with vllm_server(vllm(), restarting=alone) as server:
+        endpoint = server.endpoint()
+        drawing = threading.Thread(target=draw)
+        drawing.start()
+        assert started.wait(5)
+        os.kill(server.pid, signal.SIGKILL)
+        server._process.wait()
+        assert server.revive(endpoint)
+        after = len(events)
+        while len(events) < after + 2:
+            time.sleep(0.01)
+        stop.set()
+        drawing.join()
+    begins, ends = events.index("restart begins"), events.index("restart ends")
+    assert ends == begins + 1
+    assert events[begins - 1] == "batch ends"
+    assert "batch begins" in events[ends:]

@@ -8,6 +8,7 @@ from skimage.morphology import skeletonize
 
 from segsmith.errors import SegsmithError
 from segsmith.protocols import PointSegmenter
+from segsmith.tools.vision import point_batches
 from segsmith.tools.vision import sam as sam_module
 from segsmith.tools.vision.sam import MINI, SamSegmenter, SamSizes, build_sam, config_json
 
@@ -83,7 +84,7 @@ def test_a_set_does_not_depend_on_its_neighbours(tiny):
 def test_chunks_change_nothing(tiny, monkeypatch):
     sets = [points((i, 2 * i)) for i in range(5)]
     whole = tiny.segment(random_image(64, 64), sets)
-    monkeypatch.setattr(sam_module, "MAX_POINT_SETS", 2)
+    monkeypatch.setattr(point_batches, "MAX_POINT_SETS", 2)
     assert all(same(a, b) for a, b in zip(tiny.segment(random_image(64, 64), sets), whole, strict=True))
 
 

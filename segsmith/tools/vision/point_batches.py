@@ -1,0 +1,113 @@
+"""What all `PointSegmenter`s share: batches of images and of point sets, halved where memory is too small."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segsmith.device_memory import Batches
+from segsmith.types import Image, MaskCandidates
+
+MAX_PIXELS = 1 << 26
+"""Maximum number of mask pixels decoded in one call (256 MB of float32)."""
+MAX_POINT_SETS = 64
+
+
+class PointBatches(ABC):
+    """A `PointSegmenter` whose subclass embeds a batch of images and decodes point sets of equal length."""
+
+    def __init__(self, name: str, side: int, candidates: int) -> None:
+        """`side` is that of the model's square input in pixels; it gives `candidates` masks per point set."""
+        self.name = name
+        self._candidates = candidates
+        self._embedding = Batches(max(1, min(16, (1024 // side) ** 2)), f"one image in SAM {name}", _SMALLER)
+        self._decoding = Batches(MAX_POINT_SETS, f"one point set in SAM {name}", _SMALLER)
+
+    @abstractmethod
+    def _embed(self, images: Sequence[Image]) -> list[Any]:
+        """What `_decode_equal` needs of each image."""
+
+    @abstractmethod
+    def _decode_equal(
+        self, embedded: Any, points: NDArray[np.float32], size: tuple[int, int]
+    ) -> list[MaskCandidates]:
+        """Decode (S, N, 2) points, as (x, y) pixels of an image of `size` (H, W), in one call."""
+
+    def segment(self, image: Image, point_sets: Sequence[NDArray[np.float32]]) -> list[MaskCandidates]:
+        """Candidates per point set, at the size of `image`; an empty list without point sets.
+
+        Each set is (N, 2) foreground points as (x, y) pixels of `image`, N >= 1; sets may differ in N.
+        """
+        return self.segment_many([image], [point_sets])[0]
+
+    @torch.inference_mode()
+    def segment_many(
+        self,
+        images: Sequence[Image],
+        point_sets: Sequence[Sequence[NDArray[np.float32]]],
+        images_per_batch: int | None = None,
+    ) -> list[list[MaskCandidates]]:
+        """`segment` for several images of any sizes, embedded `images_per_batch` at a time.
+
+        By default, as many as fit into the area of one 1024 x 1024 input, at most 16: one for an official model.
+        A batch that does not fit is halved. Raises `SegsmithError` if memory is too small for one image.
+        """
+        embedding = self._embedding
+        if images_per_batch:
+            embedding = replace(embedding, size=images_per_batch)
+        results: list[list[MaskCandidates]] = [[] for _ in images]
+        wanted = [i for i, sets in enumerate(point_sets) if len(sets)]
+
+        def embed(start: int, stop: int) -> list[tuple[int, Any]]:
+            batch = wanted[start:stop]
+            return list(zip(batch, self._embed([images[i] for i in batch]), strict=True))
+
+        for batch in embedding.run(len(wanted), embed):
+            for i, embedded in batch:
+                size = (images[i].shape[0], images[i].shape[1])
+                results[i] = self._decode(embedded, point_sets[i], size)
+        return results
+
+    def _decode(
+        self, embedded: Any, point_sets: Sequence[NDArray[np.float32]], size: tuple[int, int]
+    ) -> list[MaskCandidates]:
+        """Decode the sets of one image.
+
+        Sets of equal length share a call. Padding shorter sets with "not a point" tokens would save calls, but
+        these tokens take part in attention, so a mask would depend on the other sets.
+        """
+        by_length: dict[int, list[int]] = {}
+        for index, points in enumerate(point_sets):
+            by_length.setdefault(len(points), []).append(index)
+        fits = max(1, MAX_PIXELS // (self._candidates * size[0] * size[1]))
+        decoding = replace(self._decoding, size=min(self._decoding.size, fits))
+        found: dict[int, MaskCandidates] = {}
+        for indices in by_length.values():
+
+            def decode(start: int, stop: int, indices: list[int] = indices) -> dict[int, MaskCandidates]:
+                part = indices[start:stop]
+                sets = np.stack([point_sets[i] for i in part])
+                return dict(zip(part, self._decode_equal(embedded, sets, size), strict=True))
+
+            before = decoding.size
+            for masks in decoding.run(len(indices), decode):
+                found.update(masks)
+            if decoding.size < before:
+                self._decoding.size = decoding.size
+        return [found[i] for i in range(len(point_sets))]
+
+
+def candidates_of(logits: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[MaskCandidates]:
+    """(S, M, H, W) logits and (S, M) predicted IoUs as candidates."""
+    masks = (logits > threshold).cpu().numpy()
+    ious = scores.clamp(0, 1).float().cpu().numpy()
+    return [MaskCandidates(mask, iou) for mask, iou in zip(masks, ious, strict=True)]
+
+
+_SMALLER = "Stop other programs on the GPU, or set labeler.sam to a smaller model, e.g. sam_vit_b."
