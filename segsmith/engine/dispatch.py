@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -131,11 +131,15 @@ def run_units(
     troubles = _Troubles(warn)
     pool.prepare(units[0].kind)
     told = -TICK_S
+    committed = deque[str]()
     while True:
-        for name in scheduler.foldable():
-            fold(by_id[name])
+        committed.extend(scheduler.foldable())
+        if committed:
+            # One at a time: after a slow unit many can be folded, and meanwhile no worker may run out of work.
+            fold(by_id[committed.popleft()])
         now = clock()
-        if now - told >= TICK_S or scheduler.is_over:
+        is_over = scheduler.is_over and not committed
+        if now - told >= TICK_S or is_over:
             told = now
             tell(scheduler.progress(now))
             for worker, reason in scheduler.overdue(now):
@@ -144,13 +148,13 @@ def run_units(
                 warn(f"A worker gave {reason}; it was replaced, and another one does its unit.")
         if stopped():
             raise Cancelled
-        if scheduler.is_over:
+        if is_over:
             break
         for given in scheduler.assign(now):
             pool.submit(given.worker, by_id[given.unit], given.attempt)
-        if not scheduler.workers and not pool.starting:
+        if not (scheduler.workers or pool.starting or scheduler.is_over):
             raise SegsmithError(f"No worker can go on: {troubles.last or 'all have ended'}.", RESUME)
-        for happening in pool.poll(TICK_S):
+        for happening in pool.poll(0.0 if committed or scheduler.is_over else TICK_S):
             _report(happening, scheduler, troubles, clock())
         while scheduler.retired:
             worker, node, reason = scheduler.retired.pop()

@@ -28,8 +28,10 @@ OBJECT_STORE_BYTES = 200_000_000
 """Of a Ray that is started here. Units and results are small; images and masks go through the run folder."""
 START_S = 300.0
 """Seconds within which the first worker must have started."""
+LOAD_S = 1800.0
+"""Seconds within which a worker must have loaded its models; one that hangs in an earlier unit has not."""
 LOOK_S = 15.0
-"""Seconds between two looks at whether the cluster has grown."""
+"""Seconds between two looks at whether the cluster has grown, and at workers that do not answer."""
 SPARE_LOSSES = 3
 """Workers may be lost this often in a row, beside once each, before none is started in their place."""
 
@@ -38,8 +40,8 @@ SPARE_LOSSES = 3
 class _Actor:
     handle: Any
     node: str = ""
-    prepared: str = ""
-    """Kind of unit that it has loaded the models for."""
+    asked: float | None = None
+    """When it was asked to get ready; None once it is."""
 
 
 class RayPool:
@@ -85,6 +87,7 @@ class RayPool:
     def poll(self, timeout: float) -> Sequence[Happening]:
         self._check_start()
         if time.monotonic() - self._looked >= LOOK_S:
+            self._end_silent()
             self._grow()
         if not self._waiting:
             return []
@@ -111,6 +114,13 @@ class RayPool:
             disconnect(self._ray)
 
     # -- actors -----------------------------------------------------------------------------------
+
+    def _end_silent(self) -> None:
+        """End workers that have had too long to get ready. One that has no place in the cluster yet may wait."""
+        for name, actor in list(self._actors.items()):
+            if actor.node and actor.asked is not None and time.monotonic() - actor.asked > LOAD_S:
+                log.warning("worker %s on %s did not get ready and is ended", name, actor.node)
+                self.end(name, replace=True)
 
     def _grow(self) -> None:
         """Start an actor for each GPU or CPU of the cluster that has none."""
@@ -158,6 +168,8 @@ class RayPool:
 
     def _ask(self, call: str, worker: str, reference: Any, unit: str = "", attempt: str = "") -> None:
         self._waiting[reference] = (call, worker, (unit, attempt))
+        if call != "do":
+            self._actors[worker].asked = time.monotonic()
 
     def _forget(self, worker: str) -> None:
         for reference in [r for r, (_, asked, _) in self._waiting.items() if asked == worker]:
@@ -188,11 +200,11 @@ class RayPool:
             self._got_about(worker, actor, answer)
             return None
         if call == "set_up":
-            actor.prepared = self._kind
             self._ask("prepare", worker, actor.handle.prepare.remote(self._kind))
             return None
         if call == "prepare":
             self._ever_ready = True
+            actor.asked = None
             return Ready(worker, actor.node)
         self._losses = 0
         return Finished(worker, unit, attempt, answer)

@@ -21,7 +21,7 @@ from segsmith.config import Config, ImagesConfig, LLMConfig, api_key
 from segsmith.device_memory import DeviceUse
 from segsmith.engine.models import open_encoder, open_image_backend, open_segmenter, synonyms_for
 from segsmith.engine.options import EngineOptions
-from segsmith.engine.plane import DataPlane
+from segsmith.engine.plane import DataPlane, adopt
 from segsmith.engine.scheduler import Limits
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
@@ -146,9 +146,12 @@ class RunContext:
 
     def _end_workers(self) -> None:
         """End the workers; they are started again when there is work for them."""
-        if "pool" in self._made and "pool" not in self.parts:
-            self._made.pop("data_plane", None)
-            self._made.pop("pool").close()
+        if "data_plane" in self._made and not self.is_alone:
+            if "pool" not in self.parts:
+                self._made.pop("data_plane", None)
+                self._made.pop("pool").close()
+            # A unit that was attempted twice may have been committed again after its results were folded.
+            adopt(self.run, self.ledger)
 
     def close(self) -> None:
         """Stop the workers and servers that this run started, release the image model and close its files."""

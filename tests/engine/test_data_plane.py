@@ -220,3 +220,16 @@ def test_no_usable_worker_ends_the_run_with_one_line(out):
         "No worker can go on: no such model (node node-of-w2). "
         "Fix that, then run the same command again; it resumes from here."
     )
+
+
+def test_what_a_late_attempt_commits_does_not_outlive_the_session(out):
+    pool = pool_for(out)
+    stages(out, pool)
+    store = UnitStore(out)
+    with RunContext(CONFIG, RunFolder(out), parts={**instant_parts(CONFIG, out), "pool": pool}) as context:
+        assert context.data_plane is not None
+        image = context.ledger.images()[0]
+        store.begin("u-late", "s-9")
+        store.commit("u-late", "s-9", {"images": {image.id: {"sha256": image.sha256}}})
+    assert not (out / "units").exists()
+    assert leftovers(out) == []
