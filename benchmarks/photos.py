@@ -41,11 +41,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alone": ALONE,
     "no_teacher": {"trainer.teacher_weight": 0},
     "always_sam": {"labeler.min_sam_agreement": 0},
-    "plain_view": {"trainer.strong_view": "off"},
+    "photo_view": {"trainer.strong_view": "photographs"},
 }
 FULL: dict[str, dict[str, Any]] = {
     "full": {},
-    "full_plain_view": {"trainer.strong_view": "off"},
+    "full_photo_view": {"trainer.strong_view": "photographs"},
     "full_sprite_view": {"trainer.strong_view": "sprites"},
 }
 PARTS = ("bare", *FULL, *(f"{kind}/{name}" for name in VARIANTS for kind in KINDS))

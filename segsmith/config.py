@@ -521,7 +521,7 @@ class TrainerConfig(Section):
         "auto",
         description="what the student sees, while the teacher sees plain images. photographs: colour jitter, grey, "
         "blur, noise and cut-out rectangles; sprites: other hues and inked outlines; off: plain images; "
-        "auto: sprites if the simulator drew every image, else photographs",
+        "auto: sprites if the simulator drew every image, else off (ours)",
     )
     step0: bool = Field(
         True,

@@ -421,7 +421,7 @@ def _view(config: TrainerConfig, data: VocFolder) -> Literal["photographs", "spr
     """What the student sees; ``auto`` follows what the data is."""
     if config.strong_view != "auto":
         return config.strong_view
-    return "sprites" if data.simulated else "photographs"
+    return "sprites" if data.simulated else "off"
 
 
 def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

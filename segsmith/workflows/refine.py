@@ -124,7 +124,7 @@ def refine(
     arguments = _Arguments(root, kind, zero_is_undrawn, background, seed, config)
     sprites = drawn_by_simulator(root)
     if config.trainer.strong_view == "auto":
-        view = "sprites" if sprites else "photographs"
+        view = "sprites" if sprites else "off"
         config = merged_config(config, {"trainer": {"strong_view": view}}, "refine")
     segmenter = _segmenter(config)
 

@@ -290,7 +290,7 @@ def test_a_killed_loop_resumes_to_the_same_loss_curve_and_weights(drawn_on, tmp_
         {"given_weight": 0},
         {"teacher_weight": 0},
         {"refresh_every": 0},
-        {"strong_view": "off"},
+        {"strong_view": "photographs"},
         {"balance": "sources"},
     ],
     ids=str,
