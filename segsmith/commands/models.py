@@ -103,16 +103,10 @@ def _settings(
 
 def _print_models(settings: Config, as_json: bool = False) -> None:
     """Two lines per model, so that its whole name fits into 80 columns."""
-    from segsmith.workflows.models import model_files
+    from segsmith.workflows.models import facts_of, model_files
 
     if as_json:
-        print_json([
-            {
-                "role": file.need.role, "name": file.need.name, "bytes": file.size, "licence": file.licence,
-                "source": file.need.kind, "sha256": file.sha256, "found": file.found is not None,
-            }
-            for file in model_files(settings)
-        ])  # fmt: skip
+        print_json([facts_of(file) for file in model_files(settings)])
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("role", "model", "size", "here"):

@@ -244,6 +244,5 @@ def push(
     with busy("loading"):
         from segsmith.workflows.run import open_run
 
-    with busy("uploading the dataset"):
-        address = open_run(run).push(to, private=not public)
-    out.print(address, markup=False)
+    # huggingface_hub shows its own progress
+    out.print(open_run(run).push(to, private=not public), markup=False)

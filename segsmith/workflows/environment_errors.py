@@ -33,7 +33,7 @@ def translate(folder: Path) -> Iterator[None]:
 
 def explain(error: BaseException, folder: Path) -> SegsmithError | None:
     """The error, or the one behind it, in words for users; None for a bug in the program."""
-    for cause in _causes(error):
+    for cause in causes(error):
         text = str(cause).lower()
         if isinstance(cause, SegsmithError):
             return cause
@@ -58,7 +58,8 @@ def explain(error: BaseException, folder: Path) -> SegsmithError | None:
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, the one that caused it, and so on."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:

@@ -39,6 +39,30 @@ class ModelFile:
         return (self.found.sha256 if self.found else "") or self.need.sha256
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What `segsmith models --json` prints of a model."""
+
+    role: str
+    name: str
+    bytes: int
+    """0 where nobody states them."""
+    licence: str
+    source: str
+    """``package``, ``hub``, ``file``, ``url``, ``wheel`` or ``service``."""
+    sha256: str
+    found: bool
+    """Whether it is on this machine."""
+
+
+def facts_of(file: ModelFile) -> ModelFacts:
+    """The facts of a model, without paths."""
+    need = file.need
+    return ModelFacts(
+        need.role, need.name, file.size, file.licence, need.kind, file.sha256, file.found is not None
+    )
+
+
 def model_files(config: Config) -> list[ModelFile]:
     """Every model of a config, by role. Asks nobody and hashes nothing large."""
     return [ModelFile(need, find(need)) for need in requirements_of(config)]

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from segsmith.datasets.staging import MANIFEST
 from segsmith.errors import SegsmithError
+from segsmith.workflows.environment_errors import causes
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+RESUME = "Rerun the command to resume; no file is uploaded twice."
 REPO = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
 
@@ -45,19 +47,17 @@ def push_folder(folder: Path, to: str, *, private: bool = True, api: HfApi | Non
             ignore_patterns=[MANIFEST],
             commit_message="Dataset made by segsmith",
         )
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        remedy = (
-            "Log in with `hf auth login`, with a token that may write there."
-            if status in (401, 403)
-            else "Rerun the command to resume; no file is uploaded twice."
-        )
+    # The upload of a single file fails with a RuntimeError that the Hub's answer has caused.
+    except (HfHubHTTPError, transport, OSError, ValueError, RuntimeError) as error:
+        answers = [cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)]
+        if not answers:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise SegsmithError(f"The upload to {to} failed: {said}.", RESUME) from None
+        status = answers[0].response.status_code
+        remedy = RESUME
+        if status in (401, 403):
+            remedy = "Log in with `hf auth login`, with a token that may write there."
         raise SegsmithError(f"The Hub rejected the upload to {to} (HTTP {status}).", remedy) from None
-    except (transport, OSError, ValueError) as error:
-        raise SegsmithError(
-            f"The upload to {to} failed: {' '.join(str(error).split())[:200] or type(error).__name__}.",
-            "Rerun the command to resume; no file is uploaded twice.",
-        ) from None
     return str(repository)
 
 

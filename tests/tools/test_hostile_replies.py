@@ -6,11 +6,10 @@ import contextlib
 import json
 import random
 import socket
-import threading
 import time
 import zlib
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Literal
 
 import numpy as np
@@ -26,6 +25,7 @@ from segsmith.tools.llm import chat as chat_module
 from segsmith.tools.llm.chat import OpenAIChat
 from segsmith.tools.llm.endpoint import Endpoint, RemoteServer
 from segsmith.types import Drawn, ImageRequest
+from tests.loopback import loopback
 from tests.watch import Watch, memory_below
 
 REPLIES = 240
@@ -194,16 +194,9 @@ def server():
         def log_message(self, *_):
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    http.inside = []
-    http.url = f"http://127.0.0.1:{http.server_port}/v1"
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
+    with loopback(Handler, inside=[]) as http:
+        http.url += "/v1"
         yield http
-    finally:
-        http.shutdown()
-        http.server_close()
 
 
 def attempt(number, act, allowed):

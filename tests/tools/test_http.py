@@ -6,13 +6,14 @@ import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 import pytest
 
 from segsmith.tools import http
 from segsmith.tools.http import ReplyLimits, ReplyRejected, is_loopback, is_public, limited_client
+from tests.loopback import loopback
 
 LIMITS = ReplyLimits(max_bytes=100_000, max_seconds=1.0, max_items=1000, max_objects=100)
 
@@ -64,19 +65,8 @@ def drip(*, headers):
     return answer
 
 
-@contextlib.contextmanager
 def serving(**answers):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.answers = {f"/{name}": answer for name, answer in answers.items()}
-    server.seen = []
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    return loopback(Handler, answers={f"/{name}": answer for name, answer in answers.items()}, seen=[])
 
 
 @contextlib.contextmanager

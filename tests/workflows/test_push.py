@@ -3,13 +3,14 @@
 import base64
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from huggingface_hub import HfApi
 
 from segsmith.errors import SegsmithError
 from segsmith.workflows.push import push_folder
+from tests.loopback import loopback
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -25,19 +26,44 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer({"error": "no"}, server.status)
         if self.path == "/api/repos/create":
             server.created.append(json.loads(body))
-            return self.answer({"url": f"{server.address}/datasets/me/pets"})
+            return self.answer({"url": f"{server.url}/datasets/me/pets"})
         if "/preupload/" in self.path:
             wanted = json.loads(body)["files"]
-            modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in wanted]
+            modes = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith(".png") else "regular",
+                    "shouldIgnore": False,
+                }
+                for f in wanted
+            ]
             return self.answer({"files": modes})
+        if self.path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for item in objects:
+                if item["oid"] not in server.stored:
+                    item["actions"] = {"upload": {"href": f"{server.url}/lfs/{item['oid']}"}}
+            return self.answer({"transfer": "basic", "objects": objects})
         if "/commit/" in self.path:
             for line in body.decode().splitlines():
                 row = json.loads(line)
                 if row["key"] == "file":
                     server.files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
+                if row["key"] == "lfsFile":
+                    server.files[row["value"]["path"]] = server.stored[row["value"]["oid"]]
             return self.answer(
-                {"commitUrl": f"{server.address}/datasets/me/pets/commit/1", "commitOid": "1" * 40}
+                {"commitUrl": f"{server.url}/datasets/me/pets/commit/1", "commitOid": "1" * 40}
             )
+        return self.answer({})
+
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        server = self.server
+        with server.lock:
+            if len(server.stored) >= server.room:
+                return self.answer({"error": "the connection broke"}, 400)
+            server.stored[self.path.rpartition("/")[2]] = body
+            server.uploads.append(body)
         return self.answer({})
 
     def do_GET(self):
@@ -60,14 +86,9 @@ def hub(monkeypatch):
     # An earlier test of the same process may have gone offline.
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    server.files, server.created, server.status = {}, [], 200
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    state = {"files": {}, "created": [], "status": 200, "stored": {}, "uploads": [], "room": 1000}
+    with loopback(Hub, lock=threading.Lock(), **state) as server:
+        yield server
 
 
 @pytest.fixture
@@ -80,7 +101,7 @@ def folder(tmp_path):
 
 
 def test_all_files_but_the_manifest_arrive(hub, folder):
-    api = HfApi(endpoint=hub.address, token="hf_test")
+    api = HfApi(endpoint=hub.url, token="hf_test")
     address = push_folder(folder, "me/pets", api=api)
     assert address.endswith("me/pets")
     assert hub.created[0]["type"] == "dataset"
@@ -88,11 +109,28 @@ def test_all_files_but_the_manifest_arrive(hub, folder):
     assert hub.files["train/images/a.png"] == b"pixels"
 
 
+def test_an_upload_that_broke_off_resumes_and_sends_nothing_twice(hub, folder):
+    for number in range(12):
+        (folder / f"train/images/{number}.png").write_bytes(b"pixels of %d" % number)
+    api = HfApi(endpoint=hub.url, token="hf_test")
+    hub.room = 5
+    with pytest.raises(SegsmithError, match="HTTP 400") as caught:
+        push_folder(folder, "me/pets", api=api)
+    assert "to resume" in caught.value.remedy
+    assert len(hub.uploads) == 5
+    assert hub.files == {}  # a dataset appears complete or not at all
+    hub.room = 1000
+    push_folder(folder, "me/pets", api=api)
+    assert len(hub.uploads) == len(set(hub.uploads)) == 13
+    assert hub.files["train/images/7.png"] == b"pixels of 7"
+    assert len([name for name in hub.files if name.endswith(".png")]) == 13
+
+
 @pytest.mark.parametrize(("status", "remedy"), [(401, "hf auth login"), (500, "to resume")])
 def test_what_the_hub_rejects_is_one_line_with_a_remedy(hub, folder, status, remedy):
     hub.status = status
     with pytest.raises(SegsmithError, match=f"HTTP {status}") as caught:
-        push_folder(folder, "me/pets", api=HfApi(endpoint=hub.address, token="hf_test"))
+        push_folder(folder, "me/pets", api=HfApi(endpoint=hub.url, token="hf_test"))
     assert remedy in str(caught.value.remedy)
 
 

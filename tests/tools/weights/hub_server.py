@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
+
+from tests.loopback import loopback
 
 COMMIT = "c0ffee" + "0" * 34
 PIECE = 1 << 16
@@ -85,22 +85,18 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the client was killed
 
 
-@contextmanager
 def serving(files=None, repositories=None, *, cuts=0, ranges=True, lies=None, pause_s=0.0):
     """A server on a free port; `asked` lists (method, path, Range) of every request.
 
     `pause_s` is the time between two pieces of 64 KiB.
     """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.files, server.repositories = files or {}, repositories or {}
-    server.cuts, server.ranges, server.lies, server.asked = cuts, ranges, lies or {}, []
-    server.pause_s = pause_s
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    return loopback(
+        Handler,
+        files=files or {},
+        repositories=repositories or {},
+        cuts=cuts,
+        ranges=ranges,
+        lies=lies or {},
+        asked=[],
+        pause_s=pause_s,
+    )
