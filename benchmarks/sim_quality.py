@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from segsmith.agents.judge.agent import update_verdicts
 from segsmith.config import Config, load_config
 from segsmith.files import png_bytes, read_index_map, write_atomic
 from segsmith.graph.context import RunContext
@@ -149,6 +150,21 @@ def check_off(trial: Trial) -> dict[str, Any]:
     return variant(trial, "check_off", relabel=False, labeler={"region_doubt": 0})
 
 
+def witnesses(trial: Trial) -> dict[str, Any]:
+    """Both stand-ins of witnesses are asked; what they deny is replaced by images that were surplus."""
+    return variant(trial, "witnesses", hear=True, witnesses={"detector": "simulated", "vlm": "simulated"})
+
+
+def detector_only(trial: Trial) -> dict[str, Any]:
+    """The detector is the only witness."""
+    return variant(trial, "detector_only", hear=True, train=False, witnesses={"detector": "simulated"})
+
+
+def vlm_only(trial: Trial) -> dict[str, Any]:
+    """The VLM is the only witness."""
+    return variant(trial, "vlm_only", hear=True, train=False, witnesses={"vlm": "simulated"})
+
+
 def diversity(trial: Trial) -> dict[str, Any]:
     """240 prompts by the whole prompt agent, and as many without one of its parts."""
     arms: dict[str, dict[str, Any]] = {
@@ -185,10 +201,16 @@ def sam(trial: Trial) -> dict[str, Any]:
     """Mini SAM from five skeleton points on sprites it never saw."""
     from foundry.mini_sam import HELD_OUT, evaluate
     from segsmith.tools.vision.sam import SamSegmenter
+    from segsmith.tools.vision.sam_views import ViewAveraging
     from segsmith.world.sprites import STYLES
 
-    segmenter = SamSegmenter.load("mini")
-    return {style: evaluate(segmenter, 300, trial.seed + 10_000, style, HELD_OUT)["iou"] for style in STYLES}
+    plain = SamSegmenter.load("mini")
+    kinds = {"": ViewAveraging(plain), "_one_view": plain}
+    return {
+        f"{style}{kind}": evaluate(segmenter, 300, trial.seed + 10_000, style, HELD_OUT)["iou"]
+        for style in STYLES
+        for kind, segmenter in kinds.items()
+    }
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -206,6 +228,8 @@ def variant(
     name: str,
     *,
     relabel: bool = True,
+    hear: bool = False,
+    train: bool = True,
     change_dataset: Callable[[RunContext], None] = lambda deps: None,
     **changes: Any,
 ) -> dict[str, Any]:
@@ -219,17 +243,17 @@ def variant(
     run = RunFolder(out)
     run.create()
     deps = RunContext(trial.settings(**changes), run)
+    while hear and deps.witness_agent.hear():
+        update_verdicts(deps.ledger, trial.classes, deps.config.judge, deps.config.wanted)
     if relabel:
         deps.labeler_agent.relabel()
     deps.labeler_agent.segment()
-    deps.finalizer.export()
-    change_dataset(deps)
-    deps.finalizer.train(on_epoch=lambda report: None)
-    figures = {
-        "real_miou": deps.finalizer.evaluate()["test_set"].miou,
-        **label_figures(deps),
-        **mask_figures(deps),
-    }
+    figures = {"precision": judge_figures(deps)["precision"], **label_figures(deps), **mask_figures(deps)}
+    if train:
+        deps.finalizer.export()
+        change_dataset(deps)
+        deps.finalizer.train(on_epoch=lambda report: None)
+        figures["real_miou"] = deps.finalizer.evaluate()["test_set"].miou
     deps.close()
     return figures
 
@@ -364,6 +388,13 @@ def table(class_set: str) -> str:
         ("labels, micro-F1: relabelled", figure("full", "f1_relabel"), ">= 0.95, best"),
         ("mini SAM, five points, unseen sprites: twemoji", figure("sam", "twemoji"), ">= 0.92"),
         ("mini SAM, five points, unseen sprites: openmoji", figure("sam", "openmoji"), ">= 0.92"),
+        ("the same with one view: twemoji", figure("sam", "twemoji_one_view"), ""),
+        ("the same with one view: openmoji", figure("sam", "openmoji_one_view"), ""),
+        ("with witnesses: precision of accepted images", figure("witnesses", "precision"), ""),
+        ("with witnesses: labels, micro-F1", figure("witnesses", "f1_relabel"), ">= 0.97"),
+        ("with witnesses: masks, mIoU; share of 255", both("witnesses"), ">= 0.90; <= 0.10"),
+        ("detector only: labels, micro-F1", figure("detector_only", "f1_relabel"), ""),
+        ("VLM only: labels, micro-F1", figure("vlm_only", "f1_relabel"), ""),
         ("masks: mIoU without 255", figure("full", "mask_miou"), ">= 0.90"),
         ("masks: share of 255", figure("full", "mask_ignore"), "<= 0.10"),
         ("segmenter on the test set: mIoU", figure("full", "real_miou"), ""),
@@ -402,6 +433,9 @@ PARTS: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "relabel_off": relabel_off,
     "sam_off": sam_off,
     "check_off": check_off,
+    "witnesses": witnesses,
+    "detector_only": detector_only,
+    "vlm_only": vlm_only,
     "diversity": diversity,
     "sam": sam,
 }

@@ -74,6 +74,23 @@ class Section(BaseModel):
         return with_empty_as_none(cls.model_fields, values)
 
 
+def plain_url(url: str | None) -> str | None:
+    """`url` unchanged; ValueError unless it is plain http or https.
+
+    It is written into run.toml and shown in errors, so it must not contain a secret.
+    """
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL, e.g. http://127.0.0.1:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "must be a URL without user name, password or query; put the key into OPENAI_API_KEY"
+        )
+    return url.rstrip("/")
+
+
 class LLMConfig(Section):
     """The language model (LLM) of the prompt agent; every server is called through the OpenAI protocol."""
 
@@ -127,17 +144,7 @@ class LLMConfig(Section):
     @field_validator("base_url")
     @classmethod
     def _plain_url(cls, url: str | None) -> str | None:
-        """The URL is written into run.toml and shown in errors, so it must not contain a secret."""
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an http:// or https:// URL, e.g. http://127.0.0.1:8000/v1")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "must be a URL without user name, password or query; put the key into OPENAI_API_KEY"
-            )
-        return url.rstrip("/")
+        return plain_url(url)
 
     @field_validator("vllm_flags")
     @classmethod
@@ -397,6 +404,53 @@ class JudgeConfig(Section):
     pseudo_prompt: float = Field(
         0.01, ge=0, le=1, description="share in prompt space from which a class becomes a pseudo-label (ours)"
     )
+    deniers: int = Field(
+        2,
+        ge=0,
+        description="an image is rejected if at least this many witnesses spoke about it and all deny its class; "
+        "0: never (ours)",
+    )
+
+
+class WitnessesConfig(Section):
+    """Witnesses: models beside CLIP and the ViT that say what the accepted images show (ours)."""
+
+    detector: str = Field(
+        "off",
+        min_length=1,
+        description="open-vocabulary detector: 'off', 'simulated', or a zero-shot object detection model of "
+        "transformers by hub id or folder",
+    )
+    detector_score: float = Field(0.1, gt=0, lt=1, description="minimum score of a box that is kept")
+    vlm: str = Field(
+        "off",
+        min_length=1,
+        description="vision-language model: 'off', 'simulated', 'llm' (the model of section llm, if it reads "
+        "images), or a model name at vlm_base_url",
+    )
+    vlm_base_url: str | None = Field(
+        None, description="URL of the VLM's server with OpenAI's API; default: api.openai.com"
+    )
+    vlm_usd_per_million_in: float = Field(0, ge=0, description="price of a million prompt tokens of the VLM")
+    vlm_usd_per_million_out: float = Field(0, ge=0, description="price of a million reply tokens of the VLM")
+    agreement: bool = Field(
+        True,
+        description="labels follow the agreement of prompt, CLIP, ViT and witnesses; off: witnesses only reject",
+    )
+    label_from: float = Field(
+        0.5, gt=0, lt=1, description="probability by agreement from which a class is a label"
+    )
+    doubt: float = Field(
+        0.1,
+        ge=0,
+        lt=0.5,
+        description="regions of a class are 255 if its probability by agreement is between this and one minus this",
+    )
+
+    @field_validator("vlm_base_url")
+    @classmethod
+    def _plain_url(cls, url: str | None) -> str | None:
+        return plain_url(url)
 
 
 class LabelerConfig(Section):
@@ -433,6 +487,11 @@ class LabelerConfig(Section):
         le=1,
         description="refine: share of SAM's masks that must agree with drawn labels it was not shown for SAM to be "
         "used at all; 0: SAM is used without this test (ours)",
+    )
+    sam_views: bool = Field(
+        False,
+        description="SAM's masks are averaged over the image, a crop around the object, and both mirrored, at about "
+        "six times the cost; made for small SAMs (ours)",
     )
     points: int = Field(5, ge=1, description="number of points on the skeleton of a component (SeSAM: 5)")
     tau1: float = Field(
@@ -685,6 +744,7 @@ class Config(BaseSettings):
     prompts: PromptsConfig = Field(default_factory=PromptsConfig)
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    witnesses: WitnessesConfig = Field(default_factory=WitnessesConfig)
     labeler: LabelerConfig = Field(default_factory=LabelerConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
@@ -915,7 +975,7 @@ def _first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], Mapping | list | tuple) or problem["type"] == "missing":
         return f"Setting {key!r}: {message}."
-    if key == "llm.base_url":  # it may hold a password
+    if key.endswith("base_url"):  # it may hold a password
         return f"Setting {key!r}: {message}."
     return f"Setting {key!r}: {message} (got {str(problem['input'])[:LONGEST_SHOWN]!r})."
 

@@ -17,6 +17,7 @@ from segsmith.types import ClassTally
 class Stage(StrEnum):
     """A stage after drawing, in a build, `refine` or `train`."""
 
+    HEARING = "hearing"
     RELABELLING = "relabelling"
     SEGMENTING = "segmenting"
     EXPORTING = "exporting"

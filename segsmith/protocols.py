@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from segsmith.types import Drawn, Gate, Image, ImageRequest, MaskCandidates, PatchScores, Vectors
+from segsmith.types import Drawn, Gate, Image, ImageRequest, MaskCandidates, PatchScores, Testimony, Vectors
 
 Reply = TypeVar("Reply", bound=BaseModel)
 OnMaps = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
@@ -134,6 +134,21 @@ class PatchClassifier(Protocol):
 
 
 @runtime_checkable
+class Witness(Protocol):
+    """A model that says which classes of the list an image shows, independently of the prompt and of CLIP."""
+
+    name: str
+    """Model and settings, recorded with what it says."""
+
+    def testify(self, images: Sequence[Image], ids: Sequence[str]) -> list[Testimony | None]:
+        """What it says about each image, in order; None where it gave no usable answer.
+
+        `ids` are the images' ids in the ledger. Only the simulator's stand-ins use them.
+        """
+        ...
+
+
+@runtime_checkable
 class Releasable(Protocol):
     """A model that can leave the GPU and comes back when it is used again."""
 
@@ -157,8 +172,10 @@ class ChatModel(Protocol):
 
     name: str
 
-    def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
-        """A reply that validates against `schema`.
+    def ask(
+        self, system: str, user: str, schema: type[Reply], *, seed: int, images: Sequence[Image] = ()
+    ) -> Reply:
+        """A reply that validates against `schema`; `images` follow the text of the user's message.
 
         Raises `BadReply` if all retries fail, and `SegsmithError` if the server does not answer.
         """

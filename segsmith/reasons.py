@@ -35,6 +35,7 @@ class VerdictReason(Reason):
         "unlike_real",
         "the classifier trained on the real images does not find the requested class",
     )
+    DENIED = "denied", "every witness denies the requested class"
     BEYOND_TOP_K = "beyond_top_k", "good, but its prompt has better images"
     SURPLUS = "surplus", "good, but its class has enough better images"
     OK = "ok", "passed every test"

@@ -106,7 +106,9 @@ class ScriptedChat:
         self._on_ask = on_ask
         self._lock = threading.Lock()
 
-    def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
+    def ask(
+        self, system: str, user: str, schema: type[Reply], *, seed: int, images: Sequence[Image] = ()
+    ) -> Reply:
         self._on_ask(user, seed)
         with self._lock:
             self.asked.append((system, user, schema))
@@ -190,7 +192,9 @@ class InstantChat:
 
         self.usage = Usage()
 
-    def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
+    def ask(
+        self, system: str, user: str, schema: type[Reply], *, seed: int, images: Sequence[Image] = ()
+    ) -> Reply:
         reply = example_reply(schema.model_json_schema(), random.Random(seed))
         if "sentence" in schema.model_fields:
             asked = dict(line.split(": ", 1) for line in user.splitlines()[:2])

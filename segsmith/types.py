@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -85,6 +85,30 @@ class PatchScores:
 
     maps: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """An object that a witness located.
+
+    `score` is in [0, 1]; `box_xyxy` is (x0, y0, x1, y1) as fractions of the image's width and height.
+    """
+
+    class_name: str
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Testimony:
+    """What a witness says about one image. Each field covers the classes that the witness was asked about."""
+
+    scores: Mapping[str, float]
+    """Class -> how sure it is that the class is there, in [0, 1]; its own scale."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Class -> number of objects; empty for a witness that does not count."""
+    sightings: tuple[Sighting, ...] = ()
+    """Empty for a witness that locates nothing."""
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segsmith.agents.judge.decision import SCORE_OF
 from segsmith.agents.judge.real_classifier import MAX_TEACHERS
 from segsmith.agents.region_check import RegionCheck
-from segsmith.config import LabelerConfig
+from segsmith.agents.witnesses.agent import SAMPLE, Agreement, Scores, doubted
+from segsmith.config import LabelerConfig, WitnessesConfig
 from segsmith.datasets.palette import voc_palette
 from segsmith.files import StoredImages, png_bytes, sha256_of, write_atomic
 from segsmith.ids import seed_of
@@ -75,10 +78,12 @@ class LabelerAgent:
         seed: int,
         real: RealSet | None = None,
         check: Callable[[], RegionCheck] | None = None,
+        witnesses: WitnessesConfig | None = None,
     ) -> None:
         """`real` are the images that the run adds to; the ViT is trained on their labels, too.
 
-        `classifier`, `segmenter` and `check` open their models. Without `check` no region is doubted.
+        `classifier`, `segmenter` and `check` open their models. Without `check` no region is doubted, and without
+        `witnesses` what witnesses said has no influence on labels and masks.
         """
         self._classifier = classifier
         self._segmenter = segmenter
@@ -89,6 +94,7 @@ class LabelerAgent:
         self._seed = seed
         self._real = real
         self._check = check
+        self._witnesses = witnesses or WitnessesConfig(agreement=False)
 
     def relabel(self) -> int:
         """Store out-of-fold labels for all accepted images; returns the number of labels that changed.
@@ -118,12 +124,13 @@ class LabelerAgent:
             scores = self._classifier().out_of_fold(StoredImages(reads), targets, families, keep)
         self._ledger.patch_scores_sha256 = sha256_of(self._run.patch_scores)
         changed = 0
+        own = scores.probabilities[: len(rows)]
+        agreement = self._agreement(rows, own, pseudo, prompts)
         with self._ledger.transaction():
+            self._ledger.forget_labels("agreement")
             for start in range(0, len(rows), PAGE):
                 part = slice(start, start + PAGE)
-                labels, differences = self._final_labels(
-                    rows[part], scores.probabilities[part], pseudo, prompts
-                )
+                labels, differences = self._final_labels(rows[part], own[part], pseudo, prompts, agreement)
                 self._ledger.add_labels(labels)
                 changed += differences
         return changed
@@ -134,22 +141,81 @@ class LabelerAgent:
         probabilities: NDArray[np.float32],
         pseudo: Mapping[str, tuple[str, ...]],
         prompts: Mapping[str, PromptRow],
+        agreement: Agreement | None,
     ) -> tuple[list[LabelRow], int]:
         """The labels of some images from the (N, C) scores of the ViT, and how many differ from the pseudo-labels."""
         decided = self._ledger.decisions("label")
+        agreed = (
+            None
+            if agreement is None
+            else agreement.probabilities(self._sources(rows, probabilities, prompts))
+        )
         labels, changed = [], 0
-        for row, scores in zip(rows, probabilities, strict=False):
+        for index, (row, scores) in enumerate(zip(rows, probabilities, strict=True)):
             named = dict(zip(self._classes, map(float, scores), strict=True))
             before = pseudo[row.id]
             prompt = prompts[row.prompt_id]
             after = before
             if self._config.relabel:
                 after = decide_labels((*before, *prompt.classes), named, prompt.class_name, self._config)
+            if agreement is not None and agreed is not None:
+                belief = dict(zip(self._classes, map(float, agreed[index]), strict=True))
+                after = agreement.labels(belief, prompt.class_name)
+                labels.append(LabelRow(row.id, "agreement", after, belief))
             if row.id in decided:  # a reviewer's labels win; the ViT's scores are stored with them
                 after = tuple(c for c in self._classes if c in decided[row.id].value["labels"])
             changed += len(set(before) ^ set(after))
             labels.append(LabelRow(row.id, "relabel", after, named))
         return labels, changed
+
+    def _agreement(
+        self,
+        rows: Sequence[ImageRow],
+        probabilities: NDArray[np.float32],
+        pseudo: Mapping[str, tuple[str, ...]],
+        prompts: Mapping[str, PromptRow],
+    ) -> Agreement | None:
+        """How far each source is to be trusted, from a sample of the images; None if no witness was heard."""
+        if not (self._config.relabel and self._witnesses.agreement):
+            return None
+        # Ids are hashes, so the least ones are a random sample.
+        sample = sorted(range(len(rows)), key=lambda i: rows[i].id)[:SAMPLE]
+        chosen = [rows[i] for i in sample]
+        if not self._ledger.testimonies([row.id for row in chosen]):
+            return None
+        sources = self._sources(chosen, probabilities[sample], prompts)
+        labelled = []
+        for row, scores in zip(chosen, probabilities[sample], strict=True):
+            prompt, named = prompts[row.prompt_id], dict(zip(self._classes, map(float, scores), strict=True))
+            known = decide_labels((*pseudo[row.id], *prompt.classes), named, prompt.class_name, self._config)
+            labelled.append([name in known for name in self._classes])
+        agreement = Agreement.of(sources, np.array(labelled, bool), self._witnesses)
+        self._ledger.log(
+            "agreement", images=len(chosen), present=agreement.rates.present, answers=agreement.rates.answers
+        )
+        return agreement
+
+    def _sources(
+        self,
+        rows: Sequence[ImageRow],
+        probabilities: NDArray[np.float32],
+        prompts: Mapping[str, PromptRow],
+    ) -> list[list[Scores]]:
+        """What each source said about each class of each image; `probabilities` (N, C) are the ViT's."""
+        ids = [row.id for row in rows]
+        judged, heard = self._ledger.verdict_scores(ids), self._ledger.testimonies(ids)
+        return [
+            [
+                {
+                    "prompt": float(name in prompts[row.prompt_id].classes),
+                    "clip": judged.get(row.id, {}).get(f"{SCORE_OF}{name}"),
+                    "vit": float(p),
+                    **{kind: said.scores.get(name) for kind, said in heard.get(row.id, {}).items()},
+                }
+                for name, p in zip(self._classes, scores, strict=True)
+            ]
+            for row, scores in zip(rows, probabilities, strict=True)
+        ]
 
     def _teachers(self) -> list[RealImage]:
         """Real images that the ViT is trained on: all that still need a mask, or else a selection."""
@@ -198,8 +264,9 @@ class LabelerAgent:
             if ids in calibrating:
                 return calibrating.pop(ids)
             images = [self._run.read_image(row) for row in rows]
+            doubts = self.doubted(ids)
             plans = [
-                self._plan(row.id, image, maps[row.id], labels[row.id], settings)
+                self._plan(row.id, image, maps[row.id], {*labels[row.id], *doubts.get(row.id, ())}, settings)
                 for row, image in zip(rows, images, strict=True)
             ]
             return list(zip(images, outline(images, plans, segmenter, settings), strict=True))
@@ -218,23 +285,41 @@ class LabelerAgent:
             )
         done = 0
         for chunk in mask_chunks(todo):
+            doubts = self.doubted([row.id for row in chunk])
             finished = [
                 merge_outlined(
-                    found, settings, check.beliefs(image, found) if check else None, self._config.region_doubt
+                    found,
+                    settings,
+                    check.beliefs(image, found) if check else None,
+                    self._config.region_doubt,
+                    [self._classes.index(name) for name in doubts.get(row.id, ())],
                 )
-                for image, found in outlined(chunk)
+                for row, (image, found) in zip(chunk, outlined(chunk), strict=True)
             ]
-            self._save_masks(chunk, labels, finished)
+            self._save_masks(chunk, labels, doubts, finished)
             done += len(chunk)
             on_batch(done, len(todo))
 
+    def doubted(self, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Image id -> classes that the sources do not agree about, of images with such classes.
+
+        A reviewer's labels are not doubted.
+        """
+        decided = self._ledger.decisions("label")
+        rows = self._ledger.labels_of("agreement", [i for i in ids if i not in decided])
+        found = {i: doubted(row.scores, self._witnesses.doubt) for i, row in rows.items()}
+        return {i: classes for i, classes in found.items() if classes}
+
     def _finished_masks(self) -> set[str]:
-        """Images whose mask was made for the labels they have now, and whose file is intact."""
+        """Images whose mask was made for the labels and doubts they have now, and whose file is intact."""
         labels = self._ledger.label_sets("relabel")
+        doubts = self.doubted(list(labels))
         finished = set()
         for mask in self._ledger.each_mask():
             classes = labels.get(mask.image_id)
             if classes is None or not made_for(mask, classes) or not self._run.has_mask(mask):
+                continue
+            if tuple(mask.sources.get("doubted", ())) != doubts.get(mask.image_id, ()):
                 continue
             finished.add(mask.image_id)
             if not mask.sha256:  # of a ledger without hashes
@@ -262,22 +347,24 @@ class LabelerAgent:
         name: str,
         image: Image,
         maps: NDArray[np.float32],
-        labels: Sequence[str],
+        labels: Collection[str],
         settings: MaskSettings,
     ) -> PlannedMask:
-        return plan_of_image(
-            self._seed, name, image, maps, [self._classes.index(c) for c in labels], settings
-        )
+        wanted = [index for index, c in enumerate(self._classes) if c in labels]
+        return plan_of_image(self._seed, name, image, maps, wanted, settings)
 
     def _save_masks(
         self,
         rows: Sequence[ImageRow],
         labels: Mapping[str, tuple[str, ...]],
+        doubts: Mapping[str, tuple[str, ...]],
         finished: Sequence[tuple[NDArray[np.uint8], dict[str, int]]],
     ) -> None:
         records = []
         for row, (label_map, sources) in zip(rows, finished, strict=True):
-            png, record = mask_file(row.id, label_map, sources, labels[row.id], self._classes)
+            png, record = mask_file(
+                row.id, label_map, sources, labels[row.id], self._classes, doubts.get(row.id, ())
+            )
             write_atomic(self._run.new_mask(row.id), png)
             records.append(record)
         self._ledger.add_masks(records)
@@ -311,10 +398,14 @@ def mask_file(
     sources: Mapping[str, int],
     labels: Sequence[str],
     classes: Sequence[str],
+    doubts: Sequence[str] = (),
 ) -> tuple[bytes, MaskRow]:
-    """The palette PNG of an (H, W) label map, and what the ledger keeps of it; `labels` are those it was made for."""
+    """The palette PNG of an (H, W) label map, and what the ledger keeps of it.
+
+    `labels` and `doubts` are the classes it was made for, and those of them that are 255 in it.
+    """
     png = png_bytes(label_map, voc_palette())
-    how = {**sources, "labels": list(labels)}
+    how: dict[str, Any] = {**sources, "labels": list(labels), **({"doubted": list(doubts)} if doubts else {})}
     digest = hashlib.sha256(png).hexdigest()
     return png, MaskRow(image_id, pixel_counts(label_map, classes), ignore_share(label_map), how, digest)
 

@@ -42,9 +42,9 @@ def open_encoder(config: Config, *, parked: bool = False) -> OpenClipEncoder:
 
 def open_segmenter(config: Config) -> PointSegmenter:
     """SAM, loaded."""
-    from segsmith.tools.vision.sam import load_segmenter
+    from segsmith.tools.vision import sam_views
 
-    return load_segmenter(config.labeler.sam, config.compute.device, config.compute.precision)
+    return sam_views.open_segmenter(config.labeler, config.compute)
 
 
 def synonyms_for(config: Config) -> Callable[[str], tuple[str, ...]]:

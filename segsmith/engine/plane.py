@@ -169,8 +169,8 @@ class DataPlane:
         todo = labeler.prepare_masks()
         if not todo:
             return
-        centre = self._region_centre(tell, warn)
-        units = self._mask_units(todo, "masks", centre)
+        centre = self._region_centre(labeler, tell, warn)
+        units = self._mask_units(labeler, todo, "masks", centre)
         adopt(self._run, self._ledger, keep={unit.id for unit in units})
         done = 0
 
@@ -187,8 +187,13 @@ class DataPlane:
         self._run_units("masks", units, fold, tell, warn)
 
     def _mask_units(
-        self, rows: Sequence[ImageRow], kind: Literal["masks", "regions"], centre: Sequence[float] = ()
+        self,
+        labeler: LabelerAgent,
+        rows: Sequence[ImageRow],
+        kind: Literal["masks", "regions"],
+        centre: Sequence[float] = (),
     ) -> list[MaskUnit]:
+        doubts = labeler.doubted([row.id for row in rows])
         labels, scores = self._ledger.label_sets("relabel"), self._ledger.patch_scores_sha256
         shape = [
             self._config.classes,
@@ -198,19 +203,21 @@ class DataPlane:
         ]
         units = []
         for chunk in mask_chunks(rows):
-            items = tuple(MaskItem(row.id, row.sha256, labels[row.id]) for row in chunk)
+            items = tuple(
+                MaskItem(row.id, row.sha256, labels[row.id], doubts.get(row.id, ())) for row in chunk
+            )
             name = unit_id(kind, shape, list(centre), items, images=[row.id for row in chunk])
             units.append(MaskUnit(name, items, scores, tuple(centre), kind))
         return units
 
     def _region_centre(
-        self, tell: Callable[[Progress], None], warn: Callable[[str], None]
+        self, labeler: LabelerAgent, tell: Callable[[Progress], None], warn: Callable[[str], None]
     ) -> Sequence[float]:
         """The centre of the region check, measured on the run's first images once a run; () for no check."""
         if not self._config.labeler.region_doubt:
             return ()
         if self._ledger.region_centre is None:
-            units = self._mask_units(self._ledger.accepted(CALIBRATION), "regions")
+            units = self._mask_units(labeler, self._ledger.accepted(CALIBRATION), "regions")
             cosines: list[NDArray[np.float64]] = []
 
             def fold(unit: Unit) -> None:

@@ -46,6 +46,8 @@ class MaskItem:
     """Of its file."""
     labels: tuple[str, ...]
     """Classes that its mask shows."""
+    doubted: tuple[str, ...] = ()
+    """Classes that are 255 in its mask, because the sources do not agree whether they are there."""
 
 
 @dataclass(frozen=True)

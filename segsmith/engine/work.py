@@ -217,8 +217,9 @@ def make_masks(shop: Workshop, unit: MaskUnit, folder: Path) -> dict[str, Any]:
         beliefs = None
         if unit.centre:
             beliefs = region_beliefs(shop.encoder, shop.texts, image, regions, unit.centre)
-        label_map, sources = merge_outlined(regions, settings, beliefs, config.labeler.region_doubt)
-        png, row = mask_file(item.id, label_map, sources, item.labels, config.classes)
+        doubted = [config.classes.index(name) for name in item.doubted]
+        label_map, sources = merge_outlined(regions, settings, beliefs, config.labeler.region_doubt, doubted)
+        png, row = mask_file(item.id, label_map, sources, item.labels, config.classes, item.doubted)
         write_atomic(folder / f"{item.id}.png", png)
         rows[item.id] = asdict(row)
     return {"masks": rows}
@@ -235,7 +236,8 @@ def _outlined(
         )
 
     def plan(item: MaskItem, image: Image) -> Any:
-        present = [config.classes.index(name) for name in item.labels]
+        wanted = {*item.labels, *item.doubted}
+        present = [index for index, name in enumerate(config.classes) if name in wanted]
         return plan_of_image(config.seed, item.id, image, maps[item.id], present, settings)
 
     plans = [plan(item, image) for item, image in zip(unit.items, images, strict=True)]

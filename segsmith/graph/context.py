@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from segsmith.agents.labeler import LabelerAgent
 from segsmith.agents.prompt.agent import PromptAgent
 from segsmith.agents.prompt.label_sets import LabelSets
 from segsmith.agents.region_check import RegionCheck
+from segsmith.agents.witnesses.agent import WitnessAgent
 from segsmith.config import Config, ImagesConfig, LLMConfig, api_key
 from segsmith.device_memory import DeviceUse
 from segsmith.engine.models import open_encoder, open_image_backend, open_segmenter, synonyms_for
@@ -26,22 +28,27 @@ from segsmith.engine.scheduler import Limits
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
 from segsmith.graph.finalize import Finalizer
-from segsmith.memory.ledger import Ledger, UsageRow
+from segsmith.memory.ledger import Ledger, UsageRow, WitnessKind
 from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_config import added_classes, check_fixed_settings, record_of
 from segsmith.memory.run_folder import RunFolder
-from segsmith.protocols import ImageBackend, LocalService, Releasable
+from segsmith.protocols import ImageBackend, LocalService, Releasable, Witness
 from segsmith.tools.gpu_plan import GpuPlan, GpuStage, Part, plan_gpu
 from segsmith.tools.machine import this_gpu
+from segsmith.types import ImageRequest
 
 if TYPE_CHECKING:
     from segsmith.engine.dispatch import Pool
+    from segsmith.tools.images.simulator import Drawing
     from segsmith.tools.llm.chat import OpenAIChat
     from segsmith.tools.llm.usage import Spent
 
 Made = TypeVar("Made")
 REMOTE_PARTS = ("backend", "encoder", "segmenter")
 """Models that workers use."""
+
+VLM_TOKENS = 256
+"""Least length of a VLM's reply, in tokens."""
 
 
 class once(Generic[Made]):
@@ -196,15 +203,18 @@ class RunContext:
     @once
     def chat(self) -> OpenAIChat:
         """The LLM; the first request starts a local server, and `close` stops it."""
+        return self._open_chat(self._llm_settings())
+
+    def _open_chat(self, settings: LLMConfig) -> OpenAIChat:
         from segsmith.tools.llm.chat import open_chat
 
         limit = self.config.budget.max_usd
         return self._stack.enter_context(
             open_chat(
-                self._llm_settings(),
+                settings,
                 api_key(),
                 log=self.run.llm_log,
-                note=self._note_llm,
+                note=lambda spent: self._note_llm(settings.model, spent),
                 restarting=self.device_use.alone,
                 usd_left=None if limit is None else lambda: limit - self.usd_spent(),
             )
@@ -214,10 +224,10 @@ class RunContext:
         """US dollars spent so far, over all sessions, by the prices in the config."""
         return sum(row.usd for row in self.ledger.usage().values())
 
-    def _note_llm(self, spent: Spent) -> None:
+    def _note_llm(self, model: str, spent: Spent) -> None:
         row = UsageRow(
             "llm",
-            self.config.llm.model,
+            model,
             calls=spent.calls,
             tokens_in=spent.prompt_tokens,
             tokens_out=spent.completion_tokens,
@@ -314,6 +324,7 @@ class RunContext:
             check=lambda: RegionCheck(
                 self.encoder, self.ledger, self.config.classes, synonyms_for(self.config)
             ),
+            witnesses=self.config.witnesses,
         )
 
     @property
@@ -342,6 +353,16 @@ class RunContext:
             limits=Limits(timeout_s=self.engine.unit_timeout_s),
             stopped=self.stopping.is_set,
         )
+
+    @once
+    def witness_agent(self) -> WitnessAgent:
+        settings = self.config.witnesses
+        opened: dict[WitnessKind, Callable[[], Witness]] = {}
+        if settings.detector != "off":
+            opened["detector"] = lambda: self.detector
+        if settings.vlm != "off":
+            opened["vlm"] = lambda: self.vlm
+        return WitnessAgent(opened, self.ledger, self.run, self.config.classes)
 
     @once
     def finalizer(self) -> Finalizer:
@@ -381,3 +402,63 @@ class RunContext:
     def segmenter(self) -> Any:
         """SAM."""
         return open_segmenter(self.config)
+
+    @once
+    def detector(self) -> Witness:
+        """The open-vocabulary detector of `witnesses.detector`."""
+        config = self.config
+        if config.witnesses.detector == "simulated":
+            from segsmith.tools.images.simulated_witnesses import SimulatedDetector
+
+            return SimulatedDetector(config.classes, self._truth, config.seed)
+        from segsmith.tools.vision.detector import open_detector
+
+        return open_detector(config)
+
+    @once
+    def vlm(self) -> Witness:
+        """The vision-language model of `witnesses.vlm`."""
+        config = self.config
+        if config.witnesses.vlm == "simulated":
+            from segsmith.tools.images.simulated_witnesses import SimulatedVlm
+
+            return SimulatedVlm(config.classes, self._truth, config.seed)
+        from segsmith.tools.llm.image_questions import VlmWitness
+
+        chat = self.chat if config.witnesses.vlm == "llm" else self._vlm_chat
+        settings = self._llm_settings() if config.witnesses.vlm == "llm" else vlm_settings(config)
+        return VlmWitness(chat, config.classes, config.seed, settings.max_tokens, settings.concurrency)
+
+    @once
+    def _vlm_chat(self) -> OpenAIChat:
+        return self._open_chat(vlm_settings(self.config))
+
+    @once
+    def _truth(self) -> Callable[[str], Drawing]:
+        """What the simulator drew, by image id; for its stand-ins of witnesses, which no agent can look behind."""
+        from segsmith.tools.images.simulator import Simulator
+
+        images = self.config.images
+        simulator = Simulator(images.faults, self.config.classes, images.size)
+
+        @lru_cache(maxsize=64)
+        def truth(image_id: str) -> Drawing:
+            row = self.ledger.image(image_id)
+            return simulator.truth(ImageRequest(self.ledger.prompt(row.prompt_id).text, row.seed))
+
+        return truth
+
+
+def vlm_settings(config: Config) -> LLMConfig:
+    """How the VLM of `witnesses.vlm` is called: as a hosted model, with what section llm says about requests."""
+    witnesses, llm = config.witnesses, config.llm
+    changes = {
+        "server": "openai",
+        "model": witnesses.vlm,
+        "base_url": witnesses.vlm_base_url,
+        "temperature": 0.0,
+        "max_tokens": max(llm.max_tokens, VLM_TOKENS),
+        "usd_per_million_in": witnesses.vlm_usd_per_million_in,
+        "usd_per_million_out": witnesses.vlm_usd_per_million_out,
+    }
+    return LLMConfig.model_validate({**llm.model_dump(), **changes})

@@ -19,6 +19,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from segsmith.agents.director import ClassProgress, cap_reached, plan_round, spent
+from segsmith.agents.judge.agent import update_verdicts
 from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.agents.prompt.draft import Draft
 from segsmith.engine.scheduler import Progress
@@ -268,6 +269,25 @@ def judge(state: RunState, runtime: Context) -> dict[str, Any]:
     return {"round": state.get("round", 0) + 1, "idle": idle, "returned": returned}
 
 
+def hear(state: RunState, runtime: Context) -> dict[str, Any]:
+    """Ask the witnesses about accepted images that they have not spoken about, and decide about the images again."""
+    context, emit = runtime.context, get_stream_writer()
+    config = context.config
+    if not context.witness_agent.enabled:
+        return {"denied": 0}
+    context.enter(GpuStage.HEAR)
+    emit(StageStarted(Stage.HEARING))
+    before = {row.id for row in context.ledger.accepted()}
+    context.witness_agent.hear(stopped=context.stopping.is_set)
+    update_verdicts(context.ledger, config.classes, config.judge, config.wanted)
+    return {"denied": len(before - {row.id for row in context.ledger.accepted()})}
+
+
+def route_heard(state: RunState, runtime: Context) -> Literal["all_stand", "images_denied"]:
+    """After `hear`: whether the witnesses deny images, which others must replace."""
+    return "images_denied" if state["denied"] else "all_stand"
+
+
 def label(state: RunState, runtime: Context) -> dict[str, Any]:
     """Relabel every accepted image by a ViT that was not trained on it."""
     context, emit = runtime.context, get_stream_writer()
@@ -370,7 +390,7 @@ def build_graph(checkpointer: Any = None, context_schema: type[RunContext] = Run
     # Deferred, so that the director waits for the slower of writing and drawing, which run side by side.
     graph.add_node(direct, defer=True, retry_policy=RETRY)
     graph.add_node("write_prompts", build_prompt_graph())
-    for node in (draw, judge, label, segment, export, train, evaluate):
+    for node in (draw, judge, hear, label, segment, export, train, evaluate):
         graph.add_node(node, retry_policy=RETRY)
     for node in (review_prompts, review_verdicts, review_labels, review_masks):
         graph.add_node(node)
@@ -382,9 +402,9 @@ def build_graph(checkpointer: Any = None, context_schema: type[RunContext] = Run
         {
             "need_prompts": "write_prompts",
             "draw": "draw",
-            "quota_met": "label",
-            "stalled": "label",
-            "budget_spent": "label",
+            "quota_met": "hear",
+            "stalled": "hear",
+            "budget_spent": "hear",
             "nothing_accepted": END,
         },
     )
@@ -393,6 +413,9 @@ def build_graph(checkpointer: Any = None, context_schema: type[RunContext] = Run
     graph.add_edge("draw", "judge")
     graph.add_edge("judge", "review_verdicts")
     graph.add_edge("review_verdicts", "direct")
+    graph.add_conditional_edges(
+        "hear", route_heard, {"all_stand": "label", "images_denied": "review_verdicts"}
+    )
     graph.add_edge("label", "review_labels")
     graph.add_edge("review_labels", "segment")
     graph.add_edge("segment", "review_masks")

@@ -33,6 +33,8 @@ class RunState(TypedDict, total=False):
     """Number of prompts admitted so far. A reducer, because several `write_prompts` add to it at once."""
     missing: dict[str, int]
     """Class -> accepted images short of the quota when drawing ended early. Written by `direct`."""
+    denied: int
+    """Number of accepted images that the witnesses deny. Written by `hear`, read by the route after it."""
     cap: str
     """The cap that ended drawing, "" for none. Written by `direct`."""
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from segsmith.memory.schema import open_ledger, open_ledger_read_only
-from segsmith.types import ClassTally, Evaluation
+from segsmith.types import ClassTally, Evaluation, Sighting, Testimony
 
 EVIDENCE = """
 SELECT e.image_id, i.prompt_id, p.class_name, p.classes, e.cosines, e.sharpness, e.blank, e.duplicate_cosine,
-       e.text_shares, COALESCE(l.scores, '{}'), e.rowid
+       e.text_shares, COALESCE(l.scores, '{}'), e.rowid,
+       (SELECT json_group_object(t.witness, json(t.scores)) FROM testimonies t WHERE t.image_id=e.image_id)
 FROM evidence e JOIN images i ON i.id=e.image_id JOIN prompts p ON p.id=i.prompt_id
 LEFT JOIN labels l ON l.image_id=e.image_id AND l.source='real'"""
 MOST_VARIABLES = 10_000
@@ -106,18 +107,38 @@ class Evidence:
     """The prompt's own probability of each class (prompt space of SynthSeg-Agents Fig. 3)."""
     real: Mapping[str, float] = field(default_factory=dict)
     """Class -> probability by the classifier trained on real images; only classes that it may judge."""
+    heard: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Witness -> class -> how sure it is that the class is there."""
     signature: bytes = b""
     """Little-endian float32, compared with later images; `Ledger.signatures` reads it."""
 
 
 @dataclass(frozen=True)
 class LabelRow:
-    """Image labels from one source: prompt, CLIP, classifier trained on real images, or relabelling ViT."""
+    """Image labels from one source: prompt, CLIP, classifier trained on real images, agreement, or relabelling ViT.
+
+    Those of "relabel" are final. Its scores are the ViT's, and those of "agreement" follow from all sources.
+    """
 
     image_id: str
-    source: Literal["prompt", "clip", "real", "relabel"]
+    source: Literal["prompt", "clip", "real", "agreement", "relabel"]
     classes: tuple[str, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
+
+
+WitnessKind = Literal["detector", "vlm"]
+
+
+@dataclass(frozen=True)
+class TestimonyRow:
+    """What a witness said about an image. `model` is the witness's `name`."""
+
+    __test__ = False  # not a test class, whatever its name
+
+    image_id: str
+    witness: WitnessKind
+    model: str
+    testimony: Testimony
 
 
 @dataclass(frozen=True)
@@ -151,7 +172,7 @@ class UsageRow:
 class ModelRow:
     """A model that the run used, for provenance."""
 
-    role: Literal["llm", "images", "judge", "labeler", "masks", "segmenter"]
+    role: Literal["llm", "images", "judge", "detector", "vlm", "labeler", "masks", "segmenter"]
     name: str
     revision: str = ""
     licence: str = ""
@@ -243,6 +264,8 @@ class Judgement:
     """Images with evidence rows up to this one have a verdict."""
     decisions: int = 0
     """Reviewer's decisions up to this one are in the verdicts."""
+    testimonies: int = 0
+    """What witnesses said up to this one is in the verdicts."""
 
 
 @dataclass(frozen=True)
@@ -417,6 +440,8 @@ class Ledger:
     """CLIP's logit scale, by which the judge multiplies cosines."""
     region_centre: _Meta[list[float] | None] = _Meta("region_centre", lambda stored: stored)
     """Median cosine of each text over regions; empty where there were too few, None before it was measured."""
+    testimonies_made = _Meta("testimonies_made", lambda stored: int(stored or 0))
+    """Number of testimonies written so far; with one of another model in its place, a testimony counts again."""
     batch_sizes: _Meta[Mapping[str, int]] = _Meta("image_batch_size", _mapping)
     """Image backend -> the batch size that fitted, so that a resumed run does not run out of memory again."""
     patch_scores_sha256 = _Meta("patch_scores_sha256", lambda stored: str(stored or ""))
@@ -531,6 +556,21 @@ class Ledger:
     def add_labels(self, rows: Iterable[LabelRow]) -> None:
         self._upsert("labels", [(r.image_id, r.source, _dump(r.classes), _dump(r.scores)) for r in rows])
 
+    def forget_labels(self, source: str) -> None:
+        """Delete the labels of one source."""
+        with self.transaction():
+            self._db.execute("DELETE FROM labels WHERE source=?", (source,))
+
+    def add_testimonies(self, rows: Iterable[TestimonyRow]) -> None:
+        values = [
+            (r.image_id, r.witness, r.model, _dump(r.testimony.scores), _dump(r.testimony.counts),
+             _dump([[s.class_name, s.score, s.box_xyxy] for s in r.testimony.sightings]))
+            for r in rows
+        ]  # fmt: skip
+        with self.transaction():
+            self._upsert("testimonies", values)
+            self.testimonies_made += len(values)
+
     def add_masks(self, rows: Iterable[MaskRow]) -> None:
         self._upsert(
             "masks",
@@ -539,7 +579,10 @@ class Ledger:
 
     def forget_images(self, ids: Iterable[str]) -> None:
         """Delete images with everything that was derived from them, so that they are drawn again."""
-        of_image = [("images", "id"), *((t, "image_id") for t in ("verdicts", "evidence", "labels", "masks"))]
+        of_image = [
+            ("images", "id"),
+            *((t, "image_id") for t in ("verdicts", "evidence", "testimonies", "labels", "masks")),
+        ]
         keys = [(i,) for i in ids]
         with self.transaction():
             for table, column in reversed(of_image):
@@ -621,6 +664,13 @@ class Ledger:
             raise KeyError(prompt_id)
         return _prompt(row)
 
+    def image(self, image_id: str) -> ImageRow:
+        """Raises `KeyError` for an image that was not drawn."""
+        row = self._one("SELECT * FROM images WHERE id=?", image_id)
+        if row is None:
+            raise KeyError(image_id)
+        return ImageRow(*row)
+
     def images(self, *, judged: bool | None = None) -> list[ImageRow]:
         """Images in the order they were drawn; `judged` keeps those with, or without, a verdict."""
         where = {None: "1", True: "v.image_id NOT NULL", False: "v.image_id IS NULL"}[judged]
@@ -680,6 +730,27 @@ class Ledger:
                 for row in self._all(_among(f"{EVIDENCE} WHERE i.id", part), *part)
             ]
         return {row[0]: _evidence(row) for row in rows}
+
+    def unheard(self, witness: WitnessKind, model: str, classes: Sequence[str]) -> list[ImageRow]:
+        """Accepted images about which this model has not said anything yet, or not about all classes."""
+        rows = self._all(
+            """SELECT i.*, t.scores FROM images i JOIN verdicts v ON v.image_id=i.id
+               LEFT JOIN testimonies t ON t.image_id=i.id AND t.witness=?1 AND t.model=?2
+               WHERE v.accepted ORDER BY i.rowid""",
+            witness,
+            model,
+        )
+        wanted = set(classes)
+        return [ImageRow(*row[:-1]) for row in rows if row[-1] is None or wanted - json.loads(row[-1]).keys()]
+
+    def testimonies(self, ids: Sequence[str]) -> dict[str, dict[WitnessKind, Testimony]]:
+        """Image id -> witness -> what it said; images that no witness spoke about are left out."""
+        found: dict[str, dict[WitnessKind, Testimony]] = {}
+        sql = "SELECT image_id, witness, scores, counts, sightings FROM testimonies WHERE image_id"
+        for part in _parts(ids):
+            for image_id, witness, *said in self._all(_among(sql, part), *part):
+                found.setdefault(image_id, {})[witness] = _testimony(*map(json.loads, said))
+        return found
 
     def evidence_after(self, row: int, limit: int) -> list[tuple[int, Evidence]]:
         """Up to `limit` measurements in the order of measuring, each with its row number, after row number `row`."""
@@ -812,6 +883,22 @@ class Ledger:
     def labels(self, source: str) -> dict[str, LabelRow]:
         """Image id -> labels of one source."""
         rows = self._all("SELECT * FROM labels WHERE source=? ORDER BY rowid", source)
+        return {r[0]: LabelRow(r[0], r[1], tuple(json.loads(r[2])), json.loads(r[3])) for r in rows}
+
+    def verdict_scores(self, ids: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Image id -> the numbers of its verdict."""
+        sql = "SELECT image_id, scores FROM verdicts WHERE image_id"
+        return {i: json.loads(s) for part in _parts(ids) for i, s in self._all(_among(sql, part), *part)}
+
+    def labels_of(self, source: str, ids: Sequence[str]) -> dict[str, LabelRow]:
+        """`labels` of some images."""
+        rows = [
+            row
+            for part in _parts(ids)
+            for row in self._all(
+                _among("SELECT * FROM labels WHERE source=? AND image_id", part), source, *part
+            )
+        ]
         return {r[0]: LabelRow(r[0], r[1], tuple(json.loads(r[2])), json.loads(r[3])) for r in rows}
 
     def label_sets(self, source: str) -> dict[str, tuple[str, ...]]:
@@ -1100,7 +1187,13 @@ def _evidence(row: tuple[Any, ...]) -> Evidence:
         duplicate_cosine=row[7],
         text_shares=tuple(json.loads(row[8])),
         real=json.loads(row[9]),
+        heard=json.loads(row[11]),
     )
+
+
+def _testimony(scores: dict[str, float], counts: dict[str, int], sightings: list[Any]) -> Testimony:
+    located = tuple(Sighting(name, score, tuple(box)) for name, score, box in sightings)
+    return Testimony(scores, counts, located)
 
 
 def _dump(value: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from segsmith.memory.ledger import Ledger, RunSummary
 from segsmith.memory.schema import open_ledger, open_ledger_read_only
 
-TABLES = ("prompts", "images", "undrawn", "evidence", "verdicts", "labels", "masks", "models")
+TABLES = ("prompts", "images", "undrawn", "evidence", "testimonies", "verdicts", "labels", "masks", "models")
 """Tables whose rows have an id of their own; of two rows with the same id the first run's is kept."""
 LISTS = ("events", "usage", "decisions", "guidance")
 """Tables whose rows are numbered."""

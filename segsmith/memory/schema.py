@@ -10,11 +10,12 @@ from shutil import copyfile
 
 from segsmith.errors import SegsmithError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
-MIGRATED = (2, 3, 4)
+MIGRATED = (2, 3, 4, 5)
 """Earlier schemas that are migrated when they are opened. Schema 3 added table evidence, schema 4 the hashes of masks
-and table pending_images, schema 5 the counters (prompt_counts, class_counts, usage_totals) and their triggers."""
+and table pending_images, schema 5 the counters (prompt_counts, class_counts, usage_totals) and their triggers,
+schema 6 table testimonies."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -52,7 +53,7 @@ CREATE TABLE IF NOT EXISTS verdicts (
     image_id TEXT PRIMARY KEY REFERENCES images(id),
     accepted INTEGER NOT NULL,
     reason TEXT NOT NULL,           -- ok | blank | duplicate | blurred | not_there | unlike_real |
-                                    -- beyond_top_k | surplus | person
+                                    -- denied | beyond_top_k | surplus | person
     scores TEXT NOT NULL            -- JSON object of numbers
 );
 CREATE TABLE IF NOT EXISTS evidence (
@@ -64,9 +65,18 @@ CREATE TABLE IF NOT EXISTS evidence (
     duplicate_cosine REAL NOT NULL, -- likeness to the most similar earlier image, in [-1, 1]
     signature BLOB NOT NULL         -- float32: CLIP vector, then thumbnail; what later images are compared with
 );
+CREATE TABLE IF NOT EXISTS testimonies (
+    image_id TEXT NOT NULL REFERENCES images(id),
+    witness TEXT NOT NULL,          -- detector | vlm
+    model TEXT NOT NULL,            -- the model that was asked, with its settings
+    scores TEXT NOT NULL,           -- JSON object: class -> how sure the witness is that it is there, in [0, 1]
+    counts TEXT NOT NULL,           -- JSON object: class -> number of objects; {} if it does not count
+    sightings TEXT NOT NULL,        -- JSON list of [class, score, [x0, y0, x1, y1]], as fractions of the image's size
+    PRIMARY KEY (image_id, witness)
+);
 CREATE TABLE IF NOT EXISTS labels (
     image_id TEXT NOT NULL REFERENCES images(id),
-    source TEXT NOT NULL,           -- prompt | clip | real | relabel
+    source TEXT NOT NULL,           -- prompt | clip | real | agreement | relabel
     classes TEXT NOT NULL,          -- JSON list
     scores TEXT NOT NULL,           -- JSON object: class -> probability
     PRIMARY KEY (image_id, source)
@@ -96,7 +106,7 @@ CREATE TABLE IF NOT EXISTS usage (
     usd REAL NOT NULL               -- from the prices in the config; 0 for a local model
 );
 CREATE TABLE IF NOT EXISTS models (
-    role TEXT PRIMARY KEY,          -- llm | images | judge | labeler | masks | segmenter
+    role TEXT PRIMARY KEY,          -- llm | images | judge | detector | vlm | labeler | masks | segmenter
     name TEXT NOT NULL,
     revision TEXT NOT NULL,         -- commit or version; '' when the source has none
     licence TEXT NOT NULL,

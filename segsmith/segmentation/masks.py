@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -189,24 +189,31 @@ def merge_outlined(
     settings: MaskSettings,
     probabilities: Sequence[float] | None = None,
     doubt: float = 0.0,
+    doubted: Collection[int] = (),
 ) -> tuple[NDArray[np.uint8], dict[str, int]]:
     """The (H, W) uint8 label map of one image, with the number of its components by outcome.
 
     The seed of a rejected component is 255, because the extent of that object is unknown. `probabilities`, one per
     region and in [0, 1], say how likely the region shows its class. With them, a region below `doubt` is 255, the
     other regions' scores are multiplied by theirs, and a rejected component is dropped if its class has a region
-    left: patch scores often extend beyond the object.
+    left: patch scores often extend beyond the object. Regions of the `doubted` class indices are 255.
     """
     how = found.how.copy()
-    kept, uncertain = found.regions, np.zeros(found.size, dtype=bool)
-    if probabilities is not None:
-        kept = []
+    kept, uncertain = list[Region](), np.zeros(found.size, dtype=bool)
+    if probabilities is None:
+        kept = found.regions
+    else:
         for region, probability in zip(found.regions, probabilities, strict=True):
             if probability < doubt:
                 uncertain[region.window] |= region.mask
                 how["clip:doubted"] += 1
             else:
                 kept.append(replace(region, score=region.score * probability))
+    for region in kept:
+        if region.class_index in doubted:
+            uncertain[region.window] |= region.mask
+            how["witnesses:doubted"] += 1
+    kept = [region for region in kept if region.class_index not in doubted]
     confirmed = {region.class_index for region in kept} if probabilities is not None else set()
     for part in found.rejected:
         if part.class_index not in confirmed:

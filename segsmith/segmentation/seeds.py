@@ -29,8 +29,8 @@ def top_k_pool(patch_logits: Tensor, k: int) -> Tensor:
 
 def upsample_maps(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """Bilinear resizing of (C, h, w) maps to (C, H, W) float32, like torch's with `align_corners=False`."""
-    rows = _interpolation(maps.shape[1], size[0])
-    columns = _interpolation(maps.shape[2], size[1])
+    rows = resize_matrix(maps.shape[1], size[0])
+    columns = resize_matrix(maps.shape[2], size[1])
     return np.asarray(rows @ np.asarray(maps, np.float32) @ columns.T, np.float32)
 
 
@@ -68,8 +68,8 @@ def _without_small(mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool
     return kept[numbers]
 
 
-def _interpolation(source: int, target: int) -> NDArray[np.float32]:
-    """(target, source) matrix whose row i holds the bilinear weights of output pixel i."""
+def resize_matrix(source: int, target: int) -> NDArray[np.float32]:
+    """(target, source) float32 matrix whose row i holds the bilinear weights of output pixel i (no antialiasing)."""
     centre = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
     low = np.floor(centre).astype(int)
     matrix = np.zeros((target, source), np.float32)

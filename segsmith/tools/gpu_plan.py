@@ -18,7 +18,7 @@ from pathlib import Path
 from segsmith.config import Config, ImagesConfig
 from segsmith.device_memory import GIB
 from segsmith.tools.weights.catalogue import ModelRequirement
-from segsmith.tools.weights.model_requirements import image_model, requirements_of
+from segsmith.tools.weights.model_requirements import detector, image_model, requirements_of
 from segsmith.tools.weights.store import find
 from segsmith.types import MEASURED_TOGETHER
 
@@ -50,6 +50,7 @@ class Part(StrEnum):
     LLM = "LLM"
     IMAGES = "images"
     JUDGE = "CLIP"
+    DETECTOR = "detector"
     LABELER = "ViT"
     MASKS = "SAM"
     SEGMENTER = "segmenter"
@@ -61,6 +62,7 @@ class GpuStage(StrEnum):
     WRITE = "write prompts"
     DRAW = "draw"
     JUDGE = "judge"
+    HEAR = "ask witnesses"
     LABEL = "relabel"
     SEGMENT = "make masks"
     TRAIN = "train"
@@ -216,7 +218,9 @@ class _Planner:
         if judging.size > self.room:
             return self._too_small(f"CLIP {config.judge.clip}", judging.size, "judge.clip")
         self.stages = [StagePlan(GpuStage.WRITE, writing), draw, judging]
-        for make in (self._labelling, self._masks, self._training):
+        hears = detector(config.witnesses.detector) is not None
+        ending = (*((self._hearing,) if hears else ()), self._labelling, self._masks, self._training)
+        for make in ending:
             stage, least, what, setting = make()
             if stage is None:
                 return self._too_small(what, least, setting)
@@ -328,6 +332,14 @@ class _Planner:
             return None
         name = self.config.judge.clip.partition(":")[0]
         return read_figures().get(f"judge:{name}") or _guess(2 * self.sizes.get("judge", 0))
+
+    def _hearing(self) -> tuple[StagePlan | None, int, str, str]:
+        """The detector alone; it leaves the GPU when it has spoken. A local VLM's server is started after that."""
+        figure = _guess(self.sizes.get("detector", 0) or GIB)
+        plan = StagePlan(GpuStage.HEAR, ((Part.DETECTOR, figure.weights + figure.needs(1)),))
+        if plan.size > self.room:
+            return None, plan.size, f"the detector {self.config.witnesses.detector}", "witnesses.detector"
+        return plan, 0, "", ""
 
     def _labelling(self) -> tuple[StagePlan | None, int, str, str]:
         judge, labeler = self._judge(), self.config.labeler

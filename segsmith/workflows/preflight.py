@@ -53,6 +53,34 @@ def check_engine(config: Config, engine: EngineOptions) -> None:
         )
 
 
+def check_witnesses(config: Config) -> None:
+    """Check that the witnesses can be asked; a detector is loaded once, in main memory.
+
+    Raises `SegsmithError` that names what to type.
+    """
+    witnesses = config.witnesses
+    for setting, value in (("detector", witnesses.detector), ("vlm", witnesses.vlm)):
+        if value == "simulated" and config.images.backend != "simulator":
+            raise SegsmithError(
+                f"witnesses.{setting} is 'simulated', and images.backend is not the simulator.",
+                f"Set witnesses.{setting} = 'off', or name a model.",
+            )
+    if witnesses.detector not in ("off", "simulated"):
+        from segsmith.tools.vision.detector import open_detector
+
+        on_cpu = config.compute.model_copy(update={"device": "cpu"})
+        open_detector(config.model_copy(update={"compute": on_cpu}))
+
+
+def check_vlm(config: Config) -> None:
+    """Ask the server of a VLM of its own for its models. Raises `SegsmithError` as `check_llm` does."""
+    if config.witnesses.vlm not in ("off", "simulated", "llm"):
+        from segsmith.graph.context import vlm_settings
+        from segsmith.tools.llm.chat import check_llm
+
+        check_llm(vlm_settings(config), api_key())
+
+
 def check_tracing(config: Config) -> list[str]:
     """A warning where the environment makes LangGraph send the run to LangSmith; `SegsmithError` when offline."""
     names = [name for name in TRACING if os.environ.get(name, "").lower() in ("true", "1")]
@@ -167,6 +195,9 @@ def check_models(config: Config, *, ask_llm: bool = True, replaced: Collection[s
         check_images(config)
     if "llm" not in unused and (ask_llm or config.llm.server != "openai"):
         check_llm(config.llm, api_key())
+    check_witnesses(config)
+    if ask_llm:
+        check_vlm(config)
     choose_device(config.compute.device)
     if config.trainer.encoder_init == "clip":
         tower = OpenClipEncoder.load(config.judge.clip, "cpu").tower

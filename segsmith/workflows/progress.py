@@ -46,6 +46,7 @@ from segsmith.terminal_text import shown
 from segsmith.types import ClassTally
 
 STAGES = {
+    Stage.HEARING: "asking the witnesses about the accepted images",
     Stage.RELABELLING: "relabelling each image with a ViT that was not trained on it",
     Stage.SEGMENTING: "making masks: seeds, points on the skeleton, SAM",
     Stage.EXPORTING: "writing the dataset",

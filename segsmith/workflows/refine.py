@@ -35,13 +35,14 @@ CLASSIFIER = ("judge.clip", "labeler.vit", "labeler.folds", "labeler.epochs", "l
 """Settings of the classifier that finds seeds for image labels."""
 SAM = (
     "labeler.sam",
+    "labeler.sam_views",
     "labeler.points",
     "labeler.tau1",
     "labeler.tau2",
     "labeler.selection",
     "labeler.points_from",
 )
-"""Settings of the points for SAM and of the choice among its masks."""
+"""Settings of SAM, of the points for it, and of the choice among its masks."""
 MINI_SAM = (
     "The mini SAM was trained on sprites. On photographs its masks are often wrong; type --preset cpu or gpu for a "
     "SAM that was trained on photographs, or --set labeler.use_sam=false."
@@ -171,11 +172,11 @@ def refine_config(settings: Settings | None = None, preset: str | None = None) -
 
 def _segmenter(config: Config) -> PointSegmenter | None:
     """SAM, or None where the settings say that it is not used."""
-    from segsmith.tools.vision.sam import load_segmenter
+    from segsmith.tools.vision.sam_views import open_segmenter
 
     if not config.labeler.use_sam:
         return None
-    return load_segmenter(config.labeler.sam, config.compute.device, config.compute.precision)
+    return open_segmenter(config.labeler, config.compute)
 
 
 def _unused(kind: WeakKind, train: bool, config: Config) -> dict[str, str]:

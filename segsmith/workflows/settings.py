@@ -38,6 +38,7 @@ REACHING_OUTSIDE = {
     "llm.vllm_flags": "options of a program",
     "llm.base_url": "a server that gets your prompts and API key",
     "images.hosted.base_url": "a server that gets your prompts and API key",
+    "witnesses.vlm_base_url": "a server that gets your images and API key",
     "memory": "a folder to write to",
     "trainer.tracker": "a service that gets the settings and scores of the training",
 }

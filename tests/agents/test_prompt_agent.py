@@ -78,7 +78,7 @@ class PickingChat:
         self.fail = lambda number: False
         self.lock = threading.Lock()
 
-    def ask(self, system, user, schema, *, seed):
+    def ask(self, system, user, schema, *, seed, images=()):
         properties = schema.model_json_schema()["properties"]
         with self.lock:
             self.asked.append({"system": system, "user": user, "properties": properties, "seed": seed})

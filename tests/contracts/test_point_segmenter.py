@@ -1,6 +1,7 @@
 """What every `PointSegmenter` promises, asked of the mini SAM and of a full-size official file."""
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from segsmith.config import Config
 from segsmith.errors import SegsmithError
 from segsmith.protocols import PointSegmenter
 from segsmith.tools.vision.sam import SamSegmenter, check_sam, load_segmenter
+from segsmith.tools.vision.sam_views import ViewAveraging
 from segsmith.tools.weights.model_requirements import requirements_of
 
 
@@ -64,7 +66,14 @@ def hub_sam(folder, kind):
 
 @pytest.fixture(
     scope="module",
-    params=["mini", "mini, bfloat16", "SAM 2.1", "SAM-HQ", pytest.param("vit_b", marks=pytest.mark.slow)],
+    params=[
+        "mini",
+        "mini, bfloat16",
+        "mini, views",
+        "SAM 2.1",
+        "SAM-HQ",
+        pytest.param("vit_b", marks=pytest.mark.slow),
+    ],
 )
 def segmenter(request, tmp_path_factory):
     if request.param in ("SAM 2.1", "SAM-HQ"):
@@ -73,7 +82,8 @@ def segmenter(request, tmp_path_factory):
         return load_segmenter(str(folder), "cpu")
     if request.param == "vit_b":
         return SamSegmenter.load(str(request.getfixturevalue("official_file")), device="cpu")
-    return SamSegmenter.load("mini", "cpu", "bfloat16" if "bfloat16" in request.param else "auto")
+    sam = SamSegmenter.load("mini", "cpu", "bfloat16" if "bfloat16" in request.param else "auto")
+    return ViewAveraging(sam) if "views" in request.param else sam
 
 
 def random_image(seed=0):
@@ -96,6 +106,8 @@ def test_candidates_have_the_images_size_and_scores_between_0_and_1(segmenter):
 
 
 def test_an_image_is_embedded_once_for_any_number_of_prompts(segmenter, monkeypatch):
+    if isinstance(segmenter, ViewAveraging):
+        pytest.skip("each prompt has a crop of its own")
     calls = []
     model = getattr(segmenter, "_sam", None)
     encoder = segmenter._model.vision_encoder if model is None else model.image_encoder
@@ -110,6 +122,17 @@ def test_an_image_is_embedded_once_for_any_number_of_prompts(segmenter, monkeypa
     found = segmenter.segment(random_image(), [points((x, 20)) for x in range(5, 75, 5)])
     assert len(found) == 14
     assert sum(calls) == 1
+
+
+def test_several_images_are_answered_in_order(segmenter):
+    images = [random_image(seed) for seed in range(3)]
+    sets = [[points((10, 10), (30, 40))], [], [points((60, 20)), points((5, 50))]]
+    together = segmenter.segment_many(images, sets)
+    alone = [segmenter.segment(image, wanted) for image, wanted in zip(images, sets, strict=True)]
+    assert [len(found) for found in together] == [1, 0, 2]
+    for a, b in zip(chain(*together), chain(*alone), strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-2)
+        assert (a.masks == b.masks).mean() > 0.99
 
 
 def test_no_prompt_no_candidates(segmenter):

@@ -33,10 +33,14 @@ def as_written_by_schema(version, path):
         ledger.add_prompts([PROMPT])
         ledger.add_images([ImageRow("i1", "p1", 7, "sim", 0, "00")])
         ledger.add_masks([MASK])
-    edit(
-        path,
+    counters = [
         *(f"DROP TRIGGER {name}" for name in re.findall(r"IF NOT EXISTS (\w+) AFTER", TRIGGERS)),
         *(f"DROP TABLE {name}" for name in ("prompt_counts", "class_counts", "usage_totals")),
+    ]
+    edit(
+        path,
+        "DROP TABLE testimonies",
+        *(counters if version < 5 else []),
         *(["ALTER TABLE masks DROP COLUMN sha256", "DROP TABLE pending_images"] if version < 4 else []),
         f"UPDATE meta SET value='{version}' WHERE key='schema_version'",
         *(["DROP TABLE evidence"] if version == 2 else []),
@@ -44,7 +48,7 @@ def as_written_by_schema(version, path):
     return path
 
 
-@pytest.mark.parametrize("version", [2, 3, 4])
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
 @pytest.mark.parametrize("read_only", [False, True])
 def test_an_earlier_schema_is_migrated(tmp_path, version, read_only):
     path = as_written_by_schema(version, tmp_path / "ledger.db")
@@ -54,7 +58,7 @@ def test_an_earlier_schema_is_migrated(tmp_path, version, read_only):
         assert ledger.masks() == {"i1": MASK}
         assert ledger.tallies() == {"cat": ClassTally(admitted=1, drawn=1)}
         assert ledger.waiting(2) == {"cat": ["p1"]}
-        assert ledger.evidence() == ledger.pending_images() == {}
+        assert ledger.evidence() == ledger.pending_images() == ledger.testimonies(["i1"]) == {}
         if not read_only:
             ledger.add_masks([MaskRow("i1", {}, 0.0, {}, "ab")])
             assert ledger.masks()["i1"].sha256 == "ab"

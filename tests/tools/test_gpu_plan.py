@@ -17,9 +17,18 @@ def config(preset="gpu", **settings):
 def test_no_stage_needs_more_than_the_card_has(preset, gib):
     plan = plan_gpu(config(preset), int(gib * GIB))
     assert not plan.problem
-    assert [stage.stage for stage in plan.stages] == list(GpuStage)
+    assert [stage.stage for stage in plan.stages] == [s for s in GpuStage if s is not GpuStage.HEAR]
     for stage in plan.stages:
         assert stage.size <= usable(int(gib * GIB))
+
+
+def test_a_detector_has_a_stage_of_its_own():
+    witnesses = {"detector": "google/owlv2-base-patch16-ensemble"}
+    plan = plan_gpu(config(witnesses=witnesses), 12 * GIB)
+    assert [stage.stage for stage in plan.stages] == list(GpuStage)
+    assert [part for part, _ in plan.of(GpuStage.HEAR).loads] == [Part.DETECTOR]
+    assert not plan.keeps(GpuStage.LABEL, Part.DETECTOR)
+    assert plan.releases_images(GpuStage.HEAR)
 
 
 def test_a_24_gib_card_draws_full_batches_beside_the_language_model():

@@ -121,6 +121,10 @@ REACHING = {
         {"images": {"hosted": {"base_url": "http://evil.example/v1"}}},
         "http://evil.example/v1",
     ),
+    "witnesses.vlm_base_url": (
+        {"witnesses": {"vlm_base_url": "http://evil.example/v1"}},
+        "http://evil.example/v1",
+    ),
     "trainer.tracker": ({"trainer": {"tracker": "wandb"}}, "wandb"),
     "memory": ({"memory": "/home/user/documents"}, "/home/user/documents"),
 }

@@ -196,15 +196,16 @@ def update_verdicts(
 ) -> Judgement:
     """Decide about the images that were measured since the last judgement, or about all where that matters.
 
-    All are decided about again if the settings, the quotas or a reviewer's decisions have changed, or if `has_moved`.
-    Images are read in chunks. Verdicts, labels and what they follow from are written in one transaction.
+    All are decided about again if the settings, the quotas, a reviewer's decisions or the testimonies have changed,
+    or if `has_moved`. Images are read in chunks. Verdicts, labels and what they follow from are written in one
+    transaction.
     """
     scale, before = ledger.logit_scale, ledger.judgement
     sample = ledger.evidence_sample(SAMPLE)
     now = _for_run(measure_sample(sample, classes, scale, config), ledger, classes, config, quota)
     again = (
         before is None
-        or (before.settings, before.decisions) != (now.settings, now.decisions)
+        or _of_run(before) != _of_run(now)
         or has_moved(before, now, sample, classes, scale, config)
     )
     judgement = now if again or before is None else before
@@ -324,7 +325,17 @@ def _for_run(
 ) -> Judgement:
     """The judgement with the settings and decisions that it is made with."""
     settings = json.dumps([config.model_dump(mode="json"), [[name, quota[name]] for name in classes]])
-    return replace(judgement, settings=settings, decisions=ledger.decisions_made("verdict"))
+    return replace(
+        judgement,
+        settings=settings,
+        decisions=ledger.decisions_made("verdict"),
+        testimonies=ledger.testimonies_made,
+    )
+
+
+def _of_run(judgement: Judgement) -> tuple[str, int, int]:
+    """What earlier images must be decided about again for, wherever it changes."""
+    return judgement.settings, judgement.decisions, judgement.testimonies
 
 
 def _keep(ledger: Ledger, judgement: Judgement) -> None:

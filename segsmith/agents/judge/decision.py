@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
+from segsmith.agents.witnesses.agreement import answer
 from segsmith.config import JudgeConfig
 from segsmith.memory.ledger import Evidence, Judgement, Passed, VerdictRow
 from segsmith.reasons import VerdictReason
@@ -32,6 +33,9 @@ sample.
 """
 MATTERS = 0.005
 """Earlier images are decided about again when more than this share of the sample would pass or fail anew (ours)."""
+
+SCORE_OF = "p:"
+"""Before a class, the key of its probability among the scores of a verdict."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,14 @@ def first_fault(
         return VerdictReason.NOT_THERE
     if item.real.get(item.target, 1.0) < judgement.like_real.get(item.target, 0.0):
         return VerdictReason.UNLIKE_REAL
+    if config.deniers and len(item.heard) >= config.deniers and denied(item):
+        return VerdictReason.DENIED
     return None
+
+
+def denied(item: Evidence) -> bool:
+    """Whether every witness that was heard says that the image's target is not there."""
+    return all(answer(witness, scores.get(item.target)) == 0 for witness, scores in item.heard.items())
 
 
 def rank(
@@ -277,7 +288,7 @@ def scores_of(
         "blank": float(item.blank),
         "duplicate_cosine": item.duplicate_cosine,
         **real,
-        **{f"p:{name}": p for name, p in probabilities.items()},
+        **{f"{SCORE_OF}{name}": p for name, p in probabilities.items()},
     }
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 from langchain_openai import ChatOpenAI
+from PIL import Image as PILImage
 from pydantic import BaseModel
 
 from segsmith.config import LLMConfig
 from segsmith.errors import BadReply, SegsmithError
+from segsmith.files import image_bytes
 from segsmith.prompts import fill
 from segsmith.protocols import Reply
 from segsmith.terminal_text import printable
@@ -34,6 +38,7 @@ from segsmith.tools.llm.response_format import ResponseFormat, schema_text
 from segsmith.tools.llm.usage import Spent, Usage, tokens
 from segsmith.tools.llm.vllm import check_vllm, vllm_server
 from segsmith.tools.weights.catalogue import OPENAI_URL
+from segsmith.types import Image
 
 SEED_LIMIT = 2**31
 TRANSPORT_RETRIES = 4
@@ -47,8 +52,13 @@ STRAY_REPLIES = 3
 CHECK_TRIES = 3
 CHECK_TIMEOUT_S = 20.0
 NAMES_SHOWN = 5
+MAX_IMAGE_PX = 768
+"""Longer side of an image that is sent; more is billed as several tiles."""
+IMAGE_QUALITY = 90
 
-Messages = list[tuple[str, str]]
+Content = str | list[str | dict[Any, Any]]
+"""Text, or a text part followed by image parts, as the protocol has them."""
+Messages = list[tuple[str, Content]]
 
 
 class BudgetSpent(BadReply):
@@ -101,18 +111,20 @@ class OpenAIChat:
         if isinstance(self._server, LocalServer):
             self._server.release()
 
-    def ask(self, system: str, user: str, schema: type[Reply], *, seed: int) -> Reply:
+    def ask(
+        self, system: str, user: str, schema: type[Reply], *, seed: int, images: Sequence[Image] = ()
+    ) -> Reply:
         """See `ChatModel.ask`. Try n has the seed ``seed + n`` and states what was wrong with try n - 1.
 
         Raises `BudgetSpent` instead of sending a request when no money is left.
         """
         spent = Spent()
         try:
-            return self._ask(system, user, schema, seed, spent)
+            return self._ask(system, user_message(user, images), schema, seed, spent)
         finally:
             self.usage.add(spent)
 
-    def _ask(self, system: str, user: str, schema: type[Reply], seed: int, spent: Spent) -> Reply:
+    def _ask(self, system: str, user: Content, schema: type[Reply], seed: int, spent: Spent) -> Reply:
         problem: BadReply | None = None
         repair: Messages = []
         for attempt in range(1 + self._config.retries):
@@ -162,7 +174,8 @@ class OpenAIChat:
     ) -> str:
         """The text of one reply, valid or not; empty for a refusal. A local server that died is restarted."""
         parameters = form.parameters(schema, seed)
-        prompt = "".join(text for _, text in messages)
+        prompt = "".join(text_of(content) for _, content in messages)
+        images = sum(len(content) - 1 for _, content in messages if not isinstance(content, str))
         while True:
             where = self._server.endpoint()
             client = self._client(where, "temperature" not in form.omitted)
@@ -172,20 +185,21 @@ class OpenAIChat:
                     message: Any = client.invoke(messages, **parameters)
                 usage = message.usage_metadata or {}
                 text = message.content if isinstance(message.content, str) else ""
-                self._count(spent, prompt, text, usage.get("input_tokens"), usage.get("output_tokens"))
+                stated = usage.get("input_tokens"), usage.get("output_tokens")
+                self._count(spent, prompt, text, *stated, images=images)
             except openai.LengthFinishReasonError as cut:
-                text = self._cut_reply(cut.completion, prompt, spent)
+                text = self._cut_reply(cut.completion, prompt, spent, images)
             except openai.ContentFilterFinishReasonError:
                 text = ""
-                self._count(spent, prompt, text)
+                self._count(spent, prompt, text, images=images)
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 raise
             except (openai.APIResponseValidationError, *MALFORMED_REPLY) as error:
-                self._count(spent, prompt, "")
+                self._count(spent, prompt, "", images=images)
                 raise self._misunderstood(error) from None
             except (openai.APIError, ReplyRejected) as error:
                 if rejected(error) is not None:
-                    self._count(spent, prompt, "")
+                    self._count(spent, prompt, "", images=images)
                     raise self._misunderstood(error) from None
                 if isinstance(error, openai.APIConnectionError) and self._server.revive(where):
                     continue
@@ -194,11 +208,18 @@ class OpenAIChat:
             return text
 
     def _count(
-        self, spent: Spent, prompt: str, text: str, stated_in: object = None, stated_out: object = None
+        self,
+        spent: Spent,
+        prompt: str,
+        text: str,
+        stated_in: object = None,
+        stated_out: object = None,
+        *,
+        images: int,
     ) -> None:
-        spent.add_tokens(self._config, tokens(stated_in, prompt), tokens(stated_out, text))
+        spent.add_tokens(self._config, tokens(stated_in, prompt, images), tokens(stated_out, text))
 
-    def _cut_reply(self, completion: Any, prompt: str, spent: Spent) -> str:
+    def _cut_reply(self, completion: Any, prompt: str, spent: Spent, images: int) -> str:
         """The text of a reply that ended at the token limit."""
         try:
             text = completion.choices[0].message.content
@@ -207,7 +228,7 @@ class OpenAIChat:
         text = text if isinstance(text, str) else ""
         usage = getattr(completion, "usage", None)
         stated = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-        self._count(spent, prompt, text, *stated)
+        self._count(spent, prompt, text, *stated, images=images)
         return text
 
     def _client(self, where: Endpoint, with_temperature: bool) -> ChatOpenAI:
@@ -233,6 +254,25 @@ class OpenAIChat:
 
     def _explained(self, error: Exception) -> SegsmithError:
         return explained(error, self._server.endpoint(), self.name, self._config.timeout_s)
+
+
+def user_message(text: str, images: Sequence[Image]) -> Content:
+    """The content of a user's message; images are JPEG files in data URLs, at most `MAX_IMAGE_PX` wide and high."""
+    if not images:
+        return text
+    parts: list[str | dict[Any, Any]] = [{"type": "text", "text": text}]
+    for pixels in images:
+        image = PILImage.fromarray(pixels)
+        image.thumbnail((MAX_IMAGE_PX, MAX_IMAGE_PX))
+        file = image_bytes(np.asarray(image), "jpeg", IMAGE_QUALITY)
+        url = f"data:image/jpeg;base64,{base64.b64encode(file).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return parts
+
+
+def text_of(content: Content) -> str:
+    """The text of a message."""
+    return content if isinstance(content, str) else str(content[0]["text"])  # type: ignore[index]
 
 
 def _repair(text: str, bad: BadReply, schema: type[BaseModel]) -> Messages:

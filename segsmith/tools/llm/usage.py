@@ -11,6 +11,8 @@ from segsmith.config import LLMConfig
 TOKENS_PER_PRICE = 1_000_000
 CHARACTERS_PER_TOKEN = 3
 """For estimates. English has about four; fewer are assumed, so that costs are not underestimated."""
+TOKENS_PER_IMAGE = 1500
+"""For estimates of images of at most `chat.MAX_IMAGE_PX`; the hosted models bill fewer (ours)."""
 MAX_TOKENS_STATED = 10_000_000
 """More tokens than any model accepts in one request."""
 
@@ -38,13 +40,13 @@ class Spent:
         self.usd += price / TOKENS_PER_PRICE
 
 
-def tokens(stated: object, text: str) -> int:
-    """The number of tokens that a server states for `text`, or an estimate where its statement is no use.
+def tokens(stated: object, text: str, images: int = 0) -> int:
+    """The number of tokens that a server states for `text` and images, or an estimate where its statement is no use.
 
     A server that states nothing, zero for a text that is not empty, a negative or an impossible number must
     not make a run cheaper, or endless.
     """
-    estimate = -(-len(text) // CHARACTERS_PER_TOKEN)
+    estimate = -(-len(text) // CHARACTERS_PER_TOKEN) + images * TOKENS_PER_IMAGE
     if not isinstance(stated, int) or isinstance(stated, bool) or not 0 <= stated <= MAX_TOKENS_STATED:
         return estimate
     return stated or estimate

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +19,24 @@ MAX_PIXELS = 1 << 26
 MAX_POINT_SETS = 64
 
 
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class MaskLogits:
+    """What a decoder says about one point set: (M, H, W) logits, above 0 inside the mask, and (M,) predicted IoUs."""
+
+    logits: torch.Tensor
+    scores: torch.Tensor
+
+
 class PointBatches(ABC):
     """A `PointSegmenter` whose subclass embeds a batch of images and decodes point sets of equal length."""
 
     def __init__(self, name: str, side: int, candidates: int) -> None:
         """`side` is that of the model's square input in pixels; it gives `candidates` masks per point set."""
         self.name = name
+        self.side = side
         self._candidates = candidates
         self._embedding = Batches(max(1, min(16, (1024 // side) ** 2)), f"one image in SAM {name}", _SMALLER)
         self._decoding = Batches(MAX_POINT_SETS, f"one point set in SAM {name}", _SMALLER)
@@ -36,7 +48,7 @@ class PointBatches(ABC):
     @abstractmethod
     def _decode_equal(
         self, embedded: Any, points: NDArray[np.float32], size: tuple[int, int]
-    ) -> list[MaskCandidates]:
+    ) -> list[MaskLogits]:
         """Decode (S, N, 2) points, as (x, y) pixels of an image of `size` (H, W), in one call."""
 
     def segment(self, image: Image, point_sets: Sequence[NDArray[np.float32]]) -> list[MaskCandidates]:
@@ -46,7 +58,6 @@ class PointBatches(ABC):
         """
         return self.segment_many([image], [point_sets])[0]
 
-    @torch.inference_mode()
     def segment_many(
         self,
         images: Sequence[Image],
@@ -58,10 +69,27 @@ class PointBatches(ABC):
         By default, as many as fit into the area of one 1024 x 1024 input, at most 16: one for an official model.
         A batch that does not fit is halved. Raises `SegsmithError` if memory is too small for one image.
         """
+        return self._predict(images, point_sets, candidates_of, images_per_batch)
+
+    def logits_many(
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[NDArray[np.float32]]]
+    ) -> list[list[MaskLogits]]:
+        """`segment_many` before the threshold; the tensors are in main memory."""
+        return self._predict(images, point_sets, _in_main_memory)
+
+    @torch.inference_mode()
+    def _predict(
+        self,
+        images: Sequence[Image],
+        point_sets: Sequence[Sequence[NDArray[np.float32]]],
+        finish: Callable[[MaskLogits], Found],
+        images_per_batch: int | None = None,
+    ) -> list[list[Found]]:
+        """What `finish` makes of the logits of each point set."""
         embedding = self._embedding
         if images_per_batch:
             embedding = replace(embedding, size=images_per_batch)
-        results: list[list[MaskCandidates]] = [[] for _ in images]
+        results: list[list[Found]] = [[] for _ in images]
         wanted = [i for i, sets in enumerate(point_sets) if len(sets)]
 
         def embed(start: int, stop: int) -> list[tuple[int, Any]]:
@@ -71,12 +99,16 @@ class PointBatches(ABC):
         for batch in embedding.run(len(wanted), embed):
             for i, embedded in batch:
                 size = (images[i].shape[0], images[i].shape[1])
-                results[i] = self._decode(embedded, point_sets[i], size)
+                results[i] = self._decode(embedded, point_sets[i], size, finish)
         return results
 
     def _decode(
-        self, embedded: Any, point_sets: Sequence[NDArray[np.float32]], size: tuple[int, int]
-    ) -> list[MaskCandidates]:
+        self,
+        embedded: Any,
+        point_sets: Sequence[NDArray[np.float32]],
+        size: tuple[int, int],
+        finish: Callable[[MaskLogits], Found],
+    ) -> list[Found]:
         """Decode the sets of one image.
 
         Sets of equal length share a call. Padding shorter sets with "not a point" tokens would save calls, but
@@ -87,13 +119,14 @@ class PointBatches(ABC):
             by_length.setdefault(len(points), []).append(index)
         fits = max(1, MAX_PIXELS // (self._candidates * size[0] * size[1]))
         decoding = replace(self._decoding, size=min(self._decoding.size, fits))
-        found: dict[int, MaskCandidates] = {}
+        found: dict[int, Found] = {}
         for indices in by_length.values():
 
-            def decode(start: int, stop: int, indices: list[int] = indices) -> dict[int, MaskCandidates]:
+            def decode(start: int, stop: int, indices: list[int] = indices) -> dict[int, Found]:
                 part = indices[start:stop]
                 sets = np.stack([point_sets[i] for i in part])
-                return dict(zip(part, self._decode_equal(embedded, sets, size), strict=True))
+                decoded = self._decode_equal(embedded, sets, size)
+                return dict(zip(part, map(finish, decoded), strict=True))
 
             before = decoding.size
             for masks in decoding.run(len(indices), decode):
@@ -103,11 +136,19 @@ class PointBatches(ABC):
         return [found[i] for i in range(len(point_sets))]
 
 
-def candidates_of(logits: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[MaskCandidates]:
-    """(S, M, H, W) logits and (S, M) predicted IoUs as candidates."""
-    masks = (logits > threshold).cpu().numpy()
-    ious = scores.clamp(0, 1).float().cpu().numpy()
-    return [MaskCandidates(mask, iou) for mask, iou in zip(masks, ious, strict=True)]
+def logits_of(logits: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[MaskLogits]:
+    """The results of S point sets, from (S, M, H, W) logits with any threshold, and (S, M) predicted IoUs."""
+    pairs = zip(logits - threshold, scores.clamp(0, 1).float(), strict=True)
+    return [MaskLogits(mask, iou) for mask, iou in pairs]
+
+
+def candidates_of(found: MaskLogits) -> MaskCandidates:
+    """The masks: where the logits are above 0."""
+    return MaskCandidates((found.logits > 0).cpu().numpy(), found.scores.cpu().numpy())
+
+
+def _in_main_memory(found: MaskLogits) -> MaskLogits:
+    return MaskLogits(found.logits.float().cpu(), found.scores.cpu())
 
 
 _SMALLER = "Stop other programs on the GPU, or set labeler.sam to a smaller model, e.g. sam_vit_b."

@@ -30,10 +30,10 @@ from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import SegsmithError
 from segsmith.protocols import PointSegmenter
 from segsmith.terminal_text import first_line
-from segsmith.tools.vision.point_batches import PointBatches, candidates_of
+from segsmith.tools.vision.point_batches import MaskLogits, PointBatches, logits_of
 from segsmith.tools.weights.model_requirements import is_hub_sam
 from segsmith.tools.weights.store import sam_file
-from segsmith.types import Image, MaskCandidates
+from segsmith.types import Image
 
 MINI = Path(str(resources.files("segsmith"))) / "checkpoints" / "mini_sam"
 OFFICIAL: dict[int, Callable[[], Sam]] = {768: build_sam_vit_b, 1024: build_sam_vit_l, 1280: build_sam_vit_h}
@@ -168,7 +168,7 @@ class SamSegmenter(PointBatches):
         embedded: tuple[Tensor, tuple[int, int]],
         points: NDArray[np.float32],
         size: tuple[int, int],
-    ) -> list[MaskCandidates]:
+    ) -> list[MaskLogits]:
         embedding, input_size = embedded
         coords = torch.as_tensor(
             self._resize.apply_coords(points, size), dtype=torch.float32, device=self._device
@@ -183,7 +183,7 @@ class SamSegmenter(PointBatches):
             multimask_output=True,
         )
         logits = self._sam.postprocess_masks(low, input_size, size)
-        return candidates_of(logits, scores, self._sam.mask_threshold)
+        return logits_of(logits, scores, self._sam.mask_threshold)
 
 
 def load_segmenter(spec: str, device: str = "auto", precision: str = "auto") -> PointSegmenter:

@@ -23,12 +23,12 @@ from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import SegsmithError
 from segsmith.model_loading import READ_ERRORS, cached_first
 from segsmith.terminal_text import first_line
-from segsmith.tools.vision.point_batches import PointBatches, candidates_of
+from segsmith.tools.vision.point_batches import MaskLogits, PointBatches, logits_of
 from segsmith.tools.vision.sam import REMEDY
 from segsmith.tools.weights.hub import hub_file
 from segsmith.tools.weights.model_requirements import TRANSFORMERS_WEIGHTS, is_hub_sam
 from segsmith.tools.weights.tensor_files import check_tensors
-from segsmith.types import Image, MaskCandidates
+from segsmith.types import Image
 
 KINDS = {"sam2": "Sam2Model", "sam2_video": "Sam2Model", "sam_hq": "SamHQModel"}
 """Model type in config.json -> class. SAM 2.1's repositories state the type of the video model, which contains it."""
@@ -105,7 +105,7 @@ class TransformersSam(PointBatches):
 
     def _decode_equal(
         self, embedded: tuple[Any, tuple[int, int]], points: NDArray[np.float32], size: tuple[int, int]
-    ) -> list[MaskCandidates]:
+    ) -> list[MaskLogits]:
         part, (height, width) = embedded
         scaled = torch.from_numpy(points).to(self._device) * torch.tensor(
             [width / size[1], height / size[0]], device=self._device
@@ -121,7 +121,7 @@ class TransformersSam(PointBatches):
         if not self._stretches:
             logits = functional.interpolate(logits, (self._side, self._side), mode="bilinear")
             logits = logits[..., :height, :width]
-        return candidates_of(functional.interpolate(logits, size, mode="bilinear"), found.iou_scores[0], 0.0)
+        return logits_of(functional.interpolate(logits, size, mode="bilinear"), found.iou_scores[0], 0.0)
 
 
 @contextmanager

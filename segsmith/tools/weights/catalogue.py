@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Role = Literal["llm", "images", "judge", "labeler", "masks", "segmenter"]
+Role = Literal["llm", "images", "judge", "detector", "vlm", "labeler", "masks", "segmenter"]
 Kind = Literal["package", "wheel", "hub", "url", "file", "service"]
 """package: part of segsmith; wheel: a file inside another Python package; service: an API without local files."""
 
@@ -117,6 +117,8 @@ CATALOGUE: Mapping[str, ModelFacts] = {
     "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K": ModelFacts(MIT, int(0.60 * GB), int(1.0 * GB)),
     "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ModelFacts(MIT, int(0.61 * GB), int(1.0 * GB)),
     "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K": ModelFacts(MIT, int(1.71 * GB), int(2.5 * GB)),
+    # Detectors
+    "google/owlv2-base-patch16-ensemble": ModelFacts(APACHE, int(0.62 * GB), int(3.0 * GB)),
     # Encoders of segmenters
     "timm/resnet50.a1_in1k": ModelFacts(APACHE, int(0.10 * GB), int(3.0 * GB)),
     # Masks

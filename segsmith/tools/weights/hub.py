@@ -45,6 +45,7 @@ SETTINGS: Mapping[str, str] = {
     "llm": "llm",
     "images": "images.model",
     "judge": "judge.clip",
+    "detector": "witnesses.detector",
     "labeler": "labeler.vit",
 }
 """Role -> the setting that names its model."""

@@ -29,6 +29,7 @@ TRANSFORMERS_WEIGHTS = ("model.safetensors",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PIPELINE_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+DETECTOR_FILES = ("*.json", "*.txt", "*.safetensors")
 LANGUAGE_MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 
 
@@ -38,6 +39,8 @@ def requirements_of(config: Config) -> list[ModelRequirement]:
         language_model(config.llm),
         *(image_model(part) for part in config.images.parts),
         _judge(config.judge.clip),
+        detector(config.witnesses.detector),
+        _vlm(config),
         _labeler(config.labeler.vit),
         _sam(config.labeler.sam) if config.labeler.use_sam else None,
     ]
@@ -112,6 +115,19 @@ def _open_clip_repository(name: str, tag: str) -> str:
     import open_clip
 
     return str(open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")).rstrip("/")
+
+
+def detector(spec: str) -> ModelRequirement | None:
+    """The requirement of `witnesses.detector`; None if no model has to be loaded."""
+    return None if spec in ("off", "simulated") else _hub_or_folder("detector", spec, "", DETECTOR_FILES)
+
+
+def _vlm(config: Config) -> ModelRequirement | None:
+    """None unless the VLM is a service of its own."""
+    witnesses = config.witnesses
+    if witnesses.vlm in ("off", "simulated", "llm"):
+        return None
+    return _service("vlm", witnesses.vlm, witnesses.vlm_base_url)
 
 
 def _labeler(vit: str) -> ModelRequirement | None:

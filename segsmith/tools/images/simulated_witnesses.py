@@ -1,0 +1,133 @@
+"""Stand-ins for the witnesses in the simulator: they know the truth and err at stated rates.
+
+They make it possible to measure what combining witnesses gains before a real detector or VLM can be run. They are
+kinder than real models: their errors are independent of one another, of the class, and of what confuses CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segsmith.ids import seed_of
+from segsmith.tools.images.simulator import Drawing
+from segsmith.types import Image, Sighting, Testimony
+from segsmith.world.nouns import find_noun
+
+
+@dataclass(frozen=True)
+class WitnessErrors:
+    """How often a stand-in errs; all in [0, 1]."""
+
+    missed: float
+    """Share of the classes that are there and not reported."""
+    invented: float
+    """Share of the classes that are absent and reported."""
+    miscounted: float = 0.0
+    """Share of the reported classes whose count is one too high or too low."""
+    misplaced: float = 0.0
+    """Standard deviation of the sides of a box, as a fraction of the object's width and height."""
+
+
+DETECTOR_ERRORS = WitnessErrors(missed=0.15, invented=0.02, misplaced=0.05)
+"""The score of an invented object is lower than that of most true ones (see `SimulatedDetector`); values ours."""
+VLM_ERRORS = WitnessErrors(missed=0.15, invented=0.03, miscounted=0.1)
+"""In the range that VLMs of 7 billion parameters report for yes/no questions about objects (POPE); values ours."""
+
+
+class SimulatedDetector:
+    """A `Witness` like an open-vocabulary detector: a box and a score for each object.
+
+    Scores of true objects are spread evenly over [0.25, 0.95], those of invented ones over [0.1, 0.6].
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        truth: Callable[[str], Drawing],
+        seed: int,
+        errors: WitnessErrors = DETECTOR_ERRORS,
+    ) -> None:
+        """`truth` gives what was drawn, by the image's id."""
+        self.name = "simulated-detector/1"
+        self._classes = tuple(classes)
+        self._truth = truth
+        self._seed = seed
+        self._errors = errors
+
+    def testify(self, images: Sequence[Image], ids: Sequence[str]) -> list[Testimony | None]:
+        """See `Witness.testify`."""
+        return [self._testify(image_id) for image_id in ids]
+
+    def _testify(self, image_id: str) -> Testimony:
+        rng = np.random.default_rng([seed_of(self._seed, image_id), 1])
+        scene, errors = self._truth(image_id).scene, self._errors
+        height, width = scene.instances.shape
+        seen = []
+        for name in self._classes:
+            noun = find_noun(name)
+            objects = [o for o in scene.objects if noun is not None and o.noun == noun.name and o.visible_px]
+            missed, invented = rng.random() < errors.missed, rng.random() < errors.invented
+            if objects and not missed:
+                for item in objects:
+                    box = np.array(item.bbox_xyxy) / [width, height, width, height]
+                    sides = np.tile(box[2:] - box[:2], 2)
+                    box = (box + rng.normal(0, errors.misplaced, 4) * sides).clip(0, 1)
+                    seen.append(Sighting(name, float(rng.uniform(0.25, 0.95)), _box(box)))
+            elif not objects and invented:
+                corner, side = rng.uniform(0, 0.6, 2), rng.uniform(0.2, 0.4, 2)
+                score = float(rng.uniform(0.1, 0.6))
+                seen.append(Sighting(name, score, _box(np.concatenate([corner, corner + side]))))
+        best = {
+            name: max((s.score for s in seen if s.class_name == name), default=0.0) for name in self._classes
+        }
+        return Testimony(best, sightings=tuple(seen))
+
+
+class SimulatedVlm:
+    """A `Witness` like a VLM that answers yes or no for each class, and counts."""
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        truth: Callable[[str], Drawing],
+        seed: int,
+        errors: WitnessErrors = VLM_ERRORS,
+    ) -> None:
+        """`truth` gives what was drawn, by the image's id."""
+        self.name = "simulated-vlm/1"
+        self._classes = tuple(classes)
+        self._truth = truth
+        self._seed = seed
+        self._errors = errors
+
+    def testify(self, images: Sequence[Image], ids: Sequence[str]) -> list[Testimony | None]:
+        """See `Witness.testify`."""
+        return [self._testify(image_id) for image_id in ids]
+
+    def _testify(self, image_id: str) -> Testimony:
+        rng = np.random.default_rng([seed_of(self._seed, image_id), 2])
+        scene, errors = self._truth(image_id).scene, self._errors
+        counts = {}
+        for name in self._classes:
+            noun = find_noun(name)
+            n = sum(noun is not None and o.noun == noun.name and o.visible_px > 0 for o in scene.objects)
+            missed, invented, miscounted, more = rng.random(4) < [
+                errors.missed, errors.invented, errors.miscounted, 0.5,
+            ]  # fmt: skip
+            if n and missed:
+                n = 0
+            elif not n and invented:
+                n = 1
+            elif n and miscounted:
+                n = n + 1 if more else max(1, n - 1)
+            counts[name] = int(n)
+        return Testimony({name: float(n > 0) for name, n in counts.items()}, counts)
+
+
+def _box(values: np.ndarray) -> tuple[float, float, float, float]:
+    """Two corners in any order as (x0, y0, x1, y1)."""
+    x0, y0, x1, y1 = map(float, values)
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)

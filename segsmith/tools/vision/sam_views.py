@@ -1,0 +1,139 @@
+"""Averages SAM's masks over several views of an object: the image, a crop around the object, and both mirrored.
+
+A second decoding at the object's own scale recovers small and thin objects, and averaging with mirrored views removes
+part of the model's noise; nothing is trained. The crop follows segment-anything's automatic mask generator, which
+decodes crops of the image as well; averaging the logits is test-time augmentation. Both together raise the mini SAM's
+IoU on unseen sprites (docs/results.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from segsmith.config import ComputeConfig, LabelerConfig
+from segsmith.protocols import PointSegmenter
+from segsmith.segmentation.seeds import resize_matrix
+from segsmith.tools.vision.point_batches import MaskLogits, PointBatches
+from segsmith.tools.vision.sam import load_segmenter
+from segsmith.types import Image, MaskCandidates
+
+MARGIN = 0.2
+"""Margin of a crop on each side, as a fraction of the object's longer side (ours)."""
+OUTSIDE = -20.0
+"""Logit of the pixels outside a crop: they are not part of the object."""
+
+Points = NDArray[np.float32]
+"""(N, 2) foreground points as (x, y) pixels."""
+Box = tuple[int, int, int, int]
+"""(x0, y0, x1, y1) in pixels, x1 and y1 exclusive."""
+
+
+def open_segmenter(labeler: LabelerConfig, compute: ComputeConfig) -> PointSegmenter:
+    """The SAM that the settings name. Raises `SegsmithError` as `load_segmenter` does."""
+    sam = load_segmenter(labeler.sam, compute.device, compute.precision)
+    return ViewAveraging(sam) if labeler.sam_views else sam
+
+
+class ViewAveraging:
+    """A `PointSegmenter` that averages the logits of a SAM over four views; about six times its cost.
+
+    Logits of one set of points at a time are held, so memory does not grow with the number of sets.
+    """
+
+    def __init__(self, sam: PointBatches) -> None:
+        self.name = sam.name
+        self._sam = sam
+
+    def segment(self, image: Image, point_sets: Sequence[Points]) -> list[MaskCandidates]:
+        """See `PointSegmenter.segment`."""
+        return self.segment_many([image], [point_sets])[0]
+
+    def segment_many(
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[Points]]
+    ) -> list[list[MaskCandidates]]:
+        """See `PointSegmenter.segment_many`; images may differ in size."""
+        return [
+            self._segment(image, sets) if len(sets) else []
+            for image, sets in zip(images, point_sets, strict=True)
+        ]
+
+    def _segment(self, image: Image, sets: Sequence[Points]) -> list[MaskCandidates]:
+        whole = self._with_mirrored([image], [sets])[0]
+        boxes = [crop_box(view, points) for view, points in zip(whole, sets, strict=True)]
+        crops = [_crop(image, box, self._sam.side) for box in boxes]
+        moved = [_into_crop(points, box, crop) for points, box, crop in zip(sets, boxes, crops, strict=True)]
+        close = self._with_mirrored(crops, [[points] for points in moved])
+        return [_average(view, near[0], box) for view, near, box in zip(whole, close, boxes, strict=True)]
+
+    def _with_mirrored(
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[Points]]
+    ) -> list[list[MaskLogits]]:
+        """Mean of the logits and of the predicted IoUs of each image and of its mirror image."""
+        mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in images]
+        reflected = [
+            [_reflected(points, image.shape[1]) for points in sets]
+            for image, sets in zip(images, point_sets, strict=True)
+        ]
+        found = self._sam.logits_many([*images, *mirrored], [*point_sets, *reflected])
+        n = len(images)
+        return [
+            [
+                MaskLogits((a.logits + b.logits.flip(-1)) / 2, (a.scores + b.scores) / 2)
+                for a, b in zip(plain, turned, strict=True)
+            ]
+            for plain, turned in zip(found[:n], found[n:], strict=True)
+        ]
+
+
+def crop_box(view: MaskLogits, points: Points) -> Box:
+    """The square around the points and the candidate with the highest predicted IoU, with `MARGIN`.
+
+    It lies inside the image; where it does not fit, it is cut to the image's size.
+    """
+    height, width = view.logits.shape[1:]
+    ys, xs = np.nonzero(view.logits[int(view.scores.argmax())].numpy() > 0)
+    xs, ys = np.append(xs, points[:, 0]), np.append(ys, points[:, 1])
+    side = (max(np.ptp(xs), np.ptp(ys)) + 1) * (1 + 2 * MARGIN)
+    x0, x1 = _span((xs.min() + xs.max() + 1) / 2, side, width)
+    y0, y1 = _span((ys.min() + ys.max() + 1) / 2, side, height)
+    return x0, y0, x1, y1
+
+
+def _span(centre: float, side: float, limit: int) -> tuple[int, int]:
+    """`side` pixels around `centre`, moved inside [0, `limit`] and no longer than that."""
+    length = min(limit, max(1, round(side)))
+    start = min(max(round(centre - length / 2), 0), limit - length)
+    return start, start + length
+
+
+def _crop(image: Image, box: Box, side: int) -> Image:
+    """The box of the image, enlarged until its longer side has `side` pixels; a larger one keeps its size."""
+    x0, y0, x1, y1 = box
+    scale = max(1.0, side / max(x1 - x0, y1 - y0))
+    size = (max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale)))
+    return np.asarray(PILImage.fromarray(image[y0:y1, x0:x1]).resize(size, PILImage.Resampling.BICUBIC))
+
+
+def _into_crop(points: Points, box: Box, crop: Image) -> Points:
+    """Points of the image as points of the crop; the centre of the first pixel is (0, 0)."""
+    x0, y0, x1, y1 = box
+    scale = np.array([crop.shape[1] / (x1 - x0), crop.shape[0] / (y1 - y0)])
+    return ((points + 0.5 - [x0, y0]) * scale - 0.5).astype(np.float32)
+
+
+def _reflected(points: Points, width: int) -> Points:
+    return np.stack([width - 1 - points[:, 0], points[:, 1]], axis=1).astype(np.float32)
+
+
+def _average(whole: MaskLogits, close: MaskLogits, box: Box) -> MaskCandidates:
+    """Candidates of the mean of both logits; candidate k of SAM's decoder plays the same part in each view."""
+    x0, y0, x1, y1 = box
+    rows = resize_matrix(close.logits.shape[1], y1 - y0)
+    columns = resize_matrix(close.logits.shape[2], x1 - x0)
+    total = whole.logits.numpy() + OUTSIDE
+    total[:, y0:y1, x0:x1] += rows @ close.logits.numpy() @ columns.T - OUTSIDE
+    return MaskCandidates(total > 0, ((whole.scores + close.scores) / 2).numpy())
