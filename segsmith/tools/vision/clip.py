@@ -249,7 +249,7 @@ def _expected(record: logging.LogRecord) -> bool:
     return "No pretrained weights" not in record.getMessage()
 
 
-def _unloadable(spec: str, reason: object) -> SegsmithError:
+def _unloadable(spec: str, reason: str | BaseException) -> SegsmithError:
     return SegsmithError(
         f"Cannot load the CLIP model {spec!r}: {first_line(reason)}.",
         "Use 'mini', a folder with open_clip_config.json and its weights, or name:file "

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import SegsmithError
-from segsmith.protocols import PointSegmenter
 from segsmith.terminal_text import first_line
 from segsmith.tools.vision.point_batches import MaskLogits, PointBatches, logits_of
 from segsmith.tools.weights.model_requirements import is_hub_sam
@@ -186,7 +185,7 @@ class SamSegmenter(PointBatches):
         return logits_of(logits, scores, self._sam.mask_threshold)
 
 
-def load_segmenter(spec: str, device: str = "auto", precision: str = "auto") -> PointSegmenter:
+def load_segmenter(spec: str, device: str = "auto", precision: str = "auto") -> PointBatches:
     """The SAM that `labeler.sam` names: one of segment-anything (see `SamSegmenter.load`), or of transformers.
 
     Those of transformers are a repository ``org/name`` on the hub, or a folder whose config.json states a model type.
