@@ -205,9 +205,9 @@ class _Planner:
         if llm and smallest > self.room:
             return self._too_small(f"the language model {config.llm.model}", smallest, "llm.model")
         if drawing is None:
-            least = self._least_to_draw()
-            what, setting = least[1], "images.models" if config.images.models else "images.model"
-            return self._too_small(f"one {config.images.size} px image of {what}", least[0], setting)
+            least, what = self._least_to_draw()
+            setting = "images.models" if config.images.models else "images.model"
+            return self._too_small(f"one {config.images.size} px image of {what}", least, setting)
         draw, offload, beside = drawing
         server = min(wanted, self.room - draw.size if beside else self.room)
         writing = self._writing(server, draw, beside) if llm else draw.loads
