@@ -137,6 +137,17 @@ def _child(config: Any, out: Path, journal: Path, models: Models) -> None:
     build_once(config, out, journal, models)
 
 
+def came_to_its_end(process: Any, kill_after: float | None) -> bool:
+    """Run a process; False if it had to be killed because it was still running after `kill_after` seconds."""
+    process.start()
+    process.join(kill_after)
+    if not process.is_alive():
+        return True
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return False
+
+
 def session(
     config: Any,
     out: Path,
@@ -147,13 +158,7 @@ def session(
 ) -> bool:
     """Run a session and kill it after `kill_after` seconds; whether it came to its end."""
     process = FORK.Process(target=_child, args=(config, out, journal, models))
-    process.start()
-    process.join(kill_after)
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
-        process.join()
-        return False
-    if process.exitcode == -signal.SIGKILL:
+    if not came_to_its_end(process, kill_after) or process.exitcode == -signal.SIGKILL:
         return False
     if process.exitcode:
         raise RuntimeError(f"the build failed: {journal.with_suffix('.err').read_text()[-2000:]}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kill_anywhere import FORK, preload
+from benchmarks.kill_anywhere import FORK, came_to_its_end, preload
 from segsmith.datasets.detect import EXPORTS
 from segsmith.datasets.export import export_dataset
 from segsmith.datasets.voc_layout import write_voc
@@ -183,11 +182,7 @@ def _child(lines: Sequence[Line], log: Path) -> None:
 def run_lines(lines: Sequence[Line], log: Path, kill_after: float | None = None) -> bool:
     """Run command lines in a process and kill it after `kill_after` seconds; whether it came to its end."""
     process = FORK.Process(target=_child, args=(lines, log))
-    process.start()
-    process.join(kill_after)
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
-        process.join()
+    if not came_to_its_end(process, kill_after):
         return False
     if process.exitcode:
         raise RuntimeError(f"a command failed:\n{log.read_text()[-3000:]}")

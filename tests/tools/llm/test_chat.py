@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Literal
 
 import pytest
@@ -22,6 +22,7 @@ from segsmith.tools.llm.chat import BudgetSpent, OpenAIChat, check_llm, open_cha
 from segsmith.tools.llm.endpoint import Endpoint, RemoteServer
 from segsmith.tools.llm.llamacpp import gguf_path
 from segsmith.tools.weights.catalogue import CATALOGUE, SMOLLM2
+from tests.loopback import loopback
 
 
 class Cell(BaseModel):
@@ -79,17 +80,15 @@ class Server:
             def log_message(self, *_):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.handler = Handler
 
 
 @pytest.fixture
 def server():
     server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+    with loopback(server.handler) as http:
+        server.http, server.url = http, f"{http.url}/v1"
+        yield server
 
 
 def chat_with(url, **settings):
