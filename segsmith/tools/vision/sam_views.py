@@ -35,7 +35,7 @@ Box = tuple[int, int, int, int]
 def open_segmenter(labeler: LabelerConfig, compute: ComputeConfig) -> PointSegmenter:
     """The SAM that the settings name. Raises `SegsmithError` as `load_segmenter` does."""
     sam = load_segmenter(labeler.sam, compute.device, compute.precision)
-    return ViewAveraging(sam) if labeler.sam_views else sam
+    return ViewAveraging(sam) if labeler.sam_views and isinstance(sam, PointBatches) else sam
 
 
 class ViewAveraging:
