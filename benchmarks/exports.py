@@ -16,9 +16,10 @@ import statistics
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from segsmith.datasets.detect import EXPORTS
 from segsmith.datasets.export import export_dataset
@@ -27,6 +28,8 @@ from segsmith.datasets.validate import validate
 from segsmith.testing import made_up_run
 
 COPIES = 3
+
+Value = TypeVar("Value")
 
 
 def main() -> None:
@@ -47,16 +50,15 @@ def throughput(folder: Path, images: int, size: int) -> None:
         "format      files    MB  export s   copy s  ratio  export work  copy work  ratio  validate s"
     )
     for form in EXPORTS:
-        exported = timed(lambda form=form: export_dataset(run, ledger, config, form))
+        exported, _ = timed(partial(export_dataset, run, ledger, config, form))
         out = run.dataset / form
         copy = packed if form == "webdataset" else copied
-        copies = [timed(partial(copy, out, folder / f"copy-{form}-{n}")) for n in range(COPIES)]
+        copies = [timed(partial(copy, out, folder / f"copy-{form}-{n}"))[0] for n in range(COPIES)]
         plain = Took(*(statistics.median(values) for values in zip(*copies, strict=True)))
         files = [p for p in out.rglob("*") if p.is_file()]
         megabytes = sum(p.stat().st_size for p in files) / 1e6
-        found = []
-        checked = timed(lambda out=out, found=found: found.append(validate(out, data)))
-        alarms = len(found[0].problems)
+        checked, found = timed(partial(validate, out, data))
+        alarms = len(found.problems)
         print(
             f"{form:10} {len(files):6} {megabytes:5.0f} {exported.seconds:9.1f} {plain.seconds:8.2f} "
             f"{exported.seconds / plain.seconds:6.1f} {1000 * exported.work / images:12.2f} "
@@ -88,10 +90,10 @@ class Took(NamedTuple):
     """Processor time in seconds."""
 
 
-def timed(work) -> Took:
+def timed(work: Callable[[], Value]) -> tuple[Took, Value]:
     start, since = time.perf_counter(), time.process_time()
-    work()
-    return Took(time.perf_counter() - start, time.process_time() - since)
+    made = work()
+    return Took(time.perf_counter() - start, time.process_time() - since), made
 
 
 if __name__ == "__main__":

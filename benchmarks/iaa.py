@@ -22,6 +22,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.table:
         for seed in arguments.seeds:
-            measured(seed, "generate", lambda seed=seed: generate(seed))
+            measured(seed, "generate", partial(generate, seed))
             for share in arguments.shares:
                 for arm in arguments.arms:
-                    measured(seed, f"{arm}_{share}", lambda a=arm, p=share, s=seed: trained(s, p, a))
+                    measured(seed, f"{arm}_{share}", partial(trained, seed, share, arm))
     print(tables())
 
 
