@@ -679,6 +679,17 @@ class Ledger:
         )
         return [ImageRow(*row) for row in rows]
 
+    def each_image(self) -> Iterator[tuple[ImageRow, str | None]]:
+        """Images in the order they were drawn, read in pages, each with the SHA-256 of its mask's file.
+
+        The hash is None for an image without a mask, and "" for some masks (`MaskRow.sha256`).
+        """
+        for *image, sha256 in self._pages(
+            """SELECT i.*, m.sha256, i.rowid FROM images i LEFT JOIN masks m ON m.image_id=i.id
+               WHERE i.rowid > ? ORDER BY i.rowid LIMIT ?"""
+        ):
+            yield ImageRow(*image), sha256
+
     def pending_images(self) -> dict[str, str]:
         """Image id -> SHA-256 that its file must have, of images without a row yet."""
         return dict(self._all("SELECT id, sha256 FROM pending_images"))
@@ -1064,6 +1075,97 @@ class Ledger:
         )
         return {r[1]: DecisionRow(r[0], r[1], r[2], json.loads(r[3]), r[4], r[5]) for r in rows}
 
+    def decision(self, kind: DecisionKind, subject: str) -> DecisionRow | None:
+        """The latest decision of this kind about a subject; None without one."""
+        row = self._one(
+            """SELECT kind, subject, action, value, note, source FROM decisions
+               WHERE kind=? AND subject=? ORDER BY id DESC LIMIT 1""",
+            kind,
+            subject,
+        )
+        return (
+            None if row is None else DecisionRow(row[0], row[1], row[2], json.loads(row[3]), row[4], row[5])
+        )
+
+    def subjects_like(self, kind: DecisionKind, name: str, at_most: int) -> tuple[list[str], int]:
+        """Up to `at_most` ids of what a decision of this kind may be about, and the number of all that fit `name`.
+
+        Those are the id `name` itself, else the ids that begin with it, with or without their prefix (``i-``,
+        ``p-``), oldest first. Labels are those of relabelling.
+        """
+        table = {
+            "prompt": "prompts s",
+            "verdict": "images s",
+            "label": "images s JOIN labels l ON l.image_id=s.id AND l.source='relabel'",
+            "mask": "images s JOIN masks m ON m.image_id=s.id",
+        }[kind]
+        name = name.encode(errors="replace").decode()  # an argument of a command may hold lone surrogates
+        begins = "substr(s.id, 1, length(?1))=?1 OR substr(s.id, instr(s.id, '-') + 1, length(?1))=?1"
+        for fits in ("s.id=?1", f"?1<>'' AND ({begins})"):
+            rows = self._all(
+                f"SELECT s.id, COUNT(*) OVER () FROM {table} WHERE {fits} ORDER BY s.rowid LIMIT ?2",
+                name,
+                at_most,
+            )
+            if rows:
+                return [row[0] for row in rows], rows[0][1]
+        return [], 0
+
+    def class_of(self, subject: str) -> str:
+        """The class that a prompt was written for or an image drawn for. Raises `KeyError` for neither."""
+        row = self._one(
+            """SELECT class_name FROM prompts WHERE id=?1 OR id=(SELECT prompt_id FROM images WHERE id=?1)""",
+            subject,
+        )
+        if row is None:
+            raise KeyError(subject)
+        return str(row[0])
+
+    def admitted(self, ids: Sequence[str] | None = None) -> list[str]:
+        """Admitted prompts, those of `ids` or all, in the order they were written."""
+        rows = self._some("SELECT p.id FROM prompts p WHERE p.status='admitted'", "p.id", ids, "p.rowid")
+        return [row[0] for row in rows]
+
+    def standings(self, ids: Sequence[str] | None = None) -> dict[str, bool]:
+        """Image id -> whether it is accepted, of judged images: those of `ids` or all."""
+        rows = self._some(
+            "SELECT v.image_id, v.accepted FROM verdicts v WHERE 1", "v.image_id", ids, "v.rowid"
+        )
+        return {image_id: bool(accepted) for image_id, accepted in rows}
+
+    def final_labels(self, ids: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+        """Image id -> classes by relabelling, of accepted images: those of `ids` or all."""
+        rows = self._some(
+            """SELECT l.image_id, l.classes FROM labels l JOIN verdicts v ON v.image_id=l.image_id
+               WHERE l.source='relabel' AND v.accepted""",
+            "l.image_id",
+            ids,
+            "l.rowid",
+        )
+        return {image_id: tuple(json.loads(classes)) for image_id, classes in rows}
+
+    def final_masks(
+        self, ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...] | None]]:
+        """(Image id, classes by relabelling, classes that its mask was made for), of `final_labels` with a mask.
+
+        The last is None for a mask that did not record them.
+        """
+        rows = self._some(
+            """SELECT m.image_id, l.classes, json_extract(m.sources, '$.labels') FROM masks m
+               JOIN labels l ON l.image_id=m.image_id AND l.source='relabel'
+               JOIN verdicts v ON v.image_id=m.image_id WHERE v.accepted""",
+            "m.image_id",
+            ids,
+            "m.rowid",
+        )
+        for image_id, classes, made_for in rows:
+            yield (
+                image_id,
+                tuple(json.loads(classes)),
+                None if made_for is None else tuple(json.loads(made_for)),
+            )
+
     def rejected(self, kind: DecisionKind) -> set[str]:
         """Subjects that a reviewer rejected."""
         return {subject for subject, row in self.decisions(kind).items() if row.action == "reject"}
@@ -1126,6 +1228,16 @@ class Ledger:
     def _all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
             return self._db.execute(sql, values).fetchall()
+
+    def _some(
+        self, sql: str, column: str, ids: Sequence[str] | None, order: str
+    ) -> Iterator[tuple[Any, ...]]:
+        """Rows of `sql`, which ends in a condition: all in an order, or those whose `column` is one of `ids`."""
+        if ids is None:
+            yield from self._all(f"{sql} ORDER BY {order}")
+            return
+        for part in _parts(ids):
+            yield from self._all(_among(f"{sql} AND {column}", part), *part)
 
     def _pages(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Rows without their last column, the row number; `sql` selects at most ? of them after row number ?.

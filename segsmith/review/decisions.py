@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from segsmith.agents.labeler import made_for
 from segsmith.errors import SegsmithError
 from segsmith.ids import make_id
 from segsmith.memory.ledger import DecisionKind, DecisionRow, Ledger
@@ -23,32 +22,27 @@ KINDS: tuple[DecisionKind, ...] = get_args(DecisionKind)
 # -- what is left to review ------------------------------------------------------------------------
 
 
-def subjects(ledger: Ledger, kind: DecisionKind) -> dict[str, str]:
-    """Subject id -> the agents' current decision about it, as a word; when it changes, the item is shown again."""
+def subjects(ledger: Ledger, kind: DecisionKind, ids: Sequence[str] | None = None) -> dict[str, str]:
+    """Subject id -> the agents' current decision about it, as a word; when it changes, the item is shown again.
+
+    All subjects in their order, or those of `ids`.
+    """
     if kind == "prompt":
-        return {p.id: "admitted" for p in ledger.prompts("admitted")}
+        return dict.fromkeys(ledger.admitted(ids), "admitted")
     if kind == "verdict":
-        return {i: f"{v.accepted}" for i, v in ledger.verdicts().items()}
-    accepted = {row.id for row in ledger.accepted()}
+        return {image_id: f"{accepted}" for image_id, accepted in ledger.standings(ids).items()}
     if kind == "label":
-        rows = ledger.labels("relabel")
-        return {i: ",".join(rows[i].classes) for i in rows if i in accepted}
-    labels, lagging = ledger.labels("relabel"), lagging_masks(ledger)
+        return {image_id: ",".join(classes) for image_id, classes in ledger.final_labels(ids).items()}
     return {
-        i: ",".join(labels[i].classes)
-        for i in ledger.masks()
-        if i in accepted and i in labels and i not in lagging
+        image_id: ",".join(classes)
+        for image_id, classes, made_for in ledger.final_masks(ids)
+        if made_for in (None, classes)
     }
 
 
 def lagging_masks(ledger: Ledger) -> set[str]:
     """Accepted images whose mask was made with labels other than their current ones."""
-    labels, accepted = ledger.labels("relabel"), {row.id for row in ledger.accepted()}
-    return {
-        i
-        for i, mask in ledger.masks().items()
-        if i in accepted and i in labels and not made_for(mask, labels[i].classes)
-    }
+    return {i for i, classes, made_for in ledger.final_masks() if made_for not in (None, classes)}
 
 
 def pending(ledger: Ledger, kind: DecisionKind) -> list[str]:
@@ -80,14 +74,14 @@ def class_of(ledger: Ledger) -> dict[str, str]:
 
 def mark_seen(ledger: Ledger, kind: DecisionKind, ids: Sequence[str]) -> None:
     """Remember that the reviewer has seen these items with the agents' current decisions."""
-    marks, now = ledger.review_marks, subjects(ledger, kind)
+    marks, now = ledger.review_marks, subjects(ledger, kind, ids)
     seen = {**marks.seen.get(kind, {}), **{i: now[i] for i in ids if i in now}}
     ledger.review_marks = replace(marks, seen={**marks.seen, kind: seen})
 
 
 def changed_from(ledger: Ledger, kind: DecisionKind, subject: str) -> str:
     """The agents' decision when the reviewer last saw the item, as a word; "" if it is the same now."""
-    before, now = _seen(ledger, kind).get(subject), subjects(ledger, kind).get(subject)
+    before, now = _seen(ledger, kind).get(subject), subjects(ledger, kind, [subject]).get(subject)
     if before is None or before == now:
         return ""
     return {"True": "accepted", "False": "rejected"}.get(before, before)
@@ -137,7 +131,7 @@ def check_decision(reviewed: ReviewedRun, row: DecisionRow) -> DecisionRow:
         return replace(row, value={"labels": _checked_labels(reviewed, row.value.get("labels"))})
     if row.kind == "label":
         source = "clip" if row.action == "reject" else "relabel"
-        labels = reviewed.ledger.labels(source)[row.subject].classes
+        labels = reviewed.ledger.labels_of(source, [row.subject])[row.subject].classes
         return replace(row, value={"labels": list(labels)})
     return row
 
@@ -148,7 +142,7 @@ def record(reviewed: ReviewedRun, row: DecisionRow) -> None:
     with ledger.transaction():
         if row.kind == "mask" and row.action == "edit":
             row = replace(row, kind="label")  # the mask is made again with the new labels, and shown again
-        before = ledger.decisions(row.kind).get(row.subject)
+        before = ledger.decision(row.kind, row.subject)
         ledger.add_decision(row)
         if row.kind == "prompt" and before and before.action == "edit":  # the earlier text is withdrawn
             child = make_id("p", ledger.prompt(row.subject).class_name, before.value["text"])
@@ -157,7 +151,7 @@ def record(reviewed: ReviewedRun, row: DecisionRow) -> None:
             child = reviewed.prompt_agent.admit_edit(row.subject, row.value["text"])
             ledger.add_decision(replace(row, subject=child, action="accept", value={}))
         if labels := row.value.get("labels"):
-            now = ledger.labels("relabel").get(row.subject)
+            now = ledger.labels_of("relabel", [row.subject]).get(row.subject)
             if now is not None:
                 ledger.add_labels([replace(now, classes=tuple(labels))])
         mark_seen(ledger, row.kind, [row.subject])
@@ -168,35 +162,18 @@ CANDIDATES = 5
 
 
 def find_subject(ledger: Ledger, kind: DecisionKind, name: str) -> str:
-    """The full id of a prompt or an image, from its id or an unambiguous beginning of it."""
-    if kind == "prompt":
-        known: list[str] = [p.id for p in ledger.prompts()]
-    else:
-        known = [row.id for row in ledger.images()]
-        if kind in ("label", "mask"):
-            there = ledger.labels("relabel") if kind == "label" else ledger.masks()
-            known = [i for i in known if i in there]
-    thing = {"prompt": "prompt", "verdict": "image", "label": "labelled image", "mask": "mask"}[kind]
-    return find_id(known, name, thing)
+    """The full id of a prompt or an image, from its id or an unambiguous beginning of it.
 
-
-def find_id(known: Sequence[str], name: str, thing: str = "image") -> str:
-    """The one id of `known` that is `name` or begins with it; the prefix ``i-`` or ``p-`` may be left out.
-
-    Raises `SegsmithError` for none or several.
+    The prefix ``i-`` or ``p-`` may be left out. Raises `SegsmithError` for a name that fits none or several.
     """
-    found = [i for i in known if i == name] or [
-        i for i in known if name and (i.startswith(name) or i.partition("-")[2].startswith(name))
-    ]
-    if len(found) == 1:
+    found, number = ledger.subjects_like(kind, name, CANDIDATES)
+    if number == 1:
         return found[0]
     if not found:
-        raise SegsmithError(
-            f"This run has no {thing} {name!r}.",
-            "The report shows the ids.",
-        )
-    some = ", ".join(found[:CANDIDATES]) + (", ..." if len(found) > CANDIDATES else "")
-    raise SegsmithError(f"{len(found)} ids begin with {name!r}: {some}.", "Type more of the id.")
+        thing = {"prompt": "prompt", "verdict": "image", "label": "labelled image", "mask": "mask"}[kind]
+        raise SegsmithError(f"This run has no {thing} {name!r}.", "The report shows the ids.")
+    some = ", ".join(found) + (", ..." if number > len(found) else "")
+    raise SegsmithError(f"{number} ids begin with {name!r}: {some}.", "Type more of the id.")
 
 
 def _checked_labels(reviewed: ReviewedRun, labels: Any) -> list[str]:

@@ -111,7 +111,7 @@ class Conversation:
         return RunFacts(self._reviewed.ledger, config.classes, config.wanted, config.images.size)
 
     def _show(self, at: int, total: int) -> None:
-        name = decisions.class_of(self._reviewed.ledger)[self._here]
+        name = self._reviewed.ledger.class_of(self._here)
         heading = f"\n[b]{self._kind} {at + 1} of {total} · {shown(name)}[/b]  [dim]{self._here}[/dim]"
         self._console.print(heading)
         for part in card(self._reviewed, self._facts(), self._kind, self._here, self._console):
@@ -171,7 +171,7 @@ class Conversation:
             return self._decide("edit", {"text": rest or self._read("new text: ", text)})
         if self._kind == "verdict":
             raise SegsmithError("A verdict cannot be edited.", "Type accept or reject.")
-        current = ", ".join(self._reviewed.ledger.labels("relabel")[self._here].classes)
+        current = ", ".join(self._reviewed.ledger.labels_of("relabel", [self._here])[self._here].classes)
         given = rest or self._read("labels: ", current)
         return self._decide("edit", {"labels": [n.strip() for n in given.split(",") if n.strip()]})
 
@@ -192,7 +192,7 @@ class Conversation:
         if named:
             what = f"class:{named[0]}"
         elif word == "class":
-            what = f"class:{decisions.class_of(self._reviewed.ledger)[self._here]}"
+            what = f"class:{self._reviewed.ledger.class_of(self._here)}"
         elif word.removesuffix("s") in ("kind", *decisions.KINDS):
             what = self._kind
         elif word in ("all", "everything"):
@@ -266,7 +266,7 @@ class Conversation:
         ledger = self._reviewed.ledger
         if number is not None:
             self._guidance_id(str(number))
-        present = decisions.class_of(ledger)[self._here]
+        present = ledger.class_of(self._here)
         understood = self._understood(said, present)
         if not understood.wish:
             self._say(

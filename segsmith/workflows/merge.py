@@ -11,8 +11,8 @@ from pathlib import Path
 from segsmith.agents.judge.measure import THUMBNAIL
 from segsmith.config import Config, merged_config
 from segsmith.errors import SegsmithError
-from segsmith.files import PART, write_atomic
-from segsmith.memory.ledger import Ledger
+from segsmith.files import PART, ImageFormat, write_atomic
+from segsmith.memory.ledger import ImageRow, Ledger
 from segsmith.memory.merged_ledger import copy_rows, find_duplicates, merge_notes, reject_duplicates
 from segsmith.memory.prompt_memory import copy_memory
 from segsmith.memory.run_config import (
@@ -97,17 +97,11 @@ def _write(folders: Sequence[RunFolder], records: Sequence[RunRecord], staged: R
         check_fixed_settings(ledger, config, staged.root)
         merge_notes(ledgers, ledger)
         ledger.log("merged", runs=[folder.root.name for folder in folders], duplicates=len(duplicates))
-    copied: set[str] = set()
     for folder in folders:
         with closing(Ledger(folder.ledger, read_only=True)) as ledger:
-            images = [row for row in ledger.images() if row.id not in copied]
-            masks = ledger.masks()
-        for row in images:
-            data = read_verified(folder.image(row.id), row.sha256, f"image {row.id}")
-            write_atomic(staged.new_image(row.id, config.images.format), data)
-            if row.id in masks and folder.has_mask(masks[row.id]):
-                write_atomic(staged.new_mask(row.id), folder.mask(row.id).read_bytes())
-        copied |= {row.id for row in images}
+            for row, mask_sha256 in ledger.each_image():
+                if not staged.image(row.id).exists():  # an earlier run has it, too
+                    _copy_files(folder, row, mask_sha256, staged, config.images.format)
     if config.memory is None:
         memories = [
             Path(r.asked.memory) if r.asked.memory else f.memory
@@ -115,6 +109,16 @@ def _write(folders: Sequence[RunFolder], records: Sequence[RunRecord], staged: R
         ]
         copy_memory(memories, staged.memory)
     write_record(staged.config, RunRecord(config, installed_versions(), records[0].rejudged))
+
+
+def _copy_files(
+    folder: RunFolder, row: ImageRow, mask_sha256: str | None, staged: RunFolder, form: ImageFormat
+) -> None:
+    """Copy an image, and its mask where that is whole."""
+    data = read_verified(folder.image(row.id), row.sha256, f"image {row.id}")
+    write_atomic(staged.new_image(row.id, form), data)
+    if mask_sha256 is not None and not any(folder.damaged_masks([(row.id, mask_sha256)])):
+        write_atomic(staged.new_mask(row.id), folder.mask(row.id).read_bytes())
 
 
 def _merged_settings(asked: Sequence[Config]) -> Config:

@@ -225,13 +225,13 @@ class Run:
 
         Raises `SegsmithError` for an id that no image, or more than one, begins with.
         """
-        from segsmith.review.decisions import find_id
+        from segsmith.review.decisions import find_subject
         from segsmith.review.facts import RunFacts
 
         config = self._record.asked
         with self._ledger() as ledger:
             facts = RunFacts(ledger, config.classes, config.wanted, config.images.size)
-            found = find_id(list(facts.images), image_id)
+            found = find_subject(ledger, "verdict", image_id)
             return Story(
                 found,
                 facts.target(found),

@@ -232,3 +232,44 @@ def test_the_counters_follow_every_write(tmp_path):
         ledger.add_usage(UsageRow("llm", "a", 1, 2, 3, 0, 0.5))
         ledger.add_usage(UsageRow("llm", "b", 1, 2, 3, 0, 0.25))
         assert ledger.usage() == {"llm": UsageRow("llm", "b", 2, 4, 6, 0, 0.75)}
+
+
+def test_subjects_are_found_by_the_beginning_of_their_id(ledger):
+    ledger.add_prompts([prompt("p-ab"), prompt("p-abc"), prompt("p-b%")])
+    ledger.add_images([image(f"i-{k:03}", of="p-ab") for k in range(8)])
+    ledger.add_labels([LabelRow("i-001", "clip", ("cat",)), LabelRow("i-002", "relabel", ("cat",))])
+    ledger.add_masks([MaskRow("i-003", {"cat": 1}, 0.0, {})])
+    assert ledger.subjects_like("prompt", "p-ab", 5) == (["p-ab"], 1)  # itself, not what it begins
+    assert ledger.subjects_like("prompt", "ab", 5) == (["p-ab", "p-abc"], 2)
+    assert ledger.subjects_like("prompt", "b%", 5) == (["p-b%"], 1)
+    assert ledger.subjects_like("verdict", "i-", 5) == ([f"i-{k:03}" for k in range(5)], 8)
+    assert ledger.subjects_like("label", "00", 5) == (["i-002"], 1)
+    assert ledger.subjects_like("mask", "i-0", 5) == (["i-003"], 1)
+    for nothing in ("", "%", "I-0", "a", "i\0", "\ud800"):
+        assert ledger.subjects_like("verdict", nothing, 5) == ([], 0)
+    assert (ledger.class_of("i-004"), ledger.class_of("p-abc")) == ("cat", "cat")
+    with pytest.raises(KeyError):
+        ledger.class_of("i-9")
+
+
+def test_subjects_of_a_review_are_read_for_some_ids_or_all(ledger):
+    ledger.add_prompts([prompt("p1"), prompt("p2", "dropped"), prompt("p3")])
+    ids = [f"i{k}" for k in range(1, 5)]
+    ledger.add_images([image(i) for i in ids])
+    ledger.add_verdicts([VerdictRow(i, i != "i4", "ok", {}) for i in ids])
+    ledger.add_labels([LabelRow(i, "relabel", ("cat",)) for i in ids])
+    ledger.add_masks([MaskRow(i, {}, 0.0, s) for i, s in zip(ids, ({}, {"labels": ["dog"]}), strict=False)])
+    assert ledger.admitted() == ["p1", "p3"]
+    assert ledger.admitted(["p2", "p3", "p9"]) == ["p3"]
+    assert ledger.standings() == {"i1": True, "i2": True, "i3": True, "i4": False}
+    assert ledger.standings(["i4"]) == {"i4": False}
+    assert ledger.final_labels() == dict.fromkeys(ids[:3], ("cat",))
+    assert ledger.final_labels(["i2", "i4"]) == {"i2": ("cat",)}
+    assert list(ledger.final_masks()) == [("i1", ("cat",), None), ("i2", ("cat",), ("dog",))]
+    assert list(ledger.final_masks(["i2", "i3"])) == [("i2", ("cat",), ("dog",))]
+    ledger.add_decision(DecisionRow("mask", "i1", "reject"))
+    ledger.add_decision(DecisionRow("mask", "i1", "edit", {"labels": ["dog"]}))
+    assert ledger.decision("mask", "i1") == ledger.decisions("mask")["i1"]
+    assert ledger.decision("label", "i1") is None
+    assert list(ledger.each_image())[:2] == [(image("i1"), ""), (image("i2"), "")]
+    assert list(ledger.each_image())[2:] == [(image("i3"), None), (image("i4"), None)]

@@ -46,7 +46,7 @@ class Prompts:
     def returned(self, ids):
         return []
 
-    def propose(self, name, wanted, round_, first=0):
+    def propose(self, name, wanted, round_, first=0, *, judged=0):
         return [
             Draft(make_id("p", name, f"{name} {n}"), name, f"{name} {n}")
             for n in itertools.islice(self.number, wanted)
