@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import stat
 import struct
@@ -26,6 +27,8 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 from PIL import Image as PILImage
+
+from segsmith.errors import SegsmithError
 
 PART = ".part-"
 """Prefix of files and folders that are still being written."""
@@ -61,6 +64,26 @@ TRANSPOSES = {
 }
 """EXIF orientation -> what makes the image upright."""
 EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "RGBX", "RGBA", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr")
+
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
+"""A URL, also as `Path` writes it, with one slash; a drive such as ``C:`` has one letter."""
+
+
+def local_folder(path: str | Path) -> Path:
+    """`path`, unless it is a URL such as ``s3://bucket/run``, which would become a folder called ``s3:``.
+
+    Raises `SegsmithError` for a URL of any scheme.
+    """
+    found = URL.fullmatch(str(path))
+    if found is None:
+        return Path(path)
+    scheme, rest = found.groups()
+    if scheme.lower() == "file":
+        raise SegsmithError(f"{scheme}:///{rest} is a URL.", f"Type /{rest}")
+    raise SegsmithError(
+        f"{scheme}://{rest} is not a folder on a file system of this machine.",
+        "Type a path such as runs/run, and copy the folder to or from the store with the store's own tool.",
+    )
 
 
 # -- writing and hashing ------------------------------------------------------------------------------------

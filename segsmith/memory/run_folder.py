@@ -19,6 +19,7 @@ from segsmith.files import (
     ImageFormat,
     Unchanged,
     clock_of,
+    local_folder,
     make_folder,
     read_image,
     remove_leftovers,
@@ -102,7 +103,8 @@ class RunFolder:
     """Paths of one run. Nothing here deletes a finished file."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        """Raises `SegsmithError` for a URL (`local_folder`)."""
+        self.root = root = local_folder(root)
         self.config = root / "run.toml"
         self.ledger = root / "ledger.db"
         self.graph = root / "graph.db"

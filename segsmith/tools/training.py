@@ -16,6 +16,7 @@ from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, ConfigDict, Field
 
 from segsmith.config import TrainerConfig
+from segsmith.files import local_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,7 @@ def trainer_tool(
                 on_epoch(_plain(asdict(report)))
 
         tower = clip_tower() if clip_tower is not None and settings.encoder_init == "clip" else None
-        result = train(Path(dataset), Path(out), settings, seed, clip_tower=tower, on_epoch=told)
+        result = train(Path(dataset), local_folder(out), settings, seed, clip_tower=tower, on_epoch=told)
         score = result.validation
         return {
             "checkpoint": str(result.checkpoint),

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from segsmith.errors import SegsmithError
-from segsmith.files import sha256_of, write_atomic
+from segsmith.files import local_folder, sha256_of, write_atomic
 from segsmith.terminal_text import first_line
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def export_model(
     if format not in SUFFIXES:
         raise SegsmithError(f"There is no model format {format!r}.", f"Name one of: {', '.join(SUFFIXES)}.")
     path = Path(checkpoint)
+    folder = local_folder(out) if out is not None else (path if path.is_dir() else path.parent) / format
     model, meta = load_segmenter(path)
-    folder = Path(out) if out is not None else (path if path.is_dir() else path.parent) / format
     network = _with_normalisation(model)
     data = _onnx(network) if format == "onnx" else _torchscript(network)
     difference = _difference(network, data, format)

@@ -11,7 +11,7 @@ from pathlib import Path
 from segsmith.agents.judge.measure import THUMBNAIL
 from segsmith.config import Config, merged_config
 from segsmith.errors import SegsmithError
-from segsmith.files import PART, ImageFormat, write_atomic
+from segsmith.files import PART, ImageFormat, local_folder, write_atomic
 from segsmith.memory.ledger import ImageRow, Ledger
 from segsmith.memory.merged_ledger import copy_rows, find_duplicates, merge_notes, reject_duplicates
 from segsmith.memory.prompt_memory import copy_memory
@@ -42,8 +42,8 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     Raises `SegsmithError` for fewer than two runs, runs of different classes, encoders, or image sizes or formats,
     a run that a process is working on, runs of `segsmith augment`, and an `out` that is not empty.
     """
+    target = local_folder(out)
     folders = [RunFolder(Path(run)) for run in runs]
-    target = Path(out)
     records = _checked(folders, target)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

@@ -79,11 +79,11 @@ def write_predictions(
     Raises `SegsmithError` as `predict` does, and where `out` cannot be written.
     """
     from segsmith.datasets.palette import voc_palette
-    from segsmith.files import png_bytes, write_atomic
+    from segsmith.files import local_folder, png_bytes, write_atomic
     from segsmith.review.terminal_image import overlay
     from segsmith.segmentation.checkpoint import load_segmenter
 
-    folder = Path(out)
+    folder = local_folder(out)
     meta = load_segmenter(Path(checkpoint))[1]
     names = ("background" if meta.background else None, *meta.classes)
     shares: dict[str, dict[str, float]] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from segsmith.config import Config, api_key, cache_dir
 from segsmith.engine.options import EngineOptions
 from segsmith.errors import SegsmithError
+from segsmith.files import local_folder
 from segsmith.tools.gpu_plan import plan_gpu
 from segsmith.tools.machine import Machine, look
 from segsmith.tools.weights.catalogue import GB
@@ -122,7 +123,7 @@ def check_machine(
     *,
     ask_llm: bool = True,
 ) -> None:
-    """The checks that take no time, before anything is fetched: programs, keys, disk space, GPU memory.
+    """The checks that take no time, before anything is fetched: programs, keys, folders, disk space, GPU memory.
 
     `replaced` are parts of the `RunContext` that the config does not open. A key is required only with `ask_llm`.
     Raises `SegsmithError`.
@@ -131,6 +132,8 @@ def check_machine(
     from segsmith.tools.llm.vllm import vllm_command
     from segsmith.tools.weights.store import require
 
+    if config.memory:
+        local_folder(config.memory)
     check_tracker(config.trainer)
     if config.offline and config.trainer.tracker == "wandb":
         raise SegsmithError(

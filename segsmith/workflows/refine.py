@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from segsmith.config import Config, equals_stored, merged_config
 from segsmith.errors import SegsmithError
 from segsmith.events import Event, Notice, SamTried, Stage, StageStarted, WeakLabelsRead
-from segsmith.files import PART, remove_leftovers, write_atomic
+from segsmith.files import PART, local_folder, remove_leftovers, write_atomic
 from segsmith.workflows.dense_labels import MaskQuality
 from segsmith.workflows.progress import Callback, Screen, open_display
 from segsmith.workflows.settings import Settings, check_used, segmenter_config
@@ -119,7 +119,7 @@ def refine(
     from segsmith.segmentation.trainer import processes
     from segsmith.workflows.dense_labels import write_dense
 
-    root, out = Path(dataset), Path(out)
+    root, out = Path(dataset), local_folder(out)
     kind = None if weak is None else weak_kind(weak, "--weak")
     config = refine_config(settings, preset)
     arguments = _Arguments(root, kind, zero_is_undrawn, background, seed, config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from segsmith.config import Config
 from segsmith.events import SessionEnded
+from segsmith.files import local_folder
 from segsmith.memory.ledger import Ledger, RunSummary
 from segsmith.memory.run_config import check_fixed_settings, record_of
 from segsmith.memory.run_folder import RunFolder
@@ -259,7 +260,7 @@ class Run:
         """As `export`, with what was written."""
         from segsmith.datasets.export import export_dataset
 
-        target = None if out is None else Path(out)
+        target = None if out is None else local_folder(out)
         with self._folder.held_for_reading(), self._ledger() as ledger:
             return export_dataset(self._folder, ledger, self.config, format, target)
 

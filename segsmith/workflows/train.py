@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from segsmith.config import Config
 from segsmith.errors import SegsmithError
 from segsmith.events import EpochFinished, Event, Notice, Stage, StageStarted
+from segsmith.files import local_folder
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import Evaluation
 from segsmith.workflows.evaluate import evaluation_of
@@ -66,12 +67,13 @@ def train(
     from segsmith.datasets.voc_folder import VocFolder
     from segsmith.files import conversion_notes
 
+    out = local_folder(out)
     config = segmenter_config("train", settings, {})
     data = VocFolder(Path(dataset), "train", keep=False)  # an unusable dataset leaves no folder behind
-    with open_display(on_event, progress and is_main_process(), screen) as display, locked(Path(out)):
+    with open_display(on_event, progress and is_main_process(), screen) as display, locked(out):
         for note in conversion_notes(data.conversions):
             display.show(Notice(note))
-        return train_segmenter(Path(dataset), Path(out), config, seed, show=display.show)
+        return train_segmenter(Path(dataset), out, config, seed, show=display.show)
 
 
 def train_segmenter(

@@ -12,6 +12,7 @@ from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
 from segsmith.datasets.weak_labels import KINDS, MIN_AREA_PX, WeakKind, weaken
 from segsmith.errors import SegsmithError
+from segsmith.files import local_folder
 from segsmith.ids import seed_of
 from segsmith.types import IGNORE
 from segsmith.workflows.dense_labels import items_of, measuring_splits
@@ -24,7 +25,7 @@ def weaken_dataset(root: Path, out: Path, kind: WeakKind, seed: int, min_area_px
     training image go to ``labels.csv``. Components with fewer than `min_area_px` pixels
     (None: `MIN_AREA_PX`) are not drawn on. Raises `SegsmithError` for an unusable dataset or an `out` that exists.
     """
-    if out.exists():
+    if local_folder(out).exists():
         raise SegsmithError(f"{out} exists already.", "Name a new folder with --out.")
     train = VocFolder(root, "train")
     smallest = MIN_AREA_PX if min_area_px is None else min_area_px
