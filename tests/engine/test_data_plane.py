@@ -10,10 +10,12 @@ from segsmith.engine.scheduler import Progress
 from segsmith.engine.store import UnitStore
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
+from segsmith.files import read_index_map
 from segsmith.graph.context import REMOTE_PARTS, RunContext
-from segsmith.memory.ledger import Ledger, PromptRow
+from segsmith.memory.ledger import LabelRow, Ledger, PromptRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import InstantScenes, fingerprint, instant_config, instant_parts, leftovers
+from segsmith.types import IGNORE
 from tests.engine.inline_pool import InlinePool
 
 CONFIG = instant_config(("cat", "dog", "bus"), 1000)
@@ -21,16 +23,16 @@ PROMPTS = 70
 """Two images each: five units of drawing, the last one smaller."""
 
 
-def stages(out, pool=None):
+def stages(out, pool=None, config=CONFIG, between=lambda ledger: None):
     """Draw, judge, relabel and make masks in `out`, as a build does; returns its events.
 
-    `pool` are the workers, None for the local engine. The same call resumes.
+    `pool` are the workers, None for the local engine. The same call resumes. `between` is called with the ledger before masks.
     """
     run = RunFolder(out)
     run.create()
     events = []
-    parts = {**instant_parts(CONFIG, out), **({} if pool is None else {"pool": pool})}
-    with RunContext(CONFIG, run, parts=parts) as context:
+    parts = {**instant_parts(config, out), **({} if pool is None else {"pool": pool})}
+    with RunContext(config, run, parts=parts) as context:
         if not context.ledger.has_prompts:
             context.ledger.add_prompts(prompts())
         plane, ledger = context.data_plane, context.ledger
@@ -44,6 +46,7 @@ def stages(out, pool=None):
             plane.draw_round(context.image_agent, context.judge_agent, todo, 0, **telling)
         context.judge_agent.judge()
         context.labeler_agent.relabel()
+        between(ledger)
         if plane is None:
             context.labeler_agent.segment()
         else:
@@ -60,9 +63,9 @@ def prompts():
     return found
 
 
-def pool_for(out, **options):
-    parts = instant_parts(CONFIG, out)
-    return InlinePool(Setup(CONFIG, out, {name: parts[name] for name in REMOTE_PARTS}), **options)
+def pool_for(out, config=CONFIG, **options):
+    parts = instant_parts(config, out)
+    return InlinePool(Setup(config, out, {name: parts[name] for name in REMOTE_PARTS}), **options)
 
 
 def warnings(events):
@@ -205,6 +208,34 @@ def test_masks_that_were_set_aside_are_made_on_the_next_run(out, local):
     assert fingerprint(out) != local
     stages(out, pool_for(out, workers=2))
     assert fingerprint(out) == local
+
+
+def doubt(ledger):
+    """As if the witnesses had disagreed about what every third image shows, and about a bus in every fifth one."""
+    rows = []
+    for image_id, row in ledger.labels("relabel").items():
+        number = int(image_id[2:], 16)
+        scores = dict.fromkeys(row.classes, 0.5 if number % 3 == 0 else 1.0)
+        rows.append(
+            LabelRow(
+                image_id, "agreement", row.classes, {**scores, **({"bus": 0.5} if number % 5 == 0 else {})}
+            )
+        )
+    ledger.add_labels(rows)
+
+
+@pytest.mark.parametrize("region_doubt", [0.0, 0.05], ids=["masks", "masks and region check"])
+def test_masks_of_doubted_classes_do_not_depend_on_the_workers(tmp_path, region_doubt):
+    config = instant_config(CONFIG.classes, 1000, labeler={"region_doubt": region_doubt})
+    local, out = tmp_path / "local", tmp_path / "run"
+    stages(local, config=config, between=doubt)
+    stages(out, pool_for(out, config, workers=3, latest_first=True), config, between=doubt)
+    assert fingerprint(out) == fingerprint(local)
+    with closing(Ledger(RunFolder(out).ledger)) as ledger:
+        masks = ledger.masks()
+    doubted = [i for i, mask in masks.items() if mask.sources.get("doubted")]
+    assert 0 < len(doubted) < len(masks)
+    assert any((read_index_map(RunFolder(out).mask(i)) == IGNORE).any() for i in doubted)
 
 
 def test_a_worker_without_its_model_is_named_once_and_others_go_on(out, local):
