@@ -38,6 +38,7 @@ from segsmith.commands.options import (
     Seed,
     Set,
     Step,
+    UnitTimeout,
     Workers,
 )
 from segsmith.commands.summary import print_summary
@@ -78,6 +79,7 @@ def build(
     engine: Engine = "local",
     address: Address = None,
     workers: Workers = None,
+    unit_timeout: UnitTimeout = None,
 ) -> None:
     """Build a dataset from a class list, and train a segmenter on it.
 
@@ -108,6 +110,7 @@ def build(
             engine=engine,
             address=address,
             workers=workers,
+            unit_timeout_s=unit_timeout,
             screen=screen(),
             parts=parts_of_this_call.get(),
             command=command_line(),
@@ -146,6 +149,7 @@ def augment(
     engine: Engine = "local",
     address: Address = None,
     workers: Workers = None,
+    unit_timeout: UnitTimeout = None,
 ) -> None:
     """Find what a real dataset lacks, add generated images, and train on both.
 
@@ -174,6 +178,7 @@ def augment(
             engine=engine,
             address=address,
             workers=workers,
+            unit_timeout_s=unit_timeout,
             screen=screen(),
             parts=parts_of_this_call.get(),
             command=command_line(),

@@ -17,7 +17,7 @@ from segsmith.commands.console import (
     screen,
     settings_of,
 )
-from segsmith.commands.options import AsJson, Lock
+from segsmith.commands.options import AsJson, Lock, OneProcess
 from segsmith.commands.train import print_training
 from segsmith.terminal_text import shown
 
@@ -147,6 +147,7 @@ def refine(
         ),
     ] = None,
     lock: Lock = "auto",
+    engine: OneProcess = "local",
 ) -> None:
     """Turn weak labels into dense masks with SAM, and train a segmenter on them (SeSAM).
 

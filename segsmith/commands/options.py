@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from segsmith.errors import SegsmithError
 from segsmith.locks import set_lock_mode
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -55,6 +56,36 @@ Workers = Annotated[
         help="ray: at most this many workers; default: one for each GPU, or else for each CPU but one"
     ),
 ]
+UnitTimeout = Annotated[
+    float | None,
+    typer.Option(
+        help="ray: seconds that a worker may take for a unit of images before it is replaced; default: 8 times the median"
+    ),
+]
+
+
+ELSEWHERE = {
+    "rejudge": "; workers make the masks with segsmith build --out RUN --engine ray",
+    "refine": "; for several GPUs, see docs/weak_labels.md",
+    "train": "; for several GPUs, type accelerate launch --num_processes 2 -m segsmith.cli train ...",
+}
+"""Command that works in one process -> what is done on several GPUs instead."""
+
+
+def _reject_engine(context: typer.Context, given: str) -> str:
+    if given != "local":
+        command = context.info_name or ""
+        raise SegsmithError(
+            f"segsmith {command} works in one process.",
+            f"Leave out --engine, --address and --workers{ELSEWHERE.get(command, '')}.",
+        )
+    return given
+
+
+OneProcess = Annotated[
+    str, typer.Option("--engine", "--address", "--workers", hidden=True, callback=_reject_engine)
+]
+"""Options of an engine, for a command without one: an error that says what to type, and not "no such option"."""
 Step = Annotated[
     bool, typer.Option("--step", help="pause at prompts, verdicts, labels and masks, and ask you")
 ]

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from segsmith.commands.console import app, busy, err, out, print_path, quiet_libraries, settings_of
-from segsmith.commands.options import AsJson, Lock, RunArgument
+from segsmith.commands.options import AsJson, Lock, OneProcess, RunArgument
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
 
@@ -95,6 +95,7 @@ def rejudge(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would change")] = False,
     lock: Lock = "auto",
+    engine: OneProcess = "local",
 ) -> None:
     """Judge every image again with other settings, from stored measurements; draws nothing and loads no model."""
     from segsmith.workflows.rejudge import rejudge as judge_again
@@ -217,6 +218,7 @@ def export(
         Path | None, typer.Option("--out", help="folder to write; default: dataset/FORMAT in the run folder")
     ] = None,
     lock: Lock = "auto",
+    engine: OneProcess = "local",
 ) -> None:
     """Write the dataset of a run in a format that other tools read."""
     quiet_libraries()

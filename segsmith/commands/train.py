@@ -18,7 +18,7 @@ from segsmith.commands.console import (
     screen,
     settings_of,
 )
-from segsmith.commands.options import AsJson, Lock, TrainerSet
+from segsmith.commands.options import AsJson, Lock, OneProcess, TrainerSet
 
 if TYPE_CHECKING:
     from segsmith.workflows.train import Training
@@ -38,6 +38,7 @@ def train(
     seed: Annotated[int, typer.Option(help="the same seed and data give the same segmenter")] = 0,
     set_: TrainerSet = None,
     lock: Lock = "auto",
+    engine: OneProcess = "local",
 ) -> None:
     """Train a segmenter on a labelled dataset. Rerun the command to resume.
 

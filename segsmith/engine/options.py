@@ -26,22 +26,36 @@ class EngineOptions:
 
 
 def engine_options(
-    engine: str | EngineOptions = "local", address: str | None = None, workers: int | None = None
+    engine: str | EngineOptions = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    unit_timeout_s: float | None = None,
 ) -> EngineOptions:
     """The options that a user named. Raises `SegsmithError` for those that do not fit together."""
     given = engine if isinstance(engine, EngineOptions) else None
     name = engine if given is None else given.name
     if name not in get_args(EngineName):
         raise SegsmithError(f"There is no engine {name!r}.", "Type --engine local or --engine ray.")
-    if name == "local" and (address, workers) != (None, None):
+    if name == "local" and (address, workers, unit_timeout_s) != (None, None, None):
         raise SegsmithError(
-            "--address and --workers are options of --engine ray.", "Type --engine ray, or leave them out."
+            "--address, --workers and --unit-timeout are options of --engine ray.",
+            "Type --engine ray, or leave them out.",
         )
     if workers is not None and workers < 1:
         raise SegsmithError(f"--workers {workers} leaves nobody to work.", "Type a number of at least 1.")
+    if unit_timeout_s is not None and not unit_timeout_s > 0:
+        raise SegsmithError(
+            f"--unit-timeout {unit_timeout_s:g} leaves no time to work.",
+            "Type a number of seconds, e.g. 600.",
+        )
     if name == "ray" and find_spec("ray") is None:
         raise SegsmithError(
             "Ray is not installed.", 'Type: pip install "segsmith[ray]", or leave out --engine ray.'
         )
     options = given or EngineOptions("ray" if name == "ray" else "local")
-    return replace(options, address=address or options.address, workers=workers or options.workers)
+    return replace(
+        options,
+        address=address or options.address,
+        workers=workers or options.workers,
+        unit_timeout_s=unit_timeout_s or options.unit_timeout_s,
+    )

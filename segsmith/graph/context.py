@@ -132,7 +132,7 @@ class RunContext:
         measures the GPU's memory when it starts, and nothing else may allocate meanwhile.
         """
         with self._opening:
-            if stage in (GpuStage.LABEL, GpuStage.TRAIN):
+            if stage in (GpuStage.HEAR, GpuStage.LABEL, GpuStage.TRAIN):
                 self._end_workers()  # they hold the GPUs that this process is about to use
             keeps = self.gpu_plan.keeps
             chat = self._made.get("chat")

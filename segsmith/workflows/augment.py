@@ -69,6 +69,7 @@ def augment(
     engine: str | EngineOptions = "local",
     address: str | None = None,
     workers: int | None = None,
+    unit_timeout_s: float | None = None,
     on_event: Callback | None = None,
     progress: bool = True,
     screen: Screen | None = None,
@@ -93,7 +94,7 @@ def augment(
             f"--add-per-class {add_per_class} adds nothing.", "Type a number of at least 1, e.g. 40."
         )
     check_used("augment", settings)
-    where = engine_options(engine, address, workers)
+    where = engine_options(engine, address, workers, unit_timeout_s)
     changes = overrides(
         settings,
         per_class=add_per_class,

@@ -82,6 +82,7 @@ def build(
     engine: str | EngineOptions = "local",
     address: str | None = None,
     workers: int | None = None,
+    unit_timeout_s: float | None = None,
     on_event: Callback | None = None,
     progress: bool = True,
     screen: Screen | None = None,
@@ -118,6 +119,8 @@ def build(
             machine or a cluster. The result is the same, and a run may resume with another engine.
         address: ray: ``auto``, ``host:port`` or ``ray://host:port`` of a running cluster; None starts Ray here.
         workers: ray: number of workers at most; None: one for each GPU, or else for each CPU but one.
+        unit_timeout_s: ray: seconds that a worker may take for a unit of images before it is replaced and another one
+            does the unit; None: a multiple of what units have taken.
         on_event: called with every `Event`, in place of the progress display.
         progress: show a progress display in a terminal or notebook.
         screen: consoles for the progress display.
@@ -127,7 +130,7 @@ def build(
     Returns the run. Raises `SegsmithError`, whose message names the fix, for everything that a user can fix.
     """
     check_used("build", settings)
-    where = engine_options(engine, address, workers)
+    where = engine_options(engine, address, workers, unit_timeout_s)
     changes = overrides(
         settings,
         classes=classes,

@@ -100,8 +100,11 @@ This process on node 10.0.0.1 was started with:
     ("given", "said"),
     [
         (("dask",), "There is no engine 'dask'."),
-        (("local", "auto"), "--address and --workers are options of --engine ray."),
-        (("local", None, 2), "--address and --workers are options of --engine ray."),
+        (("local", "auto"), "--address, --workers and --unit-timeout are options of --engine ray."),
+        (("local", None, 2), "--address, --workers and --unit-timeout are options of --engine ray."),
+        (("local", None, None, 60.0), "--address, --workers and --unit-timeout are options of --engine ray."),
+        (("ray", None, None, 0.0), "--unit-timeout 0 leaves no time to work."),
+        (("ray", None, None, float("nan")), "--unit-timeout nan leaves no time to work."),
         (("ray", None, 0), "--workers 0 leaves nobody to work."),
     ],
 )
@@ -116,3 +119,25 @@ def test_without_ray_the_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr("segsmith.engine.options.find_spec", lambda name: None)
     with pytest.raises(SegsmithError, match=r'Ray is not installed. Type: pip install "segsmith\[ray\]"'):
         engine_options("ray")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "instead"),
+    [
+        (("refine", "--dataset", ".", "--out", "out", "--engine", "ray"), "docs/weak_labels.md"),
+        (
+            ("export", "run", "--engine", "ray", "--workers", 2),
+            "Leave out --engine, --address and --workers.",
+        ),
+        (("rejudge", "run", "--threshold", 0.4, "--engine", "ray"), "segsmith build --out RUN --engine ray"),
+        (("train", "--dataset", ".", "--out", "out", "--workers", 2), "accelerate launch"),
+    ],
+)
+def test_commands_of_one_process_say_what_to_type(segsmith, tmp_path, monkeypatch, arguments, instead):
+    monkeypatch.chdir(tmp_path)
+    code, _, complaint = segsmith(*arguments)
+    assert code == 2
+    assert f"segsmith {arguments[0]} works in one process." in complaint
+    assert instead in complaint
+    assert complaint.count("\n") == 1
+    assert not list(tmp_path.iterdir())
