@@ -59,7 +59,8 @@ Workers = Annotated[
 UnitTimeout = Annotated[
     float | None,
     typer.Option(
-        help="ray: seconds that a worker may take for a unit of images before it is replaced; default: 8 times the median"
+        help="ray: seconds that a worker may take for a unit of images before it is replaced; "
+        "default: 8 times the median"
     ),
 ]
 

@@ -132,8 +132,9 @@ class RunContext:
         measures the GPU's memory when it starts, and nothing else may allocate meanwhile.
         """
         with self._opening:
-            if stage in (GpuStage.HEAR, GpuStage.LABEL, GpuStage.TRAIN):
-                self._end_workers()  # they hold the GPUs that this process is about to use
+            takes_turns = stage is GpuStage.WRITE and self.gpu_plan.alternates
+            if takes_turns or stage in (GpuStage.HEAR, GpuStage.LABEL, GpuStage.TRAIN):
+                self._end_workers()  # they hold the GPUs that this process or its LLM is about to use
             keeps = self.gpu_plan.keeps
             chat = self._made.get("chat")
             if not keeps(stage, Part.LLM) and isinstance(chat, Releasable):
