@@ -151,12 +151,14 @@ def direct(state: RunState, runtime: Context) -> dict[str, Any]:
             "missing",
             **{"class": name, "have": have, "want": have + short, "reason": plan.reason, "cap": plan.cap},
         )
+    if plan.draw:
+        context.ledger.plan_round(state.get("round", 0), plan.draw)
     # Where a state of an earlier version has no number, its prompts were written in rounds up to `round`.
     before = state.get("round", 0) if "reason" in state else -1
     return {
         "writing": state.get("writing", before) + 1,
         "reason": plan.reason,
-        "draw": list(plan.draw),
+        "draw": [],
         "write": dict(plan.write),
         "missing": dict(plan.missing),
         "cap": plan.cap,
@@ -188,7 +190,7 @@ def route_plan(state: RunState, runtime: Context) -> list[str | Send]:
         return writers
     if state["reason"] != "draw":
         return [state["reason"]]
-    round_ = RunState(draw=state["draw"], write=state["write"], round=state.get("round", 0))
+    round_ = RunState(write=state["write"], round=state.get("round", 0))
     return [Send("draw", round_), *([] if runtime.context.gpu_plan.alternates else writers)]
 
 
@@ -198,7 +200,7 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     context.enter(GpuStage.DRAW, asks=bool(state["write"]))
     limit = context.config.budget.max_images
     left = None if limit is None else max(0, limit - context.ledger.drawn)
-    prompts = [context.ledger.prompt(p) for p in state["draw"]]
+    prompts = [context.ledger.prompt(p) for p in _planned(state, context)]
     started = time.monotonic()
     done = 0
 
@@ -245,6 +247,11 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     return {}
 
 
+def _planned(state: RunState, context: RunContext) -> list[str]:
+    """Ids of the prompts of this round."""
+    return state.get("draw") or context.ledger.planned(state.get("round", 0))
+
+
 def _workers(progress: Progress) -> WorkersBusy:
     return WorkersBusy(**asdict(progress))
 
@@ -258,13 +265,15 @@ def judge(state: RunState, runtime: Context) -> dict[str, Any]:
     context, emit = runtime.context, get_stream_writer()
     context.enter(GpuStage.JUDGE)
     context.judge_agent.judge()
-    asked = {context.ledger.prompt(p).class_name for p in state["draw"]}
+    planned = _planned(state, context)
+    asked = {context.ledger.prompt(p).class_name for p in planned}
     # By round, not by a count before and after, because a node that runs twice must return the same.
     gained = context.ledger.gained(state.get("round", 0))
     idle = dict(state.get("idle", {}))
     for name in asked:
         idle[name] = 0 if name in gained else idle.get(name, 0) + 1
-    returned = context.judge_agent.returned(state["draw"])
+    returned = context.judge_agent.returned(planned)
+    returned = {name: ids[:WRITTEN_TOGETHER] for name, ids in returned.items()}
     emit(RoundJudged(context.ledger.tallies()))
     return {"round": state.get("round", 0) + 1, "idle": idle, "returned": returned}
 

@@ -24,11 +24,14 @@ class RunState(TypedDict, total=False):
     reason: str
     """Why the director chose the next node. Written by `direct`, read by the route after it."""
     draw: list[str]
-    """Prompt ids to draw in this round. Written by `direct`, read by `draw`."""
+    """Prompt ids of this round where the ledger has no plan for it: in checkpoints of earlier versions, and in a
+    state that was made from the ledger. Emptied by `direct`, which writes its plan to the ledger, since a large round
+    draws thousands of prompts. Read by `draw` and `judge`."""
     write: dict[str, int]
     """Class -> prompts to write. Written by `direct`, read by the fan-out to `write_prompts`."""
     returned: dict[str, list[str]]
-    """Class -> ids of prompts whose images were all rejected, for the prompt agent to refine. Written by `judge`."""
+    """Class -> ids of prompts whose images were all rejected, for the prompt agent to refine: as many as it writes
+    together, and it does not look at more. Written by `judge`."""
     admitted: Annotated[int, operator.add]
     """Number of prompts admitted so far. A reducer, because several `write_prompts` add to it at once."""
     missing: dict[str, int]

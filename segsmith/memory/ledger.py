@@ -442,6 +442,8 @@ class Ledger:
     """Median cosine of each text over regions; empty where there were too few, None before it was measured."""
     testimonies_made = _Meta("testimonies_made", lambda stored: int(stored or 0))
     """Number of testimonies written so far; with one of another model in its place, a testimony counts again."""
+    _planned: _Meta[Mapping[str, Any]] = _Meta("planned", _mapping)
+    """``round`` and ``prompts`` of the last `plan_round`."""
     batch_sizes: _Meta[Mapping[str, int]] = _Meta("image_batch_size", _mapping)
     """Image backend -> the batch size that fitted, so that a resumed run does not run out of memory again."""
     patch_scores_sha256 = _Meta("patch_scores_sha256", lambda stored: str(stored or ""))
@@ -727,8 +729,14 @@ class Ledger:
         return [ImageRow(*row) for row in rows]
 
     def verdicts(self) -> dict[str, VerdictRow]:
-        rows = self._all("SELECT * FROM verdicts ORDER BY rowid")
-        return {r[0]: VerdictRow(r[0], bool(r[1]), r[2], json.loads(r[3])) for r in rows}
+        return {verdict.image_id: verdict for verdict in self.each_verdict()}
+
+    def each_verdict(self) -> Iterator[VerdictRow]:
+        """The rows of `verdicts`, read in pages; the ledger may be written to in between."""
+        for image_id, accepted, reason, scores in self._pages(
+            "SELECT image_id, accepted, reason, scores, rowid FROM verdicts WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        ):
+            yield VerdictRow(image_id, bool(accepted), reason, json.loads(scores))
 
     def evidence(self, ids: Sequence[str] | None = None) -> dict[str, Evidence]:
         """Image id -> what was measured of it, in the order of drawing, without signatures; of some ids or all."""
@@ -984,6 +992,15 @@ class Ledger:
         """Ids of the prompts that images of this round were drawn for, sorted."""
         rows = self._all("SELECT DISTINCT prompt_id FROM images WHERE round=? ORDER BY prompt_id", round)
         return [row[0] for row in rows]
+
+    def plan_round(self, round: int, prompt_ids: Sequence[str]) -> None:
+        """Record the prompts to draw in a round, in place of those of the round before."""
+        self._planned = {"round": round, "prompts": list(prompt_ids)}
+
+    def planned(self, round: int) -> list[str]:
+        """Ids of the prompts to draw in a round; of a round that is not the last one planned, those drawn in it."""
+        last = self._planned
+        return list(last["prompts"]) if last.get("round") == round else self.drawn_in(round)
 
     @property
     def is_overruled(self) -> bool:

@@ -6,11 +6,12 @@ import threading
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Send
 
 from segsmith.agents.prompt.draft import Draft
 from segsmith.config import Config
 from segsmith.graph.context import RunContext
-from segsmith.graph.graph import build_graph
+from segsmith.graph.graph import WRITTEN_TOGETHER, build_graph
 from segsmith.ids import make_id
 from segsmith.memory.ledger import Evidence, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
@@ -65,6 +66,7 @@ class Judge:
 
     def __init__(self, ledger, quota, refuse=()):
         self.ledger, self.quota, self.refuse = ledger, quota, refuse
+        self.judged = []
         self.crash_once = None
 
     def measure(self, rows, images):
@@ -82,7 +84,8 @@ class Judge:
             self.ledger.add_verdicts([VerdictRow(row.id, good, "ok" if good else "not_there", {})])
 
     def returned(self, prompt_ids):
-        return {}
+        self.judged.append(list(prompt_ids))
+        return {"cat": list(prompt_ids)} if prompt_ids else {}
 
 
 class Labeler:
@@ -199,6 +202,57 @@ def test_after_a_crash_nothing_is_made_twice(make):
     assert state["reason"] == "quota_met"
     assert len(context.backend.requests) == len(context.ledger.images())
     assert accepted(context) == {"cat": 6, "dog": 6}
+
+
+def test_a_checkpoint_of_an_earlier_version_holds_the_prompts_of_its_round(make, monkeypatch):
+    context = make(per_class=1)
+    context.ledger.add_prompts(
+        PromptRow(f"p{k}", "cat", f"a cat {k}", ("cat",), {}, None, 0, "admitted", {}) for k in range(6)
+    )
+    saver, chosen = InMemorySaver(), ["p4", "p2"]
+
+    def direct(state):
+        return {"reason": "draw", "draw": chosen, "write": {}}
+
+    def route_plan(state):
+        return [Send("draw", state)]
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("segsmith.graph.graph.direct", direct)
+        earlier.setattr("segsmith.graph.graph.route_plan", route_plan)
+        earlier.setattr(context.backend, "draw", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(context, build_graph(saver))
+    run(context, build_graph(saver), start=False)
+    drawn = [row.prompt_id for row in context.ledger.images() if row.round == 0]
+    assert list(dict.fromkeys(drawn)) == context.judge_agent.judged[0] == chosen
+    assert set(chosen).isdisjoint(context.judge_agent.judged[1])
+
+
+def test_checkpoints_do_not_grow_with_the_rounds(make):
+    """The prompts of a round are in the ledger; what the judge sends back is cut to what is rewritten."""
+
+    def longest(context):
+        saver = InMemorySaver()
+        run(context, build_graph(saver))
+        lists = [
+            item
+            for checkpoint in saver.list(None)
+            for value in checkpoint.checkpoint["channel_values"].values()
+            for item in [value, *(value.values() if isinstance(value, dict) else ())]
+            if isinstance(item, list)
+        ]
+        return max(map(len, lists))
+
+    context = make(per_class=120, classes=("cat",))
+    assert longest(context) <= WRITTEN_TOGETHER
+    assert max(map(len, context.judge_agent.judged)) > WRITTEN_TOGETHER
+    planned = context.ledger.planned(len(context.judge_agent.judged) - 1)
+    assert planned == context.judge_agent.judged[-1]
+    assert sorted(context.ledger.planned(0)) == sorted(context.judge_agent.judged[0])
 
 
 def test_an_error_that_passes_is_tried_again(make, monkeypatch):
