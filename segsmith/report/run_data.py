@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,9 +33,18 @@ from segsmith.types import Evaluation
 LABEL_SOURCES = ("prompt", "clip", "real", "relabel")
 DECISION_KINDS: tuple[DecisionKind, ...] = ("prompt", "verdict", "label", "mask")
 LAST_EPOCH = 1_000_000
+NUMBERS = {
+    "probability": "probability",
+    "threshold": "threshold",
+    "runner_up": "runner-up",
+    "sharpness": "sharpness / median",
+    "duplicate_cosine": "cosine to most similar image",
+}
+"""Score of a verdict -> its name on the page."""
 NOTHING: Mapping[str, Any] = {}
 
 Row = TypeVar("Row")
+Kept = TypeVar("Kept")
 Value = TypeVar("Value")
 
 
@@ -50,9 +60,13 @@ class RunData:
     images: Sequence[ImageRow]
     undrawn: Sequence[UndrawnRow]
     verdicts: Mapping[str, VerdictRow]
+    """Image id -> verdict; of its scores only `NUMBERS`, since one for each class takes most of a ledger's memory."""
     labels: Mapping[str, Mapping[str, tuple[str, ...]]]
-    """Source -> image id -> classes; without the scores, which take most of a ledger's memory."""
-    masks: Mapping[str, MaskRow]
+    """Source -> image id -> classes; without the scores."""
+    masks: Mapping[str, float]
+    """Image id -> share of its mask's pixels that are 255."""
+    pixels: Mapping[str, int]
+    """Class -> number of its pixels in all masks."""
     thresholds: Mapping[str, float]
     summary: RunSummary
     evaluation: Mapping[str, Evaluation]
@@ -98,12 +112,12 @@ def read_run(run: RunFolder, ledger: Ledger) -> RunData:
     """Read a run in whatever state it is, without changing it."""
     reader = _Reader()
     # Rows before what they refer to: a session may be writing, and what is read later is more complete.
-    masks = reader.rows("masks", ledger.masks, partial(_mask_ok, run))
+    masks, pixels = _masks(run, ledger, reader)
     labels = {
         source: dict(reader.rows(f"{source} labels", partial(_label_sets, ledger, source), _label_ok))
         for source in LABEL_SOURCES
     }
-    verdicts = reader.rows("verdicts", ledger.verdicts, _verdict_ok)
+    verdicts = reader.kept("verdicts", ledger.each_verdict, _verdict_ok, _shown_scores)
     images = reader.rows("images", ledger.images, partial(_image_ok, run))
     prompts = {p.id: p for p in reader.rows("prompts", ledger.prompts, _prompt_ok)}
     known = [image for image in images if image.prompt_id in prompts]
@@ -117,14 +131,15 @@ def read_run(run: RunFolder, ledger: Ledger) -> RunData:
     versions = reader.value("versions", lambda: ledger.versions, NOTHING)
     real_set = reader.value("list of real images", partial(RealSet.open, run.real), None)
     reader.missing_files(run.images.name, "image", [run.image(image.id) for image in known])
-    reader.missing_files(run.masks.name, "mask", [run.mask(mask.image_id) for mask in masks])
+    reader.missing_files(run.masks.name, "mask", [run.mask(image_id) for image_id in masks])
     return RunData(
         prompts=prompts,
         images=known,
         undrawn=reader.rows("undrawn images", ledger.undrawn, lambda row: _texts(row.id, row.reason)),
         verdicts={v.image_id: v for v in verdicts},
         labels=labels,
-        masks={m.image_id: m for m in masks},
+        masks=masks,
+        pixels=pixels,
         thresholds={str(k): v for k, v in ((k, finite(v)) for k, v in thresholds.items()) if v is not None},
         summary=reader.value("summary", lambda: ledger.summary, RunSummary()),
         evaluation=_evaluation(ledger, reader),
@@ -179,14 +194,29 @@ class _Reader:
         self, name: str, read: Callable[[], Iterable[Row] | Mapping[str, Row]], usable: Callable[[Row], bool]
     ) -> list[Row]:
         """The usable rows of a table."""
+        return self.kept(name, read, usable, lambda row: row)
 
-        def read_all() -> list[Row]:
-            found = read()
-            return list(found.values() if isinstance(found, Mapping) else found)
+    def kept(
+        self,
+        name: str,
+        read: Callable[[], Iterable[Row] | Mapping[str, Row]],
+        usable: Callable[[Row], bool],
+        keep: Callable[[Row], Kept],
+    ) -> list[Kept]:
+        """What `keep` keeps of each usable row of a table; the rest is not held where `read` is an iterator."""
 
-        rows: list[Row] = self.value(name, read_all, [])
-        kept = [row for row in rows if usable(row)]
-        self.count_lost(name, "are damaged and left out", len(rows) - len(kept), len(rows))
+        def read_all() -> tuple[list[Kept], int]:
+            found, total = read(), 0
+            kept: list[Kept] = []
+            for row in found.values() if isinstance(found, Mapping) else found:
+                total += 1
+                if usable(row):
+                    kept.append(keep(row))
+            return kept, total
+
+        nothing: tuple[list[Kept], int] = ([], 0)
+        kept, total = self.value(name, read_all, nothing)
+        self.count_lost(name, "are damaged and left out", total - len(kept), total)
         return kept
 
     def count_lost(self, name: str, what: str, lost: int, total: int) -> None:
@@ -196,6 +226,22 @@ class _Reader:
     def missing_files(self, folder: str, name: str, paths: Sequence[Path]) -> None:
         missing = sum(not path.exists() for path in paths)
         self.count_lost(f"{name} files", f"are missing from {folder}/", missing, len(paths))
+
+
+def _masks(run: RunFolder, ledger: Ledger, reader: _Reader) -> tuple[dict[str, float], Counter[str]]:
+    """`RunData.masks` and `RunData.pixels`."""
+    pixels: Counter[str] = Counter()
+
+    def keep(row: MaskRow) -> tuple[str, float]:
+        pixels.update(row.pixels)
+        return row.image_id, row.ignore_share
+
+    masks = dict(reader.kept("masks", ledger.each_mask, partial(_mask_ok, run), keep))
+    return masks, pixels if masks else Counter()  # a table that breaks off is left out whole
+
+
+def _shown_scores(row: VerdictRow) -> VerdictRow:
+    return replace(row, scores={name: row.scores[name] for name in NUMBERS if name in row.scores})
 
 
 def _evaluation(ledger: Ledger, reader: _Reader) -> dict[str, Evaluation]:

@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 
 from segsmith.memory.ledger import ImageRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
-from segsmith.report.run_data import RunData, finite
+from segsmith.report.run_data import NUMBERS, RunData, finite
 from segsmith.report.statistics import certainty, label, label_change, median_sharpness
 from segsmith.report.thumbnails import name_tags, painted, small_mask, small_photo
 
@@ -32,14 +32,6 @@ SIDES = ((1_500, 128), (CAP, 64))
 # 0.7 s per sheet, which would be two and a half minutes for a large run.
 WEBP = {"quality": 75, "method": 2}
 
-NUMBERS = {
-    "probability": "probability",
-    "threshold": "threshold",
-    "runner_up": "runner-up",
-    "sharpness": "sharpness / median",
-    "duplicate_cosine": "cosine to most similar image",
-}
-"""Score of a verdict -> its name on the page."""
 SOURCES = {
     "prompt": "labels, prompt",
     "clip": "labels, CLIP",
@@ -194,7 +186,7 @@ def _row(
     image: ImageRow, data: RunData, classes: Sequence[str], sharpness: float | None, *, mask_lost: bool
 ) -> dict[str, Any]:
     """``facts`` follow `FIELDS`; ``labels``, ``added`` and ``removed`` are places in the class list."""
-    verdict, mask = data.verdicts[image.id], data.masks.get(image.id)
+    verdict, uncertain = data.verdicts[image.id], data.masks.get(image.id)
     change = label_change(data, image.id)
     decision = data.decisions.get(("verdict", image.id))
     facts = [
@@ -203,7 +195,11 @@ def _row(
             for value in verdict_numbers(verdict, sharpness).values()
         ),
         *((", ".join(change.labels[s]) or "none") if s in change.labels else None for s in SOURCES),
-        "the mask is missing or unreadable" if mask_lost else mask and f"{mask.ignore_share:.1%}",
+        "the mask is missing or unreadable"
+        if mask_lost
+        else None
+        if uncertain is None
+        else f"{uncertain:.1%}",
         None if decision is None else f"{decision.action}: {decision.note}".removesuffix(": "),
         f"{image.id}, seed {image.seed}, round {image.round}, {image.backend}",
     ]

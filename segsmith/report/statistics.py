@@ -152,9 +152,6 @@ def class_rows(data: RunData, config: Config) -> list[ClassRow]:
     drawn = Counter(data.target(i) for i in data.images)
     judged = Counter(data.target(i) for i in data.images if i.id in data.verdicts)
     accepted = Counter(data.target(i) for i in data.accepted)
-    pixels: Counter[str] = Counter()
-    for mask in data.masks.values():
-        pixels.update(mask.pixels)
     area = len(data.masks) * config.images.size**2
     held_out, test_set = (score.iou if score else {} for score in (data.held_out, data.test_set))
     return [
@@ -166,7 +163,7 @@ def class_rows(data: RunData, config: Config) -> list[ClassRow]:
             drawn[name],
             accepted[name],
             ratio(accepted[name], judged[name]),
-            ratio(pixels[name], area),
+            ratio(data.pixels.get(name, 0), area),
             held_out.get(name),
             test_set.get(name),
         )

@@ -23,7 +23,7 @@ from segsmith.memory.real_images import LIST
 from segsmith.memory.run_folder import RunFolder
 from segsmith.report.gallery import write_gallery
 from segsmith.report.report import build_report
-from segsmith.report.run_data import finite
+from segsmith.report.run_data import NUMBERS, finite, read_run
 
 CLASSES = ("cat", "dog")
 TABLES = (
@@ -183,6 +183,20 @@ def test_missing_folders_are_stated(copied, config):
 def test_a_damaged_prompt_memory_costs_the_map_alone(copied, config):
     (copied.memory / "chroma.sqlite3").write_bytes(b"no database" * 1000)
     assert "There is no map" in report_of(copied, config)
+
+
+def test_a_table_of_masks_that_breaks_off_is_left_out_whole(copied):
+    with closing(Ledger(copied.ledger, read_only=True)) as ledger:
+        data = read_run(copied, ledger)
+        scores = {name for verdict in data.verdicts.values() for name in verdict.scores}
+    assert data.masks
+    assert sum(data.pixels.values()) > 0
+    assert {"probability"} < scores <= set(NUMBERS)
+    change(copied, "UPDATE masks SET pixels='{' WHERE rowid=(SELECT MAX(rowid) FROM masks)")
+    with closing(Ledger(copied.ledger, read_only=True)) as ledger:
+        data = read_run(copied, ledger)
+    assert (data.masks, data.pixels) == ({}, {})
+    assert any("masks cannot be read" in problem for problem in data.problems)
 
 
 def test_ids_with_path_parts_read_nothing_outside_the_run(copied, config):

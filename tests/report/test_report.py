@@ -3,6 +3,7 @@ import hashlib
 import json
 import math
 import re
+from contextlib import closing
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +12,15 @@ from make_run import STAGES, make_run
 from PIL import Image as PILImage
 
 from segsmith.files import png_bytes, write_atomic
-from segsmith.memory.ledger import DecisionRow, GuidanceRow, ModelRow, RunSummary, UndrawnRow, VerdictRow
+from segsmith.memory.ledger import (
+    DecisionRow,
+    GuidanceRow,
+    Ledger,
+    ModelRow,
+    RunSummary,
+    UndrawnRow,
+    VerdictRow,
+)
 from segsmith.report import cards, charts, prompt_map, sheets, statistics, theme, thumbnails
 from segsmith.report.report import build_report
 from segsmith.report.run_data import read_run
@@ -243,7 +252,7 @@ def test_more_prompts_than_the_cap_are_sampled_and_counts_stay_complete(tmp_path
 
 
 def test_funnel_and_class_rows_add_up(whole):
-    _, data, _, config = whole
+    _, data, run, config = whole
     drawn, accepted, labelled, masked = statistics.image_funnel(data)
     assert drawn.count >= accepted.count >= labelled.count >= masked.count > 0
     assert sum(row.count for row in statistics.reject_reasons(data)) == drawn.count - accepted.count
@@ -251,7 +260,9 @@ def test_funnel_and_class_rows_add_up(whole):
     assert [row.name for row in rows] == list(config.classes)
     assert sum(row.accepted for row in rows) == accepted.count
     assert sum(row.drawn for row in rows) == drawn.count
-    share = sum(m.pixels.get("cat", 0) for m in data.masks.values()) / (len(data.masks) * 64**2)
+    with closing(Ledger(run.ledger, read_only=True)) as ledger:
+        masks = ledger.masks()
+    share = sum(m.pixels.get("cat", 0) for m in masks.values()) / (len(masks) * 64**2)
     assert rows[0].pixel_share == pytest.approx(share)
 
 
