@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NAMES = [
     *sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text("utf-8")),
-    *sorted(p.parent.name for p in (ROOT / "benchmarks").glob("*/__main__.py")),
+    *sorted(f"{p.parent.name}.__main__" for p in (ROOT / "benchmarks").glob("*/__main__.py")),
 ]
 
 
@@ -35,7 +35,9 @@ def test_every_benchmark_prints_its_help(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         import_module(f"benchmarks.{name}").main()
     assert end.value.code == 0
-    assert f"python -m benchmarks.{name}" in " ".join(capsys.readouterr().out.split())
+    assert f"python -m benchmarks.{name.removesuffix('.__main__')}" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.slow

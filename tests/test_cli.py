@@ -109,10 +109,11 @@ def test_a_folder_with_other_things_in_it_is_left_alone(segsmith, tmp_path):
 
 
 def test_a_run_folder_of_another_config_is_refused_by_the_key_that_differs(segsmith, tmp_path):
-    from segsmith.config import Config
+    from segsmith.config import load_config
     from segsmith.memory.run_config import RunRecord, write_record
 
-    write_record(tmp_path / "run.toml", RunRecord(Config(classes=("cat",), seed=7)))
+    config = load_config(flags={"preset": "sim", "classes": ("cat",), "seed": 7})
+    write_record(tmp_path / "run.toml", RunRecord(config))
     code, _, complaint = segsmith("build", "--classes", "cat", "--seed", "9", "--out", tmp_path)
     assert code == 2
     assert "seed = 7" in complaint

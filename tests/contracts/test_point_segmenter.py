@@ -86,6 +86,11 @@ def segmenter(request, tmp_path_factory):
     return ViewAveraging(sam) if "views" in request.param else sam
 
 
+def skip_full_size(segmenter):
+    if "vit_b" in segmenter.name:
+        pytest.skip("an image takes seconds; the mini model goes through the same code")
+
+
 def random_image(seed=0):
     return np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
@@ -125,6 +130,7 @@ def test_an_image_is_embedded_once_for_any_number_of_prompts(segmenter, monkeypa
 
 
 def test_several_images_are_answered_in_order(segmenter):
+    skip_full_size(segmenter)
     images = [random_image(seed) for seed in range(3)]
     sets = [[points((10, 10), (30, 40))], [], [points((60, 20)), points((5, 50))]]
     together = segmenter.segment_many(images, sets)
@@ -142,6 +148,7 @@ def test_no_prompt_no_candidates(segmenter):
 def test_several_images_give_what_each_gives_alone(segmenter):
     if isinstance(segmenter, ViewAveraging):
         pytest.skip("it takes one image at a time")
+    skip_full_size(segmenter)
     images = [random_image(0), random_image(1)[:40], random_image(2)[:, :50]]
     sets = [[points((10, 10))], [], [points((10, 10), (30, 20)), points((40, 30))]]
     together = segmenter.segment_many(images, sets, images_per_batch=2)
