@@ -29,7 +29,10 @@ def check_tracker(config: TrainerConfig) -> None:
 
 
 def tracking_folder(out: Path) -> Path:
-    """Where TensorBoard and MLflow write their files, for a training that writes its checkpoint to `out`."""
+    """Where TensorBoard writes its files, for a training that writes its checkpoint to `out`.
+
+    W&B and MLflow write where their own variables say (`WANDB_DIR`, `MLFLOW_TRACKING_URI`).
+    """
     return out / FOLDER
 
 
