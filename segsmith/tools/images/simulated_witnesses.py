@@ -6,6 +6,7 @@ kinder than real models: their errors are independent of one another, of the cla
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,29 +38,41 @@ VLM_ERRORS = WitnessErrors(missed=0.15, invented=0.03, miscounted=0.1)
 """In the range that VLMs of 7 billion parameters report for yes/no questions about objects (POPE); values ours."""
 
 
-class SimulatedDetector:
-    """A `Witness` like an open-vocabulary detector: a box and a score for each object.
+class _SimulatedWitness(ABC):
+    """A `Witness` that knows what was drawn; a subclass says how it errs."""
 
-    Scores of true objects are spread evenly over [0.25, 0.95], those of invented ones over [0.1, 0.6].
-    """
+    name: str
+    usual_errors: WitnessErrors
 
     def __init__(
         self,
         classes: Sequence[str],
         truth: Callable[[str], Drawing],
         seed: int,
-        errors: WitnessErrors = DETECTOR_ERRORS,
+        errors: WitnessErrors | None = None,
     ) -> None:
-        """`truth` gives what was drawn, by the image's id."""
-        self.name = "simulated-detector/1"
+        """`truth` gives what was drawn, by the image's id; without `errors` they are the `usual_errors`."""
         self._classes = tuple(classes)
         self._truth = truth
         self._seed = seed
-        self._errors = errors
+        self._errors = errors or self.usual_errors
 
     def testify(self, images: Sequence[Image], ids: Sequence[str]) -> list[Testimony | None]:
         """See `Witness.testify`."""
         return [self._testify(image_id) for image_id in ids]
+
+    @abstractmethod
+    def _testify(self, image_id: str) -> Testimony: ...
+
+
+class SimulatedDetector(_SimulatedWitness):
+    """A `Witness` like an open-vocabulary detector: a box and a score for each object.
+
+    Scores of true objects are spread evenly over [0.25, 0.95], those of invented ones over [0.1, 0.6].
+    """
+
+    name = "simulated-detector/1"
+    usual_errors = DETECTOR_ERRORS
 
     def _testify(self, image_id: str) -> Testimony:
         rng = np.random.default_rng([seed_of(self._seed, image_id), 1])
@@ -86,26 +99,11 @@ class SimulatedDetector:
         return Testimony(best, sightings=tuple(seen))
 
 
-class SimulatedVlm:
+class SimulatedVlm(_SimulatedWitness):
     """A `Witness` like a VLM that answers yes or no for each class, and counts."""
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        truth: Callable[[str], Drawing],
-        seed: int,
-        errors: WitnessErrors = VLM_ERRORS,
-    ) -> None:
-        """`truth` gives what was drawn, by the image's id."""
-        self.name = "simulated-vlm/1"
-        self._classes = tuple(classes)
-        self._truth = truth
-        self._seed = seed
-        self._errors = errors
-
-    def testify(self, images: Sequence[Image], ids: Sequence[str]) -> list[Testimony | None]:
-        """See `Witness.testify`."""
-        return [self._testify(image_id) for image_id in ids]
+    name = "simulated-vlm/1"
+    usual_errors = VLM_ERRORS
 
     def _testify(self, image_id: str) -> Testimony:
         rng = np.random.default_rng([seed_of(self._seed, image_id), 2])
