@@ -77,7 +77,7 @@ def test_the_recipe_for_voc_runs_to_its_row_on_stand_ins(tmp_path):
     command.chmod(0o755)
     environment = {
         **os.environ, **SMALL, "PYTHONPATH": str(ROOT), "SEGSMITH_CACHE": str(tmp_path / "cache"),
-        "SEGSMITH": str(command), "VOC": str(voc_folder(tmp_path / "VOC2012")), "PRESET": "sim", "PER_CLASS": "2",
+        "SEGSMITH": str(command), "VOC": str(voc_folder(tmp_path / "VOC2012")), "PRESET": "sim", "PER_CLASS": "8",
         "CLASSES": "cat,dog", "OUT": str(tmp_path / "run"), "MORE": "--offline",
     }  # fmt: skip
     done = subprocess.run(
