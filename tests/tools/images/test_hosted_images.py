@@ -35,11 +35,12 @@ def test_every_first_try_fails_and_every_image_arrives_once():
 
 @pytest.mark.parametrize(
     ("said", "least", "most"),
-    [("7", 7, 7), (format_datetime(datetime.now(UTC) + timedelta(hours=1)), 3000, 3600), ("soon", 0.5, 0.5)],
+    [("7", 7, 7), (None, 3000, 3600), ("soon", 0.5, 0.5)],
     ids=["seconds", "date", "not understood"],
 )
 def test_the_wait_that_a_server_asks_for_is_kept(said, least, most):
     pauses = []
+    said = said or format_datetime(datetime.now(UTC) + timedelta(hours=1))
     with image_server(limited=1, retry_after=said) as server:
         (drawn,) = backend(server, pause=pauses.append).draw(REQUESTS[:1])
     assert drawn.image is not None
