@@ -1,6 +1,6 @@
 # segsmith in a container. On Linux, pip installs torch with the CUDA libraries:
 #   docker build --tag segsmith .
-#   docker run --rm --gpus all --volume "$PWD/runs:/work/runs" segsmith build --classes cat,dog --per-class 40 --out runs/pets
+#   docker run --rm --gpus all --volume "$PWD/runs:/data/runs" segsmith build --classes cat,dog --per-class 40 --out runs/pets
 # Without a GPU, take PyTorch's CPU wheels; pytorch.org/get-started names the address of their index:
 #   docker build --tag segsmith:cpu --build-arg DEVICE=cpu --build-arg TORCH_CPU_INDEX=ADDRESS .
 FROM python:3.11-slim-bookworm
@@ -39,8 +39,8 @@ RUN pip install --no-cache-dir ".[$EXTRAS]" \
     && rm -rf /src/build /src/segsmith.egg-info
 
 RUN useradd --create-home --uid 1000 segsmith \
-    && mkdir -p /work/runs && chown -R segsmith /work
+    && mkdir -p /data/runs && chown -R segsmith /data
 USER 1000
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["segsmith"]
 CMD ["--help"]
