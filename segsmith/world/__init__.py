@@ -1,8 +1,9 @@
 """A world of sprites with exact ground truth: prompts in, images and masks out.
 
 `parse` reads a prompt, `compose` draws it, and `Scene.class_mask` gives the class of every pixel. The world
-replaces the diffusion model in the `sim` preset and trains the mini CLIP and the mini SAM. It has two sprite
-styles: builds draw twemoji, and the simulator's test set is drawn with openmoji, which no build uses.
+replaces the diffusion model in the `sim` preset and trains the mini CLIP and the mini SAM. It has three sprite
+styles: builds draw twemoji; settings of the trainer are compared on openmoji, which no build uses; the test set is
+drawn in gouache, on which nothing is trained or chosen.
 """
 
 from segsmith.world.language import ObjectSpec, SceneSpec, caption, parse

@@ -15,6 +15,11 @@ from segsmith.world.sprites import Style
 
 Floats = npt.NDArray[np.float32]
 
+_GRAIN: dict[Style, float] = {"twemoji": 0.9, "openmoji": 1.25, "gouache": 0.5}
+"""Strength of the ground's texture in each style."""
+_CLOUDS: dict[Style, int] = {"twemoji": 4, "openmoji": 7, "gouache": 12}
+"""Standard deviation of the large stains over the whole place, of 255."""
+
 
 @dataclass(frozen=True)
 class Backdrop:
@@ -65,7 +70,7 @@ def paint(
     if weather == "snow" and not brush.windows and place != "studio":
         start = round((ground.top - 0.06) * size) if ground.water else top
         image[start:] = 0.3 * image[start:] + np.float32(0.7 * 236)
-    grain = ground.grain * (1.25 if style == "openmoji" else 0.9)
+    grain = ground.grain * _GRAIN[style]
     image[top:] += (grain * texture("banded" if ground.banded else "fine", size, rng)[top:])[..., None]
-    image += ((7 if style == "openmoji" else 4) * texture("cloudy", size, rng))[..., None]
+    image += (_CLOUDS[style] * texture("cloudy", size, rng))[..., None]
     return Backdrop(image, ground.horizon, ground.top, ground.water, tuple(brush.windows))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segsmith.world.sprites import Style
+from segsmith.world.sprites import TEST_STYLE, Style
 
 Colour = tuple[int, int, int]
 
@@ -61,6 +61,13 @@ class Brush:
         if self.style == "openmoji":  # duller and warmer, like film next to a rendering
             grey = 0.3 * r + 0.59 * g + 0.11 * b
             r, g, b = 0.78 * r + 0.22 * grey + 6, 0.78 * g + 0.22 * grey, 0.78 * b + 0.22 * grey - 8
+        elif self.style == TEST_STYLE:  # few pigments: green and blue are mixed, and everything is paler
+            grey = 0.3 * r + 0.59 * g + 0.11 * b
+            r, g, b = (
+                0.7 * r + 0.3 * grey,
+                0.55 * g + 0.3 * b + 0.15 * grey + 10,
+                0.6 * b + 0.3 * g + 0.1 * grey,
+            )
         return (
             min(255, max(0, int(r))),
             min(255, max(0, int(g))),

@@ -29,7 +29,7 @@ from segsmith.world.language import (
     usual_weather,
 )
 from segsmith.world.nouns import NOUNS, find_noun, suggest
-from segsmith.world.sprites import STYLES, Style, master
+from segsmith.world.sprites import ALL_STYLES, TEST_STYLE, Style, master, variants
 
 MIN_VISIBLE = 0.55
 """Minimum share of an object's pixels that other objects leave visible."""
@@ -121,9 +121,9 @@ class _Sprite:
 
 
 @lru_cache(maxsize=512)
-def _tinted(codepoint: str, style: Style, colour: str) -> Image.Image:
+def _tinted(codepoint: str, style: Style, variant: int, colour: str) -> Image.Image:
     """The sprite recoloured: `colour` replaces its typical luminance, and the shading is kept."""
-    rgba = np.asarray(master(codepoint, style), np.float32)
+    rgba = np.asarray(master(codepoint, style, variant), np.float32)
     luminance = (rgba[..., :3] @ np.array([0.3, 0.59, 0.11], np.float32)) / 255
     solid = rgba[..., 3] > 127
     # The black outlines of openmoji are not part of the object's colour.
@@ -143,13 +143,13 @@ def _seed(spec: SceneSpec, seed: int, style: Style, size: int) -> list[int]:
     # Not repr: equal specs may differ in it, with numpy strings and integers.
     said = [f"{o.noun}|{int(o.count)}|{o.colour or ''}|{o.state or ''}" for o in spec.objects]
     words = zlib.crc32("/".join([*said, spec.place, spec.light, spec.weather]).encode())
-    return [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, words, STYLES.index(style), size]
+    return [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, words, ALL_STYLES.index(style), size]
 
 
 @lru_cache(maxsize=2048)
-def _level(codepoint: str, style: Style, colour: str | None, halvings: int) -> Image.Image:
+def _level(codepoint: str, style: Style, variant: int, colour: str | None, halvings: int) -> Image.Image:
     """The sprite with premultiplied alpha, halved `halvings` times, as input for an affine transform."""
-    image = _tinted(codepoint, style, colour) if colour else master(codepoint, style)
+    image = _tinted(codepoint, style, variant, colour) if colour else master(codepoint, style, variant)
     # With a margin, so that rotated edges are blended instead of cut off.
     padded = Image.new("RGBA", (image.width + 8, image.height + 8))
     padded.paste(image, (4, 4))
@@ -165,7 +165,9 @@ def _draw_sprite(
     The image has mode "RGBa" (premultiplied), is cropped to its visible pixels, and no side exceeds `limit_px`.
     """
     codepoint = NOUNS[item.noun].codepoint
-    full = master(codepoint, style)
+    # No draw where there is no choice, so that the scenes of the other styles stay as they are.
+    variant = int(rng.integers(variants(style))) if variants(style) > 1 else 0
+    full = master(codepoint, style, variant)
     flip, tilt, stretch = rng.random(3).tolist()
     angle = np.deg2rad((tilt - 0.5) * 12)
     w, h = float(full.width), float(full.height)
@@ -180,7 +182,7 @@ def _draw_sprite(
     scale = max(scale, 3 / max(box_w, box_h))
     wide = scale * (0.94 + 0.12 * stretch)
     halvings = 0 if scale > 0.6 else 1 if scale > 0.3 else 2 if scale > 0.15 else 3
-    image = _level(codepoint, style, item.colour, halvings)
+    image = _level(codepoint, style, variant, item.colour, halvings)
     # From output to input pixels: undo the scale and stretch, the rotation, then the flip.
     step = 0.5**halvings
     out_w, out_h = max(1, int(box_w * wide) + 1), max(1, int(box_h * scale) + 1)
@@ -419,9 +421,12 @@ def _atmosphere(canvas: Floats, spec: SceneSpec, scenery: Backdrop, rng: np.rand
 
 
 def _finish(canvas: Floats, style: Style, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Add sensor noise and round to uint8; the openmoji style is grainier, with softer contrast."""
+    """Add sensor noise and round to uint8; openmoji is grainier with softer contrast, gouache lies on woven paper."""
     size = canvas.shape[0]
-    if style == "openmoji":
+    if style == TEST_STYLE:
+        canvas = canvas * np.float32(0.9) + np.array((8, 12, 18), np.float32)
+        canvas += (5.0 * backdrop.texture("banded", size, rng))[..., None]
+    elif style == "openmoji":
         canvas = canvas * np.float32(0.93) + np.array((11, 9, 5), np.float32)
         canvas += (4.5 * backdrop.texture("fine", size, rng))[..., None]
     else:

@@ -1,13 +1,15 @@
-"""Sprites of nouns, in two styles.
+"""Sprites of nouns, in three styles.
 
-Builds draw twemoji sprites; the simulator's test set uses openmoji, so that it measures how well a segmenter
-generalises to drawings it has never seen.
+Builds draw twemoji sprites. Openmoji is the validation style, in which settings of the trainer are compared, and
+`segsmith.world.gouache` the test style, in which the result is reported: how well does a segmenter generalise to
+drawings that it has never seen?
 """
 
 from __future__ import annotations
 
 import io
 import re
+import zlib
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -18,10 +20,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from segsmith.errors import SegsmithError
+from segsmith.world.gouache import VARIANTS, repainted
 from segsmith.world.nouns import Noun
 
-Style = Literal["twemoji", "openmoji"]
-STYLES: tuple[Style, ...] = ("twemoji", "openmoji")
+Style = Literal["twemoji", "openmoji", "gouache"]
+BUILD_STYLE: Style = "twemoji"
+VALIDATION_STYLE: Style = "openmoji"
+TEST_STYLE: Style = "gouache"
+STYLES: tuple[Style, ...] = (BUILD_STYLE, VALIDATION_STYLE)
+"""The styles that a model may be trained on; the mini CLIP and the mini SAM have seen both."""
+ALL_STYLES: tuple[Style, ...] = (*STYLES, TEST_STYLE)
 """The order is part of a scene's seed."""
 
 MASTER_PX = 160  # one SVG rendering serves all sizes; larger than any object of a 128 px scene
@@ -84,12 +92,20 @@ def _svg(codepoint: str, style: Style) -> str:
     raise SegsmithError(f"No {style} sprite for the emoji {codepoint}.", _REMEDY)
 
 
+def variants(style: Style) -> int:
+    """Number of drawings of the same emoji in a style."""
+    return VARIANTS if style == TEST_STYLE else 1
+
+
 @lru_cache(maxsize=1536)
-def master(codepoint: str, style: Style) -> Image.Image:
+def master(codepoint: str, style: Style, variant: int = 0) -> Image.Image:
     """The RGBA sprite of an emoji, rendered `MASTER_PX` wide and then cropped to its visible pixels.
 
-    The image is cached: do not modify it. Raises `SegsmithError` where the sprites are not installed.
+    `variant` is below `variants(style)`. The image is cached: do not modify it. Raises `SegsmithError` where the
+    sprites are not installed.
     """
+    if style == TEST_STYLE:
+        return repainted(master(codepoint, VALIDATION_STYLE), zlib.crc32(codepoint.encode()), variant)
     try:
         import resvg_py
     except ModuleNotFoundError as error:

@@ -1,11 +1,13 @@
-"""Nouns and sprites: every noun has one meaning, many names, and a sprite in both styles."""
+"""Nouns and sprites: every noun has one meaning, many names, and a sprite in every style."""
+
+import itertools
 
 import numpy as np
 import pytest
 
 from segsmith.world import NOUNS, VOC_CLASSES, find_noun, sprite, suggest
 from segsmith.world.nouns import normalise
-from segsmith.world.sprites import STYLES
+from segsmith.world.sprites import ALL_STYLES, STYLES, TEST_STYLE, VALIDATION_STYLE, master, variants
 
 
 def test_the_table_is_large_and_no_name_means_two_things():
@@ -18,7 +20,7 @@ def test_the_table_is_large_and_no_name_means_two_things():
     assert len({noun.codepoint for noun in NOUNS.values()}) == len(NOUNS)
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", ALL_STYLES)
 @pytest.mark.parametrize("name", VOC_CLASSES)
 def test_every_voc_class_has_a_sprite(name, style):
     image = sprite(NOUNS[name], style, 48)
@@ -30,13 +32,28 @@ def test_every_voc_class_has_a_sprite(name, style):
     assert (image[..., 3] > 0).any(axis=1)[[0, -1]].all()  # cropped tightly
 
 
-def test_the_two_styles_differ():
+def test_the_styles_differ():
     for name in ("dog", "car", "diningtable"):
-        a, b = (sprite(NOUNS[name], style, 40) for style in STYLES)
-        assert a.shape != b.shape or (a != b).any()
+        drawn = [sprite(NOUNS[name], style, 40) for style in ALL_STYLES]
+        for a, b in itertools.combinations(drawn, 2):
+            assert a.shape != b.shape or (a != b).any()
 
 
-@pytest.mark.parametrize("style", STYLES)
+def test_the_test_style_has_no_outlines_and_bends_every_sprite_in_several_ways():
+    def dark(image):
+        rgba = np.asarray(image, np.float32) / 255
+        solid = rgba[..., 3] > 0.9
+        return float((rgba[..., :3] @ np.array([0.3, 0.59, 0.11]) < 0.1)[solid].mean())
+
+    codepoint = NOUNS["dog"].codepoint
+    drawn = [master(codepoint, TEST_STYLE, k) for k in range(variants(TEST_STYLE))]
+    assert dark(master(codepoint, VALIDATION_STYLE)) > 0.1
+    assert max(map(dark, drawn)) < 0.02
+    assert len({image.size for image in drawn}) > 2
+    assert {variants(style) for style in STYLES} == {1}
+
+
+@pytest.mark.parametrize("style", ALL_STYLES)
 def test_a_sample_of_all_nouns_has_sprites(style):
     for name in list(NOUNS)[::13]:
         assert (sprite(NOUNS[name], style, 24)[..., 3] > 127).any(), name

@@ -23,6 +23,7 @@ from segsmith.types import SEEDS_PER_PROMPT, SIMULATOR, Drawn, Gate, Image, Imag
 from segsmith.world.language import ObjectSpec, SceneSpec, parse
 from segsmith.world.nouns import find_noun, suggest
 from segsmith.world.scene import Scene, compose, random_spec
+from segsmith.world.sprites import BUILD_STYLE, TEST_STYLE, VALIDATION_STYLE, Style
 
 Fault = Literal["wrong", "extra", "missing", "blur", "duplicate"]
 BLUR_SIGMA_PX = 1.8
@@ -80,7 +81,7 @@ class Simulator:
         if hit["extra"] and (other := self._other_than(spec, rng)):
             spec = _with_objects(spec, (*spec.objects, ObjectSpec(other)))
             faults.append("extra")
-        scene = compose(spec, request.seed, style="twemoji", size=self._size)
+        scene = compose(spec, request.seed, style=BUILD_STYLE, size=self._size)
         image = scene.image
         if hit["blur"]:
             image = ndimage.gaussian_filter(image, (BLUR_SIGMA_PX, BLUR_SIGMA_PX, 0))
@@ -93,18 +94,20 @@ class Simulator:
         return str(rng.choice(choices)) if choices else None
 
 
-def unseen_scenes(classes: Sequence[str], count: int, seed: int, size: int) -> Iterator[Scene]:
-    """The test set: `count` scenes of one to three of the classes, in a sprite style that no build draws."""
+def unseen_scenes(
+    classes: Sequence[str], count: int, seed: int, size: int, style: Style = VALIDATION_STYLE
+) -> Iterator[Scene]:
+    """`count` scenes of one to three of the classes, by default in a sprite style that no build draws."""
     nouns = [noun.name for c in classes if (noun := find_noun(c))]
     for index in range(count):
         rng = np.random.default_rng([seed, index, 1])
-        yield compose(random_spec(nouns, rng), seed + index, style="openmoji", size=size)
+        yield compose(random_spec(nouns, rng), seed + index, style=style, size=size)
 
 
 def write_test_set(folder: Path, classes: Sequence[str], count: int, seed: int, size: int) -> Path:
-    """`count` scenes in VOC layout as split ``test``; an existing folder is left unchanged."""
+    """`count` scenes in the test style in VOC layout as split ``test``; an existing folder is left unchanged."""
     if not folder.exists():
-        scenes = unseen_scenes(classes, count, seed, size)
+        scenes = unseen_scenes(classes, count, seed, size, TEST_STYLE)
         pairs = ((f"real-{i:05d}", scene.image, scene.class_mask(classes)) for i, scene in enumerate(scenes))
         write_voc(folder, classes, {"test": pairs})
     return folder
