@@ -13,11 +13,14 @@ segsmith's own work. Seconds on the clock are given beside it; they include wait
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import multiprocessing
 import os
+import pstats
 import resource
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -100,11 +103,7 @@ def build(folder: Path, images: int, pixels: int, profile: Path | None = None) -
     first = since
     models = 0.0
     ended = None
-    if profile is not None:
-        import cProfile
-
-        profiler = cProfile.Profile()
-        profiler.enable()
+    profiled = AllThreads() if profile is not None else None
     for event in build_run(config, folder, "scale", parts=parts):
         rounds += isinstance(event, RoundJudged)
         if (begun := begun_stage(event)) and begun != stage:
@@ -115,9 +114,8 @@ def build(folder: Path, images: int, pixels: int, profile: Path | None = None) -
             ended = event
     wall = time.monotonic() - began
     stages[stage] += time.process_time() - since - (clock["models"] - models)
-    if profile is not None:
-        profiler.disable()
-        profiler.dump_stats(profile)
+    if profiled is not None and profile is not None:
+        profiled.write(profile)
     assert ended is not None
     missing = sum(ended.missing.values())
     accepted = images - missing
@@ -136,6 +134,31 @@ def build(folder: Path, images: int, pixels: int, profile: Path | None = None) -
         "graph, MB": megabytes(folder / "graph.db"),
         "report, MB": megabytes(folder / "report.html"),
     }
+
+
+class AllThreads:
+    """cProfile by processor time, of this thread and of all that are started from now on."""
+
+    def __init__(self) -> None:
+        self._found: list[cProfile.Profile] = []
+        threading.setprofile(lambda *_: self._start())
+        self._start()
+
+    def _start(self) -> None:
+        """In place of the hook, for the thread that calls this."""
+        profiler = cProfile.Profile(time.thread_time)
+        self._found.append(profiler)
+        profiler.enable()
+
+    def write(self, path: Path) -> None:
+        threading.setprofile(None)
+        self._found[0].disable()
+        stats = pstats.Stats(self._found[0])
+        for profiler in self._found[1:]:
+            profiler.create_stats()
+            if profiler.stats:
+                stats.add(profiler)
+        stats.dump_stats(path)
 
 
 def begun_stage(event: Event) -> str:

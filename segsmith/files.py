@@ -95,6 +95,30 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def write_new(path: str, data: bytes) -> None:
+    """Write a file without syncing it, in the calls that this takes: `open` asks the file system twice as much."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        written = os.write(handle, data)
+        while written < len(data):
+            written += os.write(handle, memoryview(data)[written:])
+    finally:
+        os.close(handle)
+
+
+def read_whole(path: str) -> bytes:
+    """The bytes of a file, as `Path.read_bytes` gives them, in fewer calls."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(handle).st_size
+        data = os.read(handle, size + 1)
+        while part := os.read(handle, 1 << 20) if len(data) != size else b"":
+            data += part
+        return data
+    finally:
+        os.close(handle)
+
+
 def create_only(path: Path, data: bytes) -> bool:
     """Write a file that must not be there yet, whole or not at all; returns whether this call created it.
 

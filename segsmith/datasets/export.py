@@ -9,7 +9,8 @@ from pathlib import Path
 from segsmith.config import Config
 from segsmith.datasets.card import write_card
 from segsmith.datasets.detect import EXPORTS, FORMATS
-from segsmith.datasets.run_dataset import collect
+from segsmith.datasets.mask_objects import ObjectCache
+from segsmith.datasets.run_dataset import RunDataset, collect
 from segsmith.datasets.staging import replace_folder
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger
@@ -47,7 +48,12 @@ def export_dataset(
         )
     data = collect(run, ledger, config)
     data = replace(data, card=write_card(ledger, config, data.records))
-    out = run.dataset / form if out is None else out
+    # Who may write to the ledger holds the run, and may add to the cache.
+    with ObjectCache(run.objects, read_only=ledger.read_only, entries=len(data.records)) as cache:
+        return _written(replace(data, cache=cache), form, run.dataset / form if out is None else out)
+
+
+def _written(data: RunDataset, form: str, out: Path) -> ExportSummary:
     chosen = FORMATS[form]
     assert chosen.write is not None
     write = chosen.write

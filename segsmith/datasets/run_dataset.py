@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.config import Config
+from segsmith.datasets.mask_objects import MaskObjects, ObjectCache, find_objects
 from segsmith.datasets.palette import VOID, voc_palette
 from segsmith.datasets.png_chunks import grey_png, has_palette
 from segsmith.datasets.records import Origin, Record, Sample
 from segsmith.datasets.splits import SPLITS, split_by_group
 from segsmith.errors import SegsmithError
-from segsmith.files import open_image, png_bytes, read_header, read_index_map, sha256_of
+from segsmith.files import open_image, png_bytes, read_header, read_index_map, read_whole, sha256_of
 from segsmith.memory.ledger import Ledger, prompt_families
 from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_folder import RunFolder
@@ -75,7 +76,7 @@ class StoredImage:
         Files whose hashes the ledger knows are what the run wrote, so they are not decoded to be checked.
         """
         try:
-            data, mask = self.image.read_bytes(), self.mask.read_bytes()
+            data, mask = read_whole(str(self.image)), read_whole(str(self.mask))
         except FileNotFoundError as error:
             raise _missing(error.filename) from None
         except OSError as error:
@@ -116,22 +117,27 @@ class StoredImage:
             raise SegsmithError(f"Image {name} cannot be read: {error}.", REDO) from None
         if label_map.shape != size:
             raise SegsmithError(f"Image {name} is {size} pixels (H, W), its mask {label_map.shape}.", REDO)
-        undefined = label_map[(label_map > classes) & (label_map != VOID)]
-        if undefined.size:
-            raise SegsmithError(f"The mask of {name} holds index {undefined[0]}, which no class has.", REDO)
+        check_indices(name, label_map[(label_map > classes) & (label_map != VOID)].tolist(), classes)
+
+
+def check_indices(name: str, present: Sequence[int], classes: int) -> None:
+    """Raise `SegsmithError` for a mask of image `name` with an index that none of `classes` has."""
+    if undefined := [index for index in present if index > classes]:
+        raise SegsmithError(f"The mask of {name} holds index {undefined[0]}, which no class has.", REDO)
 
 
 @dataclass(frozen=True)
 class RunDataset:
     """All that an export writes; `Record.load` reads one image at a time and raises `SegsmithError`.
 
-    `card` is the text of the README, without its section on files.
+    `card` is the text of the README, without its section on files. `cache` holds objects found by earlier exports.
     """
 
     classes: tuple[str, ...]
     records: tuple[Record, ...]
     stored: Mapping[str, StoredImage]
     card: str = ""
+    cache: ObjectCache | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -141,6 +147,16 @@ class RunDataset:
     def read(self, record: Record) -> StoredFiles:
         """The stored bytes of an image and its mask; errors as of `StoredImage.read`."""
         return self.stored[record.id].read(record.id, len(self.classes))
+
+    def objects(self, files: StoredFiles) -> MaskObjects:
+        """The objects of a mask, from the cache where it has them. Raises `SegsmithError` for one of no class."""
+        found = None if self.cache is None else self.cache.get(files.mask_sha256)
+        if found is None:
+            found = find_objects(files.label_map)
+            if self.cache is not None:
+                self.cache.add(files.mask_sha256, found)
+        check_indices(files.name, found.present, len(self.classes))
+        return found
 
     def readme(self, files: str) -> bytes:
         """The card, with a section on the files of a format."""

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from segsmith.errors import SegsmithError
-from segsmith.files import sha256_of
+from segsmith.files import sha256_of, write_new
 from segsmith.locks import NO_LOCKS, exclusive_file, lock_mode
 
 MANIFEST = "manifest.json"
@@ -31,8 +31,7 @@ class Sink:
 
         Several threads may do so at once.
         """
-        with open(self._place(name), "wb", buffering=0) as file:
-            file.write(data)
+        write_new(self._place(name), data)
         self._files[name] = sha256 or hashlib.sha256(data).hexdigest()
 
     def link(self, name: str, target: str) -> None:

@@ -111,6 +111,7 @@ class RunFolder:
         self.images = root / "images"
         self.masks = root / "masks"
         self.patch_scores = root / "patch_scores.npz"
+        self.objects = root / "objects.db"
         self.memory = root / "memory"
         self.checkpoints = root / "checkpoints"
         self.segmenter = self.checkpoints / "segmenter.safetensors"

@@ -11,7 +11,8 @@ from pycocotools.mask import decode, frPyObjects, merge
 
 from segsmith.datasets.formats import coco
 from segsmith.datasets.imports import ImportedSplit, import_dataset, match_classes
-from segsmith.datasets.instances import find_instances, without_specks
+from segsmith.datasets.instances import without_specks
+from segsmith.datasets.mask_objects import find_objects, pack, unpack
 from segsmith.datasets.objects import number_objects, object_map
 from segsmith.errors import SegsmithError
 
@@ -54,7 +55,7 @@ def test_coco_annotations_give_the_label_map_back_with_right_areas_and_boxes(hei
     )
     label_map = np.array(rows, np.uint8)
     rebuilt = np.zeros_like(label_map)
-    for a in coco.object_annotations(label_map, find_instances(label_map), [1], 2):
+    for a in coco.object_annotations(unpack(pack(find_objects(label_map))), [1], 2):
         mask = pixels_of(a["segmentation"], height, width)
         ys, xs = np.nonzero(mask)
         assert a["area"] == len(xs)

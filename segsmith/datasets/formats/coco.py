@@ -13,7 +13,7 @@ import math
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,23 +22,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from segsmith.datasets.dataset_files import DatasetFiles, header_of, labels_in, sample_of
 from segsmith.datasets.formats.coco_masks import (
-    MAX_OUTLINE,
     LabelCanvas,
     MaskError,
     Runs,
-    encode,
     is_number,
     leaves_image,
     parse,
 )
 from segsmith.datasets.formats.voc import speck_notes
-from segsmith.datasets.instances import EIGHT, Instances, find_instances
+from segsmith.datasets.mask_objects import MaskObjects, Region, region_of
 from segsmith.datasets.objects import present_classes
-from segsmith.datasets.outlines import outlines
 from segsmith.datasets.palette import VOID
 from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
@@ -101,15 +97,13 @@ def _write(sink: Sink, data: RunDataset, style: str) -> int:
         files = data.read(record)
         name = f"{record.id}{files.suffix}"
         sink.put(f"images/{record.split}/{name}", files.image, files.image_sha256)
-        height, width = files.label_map.shape
+        found = data.objects(files)
+        height, width = found.size
         image = {"file_name": name, "height": height, "width": width, "segsmith": record.provenance()}
         present = [data.classes.index(label) + 1 for label in record.labels or ()]
         if style == STUFF:
             return _Entry(image, class_annotations(files.label_map, present, len(data.classes)), 0)
-        found = find_instances(files.label_map)
-        return _Entry(
-            image, object_annotations(files.label_map, found, present, len(data.classes)), found.specks
-        )
+        return _Entry(image, object_annotations(found, present, len(data.classes)), found.specks)
 
     categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(data.classes, 1)]
     specks = 0
@@ -169,75 +163,42 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def object_annotations(
-    label_map: NDArray[np.uint8], found: Instances, present: Sequence[int], classes: int
-) -> list[dict[str, Any]]:
-    """The annotations of an (H, W) label map without ids: its objects, then its unknown pixels and specks.
+def object_annotations(found: MaskObjects, present: Sequence[int], classes: int) -> list[dict[str, Any]]:
+    """The annotations of a mask without ids: its objects, then its unknown pixels and specks.
 
     `present` are the indices of the classes that the image is labelled with, of `classes` in all.
     """
-    size = (label_map.shape[0], label_map.shape[1])
-    annotations = [
-        {
-            "category_id": instance.index,
-            "segmentation": _polygons(instance.polygons, size) or encode(found.numbers == number),
-            "area": instance.area,
-            "bbox": [float(v) for v in instance.box],
-            "iscrowd": 0,
-        }
-        for number, instance in enumerate(found.objects, 1)
-    ]
-    unknown = (found.numbers == 0) & (label_map != 0)
-    pieces, _ = ndimage.label(unknown, EIGHT)
-    # As polygons, too: several importers take every list for polygons and fail on RLE.
-    polygons = _polygons([outline.polygon() for outline in outlines(pieces)], size)
-    return annotations + _unknown(unknown, label_map, present, classes, polygons)
+    annotations = [{"category_id": item.index, **_stated(item), "iscrowd": 0} for item in found.objects]
+    return annotations + _unknown(found.unknown, {*present, *found.present}, classes)
 
 
 def class_annotations(
     label_map: NDArray[np.uint8], present: Sequence[int], classes: int
 ) -> list[dict[str, Any]]:
     """One annotation for each class of an (H, W) label map, and those of its unknown pixels; without ids."""
-    annotations = [
-        {"category_id": index, **_region(label_map == index), "iscrowd": 0}
-        for index in present_classes(label_map)
-    ]
-    return annotations + _unknown(label_map == VOID, label_map, present, classes)
+    drawn = present_classes(label_map)
+    regions = [(index, region_of(label_map == index)) for index in drawn]
+    annotations = [{"category_id": i, **_stated(region), "iscrowd": 0} for i, region in regions if region]
+    return annotations + _unknown(region_of(label_map == VOID), {*present, *drawn}, classes)
 
 
-def _unknown(
-    unknown: NDArray[np.bool_],
-    label_map: NDArray[np.uint8],
-    present: Sequence[int],
-    classes: int,
-    polygons: Sequence[Sequence[int]] = (),
-) -> list[dict[str, Any]]:
-    """The unknown pixels as a region of each class that they may show: those labelled or drawn, else all.
-
-    As RLE without `polygons`.
-    """
-    if not unknown.any():
+def _unknown(region: Region | None, shown: Collection[int], classes: int) -> list[dict[str, Any]]:
+    """Unknown pixels as a region of each class that they may show: those of `shown`, or else all."""
+    if region is None:
         return []
-    region = _region(unknown, polygons)
-    indices = sorted({*present, *present_classes(label_map)}) or range(1, classes + 1)
-    return [{"category_id": index, **region, "iscrowd": 1, "unknown": True} for index in indices]
+    stated = _stated(region)
+    return [
+        {"category_id": index, **stated, "iscrowd": 1, "unknown": True}
+        for index in sorted(shown) or range(1, classes + 1)
+    ]
 
 
-def _region(pixels: NDArray[np.bool_], polygons: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
-    """The mask, area and box of pixels that are not none; the mask is RLE without `polygons`."""
-    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-    box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+def _stated(region: Region) -> dict[str, Any]:
     return {
-        "segmentation": polygons or encode(pixels),
-        "area": int(np.count_nonzero(pixels)),
-        "bbox": [float(v) for v in box],
+        "segmentation": region.segmentation,
+        "area": region.area,
+        "bbox": [float(v) for v in region.box],
     }
-
-
-def _polygons(polygons: Sequence[NDArray[np.int32]], size: tuple[int, int]) -> list[list[int]]:
-    """Polygons as COCO lists them; empty for outlines so long that readers reject them (noise)."""
-    outline = sum(int(np.abs(np.diff(p, axis=0, append=p[:1])).sum()) for p in polygons)
-    return [] if outline > MAX_OUTLINE * sum(size) // 2 else [p.ravel().tolist() for p in polygons]
 
 
 # -- reading --------------------------------------------------------------------------------------------

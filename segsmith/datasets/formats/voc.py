@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from segsmith.datasets.dataset_files import DatasetFiles
-from segsmith.datasets.instances import Instances, find_instances, instance_map
-from segsmith.datasets.palette import voc_palette
+from segsmith.datasets.mask_objects import MaskObjects
 from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import (
     IMAGE_SUFFIXES,
@@ -44,7 +43,7 @@ from segsmith.datasets.voc_layout import (
     image_labels,
     labelmap_text,
 )
-from segsmith.files import png_bytes, read_image
+from segsmith.files import read_image
 
 JPEG_QUALITY = 95
 MAIN = "ImageSets/Main"
@@ -120,13 +119,12 @@ def _write(
         """Store the files of an image; returns its number of specks."""
         files = data.read(record)
         suffix, image, sha256 = encode(files)
-        found = find_instances(files.label_map)
+        found = data.objects(files)
         put(f"{IMAGES}/{record.id}{suffix}", image, sha256)
         mask = files.palette_mask
         put(f"{CLASSES}/{record.id}.png", mask, files.mask_sha256 if mask is files.mask else "")
-        put(f"{OBJECTS}/{record.id}.png", png_bytes(instance_map(files.label_map, found), voc_palette()))
-        size = (files.label_map.shape[0], files.label_map.shape[1])
-        put(f"{ANNOTATIONS}/{record.id}.xml", _annotation(f"{record.id}{suffix}", size, found, data.classes))
+        put(f"{OBJECTS}/{record.id}.png", found.numbers)
+        put(f"{ANNOTATIONS}/{record.id}.xml", _annotation(f"{record.id}{suffix}", found, data.classes))
         return found.specks
 
     layout = VocLayout(put, SPLITS)
@@ -151,9 +149,9 @@ def speck_notes(specks: int, what: str) -> list[str]:
     )
 
 
-def _annotation(file_name: str, size: tuple[int, int], found: Instances, classes: Sequence[str]) -> bytes:
+def _annotation(file_name: str, found: MaskObjects, classes: Sequence[str]) -> bytes:
     """The XML of an image: the box of each object, whose pixels are counted from 1, the last one included."""
-    objects = []
+    size, objects = found.size, []
     for instance in found.objects:
         x, y, width, height = instance.box
         objects.append(

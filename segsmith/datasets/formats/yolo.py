@@ -8,6 +8,7 @@ holds a polygon for each object, and class 0 is the first class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from segsmith.datasets.dataset_files import DatasetFiles
 from segsmith.datasets.formats.voc import speck_notes
-from segsmith.datasets.instances import Instance, find_instances
+from segsmith.datasets.instances import find_instances
+from segsmith.datasets.mask_objects import MaskObjects
 from segsmith.datasets.outlines import joined
 from segsmith.datasets.palette import VOID
 from segsmith.datasets.parallel import in_order
@@ -31,7 +34,7 @@ from segsmith.datasets.records import (
     Sample,
     lossless,
 )
-from segsmith.datasets.run_dataset import RunDataset
+from segsmith.datasets.run_dataset import RunDataset, StoredFiles
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
 
@@ -65,10 +68,13 @@ def write(sink: Sink, data: RunDataset) -> list[str]:
     def write_one(record: Record) -> _Written:
         files = data.read(record)
         image = f"images/{record.split}/{record.id}{files.suffix}"
-        found = find_instances(files.label_map)
+        found = data.objects(files)
         sink.put(image, files.image, files.image_sha256)
         sink.put(f"masks/{record.split}/{record.id}.png", files.grey_mask)
-        lines = "".join(_line(instance, files.label_map.shape) for instance in found.objects)
+        lines = "".join(
+            _line(item.index, polygons, found.size)
+            for item, polygons in zip(found.objects, _polygons(found, files), strict=True)
+        )
         sink.put(f"labels/{record.split}/{record.id}.txt", lines.encode())
         drawn = {data.classes[instance.index - 1] for instance in found.objects}
         return _Written(image, found.specks, drawn >= set(record.labels or ()))
@@ -105,12 +111,19 @@ def write(sink: Sink, data: RunDataset) -> list[str]:
     return notes
 
 
-def _line(instance: Instance, size: tuple[int, ...]) -> str:
+def _polygons(found: MaskObjects, files: StoredFiles) -> list[list[NDArray[np.int32]]]:
+    """The polygons of each object, also of those whose outlines are too long for COCO."""
+    if any(isinstance(item.segmentation, dict) for item in found.objects):
+        return [instance.polygons for instance in find_instances(files.label_map).objects]
+    return [[np.array(p, np.int32).reshape(-1, 2) for p in item.segmentation] for item in found.objects]
+
+
+def _line(index: int, polygons: Sequence[NDArray[np.int32]], size: tuple[int, int]) -> str:
     """Class and polygon of an object, in shares of width and height."""
-    first, *rest = instance.polygons
+    first, *rest = polygons
     polygon = reduce(joined, rest, first)
-    shares = polygon / np.array([size[1], size[0]], np.float64)
-    return f"{instance.index - 1} {' '.join(f'{v:.6g}' for v in shares.ravel().tolist())}\n"
+    shares = (polygon / np.array([size[1], size[0]], np.float64)).ravel().tolist()
+    return f"{index - 1}{' %.6g' * len(shares)}\n" % tuple(shares)
 
 
 def recognises(root: Path) -> bool:

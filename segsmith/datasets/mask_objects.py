@@ -1,0 +1,308 @@
+"""What exports state of a mask: its objects with areas, boxes and outlines, and its unknown pixels.
+
+Finding them takes longer than copying image and mask, so a build finds them once, when it writes its own dataset, and
+keeps them in `ObjectCache` for all later exports.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import struct
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from segsmith.datasets.formats.coco_masks import MAX_OUTLINE, encode
+from segsmith.datasets.instances import EIGHT, find_instances, instance_map
+from segsmith.datasets.objects import present_classes
+from segsmith.datasets.outlines import outlines
+from segsmith.datasets.palette import voc_palette
+from segsmith.files import png_bytes
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Changes whenever `find_objects` gives other results, or `pack` another form."""
+MAX_PACKED = 64 << 20
+"""Bytes that an entry of the cache may unpack to; the objects of the noisiest mask take less."""
+BATCH = 500
+"""Entries that are added in one transaction."""
+
+Segmentation = list[list[int]] | dict[str, Any]
+"""As in COCO: polygons in the image that give back its pixels exactly, or RLE where they would be too long."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Pixels of a mask: their number, their box (x, y, width, height), and where they are."""
+
+    area: int
+    box: tuple[int, int, int, int]
+    segmentation: Segmentation
+
+
+@dataclass(frozen=True)
+class MaskObject(Region):
+    """An object, and the index of its class."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class MaskObjects:
+    """The objects of a mask (`find_instances`) and its unknown pixels, those of specks among them."""
+
+    size: tuple[int, int]
+    """(H, W)."""
+    present: tuple[int, ...]
+    """Class indices that occur, ascending."""
+    objects: tuple[MaskObject, ...]
+    unknown: Region | None
+    specks: int
+    """Number of objects that are too small; their pixels are unknown."""
+    numbers: bytes
+    """PNG of `instance_map` with VOC's palette."""
+
+
+def find_objects(label_map: NDArray[np.uint8]) -> MaskObjects:
+    """The objects of an (H, W) label map: 0 is background, 255 unknown."""
+    found = find_instances(label_map)
+    size = (label_map.shape[0], label_map.shape[1])
+    objects = tuple(
+        MaskObject(
+            instance.area,
+            instance.box,
+            _polygons(instance.polygons, size) or encode(found.numbers == number),
+            instance.index,
+        )
+        for number, instance in enumerate(found.objects, 1)
+    )
+    unknown = (found.numbers == 0) & (label_map != 0)
+    pieces, _ = ndimage.label(unknown, EIGHT)
+    # As polygons, too: several importers take every list for polygons and fail on RLE.
+    polygons = _polygons([outline.polygon() for outline in outlines(pieces)], size)
+    return MaskObjects(
+        size,
+        present_classes(label_map),
+        objects,
+        region_of(unknown, polygons),
+        found.specks,
+        png_bytes(instance_map(label_map, found), voc_palette()),
+    )
+
+
+def region_of(pixels: NDArray[np.bool_], polygons: list[list[int]] | None = None) -> Region | None:
+    """The region of an (H, W) mask, as RLE without `polygons`; None for an empty mask."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    if not rows.size:
+        return None
+    left, top = int(columns[0]), int(rows[0])
+    box = (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
+    return Region(int(np.count_nonzero(pixels)), box, polygons or encode(pixels))
+
+
+def _polygons(polygons: Sequence[NDArray[np.int32]], size: tuple[int, int]) -> list[list[int]]:
+    """Polygons as COCO lists them; empty for outlines so long that readers reject them (noise)."""
+    outline = sum(int(np.abs(np.diff(p, axis=0, append=p[:1])).sum()) for p in polygons)
+    return [] if outline > MAX_OUTLINE * sum(size) // 2 else [p.ravel().tolist() for p in polygons]
+
+
+# -- the cache --------------------------------------------------------------------------------------------
+
+
+def pack(found: MaskObjects) -> bytes:
+    """The bytes of an entry: the length of the JSON, the JSON, and the PNG; all of it compressed."""
+    stated = {
+        "size": found.size,
+        "present": found.present,
+        "objects": [vars(item) for item in found.objects],
+        "unknown": None if found.unknown is None else vars(found.unknown),
+        "specks": found.specks,
+    }
+    text = json.dumps(stated, separators=(",", ":")).encode()
+    return zlib.compress(struct.pack(">I", len(text)) + text + found.numbers, 1)
+
+
+def unpack(data: bytes) -> MaskObjects:
+    """The reverse of `pack`. Raises `ValueError` for bytes that it did not make."""
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(data, MAX_PACKED)
+        if not unpacker.eof:
+            raise ValueError("an entry is too long, or breaks off")
+        (length,) = struct.unpack_from(">I", content)
+        stated = json.loads(content[4 : 4 + length])
+        return MaskObjects(
+            size=_numbers(stated["size"], 2),
+            present=_numbers(stated["present"]),
+            objects=tuple(MaskObject(**_region(o), index=_number(o["index"])) for o in stated["objects"]),
+            unknown=None if stated["unknown"] is None else Region(**_region(stated["unknown"])),
+            specks=_number(stated["specks"]),
+            numbers=content[4 + length :],
+        )
+    except (zlib.error, struct.error, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"an entry is damaged ({error})") from None
+
+
+def _region(stated: Mapping[str, Any]) -> dict[str, Any]:
+    segmentation = stated["segmentation"]
+    if isinstance(segmentation, list):
+        segmentation = [list(_numbers(polygon)) for polygon in segmentation]
+    elif not isinstance(segmentation["counts"], str) or len(_numbers(segmentation["size"])) != 2:
+        raise TypeError("no RLE")
+    return {
+        "area": _number(stated["area"]),
+        "box": _numbers(stated["box"], 4),
+        "segmentation": segmentation,
+    }
+
+
+def _number(value: Any) -> int:
+    return _numbers([value])[0]
+
+
+def _numbers(values: Any, length: int | None = None) -> Any:
+    """The list as a tuple, if it holds integers alone, and `length` of them; else raises `TypeError`."""
+    found = tuple(values)
+    if {*map(type, found)} - {int} or (length is not None and len(found) != length):
+        raise TypeError("no list of whole numbers")
+    return found
+
+
+class ObjectCache:
+    """What `find_objects` found in masks, by the SHA-256 of their files, so that no entry can be out of date.
+
+    It may be deleted at any time: what is missing, damaged or of another version is found again. Safe to share
+    between threads; entries that were added are stored in batches and when the context ends.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool, entries: int = 1 << 40) -> None:
+        """`path` is the file; with `read_only` nothing is written, and it need not exist.
+
+        `entries` is the number of masks of the run. A file with more than twice as many holds mostly masks that were
+        made again since, and is started anew.
+        """
+        self._path = path
+        self._read_only = read_only
+        self._entries = entries
+        self._lock = threading.Lock()
+        self._new: dict[str, bytes] = {}
+        self._db: sqlite3.Connection | None = None
+
+    def __enter__(self) -> ObjectCache:
+        try:
+            self._db = self._opened()
+        except sqlite3.Error as error:
+            self._give_up(error)
+            with suppress(sqlite3.Error):
+                self._db = None if self._read_only else self._created()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._store()
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def get(self, mask_sha256: str) -> MaskObjects | None:
+        """What was found in the mask with this hash; None where it is not known."""
+        with self._lock:
+            if self._db is None:
+                return None
+            try:
+                row = self._db.execute(
+                    "SELECT data FROM objects WHERE mask_sha256=?", (mask_sha256,)
+                ).fetchone()
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return None
+        try:
+            return None if row is None else unpack(row[0])
+        except ValueError as error:
+            log.warning("%s: %s; the objects are found again", self._path, error)
+            return None
+
+    def add(self, mask_sha256: str, found: MaskObjects) -> None:
+        """Keep what was found in a mask."""
+        if self._db is None or self._read_only:
+            return
+        data = pack(found)
+        with self._lock:
+            self._new[mask_sha256] = data
+            if len(self._new) >= BATCH:
+                self._store()
+
+    def _opened(self) -> sqlite3.Connection | None:
+        if self._read_only:
+            if not self._path.exists():
+                return None
+            # Immutable: no session writes while an export reads, and the folder may be one that cannot be written.
+            db = sqlite3.connect(
+                f"{self._path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+            if db.execute("PRAGMA user_version").fetchone() != (VERSION,):
+                db.close()
+                return None
+            return db
+        db = self._created()
+        try:
+            (version,), (stored,) = (
+                db.execute(sql).fetchone() for sql in ("PRAGMA user_version", "SELECT COUNT(*) FROM objects")
+            )
+        except sqlite3.Error:
+            db.close()
+            raise
+        if version != VERSION or stored > 2 * self._entries:
+            db.close()
+            self._path.unlink(missing_ok=True)
+            db = self._created()
+        return db
+
+    def _created(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, check_same_thread=False)
+        try:
+            db.execute("PRAGMA synchronous=OFF")  # a cache that is lost in a power failure is made again
+            if not db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                db.execute(
+                    "CREATE TABLE objects (mask_sha256 TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID"
+                )
+                db.execute(f"PRAGMA user_version={VERSION}")
+                db.commit()
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _store(self) -> None:
+        if self._db is None or not self._new:
+            return
+        try:
+            with self._db:
+                self._db.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?)", self._new.items())
+        except sqlite3.Error as error:
+            self._give_up(error)
+        self._new = {}
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        """Go on without the cache; a file that cannot be used is removed where that is allowed."""
+        log.warning("%s cannot be used (%s); objects of masks are found again", self._path, error)
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        if not self._read_only:
+            with suppress(OSError):
+                self._path.unlink()

@@ -1,0 +1,158 @@
+"""The objects of masks that are kept for later exports."""
+
+import hashlib
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from segsmith.datasets import mask_objects
+from segsmith.datasets.export import export_dataset
+from segsmith.datasets.mask_objects import ObjectCache, find_objects, pack, unpack
+from segsmith.errors import SegsmithError
+from segsmith.memory.ledger import Ledger
+from segsmith.testing import made_up_run
+
+FORMS = ("voc", "coco", "yolo")
+IMAGES = 8
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """The label maps in which objects are searched."""
+    found = []
+
+    def watched(label_map):
+        found.append(label_map)
+        return find_objects(label_map)
+
+    monkeypatch.setattr("segsmith.datasets.run_dataset.find_objects", watched)
+    return found
+
+
+def hashes(folder):
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def test_objects_are_searched_once_and_exports_stay_the_same(tmp_path, searched):
+    run, ledger, config = made_up_run(tmp_path / "run", IMAGES, 64)
+    with closing(ledger):
+        export_dataset(run, ledger, config)
+    assert len(searched) == IMAGES
+    with closing(Ledger(run.ledger, read_only=True)) as ledger:
+        for form in FORMS:
+            export_dataset(run, ledger, config, form, tmp_path / f"cached-{form}")
+        assert len(searched) == IMAGES
+        run.objects.unlink()
+        for form in FORMS:
+            export_dataset(run, ledger, config, form, tmp_path / f"new-{form}")
+            assert hashes(tmp_path / f"new-{form}") == hashes(tmp_path / f"cached-{form}")
+    assert len(searched) == IMAGES * (1 + len(FORMS))
+    assert not run.objects.exists()  # a command that only reads a run writes nothing there
+
+
+def spoilt(run, how):
+    """Damage the cache."""
+    if how == "no database":
+        run.objects.write_bytes(b"hello " * 1000)
+    elif how == "broken off":
+        run.objects.write_bytes(run.objects.read_bytes()[:-4096])
+    else:
+        with closing(sqlite3.connect(run.objects)) as db, db:
+            if how == "other version":
+                db.execute("PRAGMA user_version=99")
+            elif how == "other table":
+                db.execute("DROP TABLE objects")
+            else:
+                entry = pack(find_objects(np.full((4, 4), 3, np.uint8)))
+                damaged = {"not compressed": b"x", "shorter": entry[:-5], "empty": b""}[how]
+                db.execute("UPDATE objects SET data=?", (damaged,))
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["no database", "broken off", "other version", "other table", "not compressed", "shorter", "empty"],
+)
+def test_a_damaged_cache_is_not_used(tmp_path, searched, how):
+    run, ledger, config = made_up_run(tmp_path / "run", IMAGES, 64)
+    with closing(ledger):
+        whole = hashes(export_dataset(run, ledger, config, "coco", tmp_path / "whole").folder)
+        spoilt(run, how)
+        with closing(Ledger(run.ledger, read_only=True)) as reading:
+            assert hashes(export_dataset(run, reading, config, "coco", tmp_path / "read").folder) == whole
+        assert hashes(export_dataset(run, ledger, config, "coco", tmp_path / "again").folder) == whole
+        before = len(searched)
+        assert before > IMAGES
+        # The session that may write has made the cache anew.
+        assert hashes(export_dataset(run, ledger, config, "coco", tmp_path / "last").folder) == whole
+        assert len(searched) == before
+
+
+NOISE = np.random.default_rng(0).choice([0, 1, 2, 255], (70, 50)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("label_map", [np.zeros((3, 5), np.uint8), np.full((2, 9), 7, np.uint8), NOISE])
+def test_an_entry_comes_back_as_it_went_in(label_map):
+    found = find_objects(label_map)
+    assert unpack(pack(found)) == found
+    assert found.size == label_map.shape
+
+
+HOSTILE = [
+    {"size": [4]},
+    {"size": ["4", 4]},
+    {"present": [True]},
+    {"objects": [{"area": 1, "box": [0, 0, 1], "segmentation": [], "index": 1}]},
+    {"objects": [{"area": 1, "box": [0, 0, 1, 1], "segmentation": [["<x>"]], "index": 1}]},
+    {
+        "objects": [
+            {"area": 1, "box": [0, 0, 1, 1], "segmentation": {"counts": 3, "size": [1, 1]}, "index": 1}
+        ]
+    },
+    {"objects": 3},
+    {"unknown": [1]},
+    {"specks": "many"},
+]
+
+
+@pytest.mark.parametrize("change", HOSTILE, ids=str)
+def test_an_entry_of_other_values_is_rejected(monkeypatch, change):
+    dumps = mask_objects.json.dumps
+    monkeypatch.setattr(mask_objects.json, "dumps", lambda stated, **how: dumps({**stated, **change}, **how))
+    entry = pack(find_objects(np.full((4, 4), 3, np.uint8)))
+    with pytest.raises(ValueError, match="damaged"):
+        unpack(entry)
+
+
+def test_an_entry_cannot_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(mask_objects, "MAX_PACKED", 100)
+    with pytest.raises(ValueError, match="too long"):
+        unpack(pack(find_objects(NOISE)))
+
+
+def test_an_entry_with_an_index_of_no_class_is_an_error(tmp_path):
+    run, ledger, config = made_up_run(tmp_path / "run", IMAGES, 64)
+    with closing(ledger):
+        export_dataset(run, ledger, config)
+        entry = pack(find_objects(np.full((4, 4), 200, np.uint8)))
+        with closing(sqlite3.connect(run.objects)) as db, db:
+            db.execute("UPDATE objects SET data=?", (entry,))
+        with pytest.raises(SegsmithError, match="holds index 200, which no class has"):
+            export_dataset(run, ledger, config, "yolo")
+
+
+def test_a_cache_of_masks_that_were_replaced_is_started_anew(tmp_path):
+    path, found = tmp_path / "objects.db", find_objects(NOISE)
+    with ObjectCache(path, read_only=False, entries=2) as cache:
+        for name in "abcde":
+            cache.add(name, found)
+    with ObjectCache(path, read_only=True) as cache:
+        assert cache.get("a") == found
+        assert cache.get("x") is None
+    with ObjectCache(path, read_only=False, entries=2) as cache:
+        assert cache.get("a") is None
