@@ -3,11 +3,14 @@
     python -m benchmarks.scale --quick                          # 1,000 and 4,000 images, and the ratio of their costs
     python -m benchmarks.scale --sizes 1000 4000 16000 --svg docs/images/scale.svg
     python -m benchmarks.scale --sizes 200 20000 --pixels 1024  # for the peak memory
+    python -m benchmarks.scale --out scale.json --continue      # after it was stopped: the sizes that are missing
+    python -m benchmarks.scale --novelty 1000000                # only the search in a large prompt memory
 
-Every size is built in a process of its own, then opened again, as a resumed session would, which is timed with the
-start of its process. Processor time is
-counted, since other work on the machine does not change it, without that inside of the stand-ins: what remains is
-segsmith's own work. Seconds on the clock are given beside it; they include waiting for the disk.
+Every size is built in a process of its own, then opened twice, as a resumed session would, which is timed with the
+start of its process. The first session may look at files that the build left unchecked. Processor time is counted,
+since other work on the machine changes it little, without that inside of the stand-ins: what remains is segsmith's
+own work. Seconds on the clock are given beside it; they include waiting for the disk. The figures of a size are
+printed, and written to --out, as soon as they are there.
 """
 
 from __future__ import annotations
@@ -23,9 +26,12 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segsmith.events import (
     Event,
@@ -54,6 +60,11 @@ STAND_INS = {
 }
 WARM_UP = 40
 PER_IMAGE_MS = 10.0
+NOVELTY_MS = 5.0
+ADDED_TOGETHER = 5_000
+ASKED_TOGETHER = 10
+"""Prompts of a class that are checked at once."""
+TURNS = 20
 RATIO = 1.3
 
 
@@ -122,6 +133,7 @@ def build(folder: Path, images: int, pixels: int, profile: Path | None = None) -
     own = time.process_time() - first - clock["models"]
     return {
         "images": images,
+        "pixels": pixels,
         "accepted": accepted,
         "ended": ended.reason,
         "rounds": rounds,
@@ -219,10 +231,70 @@ def measure(images: int, pixels: int, profile: Path | None, where: Path | None) 
     with tempfile.TemporaryDirectory(dir=where) as scratch:
         folder = Path(scratch) / "run"
         figures = in_a_process(_child, folder, images, pixels, profile)
-        began = time.monotonic()
-        work = in_a_process(_resume_child, folder)
-        figures["resume, s"] = round(time.monotonic() - began, 2)
-        figures["resume, s of processor time"] = round(work, 2)
+        for name in ("first resume", "resume"):
+            began = time.monotonic()
+            work = in_a_process(_resume_child, folder)
+            figures[f"{name}, s"] = round(time.monotonic() - began, 2)
+            figures[f"{name}, s of processor time"] = round(work, 2)
+    return figures
+
+
+class RandomTexts:
+    """An encoder that gives every text a random direction."""
+
+    name = "random"
+    logit_scale = 20.0
+
+    def __init__(self, dimensions: int) -> None:
+        self._dimensions = dimensions
+        self._rng = np.random.default_rng(0)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        vectors = self._rng.normal(size=(len(texts), self._dimensions)).astype(np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def embed_images(self, images: Sequence[object]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def fits(self, text: str) -> bool:
+        return True
+
+
+def novelty(remembered: int, dimensions: int, where: Path | None) -> dict[str, Any]:
+    """What it costs to find the prompt most similar to a new one, as the prompt agent does, by number of prompts.
+
+    The memory grows by a factor of ten each time, up to `remembered` prompts of `CLASSES` from other runs.
+    """
+    from segsmith.memory.prompt_memory import PromptMemory, Remembered, Seen
+
+    seen = Seen(CLASSES[0], "this", 0)
+    figures: dict[str, Any] = {"dimensions": dimensions, "ms per prompt": {}}
+    with tempfile.TemporaryDirectory(dir=where) as scratch:
+        memory = PromptMemory(Path(scratch), RandomTexts(dimensions))
+        stored, size = 0, min(remembered, 1_000)
+        while True:
+            since = time.process_time()
+            before = stored
+            while stored < size:
+                part = range(stored, min(stored + ADDED_TOGETHER, size))
+                memory.add([Remembered(f"p-{i}", f"a {i}", CLASSES[i % 20], {}, "other") for i in part])
+                stored = part.stop
+            added = time.process_time() - since
+            memory.nearest([f"warm-up {i}" for i in range(ASKED_TOGETHER)], seen=seen)
+            began, since = time.monotonic(), time.process_time()
+            for turn in range(TURNS):
+                memory.nearest([f"new {turn} {i}" for i in range(ASKED_TOGETHER)], seen=seen)
+            asked = TURNS * ASKED_TOGETHER
+            figures["ms per prompt"][size] = {
+                "search, on the clock": round(1000 * (time.monotonic() - began) / asked, 2),
+                "search, of processor time": round(1000 * (time.process_time() - since) / asked, 2),
+                "adding, of processor time": round(1000 * added / (size - before), 2),
+            }
+            print(json.dumps({size: figures["ms per prompt"][size]}), flush=True)
+            if size == remembered:
+                break
+            size = min(10 * size, remembered)
+        memory.close()
     return figures
 
 
@@ -281,6 +353,12 @@ def chart(found: list[dict[str, Any]], before: list[dict[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def _kept(out: Path, sizes: Sequence[int], pixels: int) -> list[dict[str, Any]]:
+    """The figures in the file `out` of images of these sizes, as far as they are there."""
+    found = json.loads(out.read_text()) if out.exists() else []
+    return [figures for figures in found if figures["images"] in sizes and figures["pixels"] == pixels]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -293,17 +371,33 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="figures of an earlier version, for the chart")
     parser.add_argument("--where", type=Path, help="folder for the runs, e.g. /dev/shm to leave the disk out")
     parser.add_argument("--profile", type=Path, help="write a cProfile of the last size here")
+    parser.add_argument("--continue", dest="continued", action="store_true", help="keep the sizes in --out")
+    parser.add_argument("--novelty", type=int, metavar="N", help="only time the search among N prompts")
+    parser.add_argument(
+        "--dimensions", type=int, default=512, help="of the vectors of --novelty (default 512)"
+    )
     given = parser.parse_args()
+    if given.continued and not given.out:
+        parser.error("--continue needs --out, the figures measured so far")
+    if given.novelty:
+        if given.novelty < 1:
+            parser.error("--novelty must be at least 1")
+        timed = novelty(given.novelty, given.dimensions, given.where)
+        slow = timed["ms per prompt"][given.novelty]["search, on the clock"]
+        print(f"novelty against {given.novelty:,} prompts: {slow} ms (at most {NOVELTY_MS:.0f} wanted)")
+        return
     sizes = QUICK if given.quick else tuple(given.sizes)
-    found = []
+    found = _kept(given.out, sizes, given.pixels) if given.continued else []
     for images in sizes:
+        if any(figures["images"] == images for figures in found):
+            continue
         figures = measure(images, given.pixels, given.profile if images == sizes[-1] else None, given.where)
         print(json.dumps(figures, indent=1), flush=True)
         found.append(figures)
+        if given.out:
+            given.out.write_text(json.dumps(found, indent=1) + "\n")
     if len(found) > 1:
         print(growth(found))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
     if given.svg:
         before = json.loads(given.before.read_text()) if given.before else []
         given.svg.write_text(chart(found, before))

@@ -229,6 +229,26 @@ class Unchanged:
                     yield entry.name
 
 
+def count_unchanged(folder: Path, since: int) -> int:
+    """Number of regular files in a folder and all folders below it; -1 if any has changed since (see `Unchanged`).
+
+    A file that comes, is replaced or is moved there has changed. So the same number at two times, neither of them -1,
+    means that the same files are there, and unchanged.
+    """
+    number, folders = 0, [str(folder)]
+    while folders:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                about = entry.stat(follow_symlinks=False)
+                if about.st_ctime_ns >= since:
+                    return -1
+                number += stat.S_ISREG(about.st_mode)
+    return number
+
+
 def clock_of(folder: Path) -> int:
     """The time of the file system that `folder` is on, in nanoseconds; it may differ from this machine's."""
     with tempfile.TemporaryFile(dir=folder, prefix=PART) as file:

@@ -286,6 +286,7 @@ def hear(state: RunState, runtime: Context) -> dict[str, Any]:
         return {"denied": 0}
     context.enter(GpuStage.HEAR)
     emit(StageStarted(Stage.HEARING))
+    # All accepted images, as each of them may be asked about here; this happens once or twice a run.
     before = {row.id for row in context.ledger.accepted()}
     context.witness_agent.hear(stopped=context.stopping.is_set)
     update_verdicts(context.ledger, config.classes, config.judge, config.wanted)
@@ -368,9 +369,14 @@ def export(state: RunState, runtime: Context) -> dict[str, Any]:
     """Write the dataset in PASCAL VOC's layout, split by prompt family."""
     context, emit = runtime.context, get_stream_writer()
     emit(StageStarted(Stage.EXPORTING))
-    masks = context.run.check_now()  # `segment` or the export reads them
+    run = context.run
+    masks = run.check_now()  # `segment` or the export reads them
     context.finalizer.export()
-    context.ledger.checked = {"masks": masks, "dataset": context.run.check_now()}
+    dataset = run.check_now()
+    context.ledger.checked = {
+        "masks": run.counted(run.masks, masks),
+        "dataset": run.counted(run.voc, dataset),
+    }
     context.ledger.built_from = context.ledger.dataset_inputs()
     return {}
 

@@ -244,6 +244,11 @@ class FileCheck:
     """Nanoseconds, by the clock of the file system."""
     inode: int
     """Of the run folder; a copy of it has another, and is checked again."""
+    files: int = -1
+    """Number of files after the check (`files.count_unchanged`); -1 if one had changed, or they were not counted.
+
+    While it stays the same, none of them has changed or is gone, so they need not be compared one by one.
+    """
 
 
 @dataclass(frozen=True)
@@ -301,16 +306,6 @@ class StepCounts:
     def values(self) -> tuple[int, ...]:
         """The counts in the order of `STEPS`."""
         return tuple(getattr(self, step) for step in self.STEPS)
-
-
-@dataclass(frozen=True)
-class ReviewMarks:
-    """What a reviewer has looked at, and what they leave to the agents."""
-
-    seen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Kind of decision -> subject -> the agents' decision at that time."""
-    auto: tuple[str, ...] = ()
-    """Kinds of decision, ``class:<name>``, or ``all``."""
 
 
 Value = TypeVar("Value")
@@ -414,9 +409,8 @@ def _judgement(stored: Any) -> Judgement | None:
     return None if stored is None else Judgement(**{**stored, "centre": tuple(stored["centre"])})
 
 
-def _marks(stored: Any) -> ReviewMarks:
-    stored = stored or {}
-    return ReviewMarks(stored.get("seen", {}), tuple(stored.get("auto", ())))
+def _auto(stored: Any) -> tuple[str, ...]:
+    return tuple((stored or {}).get("auto", ()))
 
 
 class Ledger:
@@ -459,7 +453,8 @@ class Ledger:
     """``masks`` and ``dataset`` -> the last check of these files."""
     finished_at: _Meta[float | None] = _Meta("finished_at", lambda stored: stored)
     """Unix time at which the run finished; None while it has not."""
-    review_marks = _Meta("review", _marks, asdict)
+    auto: _Meta[tuple[str, ...]] = _Meta("review", _auto, lambda value: {"auto": value})
+    """What a reviewer leaves to the agents: kinds of decision, ``class:<name>``, or ``all``."""
     set_aside: _Meta[Mapping[str, int]] = _Meta("set_aside", _mapping)
     """"images" and "masks" -> how many the last session could not make, because units of work failed."""
 
@@ -613,6 +608,15 @@ class Ledger:
             (row.kind, row.subject, row.action, _dump(row.value), row.note, row.source),
         )
 
+    def mark_seen(self, kind: DecisionKind, decisions: Mapping[str, str]) -> None:
+        """Remember that a reviewer has seen these subjects, each with the agents' decision at that time."""
+        self._upsert("seen", [(kind, subject, decision) for subject, decision in decisions.items()])
+
+    def unmark(self, kind: DecisionKind, subject: str) -> None:
+        """Forget that a reviewer has seen a subject."""
+        with self.transaction():
+            self._db.execute("DELETE FROM seen WHERE kind=? AND subject=?", (kind, subject))
+
     def add_guidance(self, row: GuidanceRow) -> None:
         self._append(
             "guidance",
@@ -659,6 +663,13 @@ class Ledger:
         """Prompts in the order they were written, of one status or all."""
         rows = self._all("SELECT * FROM prompts WHERE ?1 IS NULL OR status=?1 ORDER BY rowid", status)
         return [_prompt(row) for row in rows]
+
+    def classes_of(self, kind: DecisionKind, ids: Sequence[str]) -> dict[str, str]:
+        """Prompt or image id -> the class it was made for; `kind` says which of them `ids` are."""
+        sql = "SELECT i.id, p.class_name FROM images i JOIN prompts p ON p.id=i.prompt_id WHERE i.id"
+        if kind == "prompt":
+            sql = "SELECT p.id, p.class_name FROM prompts p WHERE p.id"
+        return {row[0]: row[1] for part in _parts(ids) for row in self._all(_among(sql, part), *part)}
 
     def prompt(self, prompt_id: str) -> PromptRow:
         row = self._one("SELECT * FROM prompts WHERE id=?", prompt_id)
@@ -737,6 +748,22 @@ class Ledger:
             "SELECT image_id, accepted, reason, scores, rowid FROM verdicts WHERE rowid > ? ORDER BY rowid LIMIT ?"
         ):
             yield VerdictRow(image_id, bool(accepted), reason, json.loads(scores))
+
+    def verdict(self, image_id: str) -> VerdictRow:
+        """Raises `KeyError` for an image without one."""
+        row = self._one("SELECT image_id, accepted, reason, scores FROM verdicts WHERE image_id=?", image_id)
+        if row is None:
+            raise KeyError(image_id)
+        return VerdictRow(row[0], bool(row[1]), row[2], json.loads(row[3]))
+
+    def mask(self, image_id: str) -> MaskRow:
+        """Raises `KeyError` for an image without one."""
+        row = self._one(
+            "SELECT image_id, pixels, ignore_share, sources, sha256 FROM masks WHERE image_id=?", image_id
+        )
+        if row is None:
+            raise KeyError(image_id)
+        return MaskRow(row[0], json.loads(row[1]), row[2], json.loads(row[3]), row[4])
 
     def evidence(self, ids: Sequence[str] | None = None) -> dict[str, Evidence]:
         """Image id -> what was measured of it, in the order of drawing, without signatures; of some ids or all."""
@@ -1092,6 +1119,14 @@ class Ledger:
         )
         return {r[1]: DecisionRow(r[0], r[1], r[2], json.loads(r[3]), r[4], r[5]) for r in rows}
 
+    def decided(self, kind: DecisionKind, ids: Sequence[str] | None = None) -> set[str]:
+        """Subjects that a reviewer has decided about: those of `ids` or all."""
+        return {row[0] for row in self._of_kind("SELECT subject FROM decisions", kind, ids)}
+
+    def seen(self, kind: DecisionKind, ids: Sequence[str] | None = None) -> dict[str, str]:
+        """Subject that a reviewer has seen -> the agents' decision at that time: those of `ids` or all."""
+        return {row[0]: row[1] for row in self._of_kind("SELECT subject, decision FROM seen", kind, ids)}
+
     def decision(self, kind: DecisionKind, subject: str) -> DecisionRow | None:
         """The latest decision of this kind about a subject; None without one."""
         row = self._one(
@@ -1255,6 +1290,16 @@ class Ledger:
             return
         for part in _parts(ids):
             yield from self._all(_among(f"{sql} AND {column}", part), *part)
+
+    def _of_kind(self, sql: str, kind: DecisionKind, ids: Sequence[str] | None) -> Iterator[tuple[Any, ...]]:
+        """Rows of a table of decisions, in their order: all of a kind, or those about `ids`."""
+        if ids is None:
+            yield from self._all(f"{sql} WHERE kind=? ORDER BY rowid", kind)
+            return
+        for part in _parts(ids):
+            yield from self._all(
+                f"{_among(f'{sql} WHERE kind=? AND subject', part)} ORDER BY rowid", kind, *part
+            )
 
     def _pages(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Rows without their last column, the row number; `sql` selects at most ? of them after row number ?.

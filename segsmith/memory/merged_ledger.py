@@ -13,7 +13,18 @@ import numpy as np
 from segsmith.memory.ledger import Ledger, RunSummary
 from segsmith.memory.schema import open_ledger, open_ledger_read_only
 
-TABLES = ("prompts", "images", "undrawn", "evidence", "testimonies", "verdicts", "labels", "masks", "models")
+TABLES = (
+    "prompts",
+    "images",
+    "undrawn",
+    "evidence",
+    "testimonies",
+    "verdicts",
+    "labels",
+    "masks",
+    "models",
+    "seen",
+)
 """Tables whose rows have an id of their own; of two rows with the same id the first run's is kept."""
 LISTS = ("events", "usage", "decisions", "guidance")
 """Tables whose rows are numbered."""
@@ -50,11 +61,12 @@ def copy_rows(sources: Sequence[Path], target: Path) -> None:
 
 
 def merge_notes(sources: Sequence[Path], ledger: Ledger) -> None:
-    """Add up time and memory of the runs, and keep what their reviewers have seen."""
-    summary, marks = RunSummary(), ledger.review_marks
+    """Add up time and memory of the runs, and keep what their reviewers leave to the agents."""
+    summary, auto = RunSummary(), set(ledger.auto)
     for source in sources:
         with closing(Ledger(source, read_only=True)) as other:
-            one, seen = other.summary, other.review_marks
+            one = other.summary
+            auto |= {*other.auto}
             ledger.logit_scale = other.logit_scale
             ledger.versions = other.versions
         summary = replace(
@@ -62,11 +74,8 @@ def merge_notes(sources: Sequence[Path], ledger: Ledger) -> None:
             wall_seconds=summary.wall_seconds + one.wall_seconds,
             peak_memory_mb=max(summary.peak_memory_mb, one.peak_memory_mb),
         )
-        kinds = {*marks.seen, *seen.seen}
-        together = {kind: {**marks.seen.get(kind, {}), **seen.seen.get(kind, {})} for kind in kinds}
-        marks = replace(marks, seen=together, auto=tuple(sorted({*marks.auto, *seen.auto})))
     ledger.summary = summary
-    ledger.review_marks = marks
+    ledger.auto = tuple(sorted(auto))
 
 
 def find_duplicates(sources: Sequence[Path], dimensions: int, threshold: float) -> list[Duplicate]:

@@ -206,28 +206,30 @@ class PromptMemory:
 
         `seen` leaves out what other classes of the same run were given in the same round.
         """
-        total = self.count()
-        if not texts or not total:
-            return [[] for _ in texts]
+        if not texts:
+            return []
         vectors, excluded = self._vectors(texts), set(but)
         found: list[list[Neighbour]] = [[] for _ in texts]
         todo, asked = list(range(len(texts))), count + (SPARE if seen or but else 0)
         while todo:
-            # Filtered here: Chroma's own filter reads the metadata of every prompt.
-            asked = min(asked, total)
+            # Filtered here: Chroma's own filter reads the metadata of every prompt. Nor is Chroma asked how many
+            # prompts it has, which it counts one by one: it gives fewer than asked for where it has no more.
             near = self._prompts.query(
                 query_embeddings=vectors[todo],
                 n_results=asked,
                 include=["documents", "distances", "metadatas"],
             )
             rows = zip(near["ids"], near["documents"], near["distances"], near["metadatas"], strict=True)
+            left = []
             for i, (ids, documents, distances, metadatas) in zip(todo, rows, strict=True):
                 found[i] = [
                     Neighbour(text, id_, 1.0 - distance)
                     for id_, text, distance, data in zip(ids, documents, distances, metadatas, strict=True)
                     if id_ not in excluded and (seen is None or seen.allows(data))
                 ][:count]
-            todo = [i for i in todo if len(found[i]) < count] if asked < total else []
+                if len(found[i]) < count and len(ids) == asked:
+                    left.append(i)
+            todo = left
             asked *= 4
         return found
 

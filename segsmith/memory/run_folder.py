@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from segsmith.files import (
     ImageFormat,
     Unchanged,
     clock_of,
+    count_unchanged,
     local_folder,
     make_folder,
     read_image,
@@ -183,6 +185,10 @@ class RunFolder:
     def check_now(self) -> FileCheck:
         """What to record of a check of files that begins now."""
         return FileCheck(clock_of(self.root), self.root.stat().st_ino)
+
+    def counted(self, folder: Path, check: FileCheck) -> FileCheck:
+        """A check of a folder that has ended, with the number of files."""
+        return replace(check, files=count_unchanged(folder, check.at))
 
     def set_aside(self, path: Path) -> Path:
         """Move a file that the ledger does not know to ``set_aside/`` and return its new path."""

@@ -10,12 +10,12 @@ from shutil import copyfile
 
 from segsmith.errors import SegsmithError
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
-MIGRATED = (2, 3, 4, 5)
+MIGRATED = (2, 3, 4, 5, 6)
 """Earlier schemas that are migrated when they are opened. Schema 3 added table evidence, schema 4 the hashes of masks
 and table pending_images, schema 5 the counters (prompt_counts, class_counts, usage_totals) and their triggers,
-schema 6 table testimonies."""
+schema 6 table testimonies, schema 7 table seen."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -123,6 +123,12 @@ CREATE TABLE IF NOT EXISTS decisions (
     note TEXT NOT NULL,             -- the reviewer's own words
     source TEXT NOT NULL            -- terminal | file | server
 );
+CREATE TABLE IF NOT EXISTS seen (
+    kind TEXT NOT NULL,             -- prompt | verdict | label | mask
+    subject TEXT NOT NULL,          -- id of a prompt or image that the reviewer has seen
+    decision TEXT NOT NULL,         -- the agents' decision at that time, as a word
+    PRIMARY KEY (kind, subject)
+);
 CREATE TABLE IF NOT EXISTS guidance (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     at REAL NOT NULL,               -- Unix time, seconds
@@ -160,6 +166,7 @@ CREATE INDEX IF NOT EXISTS images_prompt ON images(prompt_id);
 CREATE INDEX IF NOT EXISTS images_round ON images(round);
 CREATE INDEX IF NOT EXISTS undrawn_prompt ON undrawn(prompt_id);
 CREATE INDEX IF NOT EXISTS events_kind ON events(kind);
+CREATE INDEX IF NOT EXISTS decisions_subject ON decisions(kind, subject);
 CREATE INDEX IF NOT EXISTS prompts_class_round ON prompts(class_name, round);
 CREATE INDEX IF NOT EXISTS prompt_counts_waiting ON prompt_counts(drawn + undrawn) WHERE admitted;
 """
@@ -260,6 +267,15 @@ INSERT INTO usage_totals
                SUM(images) AS images, SUM(usd) AS usd, MAX(id) FROM usage GROUP BY role);
 """
 
+MOVE_SEEN = """
+INSERT OR IGNORE INTO seen
+    SELECT kinds.key, subjects.key, subjects.value
+    FROM meta, json_each(meta.value, '$.seen') kinds, json_each(kinds.value) subjects
+    WHERE meta.key='review' AND json_valid(meta.value);
+UPDATE meta SET value=json_remove(value, '$.seen') WHERE key='review' AND json_valid(value);
+"""
+"""Before schema 7 all that a reviewer had seen was one JSON object, written again with each item."""
+
 TABLES = "SELECT COUNT(*) FROM sqlite_master WHERE type='table'"
 VERSION = "SELECT value FROM meta WHERE key='schema_version'"
 
@@ -354,7 +370,7 @@ def _version(db: sqlite3.Connection, path: Path | str) -> int:
 def _migrate(db: sqlite3.Connection) -> None:
     """Create what is missing, in one transaction; two processes may do it one after the other."""
     try:
-        db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}{TRIGGERS}{COUNT_ALL}")
+        db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}{TRIGGERS}{COUNT_ALL}{MOVE_SEEN}")
         if "sha256" not in [column[1] for column in db.execute("PRAGMA table_info(masks)")]:
             db.execute("ALTER TABLE masks ADD COLUMN sha256 TEXT NOT NULL DEFAULT ''")
         db.execute("INSERT OR REPLACE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))

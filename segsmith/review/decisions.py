@@ -7,7 +7,7 @@ that was interrupted resumes at the same item.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -45,69 +45,52 @@ def lagging_masks(ledger: Ledger) -> set[str]:
     return {i for i, classes, made_for in ledger.final_masks() if made_for not in (None, classes)}
 
 
-def pending(ledger: Ledger, kind: DecisionKind) -> list[str]:
-    """Ids of `kind` that the reviewer has not seen, has not decided about, and has not left to the agents."""
-    seen, auto, decided = _seen(ledger, kind), autos(ledger), ledger.decisions(kind)
+def pending(ledger: Ledger, kind: DecisionKind, ids: Sequence[str] | None = None) -> list[str]:
+    """Ids of `kind` that the reviewer has not seen, has not decided about, and has not left to the agents.
+
+    All in their order, or those of `ids`; only the former reads all images.
+    """
+    auto = ledger.auto
     if kind in auto or "all" in auto:
         return []
-    left = {name.removeprefix("class:") for name in auto if name.startswith("class:")}
-    of_class = class_of(ledger)
-    return [
-        subject
-        for subject, now in subjects(ledger, kind).items()
-        if subject not in decided and seen.get(subject) != now and of_class.get(subject) not in left
-    ]
+    seen, decided = ledger.seen(kind, ids), ledger.decided(kind, ids)
+    left = [i for i, now in subjects(ledger, kind, ids).items() if i not in decided and seen.get(i) != now]
+    classes = {name.removeprefix("class:") for name in auto if name.startswith("class:")}
+    if not classes:
+        return left
+    of_class = ledger.classes_of(kind, left)
+    return [subject for subject in left if of_class.get(subject) not in classes]
 
 
 def looked_at(ledger: Ledger, kind: DecisionKind) -> list[str]:
-    """Ids of `kind` that the reviewer has decided about or passed over, and that have not changed since."""
-    seen, decided, now = _seen(ledger, kind), ledger.decisions(kind), subjects(ledger, kind)
+    """Ids of `kind` that the reviewer has decided about or passed over, and that have not changed since.
+
+    Reads what the reviewer has seen, once a pause, because all of it can be gone back to.
+    """
+    seen, decided = ledger.seen(kind), ledger.decided(kind)
+    if not (seen or decided):
+        return []
+    now = subjects(ledger, kind)
     known = [p.id for p in ledger.prompts()] if kind == "prompt" else now  # a rejected prompt is no subject
     return [i for i in known if i in decided or (i in now and seen.get(i) == now[i])]
 
 
-def class_of(ledger: Ledger) -> dict[str, str]:
-    """Prompt or image id -> the class it was made for."""
-    of_prompt = {p.id: p.class_name for p in ledger.prompts()}
-    return of_prompt | {row.id: of_prompt[row.prompt_id] for row in ledger.images()}
-
-
 def mark_seen(ledger: Ledger, kind: DecisionKind, ids: Sequence[str]) -> None:
     """Remember that the reviewer has seen these items with the agents' current decisions."""
-    marks, now = ledger.review_marks, subjects(ledger, kind, ids)
-    seen = {**marks.seen.get(kind, {}), **{i: now[i] for i in ids if i in now}}
-    ledger.review_marks = replace(marks, seen={**marks.seen, kind: seen})
+    ledger.mark_seen(kind, subjects(ledger, kind, ids))
 
 
 def changed_from(ledger: Ledger, kind: DecisionKind, subject: str) -> str:
     """The agents' decision when the reviewer last saw the item, as a word; "" if it is the same now."""
-    before, now = _seen(ledger, kind).get(subject), subjects(ledger, kind, [subject]).get(subject)
+    before, now = ledger.seen(kind, [subject]).get(subject), subjects(ledger, kind, [subject]).get(subject)
     if before is None or before == now:
         return ""
     return {"True": "accepted", "False": "rejected"}.get(before, before)
 
 
-def unmark(ledger: Ledger, kind: DecisionKind, subject: str) -> None:
-    """Forget that the reviewer has seen the item, so that a later session shows it again."""
-    marks = ledger.review_marks
-    seen = {i: s for i, s in marks.seen.get(kind, {}).items() if i != subject}
-    ledger.review_marks = replace(marks, seen={**marks.seen, kind: seen})
-
-
-def autos(ledger: Ledger) -> list[str]:
-    """What the reviewer leaves to the agents: kinds, ``class:<name>``, or ``all``."""
-    return list(ledger.review_marks.auto)
-
-
 def set_auto(ledger: Ledger, what: str | None) -> None:
     """Leave `what` to the agents from now on; None ends this for everything."""
-    marks = ledger.review_marks
-    auto = () if what is None else tuple(sorted({*marks.auto, what}))
-    ledger.review_marks = replace(marks, auto=auto)
-
-
-def _seen(ledger: Ledger, kind: DecisionKind) -> Mapping[str, str]:
-    return ledger.review_marks.seen.get(kind, {})
+    ledger.auto = () if what is None else tuple(sorted({*ledger.auto, what}))
 
 
 # -- decisions -------------------------------------------------------------------------------------

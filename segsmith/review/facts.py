@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, partial
+from typing import Literal, TypeVar
 
 from segsmith.memory.ledger import (
     DecisionKind,
     DecisionRow,
-    ImageRow,
     LabelRow,
     Ledger,
-    MaskRow,
     PromptRow,
     VerdictRow,
 )
@@ -44,47 +42,69 @@ CRITIQUE = {
 """What the critique of a prompt measured, in words."""
 TOP_CLASSES = 3
 
+Row = TypeVar("Row")
+
+
+class Rows(Mapping[str, Row]):
+    """Rows by id. One that is asked for is read alone, and all of them once they are gone through."""
+
+    def __init__(self, one: Callable[[str], Row], every: Callable[[], Mapping[str, Row]]) -> None:
+        """`one` raises `KeyError` for an id without a row."""
+        self._one = one
+        self._read = every
+        self._known: dict[str, Row] = {}
+
+    @cached_property
+    def _every(self) -> Mapping[str, Row]:
+        return self._read()
+
+    def __getitem__(self, key: str) -> Row:
+        if "_every" in vars(self):
+            return self._every[key]
+        if key not in self._known:
+            self._known[key] = self._one(key)
+        return self._known[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._every)
+
+    def __len__(self) -> int:
+        return len(self._every)
+
 
 class RunFacts:
-    """One reading of a run's ledger; make a new one after each decision. `size` is the images' side in pixels."""
+    """One reading of a run's ledger; make a new one after each decision. `size` is the images' side in pixels.
+
+    What is said about one prompt or image reads its rows alone. Counts and numbers within a class read all rows.
+    """
 
     def __init__(self, ledger: Ledger, classes: Sequence[str], quotas: Mapping[str, int], size: int) -> None:
         self._area_px = size * size
         self.classes = tuple(classes)
         self._ledger = ledger
         self._quotas = quotas
-
-    @cached_property
-    def prompts(self) -> dict[str, PromptRow]:
-        return {p.id: p for p in self._ledger.prompts()}
-
-    @cached_property
-    def images(self) -> dict[str, ImageRow]:
-        return {row.id: row for row in self._ledger.images()}
-
-    @cached_property
-    def verdicts(self) -> dict[str, VerdictRow]:
+        self.prompts = Rows(ledger.prompt, lambda: {p.id: p for p in ledger.prompts()})
+        self.images = Rows(ledger.image, lambda: {row.id: row for row in ledger.images()})
+        self.verdicts = Rows(self._verdict, self._verdicts)
         """Image id -> its verdict. A reviewer's decision counts at once, before the judge has applied it."""
-        decided = {i: row.action == "accept" for i, row in self._ledger.decisions("verdict").items()}
+        self.labels = {
+            source: Rows(partial(self._label, source), partial(ledger.labels, source))
+            for source in ("prompt", "clip", "relabel")
+        }
+        """Source -> image id -> labels."""
+        self._masks = Rows(ledger.mask, ledger.masks)
+
+    def _verdict(self, image_id: str) -> VerdictRow:
+        return _decided(self._ledger.verdict(image_id), self._ledger.decision("verdict", image_id))
+
+    def _verdicts(self) -> dict[str, VerdictRow]:
+        decisions = self._ledger.decisions("verdict")
         return {
-            i: replace(row, accepted=decided[i], reason=VerdictReason.PERSON)
-            if decided.get(i, row.accepted) != row.accepted
-            else row
-            for i, row in self._ledger.verdicts().items()
+            row.image_id: _decided(row, decisions.get(row.image_id)) for row in self._ledger.each_verdict()
         }
 
-    @cached_property
-    def labels(self) -> dict[str, dict[str, LabelRow]]:
-        """Source -> image id -> labels."""
-        return {source: self._ledger.labels(source) for source in ("prompt", "clip", "relabel")}
-
-    @cached_property
-    def _masks(self) -> dict[str, MaskRow]:
-        return self._ledger.masks()
-
-    @cached_property
-    def _label_decisions(self) -> dict[str, DecisionRow]:
-        return self._ledger.decisions("label")
+    def _label(self, source: str, image_id: str) -> LabelRow:
+        return self._ledger.labels_of(source, [image_id])[image_id]
 
     @cached_property
     def of_class(self) -> dict[str, list[str]]:
@@ -173,7 +193,7 @@ class RunFacts:
             row = self.labels[source].get(image_id)
             if row is not None:
                 shares = ", ".join(f"{c} {row.scores[c]:.2f}" for c in self.classes if c in row.scores)
-                if source == "relabel" and image_id in self._label_decisions:
+                if source == "relabel" and self._ledger.decision("label", image_id):
                     lines |= {
                         spoken: f"overruled{f' ({shares})' if shares else ''}",
                         "you": ", ".join(row.classes),
@@ -273,7 +293,7 @@ class RunFacts:
 
     def decisions(self, kind: DecisionKind, subject: str) -> list[str]:
         """The reviewer's decision about a prompt or an image: one line, or none."""
-        decision = self._ledger.decisions(kind).get(subject)
+        decision = self._ledger.decision(kind, subject)
         return [decision_line(decision)] if decision else []
 
     def models(self) -> list[str]:
@@ -288,6 +308,13 @@ class RunFacts:
         """Whether an image is accepted, rejected, or not judged yet."""
         verdict = self.verdicts.get(image_id)
         return "undecided" if verdict is None else "accepted" if verdict.accepted else "rejected"
+
+
+def _decided(row: VerdictRow, decision: DecisionRow | None) -> VerdictRow:
+    """The verdict that a reviewer's decision makes of one."""
+    if decision is None or (decision.action == "accept") == row.accepted:
+        return row
+    return replace(row, accepted=not row.accepted, reason=VerdictReason.PERSON)
 
 
 def decision_line(row: DecisionRow) -> str:

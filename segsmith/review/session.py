@@ -81,9 +81,10 @@ class Conversation:
 
         Items that were reviewed before come first, for `back` and for the count.
         """
-        ledger, of_class = self._reviewed.ledger, decisions.class_of(self._reviewed.ledger)
+        ledger = self._reviewed.ledger
+        of_class = ledger.classes_of(kind, subjects)
         waiting = sorted(subjects, key=lambda i: self._reviewed.config.classes.index(of_class[i]))
-        before = [i for i in decisions.looked_at(ledger, kind) if i not in waiting]
+        before = [i for i in decisions.looked_at(ledger, kind) if i not in of_class]
         path, stops = [*before, *waiting], list(range(len(before)))
         self._kind = kind
         self._console.print()
@@ -91,7 +92,7 @@ class Conversation:
         self._say(KEYS.format(edit="" if kind == "verdict" else " · e edit"), "dim")
         at, again = len(before), False
         while at < len(path):
-            if not again and path[at] not in decisions.pending(ledger, kind):
+            if not again and not decisions.pending(ledger, kind, [path[at]]):
                 at += 1
                 continue
             self._here = path[at]
@@ -99,7 +100,7 @@ class Conversation:
             again = self._ask(first=not stops) == "back"
             if again:
                 at = stops.pop()
-                decisions.unmark(ledger, kind, path[at])
+                ledger.unmark(kind, path[at])
             else:
                 stops.append(at)
                 at += 1

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from segsmith.agents.director import cap_reached, spent
 from segsmith.config import Config, merged_config, with_environment
 from segsmith.errors import SegsmithError
-from segsmith.files import PART
+from segsmith.files import PART, count_unchanged
 from segsmith.graph.context import RunContext
-from segsmith.memory.ledger import Ledger
+from segsmith.memory.ledger import FileCheck, Ledger
 from segsmith.memory.run_config import RunRecord, installed_versions, read_record, resumed
 from segsmith.memory.run_folder import RunFolder
 from segsmith.review.decisions import REENTER, stale
@@ -138,26 +139,34 @@ def state_of_ledger(ledger: Ledger) -> dict[str, Any]:
 def lost_result(context: RunContext) -> str:
     """The node that a finished run continues behind because the result after it is gone or damaged; "" for none.
 
-    Masks and files of the dataset are read only if they have changed since they were last known to be whole.
+    Masks and files of the dataset are looked up one by one only if their number is another one than after the last
+    check, and read only if they have changed since.
     """
     ledger, run = context.ledger, context.run
     if ledger.set_aside.get("masks"):
         return "review_labels"
     now = run.check_now()
-    since = {
-        part: check.at
+    known = {
+        part: check
         for part, check in ledger.checked.items()
         if check.inode == now.inode and check.at < now.at  # neither a copy, nor was the clock set back
     }
-    if any(run.damaged_masks(ledger.mask_hashes(), since.get("masks", 0))):
+    unchecked = FileCheck(0, 0)
+    masks, dataset = known.get("masks", unchecked), known.get("dataset", unchecked)
+    if not _as_counted(run.masks, masks) and any(run.damaged_masks(ledger.mask_hashes(), masks.at)):
         return "review_labels"
-    if any(damaged_files(run.voc, since.get("dataset", 0))):
+    if not _as_counted(run.voc, dataset) and any(damaged_files(run.voc, dataset.at)):
         return "segment"
-    ledger.checked = {"masks": now, "dataset": now}
+    ledger.checked = {"masks": run.counted(run.masks, now), "dataset": run.counted(run.voc, now)}
     segmenter = run.segmenter
     if not segmenter.exists() or not segmenter.with_suffix(".json").exists():
         return "export"
     return "" if is_trained_segmenter(run, ledger) else "export"
+
+
+def _as_counted(folder: Path, check: FileCheck) -> bool:
+    """Whether all files that the check counted are there and unchanged."""
+    return check.files >= 0 and check.files == count_unchanged(folder, check.at)
 
 
 def waiting(snapshot: Any) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def ask(reviewer: Reviewer, run: ReviewedRun, kind: DecisionKind, subjects: Sequ
     """Call the reviewer, then mark what is left as seen, so that the build does not pause at it again."""
     if reviewer(Pause(kind, tuple(subjects), run)) is False:
         return "stop"
-    mark_seen(run.ledger, kind, [subject for subject in pending(run.ledger, kind) if subject in subjects])
+    mark_seen(run.ledger, kind, pending(run.ledger, kind, subjects))
     return "continue"
 
 

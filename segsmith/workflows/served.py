@@ -269,9 +269,7 @@ def _take(
         given = [{"kind": kind, **item} if isinstance(item, Mapping) else item for item in decisions]
         for row in check_decisions(run, given, "server"):
             record(run, row)
-        left = pending(run.ledger, kind)
-        shown = {item["subject"] for item in page}
-        mark_seen(run.ledger, kind, [subject for subject in left if subject in shown])
+        mark_seen(run.ledger, kind, pending(run.ledger, kind, [item["subject"] for item in page]))
         return kind if pending(run.ledger, kind) else ""
 
 

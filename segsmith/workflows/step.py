@@ -14,7 +14,7 @@ from segsmith.graph.context import RunContext
 from segsmith.memory.ledger import DecisionKind
 from segsmith.memory.run_config import record_of
 from segsmith.memory.run_folder import RunFolder
-from segsmith.review.decisions import KINDS, autos, pending, record, set_auto, stale
+from segsmith.review.decisions import KINDS, pending, record, set_auto, stale
 from segsmith.workflows.reviewing import Reviewer, ask
 
 FINISHED_KINDS: tuple[DecisionKind, ...] = ("verdict", "label", "mask")
@@ -67,7 +67,7 @@ def unseen(run: Path) -> Mapping[DecisionKind, int]:
     What the reviewer had left to the agents (``auto``) counts, too: ``auto`` is switched off.
     """
     with opened(run) as context:
-        if autos(context.ledger):  # the user who looks back wants to be asked
+        if context.ledger.auto:  # the user who looks back wants to be asked
             set_auto(context.ledger, None)
         return {kind: len(pending(context.ledger, kind)) for kind in FINISHED_KINDS}
 

@@ -20,7 +20,6 @@ from segsmith.memory.ledger import (
     MaskRow,
     ModelRow,
     PromptRow,
-    ReviewMarks,
     RunSummary,
     UsageRow,
     VerdictRow,
@@ -90,7 +89,7 @@ def test_events_come_back_in_order(ledger):
 
 def test_properties_come_back_as_they_went_in(ledger):
     assert (ledger.thresholds, ledger.evaluation, ledger.summary) == ({}, {}, RunSummary())
-    assert (ledger.built_from, ledger.finished_at, ledger.review_marks) == (None, None, ReviewMarks())
+    assert (ledger.built_from, ledger.finished_at, ledger.auto) == (None, None, ())
     assert (ledger.run_id, ledger.logit_scale, ledger.region_centre) == ("", 1.0, None)
     score = Evaluation(
         0.5, {"background": 0.5, "cat": None}, 0.9, ("background", "cat"), ("a",), ((1, 2), (0, 3))
@@ -101,7 +100,7 @@ def test_properties_come_back_as_they_went_in(ledger):
         "summary": RunSummary(1.5, 2.5, 3.5, "segsmith build"),
         "built_from": DatasetInputs("a1", "b2", ""),
         "finished_at": 5.0,
-        "review_marks": ReviewMarks({"prompt": {"p1": "admitted"}}, ("verdict",)),
+        "auto": ("class:cat", "verdict"),
         "run_id": "r1",
         "logit_scale": 20.0,
         "region_centre": [0.1],
@@ -111,6 +110,16 @@ def test_properties_come_back_as_they_went_in(ledger):
     for name, value in stored.items():
         setattr(ledger, name, value)
     assert {name: getattr(ledger, name) for name in stored} == stored
+
+
+def test_what_a_reviewer_has_seen_is_kept_by_kind_and_forgotten_one_by_one(ledger):
+    ledger.mark_seen("prompt", {"p1": "admitted", "p2": "admitted"})
+    ledger.mark_seen("mask", {"p1": "cat"})
+    ledger.mark_seen("mask", {"p1": "cat,dog"})
+    assert ledger.seen("prompt") == {"p1": "admitted", "p2": "admitted"}
+    assert ledger.seen("prompt", ["p2", "p3"]) == {"p2": "admitted"}
+    ledger.unmark("prompt", "p1")
+    assert (ledger.seen("prompt"), ledger.seen("mask")) == ({"p2": "admitted"}, {"p1": "cat,dog"})
 
 
 def test_an_evaluation_stored_under_its_earlier_name_is_read_as_the_test_set(ledger):

@@ -1,5 +1,6 @@
 """Opening a ledger: schema versions, migration, read-only access, and files that are no ledgers."""
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from segsmith.memory.schema import SCHEMA_VERSION, TRIGGERS
 from segsmith.types import ClassTally
 
 PROMPT = PromptRow("p1", "cat", "a cat", ("cat",), {}, None, 0, "admitted", {})
+REVIEW = {"seen": {"prompt": {"p1": "admitted"}, "label": {"i1": "cat,dog", "i2": ""}}, "auto": ["class:dog"]}
 MASK = MaskRow("i1", {"cat": 3}, 0.5, {"seed": 1})
 
 
@@ -39,7 +41,9 @@ def as_written_by_schema(version, path):
     ]
     edit(
         path,
-        "DROP TABLE testimonies",
+        "DROP TABLE seen",
+        f"INSERT INTO meta VALUES ('review', '{json.dumps(REVIEW)}')",
+        *(["DROP TABLE testimonies"] if version < 6 else []),
         *(counters if version < 5 else []),
         *(["ALTER TABLE masks DROP COLUMN sha256", "DROP TABLE pending_images"] if version < 4 else []),
         f"UPDATE meta SET value='{version}' WHERE key='schema_version'",
@@ -48,7 +52,7 @@ def as_written_by_schema(version, path):
     return path
 
 
-@pytest.mark.parametrize("version", [2, 3, 4, 5])
+@pytest.mark.parametrize("version", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("read_only", [False, True])
 def test_an_earlier_schema_is_migrated(tmp_path, version, read_only):
     path = as_written_by_schema(version, tmp_path / "ledger.db")
@@ -58,6 +62,8 @@ def test_an_earlier_schema_is_migrated(tmp_path, version, read_only):
         assert ledger.masks() == {"i1": MASK}
         assert ledger.tallies() == {"cat": ClassTally(admitted=1, drawn=1)}
         assert ledger.waiting(2) == {"cat": ["p1"]}
+        assert {kind: ledger.seen(kind) for kind in REVIEW["seen"]} == REVIEW["seen"]
+        assert ledger.auto == ("class:dog",)
         assert ledger.evidence() == ledger.pending_images() == ledger.testimonies(["i1"]) == {}
         if not read_only:
             ledger.add_masks([MaskRow("i1", {}, 0.0, {}, "ab")])

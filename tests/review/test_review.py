@@ -241,8 +241,8 @@ def test_a_changed_verdict_is_shown_again(reviewed):
     _, images = walk.go()
     surplus = next(i for i in images if not reviewed.ledger.verdicts()[i].accepted)
     mark_seen(reviewed, "verdict", images)
-    name = review.class_of(reviewed.ledger)[surplus]
-    first = next(i for i in images if review.class_of(reviewed.ledger)[i] == name)
+    name = reviewed.ledger.class_of(surplus)
+    first = next(i for i in images if reviewed.ledger.class_of(i) == name)
     decide_about(reviewed, "verdict", first, "reject")
     assert walk.go() == ("verdict", [surplus])
 
@@ -386,8 +386,9 @@ def talk(reviewed, kind, *lines):
 
 def test_words_and_sentences(reviewed):
     Walk(reviewed).go({"round": 0})
-    of_class = review.class_of(reviewed.ledger)
-    one, two, three, four, *_ = sorted(review.pending(reviewed.ledger, "prompt"), key=of_class.get)
+    waiting = review.pending(reviewed.ledger, "prompt")
+    of_class = reviewed.ledger.classes_of("prompt", waiting)
+    one, two, three, four, *_ = sorted(waiting, key=of_class.get)
     text = talk(
         reviewed, "prompt", "a", "r too plain", "b", "n", "e bad text", "e a fine cat", "more of them at night, and no cartoons",
         "guidance", "edit 1 more rain", "forget 2", "forget 9", "which class is behind?", "blah blah", "b", "b", "b", "b",
@@ -441,10 +442,32 @@ def test_a_changed_verdict_says_what_it_was_before(reviewed):
     assert f"it was {was} when you last saw it" in talk(reviewed, "verdict", *["n"] * 99)
 
 
+def test_what_is_said_about_one_image_reads_its_rows_alone(reviewed, monkeypatch):
+    taken = finish(reviewed)[0]
+    given = reviewed.ledger, reviewed.config.classes, dict.fromkeys(reviewed.config.classes, 2), 8
+    whole = RunFacts(*given)
+    for rows in (whole.prompts, whole.images, whole.verdicts, whole._masks, *whole.labels.values()):
+        assert rows[next(iter(rows))]  # reads all
+    said = whole.life(taken)
+    for name in (
+        "prompts",
+        "images",
+        "verdicts",
+        "each_verdict",
+        "labels",
+        "masks",
+        "each_mask",
+        "decisions",
+    ):
+        monkeypatch.setattr(type(reviewed.ledger), name, lambda *_: 1 / 0)
+    assert RunFacts(*given).life(taken) == said
+    assert review.pending(reviewed.ledger, "verdict", [taken]) == [taken]
+
+
 def test_a_decision_counts_at_once_in_the_facts(reviewed):
     finish(reviewed)
     taken = next(i for i, row in reviewed.ledger.verdicts().items() if row.accepted)
-    name = review.class_of(reviewed.ledger)[taken]
+    name = reviewed.ledger.class_of(taken)
     decide_about(reviewed, "verdict", taken, "reject")
     facts = RunFacts(reviewed.ledger, reviewed.config.classes, dict.fromkeys(reviewed.config.classes, 2), 8)
     assert facts.behind() == [f"{name}: 1 of 2 accepted, 1 more needed"]

@@ -20,6 +20,7 @@ from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import ScriptedChat, fingerprint, small_config
 from segsmith.workflows.build import build_run
 from segsmith.workflows.settings import REACHING_OUTSIDE, check_reach, nested
+from segsmith.workflows.verify import damaged_files
 
 
 def test_the_funnel_narrows_and_adds_up(finished, segsmith):
@@ -280,8 +281,8 @@ def test_a_damaged_mask_of_a_finished_run_is_made_again(run, finished, build, da
 
 
 def test_a_finished_run_is_opened_without_reading_its_files_and_models(run, build, monkeypatch):
-    """Unless they have changed: a copy of the folder is read once."""
-    read = []
+    """Unless they have changed: a copy of the folder is read once. Later, files are counted, not looked up one by one."""
+    read, looked_up = [], []
 
     def counting(path):
         read.append(path)
@@ -290,15 +291,24 @@ def test_a_finished_run_is_opened_without_reading_its_files_and_models(run, buil
     for module in ("segsmith.memory.run_folder", "segsmith.workflows.verify"):
         monkeypatch.setattr(f"{module}.sha256_of", counting)
     monkeypatch.setattr("segsmith.workflows.build.check_models", lambda *_, **__: 1 / 0)
+    hashes = Ledger.mask_hashes
+    monkeypatch.setattr(Ledger, "mask_hashes", lambda self: looked_up.append("masks") or hashes(self))
+    monkeypatch.setattr(
+        "segsmith.workflows.resume.damaged_files",
+        lambda *given: looked_up.append("dataset") or damaged_files(*given),
+    )
     for expected in ("all", "segmenter", "damaged"):
         read.clear()
+        looked_up.clear()
         if expected == "damaged":
             image = next((run / "dataset" / "voc" / "JPEGImages").iterdir())
             image.write_bytes(image.read_bytes()[:-1])
             with pytest.raises(ZeroDivisionError):  # there is work to do again
                 build(small_config(**SMALL), run)
             assert image in read
+            assert looked_up == ["dataset"]
         else:
             assert build(small_config(**SMALL), run).ended.status == Status.ALREADY_FINISHED
             names = {path.relative_to(run).parts[0] for path in read}
             assert names == ({"masks", "dataset", "checkpoints"} if expected == "all" else {"checkpoints"})
+            assert looked_up == (["masks", "dataset"] if expected == "all" else [])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import openai
+from typing import TYPE_CHECKING, Protocol
 
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import first_line
 from segsmith.tools.http import NO_KEY, ReplyLimits, ReplyRejected, openai_options
+
+if TYPE_CHECKING:
+    import openai
 
 MAX_REPLY_BYTES = 8 << 20
 """Largest reply of a language model, or list of models, that is read."""
@@ -50,6 +51,8 @@ class RemoteServer:
 
 def connect(where: Endpoint, timeout_s: float, retries: int) -> openai.OpenAI:
     """A plain client, for questions about the server rather than to the model."""
+    import openai  # takes a second, and a session that finds its run finished asks no server
+
     key, limits = where.api_key or NO_KEY, ReplyLimits(MAX_REPLY_BYTES, timeout_s)
     return openai.OpenAI(api_key=key, max_retries=retries, **openai_options(where.base_url, limits))
 
@@ -62,6 +65,8 @@ def rejected(error: BaseException) -> ReplyRejected | None:
 
 def explained(error: Exception, where: Endpoint, model: str, timeout_s: float) -> SegsmithError:
     """The `SegsmithError` for what a client raised. It never contains the key, whatever the server echoed."""
+    import openai
+
     url, said = where.base_url, _said(error, where.api_key)
     if (refusal := rejected(error)) is not None:
         return SegsmithError(

@@ -23,8 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-import openai
-
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import printable
 from segsmith.tools.http import MALFORMED_REPLY, ReplyRejected
@@ -218,6 +216,8 @@ class LocalServer:
 
     def _answers(self, where: Endpoint) -> bool:
         """Does it list its models? It does not while it loads, or when it hangs."""
+        import openai
+
         try:
             with connect(where, timeout_s=PING_S, retries=0) as client:
                 client.models.list()
