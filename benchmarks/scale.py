@@ -61,7 +61,8 @@ STAND_INS = {
 WARM_UP = 40
 PER_IMAGE_MS = 10.0
 NOVELTY_MS = 5.0
-ADDED_TOGETHER = 5_000
+ADDED_TOGETHER = 500
+"""Chroma indexes prompts a thousand at a time, and goes through those that wait one by one: as many as this here."""
 ASKED_TOGETHER = 10
 """Prompts of a class that are checked at once."""
 TURNS = 20
@@ -275,8 +276,8 @@ def novelty(remembered: int, dimensions: int, where: Path | None) -> dict[str, A
         while True:
             since = time.process_time()
             before = stored
-            while stored < size:
-                part = range(stored, min(stored + ADDED_TOGETHER, size))
+            while stored < size + ADDED_TOGETHER:
+                part = range(stored, min(stored + ADDED_TOGETHER, size + ADDED_TOGETHER))
                 memory.add([Remembered(f"p-{i}", f"a {i}", CLASSES[i % 20], {}, "other") for i in part])
                 stored = part.stop
             added = time.process_time() - since
@@ -288,7 +289,7 @@ def novelty(remembered: int, dimensions: int, where: Path | None) -> dict[str, A
             figures["ms per prompt"][size] = {
                 "search, on the clock": round(1000 * (time.monotonic() - began) / asked, 2),
                 "search, of processor time": round(1000 * (time.process_time() - since) / asked, 2),
-                "adding, of processor time": round(1000 * added / (size - before), 2),
+                "adding, of processor time": round(1000 * added / (stored - before), 2),
             }
             print(json.dumps({size: figures["ms per prompt"][size]}), flush=True)
             if size == remembered:

@@ -210,28 +210,56 @@ class PromptMemory:
             return []
         vectors, excluded = self._vectors(texts), set(but)
         found: list[list[Neighbour]] = [[] for _ in texts]
+        about: dict[str, tuple[str, Mapping[str, Any]]] = {}
         todo, asked = list(range(len(texts))), count + (SPARE if seen or but else 0)
         while todo:
-            # Filtered here: Chroma's own filter reads the metadata of every prompt. Nor is Chroma asked how many
-            # prompts it has, which it counts one by one: it gives fewer than asked for where it has no more.
-            near = self._prompts.query(
-                query_embeddings=vectors[todo],
-                n_results=asked,
-                include=["documents", "distances", "metadatas"],
-            )
-            rows = zip(near["ids"], near["documents"], near["distances"], near["metadatas"], strict=True)
-            left = []
-            for i, (ids, documents, distances, metadatas) in zip(todo, rows, strict=True):
-                found[i] = [
-                    Neighbour(text, id_, 1.0 - distance)
-                    for id_, text, distance, data in zip(ids, documents, distances, metadatas, strict=True)
-                    if id_ not in excluded and (seen is None or seen.allows(data))
-                ][:count]
-                if len(found[i]) < count and len(ids) == asked:
-                    left.append(i)
-            todo = left
+            # Neither Chroma's own filter, which reads the metadata of every prompt, nor the number of prompts, which
+            # it counts one by one: it gives fewer than asked for where it has no more.
+            near = self._prompts.query(query_embeddings=vectors[todo], n_results=asked, include=["distances"])
+            ranked = {
+                i: [(id_, 1.0 - far) for id_, far in zip(ids, distances, strict=True) if id_ not in excluded]
+                for i, ids, distances in zip(todo, near["ids"], near["distances"], strict=True)
+            }
+            for i, chosen in self._allowed(ranked, count, seen, about).items():
+                found[i] = chosen
+            full = {i for i, ids in zip(todo, near["ids"], strict=True) if len(ids) == asked}
+            todo = [i for i in todo if len(found[i]) < count and i in full]
             asked *= 4
         return found
+
+    def _allowed(
+        self,
+        ranked: Mapping[int, Sequence[tuple[str, float]]],
+        count: int,
+        seen: Seen | None,
+        about: dict[str, tuple[str, Mapping[str, Any]]],
+    ) -> dict[int, list[Neighbour]]:
+        """The first `count` of each list of (id, cosine) that `seen` allows.
+
+        Text and metadata, which take Chroma longer than the search, are read only as far as they are needed; `about`
+        keeps them.
+        """
+        found: dict[int, list[Neighbour]] = {i: [] for i in ranked}
+        start, step = 0, count
+        while wanted := {
+            i: part
+            for i, near in ranked.items()
+            if len(found[i]) < count and (part := near[start : start + step])
+        }:
+            if unread := sorted({id_ for part in wanted.values() for id_, _ in part} - about.keys()):
+                read = self._prompts.get(ids=unread, include=["documents", "metadatas"])
+                about |= {
+                    id_: (text, data)
+                    for id_, text, data in zip(read["ids"], read["documents"], read["metadatas"], strict=True)
+                }
+            for i, part in wanted.items():
+                found[i] += [
+                    Neighbour(about[id_][0], id_, cosine)
+                    for id_, cosine in part
+                    if seen is None or seen.allows(about[id_][1])
+                ]
+            start, step = start + step, 2 * step
+        return {i: neighbours[:count] for i, neighbours in found.items()}
 
     def add(self, rows: Sequence[Remembered]) -> None:
         """Add or replace prompts; recorded yields are kept."""

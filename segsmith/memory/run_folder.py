@@ -37,9 +37,13 @@ RESTORE = "Restore the file from a copy, or build again into another folder with
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
+def is_id(name: object) -> bool:
+    """Whether this is an id that is safe as a file name: a ledger may come from anyone."""
+    return isinstance(name, str) and ID.fullmatch(name) is not None
+
+
 def _checked_id(name: str) -> str:
-    """The id, if it is safe as a file name: a ledger may come from anyone."""
-    if not ID.fullmatch(name):
+    if not is_id(name):
         raise SegsmithError(
             f"The ledger names an image {name!r}, which is not an id.", "Do not use this run folder."
         )

@@ -27,7 +27,7 @@ from segsmith.memory.ledger import (
     VerdictRow,
 )
 from segsmith.memory.real_images import RealSet
-from segsmith.memory.run_folder import RunFolder
+from segsmith.memory.run_folder import RunFolder, is_id
 from segsmith.types import Evaluation
 
 LABEL_SOURCES = ("prompt", "clip", "real", "relabel")
@@ -112,13 +112,13 @@ def read_run(run: RunFolder, ledger: Ledger) -> RunData:
     """Read a run in whatever state it is, without changing it."""
     reader = _Reader()
     # Rows before what they refer to: a session may be writing, and what is read later is more complete.
-    masks, pixels = _masks(run, ledger, reader)
+    masks, pixels = _masks(ledger, reader)
     labels = {
         source: dict(reader.rows(f"{source} labels", partial(_label_sets, ledger, source), _label_ok))
         for source in LABEL_SOURCES
     }
     verdicts = reader.kept("verdicts", ledger.each_verdict, _verdict_ok, _shown_scores)
-    images = reader.rows("images", ledger.images, partial(_image_ok, run))
+    images = reader.rows("images", ledger.images, _image_ok)
     prompts = {p.id: p for p in reader.rows("prompts", ledger.prompts, _prompt_ok)}
     known = [image for image in images if image.prompt_id in prompts]
     reader.count_lost("images", "belong to no known prompt", len(images) - len(known), len(images))
@@ -228,7 +228,7 @@ class _Reader:
         self.count_lost(f"{name} files", f"are missing from {folder}/", missing, len(paths))
 
 
-def _masks(run: RunFolder, ledger: Ledger, reader: _Reader) -> tuple[dict[str, float], Counter[str]]:
+def _masks(ledger: Ledger, reader: _Reader) -> tuple[dict[str, float], Counter[str]]:
     """`RunData.masks` and `RunData.pixels`."""
     pixels: Counter[str] = Counter()
 
@@ -236,7 +236,7 @@ def _masks(run: RunFolder, ledger: Ledger, reader: _Reader) -> tuple[dict[str, f
         pixels.update(row.pixels)
         return row.image_id, row.ignore_share
 
-    masks = dict(reader.kept("masks", ledger.each_mask, partial(_mask_ok, run), keep))
+    masks = dict(reader.kept("masks", ledger.each_mask, _mask_ok, keep))
     return masks, pixels if masks else Counter()  # a table that breaks off is left out whole
 
 
@@ -291,15 +291,8 @@ def _prompt_ok(row: PromptRow) -> bool:
     )
 
 
-def _image_ok(run: RunFolder, row: ImageRow) -> bool:
-    return _texts(row.prompt_id, row.backend) and _id_ok(run, row.id)
-
-
-def _id_ok(run: RunFolder, image_id: object) -> bool:
-    try:
-        return isinstance(image_id, str) and bool(run.image(image_id))
-    except SegsmithError:  # the id has path parts
-        return False
+def _image_ok(row: ImageRow) -> bool:
+    return _texts(row.prompt_id, row.backend) and is_id(row.id)
 
 
 def _verdict_ok(row: VerdictRow) -> bool:
@@ -314,9 +307,9 @@ def _label_ok(row: tuple[str, tuple[str, ...]]) -> bool:
     return _texts(row[0], *row[1])
 
 
-def _mask_ok(run: RunFolder, row: MaskRow) -> bool:
+def _mask_ok(row: MaskRow) -> bool:
     return (
-        _id_ok(run, row.image_id)
+        is_id(row.image_id)
         and isinstance(row.pixels, Mapping)
         and all(finite(n) is not None for n in row.pixels.values())
         and finite(row.ignore_share) is not None
