@@ -3,9 +3,9 @@
 `python -m benchmarks.exports --images 2000` makes a run, writes and reads it in every format, and prints a
 table. As in a build, the dataset of the run itself comes first: it finds the objects of the masks and keeps them for
 the exports that follow, and has a line of its own. What formats import is imported before. The copy is of the
-export's own files, in the same minute, with `shutil.copytree` and the sync that an export ends with, too: the median of three,
-since a sync waits for whatever else the machine is writing. For WebDataset the "copy" writes tars of the same files
-with `tarfile`. Processor time is given beside the seconds, because it depends less on what else the machine does.
+export's own files, in the same minute, with `shutil.copytree` and the sync that an export ends with, too: the median
+of three, since a sync waits for whatever else the machine is writing. For WebDataset the "copy" writes tars of the
+same files with `tarfile`. Processor time is given beside the seconds, because it depends less on what else the machine does.
 """
 
 from __future__ import annotations
