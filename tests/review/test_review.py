@@ -447,7 +447,7 @@ def test_what_is_said_about_one_image_reads_its_rows_alone(reviewed, monkeypatch
     given = reviewed.ledger, reviewed.config.classes, dict.fromkeys(reviewed.config.classes, 2), 8
     whole = RunFacts(*given)
     for rows in (whole.prompts, whole.images, whole.verdicts, whole._masks, *whole.labels.values()):
-        assert rows[next(iter(rows))]  # reads all
+        list(rows)  # reads all
     said = whole.life(taken)
     for name in (
         "prompts",
