@@ -5,7 +5,8 @@ table. As in a build, the dataset of the run itself comes first: it finds the ob
 the exports that follow, and has a line of its own. What formats import is imported before. The copy is of the
 export's own files, in the same minute, with `shutil.copytree` and the sync that an export ends with, too: the median
 of three, since a sync waits for whatever else the machine is writing. For WebDataset the "copy" writes tars of the
-same files with `tarfile`. Processor time is given beside the seconds, because it depends less on what else the machine does.
+same files with `tarfile`. Processor time is given beside the seconds, because it depends less on what else the
+machine does.
 """
 
 from __future__ import annotations
