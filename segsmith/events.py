@@ -141,10 +141,10 @@ class WorkersBusy:
     """Units that failed too often in this session."""
     workers: int
     in_flight: int
-    """Units that workers have."""
+    """Units that workers have, those that wait included."""
     images_per_second: float
     per_worker: Mapping[str, float]
-    """Worker -> images per second."""
+    """Worker -> images per second since it joined."""
     kind: Literal["workers"] = "workers"
 
 

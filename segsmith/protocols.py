@@ -6,8 +6,8 @@ are interchangeable. Arrays are numpy; images are (H, W, 3) uint8 RGB unless a d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +124,22 @@ class PatchClassifier(Protocol):
         image whenever it is indexed; only a batch of them is kept. With `on_maps`, maps are passed to it in batches,
         and those of the result are empty.
         """
+        ...
+
+    def features(self, batches: Iterable[Sequence[Image]], count: int) -> Any:
+        """What `teach` needs to know of `count` images, in batches; it may be large, and is only passed to `teach`.
+
+        `features`, `teach` and `scorer` are the steps of `out_of_fold`. With the batches of `plan_folds` they give
+        the same scores, wherever each of them runs.
+        """
+        ...
+
+    def teach(self, features: Any, labels: NDArray[np.float32], kept: NDArray[np.int64], fold: int) -> bytes:
+        """The weights of a new model, trained on the rows `kept` of the features and of (N, C) labels in [0, 1]."""
+        ...
+
+    def scorer(self, weights: bytes) -> Callable[[Sequence[Image]], PatchScores]:
+        """The model with weights of `teach`; the returned function scores a batch of images."""
         ...
 
     def taught(

@@ -21,7 +21,7 @@ import json
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segsmith.config import Config, config_toml, load_config
+from segsmith.config import Config, LabelerConfig, config_toml, load_config
 from segsmith.datasets.palette import voc_palette
 from segsmith.errors import BadReply
 from segsmith.files import PART, png_bytes
@@ -37,6 +37,7 @@ from segsmith.ids import make_id
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, MaskRow, ModelRow, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import OnMaps, Reply, unwatched
+from segsmith.segmentation.folds import plan_folds
 from segsmith.types import (
     IGNORE,
     Drawn,
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
 
 CLASSES = ("cat", "dog", "bus", "potted plant")
 """Classes of `made_up_run`."""
-MAPS_BATCH = 64
-"""Images whose patch scores `InstantClassifier` passes on at once."""
 
 
 def small_config(**changes: Any) -> Config:
@@ -270,9 +269,16 @@ class InstantEncoder:
 
 
 class InstantClassifier:
-    """A `PatchClassifier` for large runs: it believes the labels, and places every object in the middle."""
+    """A `PatchClassifier` for large runs: it believes the labels, and places every object in the middle.
+
+    `out_of_fold` reads no image. The weights of `teach` are the labels of all images by their contents.
+    """
 
     name = "instant"
+
+    def __init__(self, settings: LabelerConfig | None = None, seed: int = 0) -> None:
+        self._settings = settings or LabelerConfig.model_validate({})
+        self._seed = seed
 
     def out_of_fold(
         self,
@@ -281,14 +287,32 @@ class InstantClassifier:
         groups: Sequence[str],
         on_maps: OnMaps | None = None,
     ) -> PatchScores:
+        if on_maps is None:
+            return self._scores(labels)
+        plan = plan_folds(labels, groups, self._settings.folds, self._settings.batch_size, self._seed)
+        for where in (batch for fold in plan.held_out for batch in fold):
+            on_maps(where, self._scores(labels[where]).maps)
+        return PatchScores(self._scores(labels[:0]).maps, labels)
+
+    def features(self, batches: Iterable[Sequence[Image]], count: int) -> list[str]:
+        return [_sha(image.tobytes()) for batch in batches for image in batch]
+
+    def teach(
+        self, features: list[str], labels: NDArray[np.float32], kept: NDArray[np.int64], fold: int
+    ) -> bytes:
+        return json.dumps(dict(zip(features, labels.tolist(), strict=True))).encode()
+
+    def scorer(self, weights: bytes) -> Callable[[Sequence[Image]], PatchScores]:
+        known = json.loads(weights)
+        return lambda images: self._scores(
+            np.array([known[_sha(image.tobytes())] for image in images], np.float32)
+        )
+
+    @staticmethod
+    def _scores(labels: NDArray[np.float32]) -> PatchScores:
         spot = np.zeros((4, 4), np.float32)
         spot[1:3, 1:3] = 0.9
-        if on_maps is None:
-            return PatchScores(labels[:, :, None, None] * spot, labels)
-        for start in range(0, len(labels), MAPS_BATCH):
-            part = labels[start : start + MAPS_BATCH]
-            on_maps(np.arange(start, start + len(part)), part[:, :, None, None] * spot)
-        return PatchScores(np.zeros((0, labels.shape[1], 4, 4), np.float32), labels)
+        return PatchScores(labels[:, :, None, None] * spot, labels)
 
     def taught(
         self, images: Sequence[Image], labels: NDArray[np.float32]
@@ -361,7 +385,7 @@ def instant_parts(config: Config, out: Path) -> dict[str, Any]:
         "chat": InstantChat(),
         "backend": InstantScenes(config.classes, config.images.size),
         "encoder": InstantEncoder(config.classes),
-        "classifier": InstantClassifier(),
+        "classifier": InstantClassifier(config.labeler, config.seed),
         "segmenter": InstantSegmenter(),
         "finalizer": InstantFinalizer(out, config),
     }

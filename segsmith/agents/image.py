@@ -70,6 +70,25 @@ class _File:
     image: Image | None
 
 
+def encoded(image: Image, config: ImagesConfig) -> tuple[bytes, str, Image]:
+    """The content of an image's file, its SHA-256, and the image as it is stored (of a JPEG, as it is read)."""
+    data = image_bytes(image, config.format, config.quality)
+    return data, hashlib.sha256(data).hexdigest(), image if config.format != "jpeg" else read_image(data)
+
+
+def smaller_batch(tried: int, model: str, size: int) -> int:
+    """Images to draw at once after the memory was too small for `tried` of `size` pixels.
+
+    Raises `SegsmithError` where it is too small for one.
+    """
+    if tried == 1:
+        raise SegsmithError(
+            f"The device has too little memory for one {size} px image of {model}.",
+            "Set images.offload = 'sequential', a smaller images.size, or a smaller model.",
+        )
+    return tried // 2
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Images of one batch, while their files are written and until their rows are."""
@@ -198,7 +217,7 @@ class ImageAgent:
                                 partial(self._step, on_batch, position, len(batch), total),
                             )
                     except OutOfMemory:
-                        self._halve(len(batch))
+                        self.fit_batch(smaller_batch(len(batch), self._backend.name, self._config.size))
                         continue
                     finally:
                         stored.update(unfinished[-1].files)
@@ -319,13 +338,10 @@ class ImageAgent:
 
     def _write(self, task: Task, image: Image) -> _File:
         """Write an image's file; its hash is committed first, so that the file can be trusted after a crash."""
-        form = self._config.format
-        data = image_bytes(image, form, self._config.quality)
-        digest = hashlib.sha256(data).hexdigest()
+        data, digest, stored = encoded(image, self._config)
         self._ledger.add_pending_image(task.id, digest)
-        write_atomic(self._run.new_image(task.id, form), data)
-        # Of a JPEG, the pixels that a resumed session would read are measured.
-        return _File(digest, image if form != "jpeg" else read_image(data))
+        write_atomic(self._run.new_image(task.id, self._config.format), data)
+        return _File(digest, stored)
 
     def row_of(self, task: Task, round_: int, sha256: str) -> ImageRow:
         """The row of an image whose file is written."""
@@ -397,11 +413,3 @@ class ImageAgent:
         if self._stopped():
             raise Cancelled
         on_batch(before + int(share * size), total)
-
-    def _halve(self, tried: int) -> None:
-        if tried == 1:
-            raise SegsmithError(
-                f"The device has too little memory for one {self._config.size} px image of {self._backend.name}.",
-                "Set images.offload = 'sequential', a smaller images.size, or a smaller model.",
-            )
-        self.fit_batch(tried // 2)

@@ -29,7 +29,7 @@ from segsmith.memory.ledger import PAGE, ImageRow, LabelRow, Ledger, MaskRow, Pr
 from segsmith.memory.patch_scores import PatchScoreFile, patch_score_writer
 from segsmith.memory.real_images import RealImage, RealSet
 from segsmith.memory.run_folder import RunFolder
-from segsmith.protocols import PatchClassifier, PointSegmenter
+from segsmith.protocols import OnMaps, PatchClassifier, PointSegmenter
 from segsmith.segmentation.masks import (
     MaskSettings,
     Outlined,
@@ -43,6 +43,12 @@ from segsmith.segmentation.merge import ignore_share, pixel_counts
 from segsmith.types import Image
 
 log = logging.getLogger(__name__)
+
+OutOfFold = Callable[
+    [Sequence[ImageRow | RealImage], NDArray[np.float32], Sequence[str], OnMaps], NDArray[np.float32]
+]
+"""`PatchClassifier.out_of_fold` by whoever has the ViT: takes N images, their (N, C) labels and their groups, passes
+maps on, and returns (N, C) probabilities."""
 
 CHUNK = 32
 CALIBRATION = 64
@@ -96,11 +102,13 @@ class LabelerAgent:
         self._check = check
         self._witnesses = witnesses or WitnessesConfig(agreement=False)
 
-    def relabel(self) -> int:
+    def relabel(self, out_of_fold: OutOfFold | None = None) -> int:
         """Store out-of-fold labels for all accepted images; returns the number of labels that changed.
 
-        The patch scores are kept in ``patch_scores.npz``, so that masks can be made again without training.
+        The patch scores are kept in ``patch_scores.npz``, so that masks can be made again without training. With
+        `out_of_fold` others do the ViT's work.
         """
+        out_of_fold = out_of_fold or self._out_of_fold
         rows = self._ledger.accepted()
         prompts = {p.id: p for p in self._ledger.prompts()}
         pseudo = self._ledger.label_sets("clip")
@@ -108,11 +116,11 @@ class LabelerAgent:
         family = prompt_families(prompts.values())
         families = [family[r.prompt_id] for r in rows]
         names = [row.id for row in rows]
-        reads: list[Callable[[], Image]] = [partial(self._run.read_image, row) for row in rows]
+        images: list[ImageRow | RealImage] = list(rows)
         teachers = self._teachers()
         if self._real is not None and teachers:
             names += [item.id for item in teachers]
-            reads += [partial(self._real.read, item) for item in teachers]
+            images += teachers
             targets = np.concatenate([targets, self._real.targets(teachers)])
             families += [item.id for item in teachers]
         with patch_score_writer(self._run.patch_scores) as add:
@@ -121,10 +129,10 @@ class LabelerAgent:
                 for index, of_image in zip(where, maps, strict=True):
                     add(names[index], of_image)
 
-            scores = self._classifier().out_of_fold(StoredImages(reads), targets, families, keep)
+            probabilities = out_of_fold(images, targets, families, keep)
         self._ledger.patch_scores_sha256 = sha256_of(self._run.patch_scores)
         changed = 0
-        own = scores.probabilities[: len(rows)]
+        own = probabilities[: len(rows)]
         agreement = self._agreement(rows, own, pseudo, prompts)
         with self._ledger.transaction():
             self._ledger.forget_labels("agreement")
@@ -134,6 +142,23 @@ class LabelerAgent:
                 self._ledger.add_labels(labels)
                 changed += differences
         return changed
+
+    def _out_of_fold(
+        self,
+        images: Sequence[ImageRow | RealImage],
+        targets: NDArray[np.float32],
+        groups: Sequence[str],
+        on_maps: OnMaps,
+    ) -> NDArray[np.float32]:
+        """The ViT in this process."""
+        stored = StoredImages([partial(self._read, image) for image in images])
+        return self._classifier().out_of_fold(stored, targets, groups, on_maps).probabilities
+
+    def _read(self, image: ImageRow | RealImage) -> Image:
+        if isinstance(image, ImageRow):
+            return self._run.read_image(image)
+        assert self._real is not None
+        return self._real.read(image)
 
     def _final_labels(
         self,
@@ -236,15 +261,16 @@ class LabelerAgent:
                 self._segment(todo, maps, on_batch)
         return len(todo)
 
-    def prepare_masks(self) -> list[ImageRow]:
+    def prepare_masks(self, out_of_fold: OutOfFold | None = None) -> list[ImageRow]:
         """Do what comes before the masks of generated images; returns the accepted images that need one, in order.
 
         Real images without a mask get theirs, and the stored patch scores hold the maps of what is returned.
+        `out_of_fold` is that of `relabel`, which runs again where these scores are gone.
         """
-        self._segment_real()
+        self._segment_real(out_of_fold)
         todo = self._unmasked()
         if todo:
-            self._maps([row.id for row in todo]).close()
+            self._maps([row.id for row in todo], out_of_fold).close()
         return todo
 
     def _unmasked(self) -> list[ImageRow]:
@@ -326,7 +352,7 @@ class LabelerAgent:
                 self._ledger.add_masks([replace(mask, sha256=sha256_of(self._run.mask(mask.image_id)))])
         return finished
 
-    def _segment_real(self) -> None:
+    def _segment_real(self, out_of_fold: OutOfFold | None = None) -> None:
         """Make label maps for real images without one, one at a time, since their sizes differ."""
         if self._real is None:
             return
@@ -335,7 +361,7 @@ class LabelerAgent:
             return
         settings = MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None
-        with closing(self._maps([item.id for item in todo])) as maps:
+        with closing(self._maps([item.id for item in todo], out_of_fold)) as maps:
             for item in todo:
                 image = self._real.read(item)
                 plan = self._plan(item.id, image, maps[item.id], item.labels, settings)
@@ -369,14 +395,14 @@ class LabelerAgent:
             records.append(record)
         self._ledger.add_masks(records)
 
-    def _maps(self, needed: Sequence[str]) -> PatchScoreFile:
+    def _maps(self, needed: Sequence[str], out_of_fold: OutOfFold | None = None) -> PatchScoreFile:
         """The stored patch scores; the ViT is trained again where they are not usable."""
         maps = PatchScoreFile(self._run.patch_scores, self._ledger.patch_scores_sha256)
         if maps.holds(needed):
             return maps
         maps.close()
         log.warning("%s is missing or damaged: training the ViT again", self._run.patch_scores)
-        self.relabel()
+        self.relabel(out_of_fold)
         return PatchScoreFile(self._run.patch_scores, self._ledger.patch_scores_sha256)
 
 

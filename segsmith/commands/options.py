@@ -42,7 +42,10 @@ MaxHours = Annotated[
 MaxUsd = Annotated[float | None, typer.Option(help="spend at most this many US dollars on hosted models")]
 Offline = Annotated[bool, typer.Option("--offline", help="fetch nothing; a missing model is an error")]
 Engine = Annotated[
-    str, typer.Option(help="local: all work in this process; ray: images and masks on the GPUs of a cluster")
+    str,
+    typer.Option(
+        help="local: all work in this process; ray: images, labels and masks on the GPUs of a cluster"
+    ),
 ]
 Address = Annotated[
     str | None,

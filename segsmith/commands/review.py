@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,9 +18,12 @@ from segsmith.commands.console import (
     quiet_libraries,
     screen,
 )
-from segsmith.commands.options import AsJson, Lock, RunArgument
+from segsmith.commands.options import Address, AsJson, Engine, Lock, RunArgument, UnitTimeout, Workers
 from segsmith.commands.summary import print_how_to_continue, print_summary
 from segsmith.terminal_text import shown
+
+if TYPE_CHECKING:
+    from segsmith.engine.options import EngineOptions
 
 
 @app.command()
@@ -30,6 +33,10 @@ def step(
         Path | None, typer.Option(help="read decisions from this file instead of asking; see docs/step.md")
     ] = None,
     lock: Lock = "auto",
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    unit_timeout: UnitTimeout = None,
 ) -> None:
     """Review the prompts, verdicts, labels and masks of a run, and overrule the agents where you like.
 
@@ -37,17 +44,19 @@ def step(
     """
     quiet_libraries()
     with busy("loading"):
+        from segsmith.engine.options import engine_options
         from segsmith.workflows.reviewing import terminal_reviewer
         from segsmith.workflows.step import catch_up, is_finished
 
+    where = engine_options(engine, address, workers, unit_timeout)
     if answers is not None:
         _take(run, answers)
     elif is_finished(run):
-        _look_back(run)
+        _look_back(run, where)
     elif catch_up(run, terminal_reviewer(out)).stopped:
         print_how_to_continue(run)
     else:
-        _build(run)
+        _build(run, where)
 
 
 @app.command()
@@ -70,7 +79,7 @@ def why(
         out.print(f"[dim]{shown(line)}[/dim]", soft_wrap=True)
 
 
-def _build(run: Path) -> None:
+def _build(run: Path, engine: EngineOptions) -> None:
     """Continue the run, pausing for the reviewer."""
     from segsmith.workflows.build import build
     from segsmith.workflows.step import settings_of
@@ -81,6 +90,7 @@ def _build(run: Path) -> None:
             run,
             config=settings_of(run),
             step=True,
+            engine=engine,
             screen=screen(),
             parts=parts_of_this_call.get(),
             command=command_line(),
@@ -101,7 +111,7 @@ def _take(run: Path, answers: Path) -> None:
         out.print("they change nothing in the dataset")
 
 
-def _look_back(run: Path) -> None:
+def _look_back(run: Path, engine: EngineOptions) -> None:
     """Review a finished run, then offer to update its dataset."""
     from segsmith.workflows.reviewing import terminal_reviewer
     from segsmith.workflows.step import look_back, unseen
@@ -112,7 +122,7 @@ def _look_back(run: Path) -> None:
     if not review.changed:
         out.print("nothing in the dataset changes")
     elif _yes("your decisions change the dataset; update it now? [Y/n] "):
-        _build(run)
+        _build(run, engine)
     else:
         out.print(f"update it with: {_rebuild(run)}", soft_wrap=True)
 

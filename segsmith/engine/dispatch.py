@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from segsmith.engine.scheduler import Limits, Progress, Scheduler, SetAside
+from segsmith.engine.scheduler import Limits, Scheduler, SetAside
 from segsmith.engine.store import UnitStore
 from segsmith.engine.units import Kind, Unit
 from segsmith.errors import Cancelled, SegsmithError
+from segsmith.events import WorkersBusy
 
 TICK_S = 1.0
 """Seconds between two looks at deadlines and at the user's wish to stop."""
@@ -110,7 +111,7 @@ def run_units(
     store: UnitStore,
     fold: Callable[[Unit], None],
     *,
-    tell: Callable[[Progress], None] = lambda progress: None,
+    tell: Callable[[WorkersBusy], None] = lambda progress: None,
     warn: Callable[[str], None] = lambda line: None,
     stopped: Callable[[], bool] = lambda: False,
     limits: Limits | None = None,

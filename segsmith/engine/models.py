@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from segsmith.config import Config, api_key
-from segsmith.protocols import ImageBackend, PointSegmenter
+from segsmith.protocols import ImageBackend, PatchClassifier, PointSegmenter
 
 if TYPE_CHECKING:
     from segsmith.tools.vision.clip import OpenClipEncoder
@@ -38,6 +38,13 @@ def open_encoder(config: Config, *, parked: bool = False) -> OpenClipEncoder:
     return OpenClipEncoder.load(
         config.judge.clip, config.compute.device, config.compute.precision, parked=parked
     )
+
+
+def open_classifier(config: Config, encoder: Callable[[], OpenClipEncoder]) -> PatchClassifier:
+    """The ViT that relabels images; `encoder` opens the CLIP that it may start from."""
+    from segsmith.tools.vision import vit
+
+    return vit.open_classifier(config, config.classes, config.seed, encoder)
 
 
 def open_segmenter(config: Config) -> PointSegmenter:

@@ -7,9 +7,13 @@ session's plan are folded; of all others, `adopt` turns the images into images t
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +27,34 @@ from segsmith.agents.labeler import CALIBRATION, LabelerAgent, mask_chunks
 from segsmith.agents.region_check import centre_of
 from segsmith.config import Config
 from segsmith.engine.dispatch import RESUME, Pool, run_units
-from segsmith.engine.scheduler import Limits, Progress
+from segsmith.engine.scheduler import Limits
 from segsmith.engine.store import UnitStore
-from segsmith.engine.units import DrawItem, DrawUnit, MaskItem, MaskUnit, Unit, unit_id
+from segsmith.engine.units import (
+    DrawItem,
+    DrawUnit,
+    LabelItem,
+    MaskItem,
+    MaskUnit,
+    RelabelUnit,
+    TeachUnit,
+    Unit,
+    unit_id,
+)
 from segsmith.errors import SegsmithError
+from segsmith.events import WorkersBusy
 from segsmith.files import FORMS, sha256_of
+from segsmith.ids import make_id
 from segsmith.memory.ledger import ImageRow, Ledger, MaskRow, PromptRow, UndrawnRow
+from segsmith.memory.real_images import RealImage
 from segsmith.memory.run_folder import RunFolder
+from segsmith.protocols import OnMaps
+from segsmith.segmentation.folds import Folds, Indices, plan_folds
 from segsmith.types import MEASURED_TOGETHER
 
 log = logging.getLogger(__name__)
+
+TEACH_S = 24 * 3600.0
+"""Time that a worker may take to train the model of a fold, in seconds; on a CPU that takes hours (ours)."""
 
 
 class DataPlane:
@@ -55,6 +77,8 @@ class DataPlane:
         self._config = config
         self._limits = limits
         self._stopped = stopped
+        self.unfinished: set[str] = set()
+        """Units whose results are used together with those of others that are not done yet."""
         self._store = UnitStore(run.root)
 
     # -- drawing ----------------------------------------------------------------------------------
@@ -68,7 +92,7 @@ class DataPlane:
         *,
         limit: int | None = None,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
-        tell: Callable[[Progress], None] = lambda progress: None,
+        tell: Callable[[WorkersBusy], None] = lambda progress: None,
         warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Draw and measure all that a round lacks, as `ImageAgent.draw` and `JudgeAgent.measure` would.
@@ -152,6 +176,77 @@ class DataPlane:
             if new:
                 judge.add(new, [_measured(drawn[row.id]["measured"]) for row in new])
 
+    # -- labels -----------------------------------------------------------------------------------
+
+    def out_of_fold(
+        self,
+        images: Sequence[ImageRow | RealImage],
+        targets: NDArray[np.float32],
+        groups: Sequence[str],
+        on_maps: OnMaps,
+        *,
+        tell: Callable[[WorkersBusy], None] = lambda progress: None,
+        warn: Callable[[str], None] = lambda line: None,
+    ) -> NDArray[np.float32]:
+        """What `PatchClassifier.out_of_fold` returns and passes on, for `LabelerAgent.relabel`.
+
+        The models of the folds are trained by one worker each, and applied by all. Results stay in the store until
+        all are there, so that a later session does no unit again. Raises what `run_units` raises, and `SegsmithError`
+        where a unit was set aside, because then there are no labels for some images.
+        """
+        if not images:
+            return np.zeros_like(targets)
+        config, folder = self._config.labeler, self._run.relabelling
+        plan = plan_folds(targets, groups, config.folds, config.batch_size, self._config.seed)
+        items = [_label_item(image) for image in images]
+        teaching = self._teach_units(plan, items, targets)
+        places = {
+            unit.id: (unit, batches)
+            for fold, taught in enumerate(teaching)
+            for unit, batches in _relabel_units(plan.held_out[fold], items, taught)
+        }
+        units = [unit for unit, _ in places.values()]
+        self.unfinished = {unit.id for unit in (*teaching, *units)}
+        adopt(self._run, self._ledger, keep=self.unfinished)
+        folder.mkdir(exist_ok=True)
+
+        def keep_weights(unit: Unit) -> None:
+            self._store.take(unit.id, unit.id, folder / unit.id)
+
+        probabilities = np.zeros_like(targets)
+
+        def fold_scores(unit: Unit) -> None:
+            _, batches = places[unit.id]
+            found = self._store.result(unit.id)["probabilities"]
+            probabilities[np.concatenate(batches)] = np.array(found, np.float32)
+            for number, where in enumerate(batches):
+                maps = np.load(io.BytesIO(self._store.read(unit.id, f"{number}.npy")), allow_pickle=False)
+                on_maps(where, maps.astype(np.float32))
+
+        patient = replace(self._limits or Limits(), timeout_s=None, first_timeout_s=TEACH_S)
+        todo = [unit for unit in teaching if not (folder / unit.id).exists()]
+        self._run_units("models", todo, keep_weights, tell, warn, limits=patient, needed=True)
+        self._run_units("labels", units, fold_scores, tell, warn, needed=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        self.unfinished = set()
+        return probabilities
+
+    def _teach_units(
+        self, plan: Folds, items: Sequence[LabelItem], targets: NDArray[np.float32]
+    ) -> list[TeachUnit]:
+        config, order = self._config, plan.order
+        taught = tuple(items[i] for i in order)
+        batches = tuple(len(batch) for batch in plan.taught)
+        model = [config.classes, config.seed, config.labeler.model_dump(mode="json"), config.judge.clip]
+        labels = tuple(tuple(row) for row in targets[order].tolist())
+        features = make_id("f", model, taught, batches)
+        units = []
+        for fold in range(len(plan.held_out)):
+            kept = tuple(plan.kept(fold).tolist())
+            name = unit_id("teach", features, labels, kept, fold, images=())
+            units.append(TeachUnit(name, taught, batches, labels, kept, fold, features))
+        return units
+
     # -- masks ------------------------------------------------------------------------------------
 
     def make_masks(
@@ -159,14 +254,14 @@ class DataPlane:
         labeler: LabelerAgent,
         *,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
-        tell: Callable[[Progress], None] = lambda progress: None,
+        tell: Callable[[WorkersBusy], None] = lambda progress: None,
         warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Make the masks that `LabelerAgent.segment` would make. Raises what `run_units` raises.
 
         `on_batch` is called with (masks done, masks in all).
         """
-        todo = labeler.prepare_masks()
+        todo = labeler.prepare_masks(partial(self.out_of_fold, tell=tell, warn=warn))
         if not todo:
             return
         centre = self._region_centre(labeler, tell, warn)
@@ -211,7 +306,7 @@ class DataPlane:
         return units
 
     def _region_centre(
-        self, labeler: LabelerAgent, tell: Callable[[Progress], None], warn: Callable[[str], None]
+        self, labeler: LabelerAgent, tell: Callable[[WorkersBusy], None], warn: Callable[[str], None]
     ) -> Sequence[float]:
         """The centre of the region check, measured on the run's first images once a run; () for no check."""
         if not self._config.labeler.region_doubt:
@@ -224,10 +319,7 @@ class DataPlane:
                 found = self._store.result(unit.id)["regions"]
                 cosines.extend(np.asarray(rows, np.float64) for rows in found.values() if rows)
 
-            if self._run_units("regions", units, fold, tell, warn):
-                raise SegsmithError(
-                    "The images that calibrate the region check could not be segmented.", RESUME
-                )
+            self._run_units("regions", units, fold, tell, warn, needed=True)
             self._ledger.region_centre = centre_of(cosines)
         return self._ledger.region_centre or ()
 
@@ -238,10 +330,16 @@ class DataPlane:
         what: str,
         units: Sequence[Unit],
         fold: Callable[[Unit], None],
-        tell: Callable[[Progress], None],
+        tell: Callable[[WorkersBusy], None],
         warn: Callable[[str], None],
+        *,
+        limits: Limits | None = None,
+        needed: bool = False,
     ) -> list[str]:
-        """Do units; returns the ids of the images whose units were set aside."""
+        """Do units; returns the ids of the images whose units were set aside.
+
+        With `needed`, such a unit is an error, and the others need not be done again.
+        """
         self._store.check()
         batch = run_units(
             units,
@@ -251,10 +349,16 @@ class DataPlane:
             tell=tell,
             warn=warn,
             stopped=self._stopped,
-            limits=self._limits,
+            limits=limits or self._limits,
         )
-        self._store.forget([unit.id for unit in units])
         reasons = {item.unit: item.reason for item in batch.set_aside}
+        if needed and reasons:
+            raise SegsmithError(
+                f"{len(reasons)} of {len(units)} units of {what} could not be done: "
+                f"{'; '.join(sorted(set(reasons.values()))).rstrip('.')}.",
+                RESUME,
+            )
+        self._store.forget([unit.id for unit in units])
         failed = [item.id for unit in units if unit.id in reasons for item in unit.items]
         if failed:
             why = "; ".join(sorted(set(reasons.values())))
@@ -271,12 +375,15 @@ class DataPlane:
         return failed
 
 
-def adopt(run: RunFolder, ledger: Ledger, keep: Container[str] = (), *, images_only: bool = False) -> None:
+def adopt(run: RunFolder, ledger: Ledger, keep: Collection[str] = (), *, images_only: bool = False) -> None:
     """Use what earlier sessions left in the store, except for the units in `keep`, and remove it.
 
     Images of committed units are moved into place with their hashes, so that whoever draws them next, in this process
-    or by a worker, finds them drawn. Masks are made again, unless `images_only` leaves them for a later call.
+    or by a worker, finds them drawn. Labels and masks are made again, unless `images_only` leaves them for a later
+    call.
     """
+    if not keep and not images_only:
+        shutil.rmtree(run.relabelling, ignore_errors=True)
     store = UnitStore(run.root)
     for unit in sorted(store.committed()):
         if unit in keep:
@@ -306,6 +413,34 @@ def _place_images(
 
     with ThreadPoolExecutor(WRITERS, "segsmith-place") as pool:
         list(pool.map(place, [file for file in store.files(unit) if Path(file).stem in hashes]))
+
+
+def _label_item(image: ImageRow | RealImage) -> LabelItem:
+    return LabelItem(image.id, image.sha256, image.file if isinstance(image, RealImage) else "")
+
+
+def _relabel_units(
+    batches: Sequence[Indices], items: Sequence[LabelItem], taught: TeachUnit
+) -> Iterator[tuple[RelabelUnit, list[Indices]]]:
+    """Units of successive batches of one fold, each with its batches; `items` are those of all images."""
+    for together in _up_to(MEASURED_TOGETHER, batches):
+        chosen = tuple(items[i] for batch in together for i in batch)
+        sizes = tuple(len(batch) for batch in together)
+        name = unit_id("relabel", taught.id, sizes, images=[item.id for item in chosen])
+        yield RelabelUnit(name, chosen, sizes, taught.id), together
+
+
+def _up_to(most: int, batches: Sequence[Indices]) -> Iterator[list[Indices]]:
+    """Successive batches, as many as have at most `most` images together, but at least one."""
+    together, count = list[Indices](), 0
+    for batch in batches:
+        if together and count + len(batch) > most:
+            yield together
+            together, count = [], 0
+        together.append(batch)
+        count += len(batch)
+    if together:
+        yield together
 
 
 def _measured(entry: Mapping[str, Any]) -> Measured:

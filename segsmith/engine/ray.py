@@ -1,4 +1,4 @@
-"""Workers as actors of a Ray cluster: one for each GPU, or some on CPUs.
+"""Workers as actors of a Ray cluster, as many as `placement` says.
 
 Ray places the actors and reports their deaths. Retries, deadlines and results are segsmith's own (`scheduler`,
 `store`), so that it does not matter whether an actor, a node or the driver dies.
@@ -16,6 +16,7 @@ from typing import Any
 
 from segsmith.engine.dispatch import RESUME, Failed, Finished, Happening, Lost, Ready, Unusable
 from segsmith.engine.options import EngineOptions
+from segsmith.engine.placement import Node, Placement, placement
 from segsmith.engine.units import Kind, Unit
 from segsmith.engine.work import Setup
 from segsmith.engine.worker import Worker, about_this_process
@@ -56,6 +57,10 @@ class RayPool:
         self._options = options
         # Stored once, not with every actor.
         self._setup = self._ray.put(setup)
+        self._config = setup.config
+        self._card = 0
+        """Memory of the smallest GPU of a worker, in bytes; 0 while none is known."""
+        self._placement = Placement(1, 0.0)
         self._actor_class = self._ray.remote(Worker)
         self._actors: dict[str, _Actor] = {}
         self._waiting: dict[Any, tuple[str, str, tuple[str, str]]] = {}
@@ -70,7 +75,11 @@ class RayPool:
     # -- the protocol -----------------------------------------------------------------------------
 
     def prepare(self, kind: Kind) -> None:
-        self._kind = kind
+        self._kind, before = kind, self._placement
+        self._placement = self._placed()
+        if self._placement.gpus != before.gpus:  # an actor keeps the share of a GPU that it started with
+            for name in list(self._actors):
+                self.end(name, replace=False)
         for name, actor in self._actors.items():
             if actor.node:
                 self._ask("prepare", name, actor.handle.prepare.remote(kind))
@@ -123,23 +132,23 @@ class RayPool:
                 self.end(name, replace=True)
 
     def _grow(self) -> None:
-        """Start an actor for each GPU or CPU of the cluster that has none."""
+        """Start the actors for which the cluster has room, or will have when it has grown."""
         self._looked = time.monotonic()
-        resources = self._ray.cluster_resources()
-        missing = self._wanted(resources) - len(self._actors)
+        if not self._actors:
+            self._placement = self._placed()
+        missing = self._placed().count - len(self._actors)
         for _ in range(missing if self._losses <= self._most_losses() else 0):
-            self._start(resources)
+            self._start()
 
-    def _wanted(self, resources: dict[str, float]) -> int:
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        if self._options.workers is not None:
-            return self._options.workers
-        return gpus or max(1, cpus - 1)
+    def _placed(self) -> Placement:
+        return placement(
+            self._kind, self._config, nodes_of(self._ray), self._card or None, self._options.workers
+        )
 
-    def _start(self, resources: dict[str, float]) -> None:
+    def _start(self) -> None:
         self._named += 1
         name = f"w{self._named}"
-        needs = {"num_gpus": 1, "num_cpus": 0} if resources.get("GPU") else {"num_cpus": 1}
+        needs = {"num_gpus": self._placement.gpus, "num_cpus": self._placement.cpus}
         handle = self._actor_class.options(
             max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD", **needs
         ).remote()
@@ -149,7 +158,7 @@ class RayPool:
     def _replace(self) -> None:
         self._losses += 1
         if self._losses <= self._most_losses():
-            self._start(self._ray.cluster_resources())
+            self._start()
 
     def _most_losses(self) -> int:
         return max(1, self._named) + SPARE_LOSSES
@@ -157,10 +166,9 @@ class RayPool:
     def _check_start(self) -> None:
         if self._ever_ready or time.monotonic() - self._began < START_S:
             return
-        there = {name: int(n) for name, n in self._ray.cluster_resources().items() if name in ("CPU", "GPU")}
         raise SegsmithError(
-            f"No worker started within {START_S:.0f} s; the cluster has {there.get('CPU', 0)} CPUs and "
-            f"{there.get('GPU', 0)} GPUs, and other programs may hold them.",
+            f"No worker started within {START_S:.0f} s; the cluster has {what_is_there(self._ray)}, "
+            "and other programs may hold them.",
             "Free them or add nodes, then run the same command again; it resumes from here.",
         )
 
@@ -185,7 +193,7 @@ class RayPool:
         try:
             answer = self._ray.get(reference)
         except errors.RayTaskError as error:
-            reason = _reason(error)
+            reason = reason_of(error)
             if call == "do":
                 return Failed(worker, unit, attempt, reason)
             self.end(worker, replace=False)
@@ -195,11 +203,12 @@ class RayPool:
             self._forget(worker)
             self._replace()
             log.warning("worker %s on %s was lost: %s", worker, actor.node or "?", first_line(error))
-            return Lost(worker, _death(error))
+            return Lost(worker, death(error))
         if call == "about":
             self._got_about(worker, actor, answer)
             return None
         if call == "set_up":
+            self._card = min(self._card or answer, answer)
             self._ask("prepare", worker, actor.handle.prepare.remote(self._kind))
             return None
         if call == "prepare":
@@ -211,16 +220,34 @@ class RayPool:
 
     def _got_about(self, worker: str, actor: _Actor, answer: tuple[str, str, str, str]) -> None:
         """Check versions. Raises `SegsmithError` where they differ from the driver's."""
-        host, python, version, process = answer
+        host, _, _, process = answer
         actor.node = f"{host}:{process}"
-        mine = about_this_process()
-        for what, theirs, ours in (("Python", python, mine.python), ("segsmith", version, mine.segsmith)):
-            if theirs != ours:
-                raise SegsmithError(
-                    f"Node {host} has {what} {theirs}, and this machine has {what} {ours}.",
-                    "Install the same version on every node.",
-                )
+        check_versions(answer)
         self._ask("set_up", worker, actor.handle.set_up.remote(self._setup))
+
+
+def nodes_of(ray: Any) -> list[Node]:
+    """The machines of the cluster that answer."""
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in there]
+
+
+def what_is_there(ray: Any) -> str:
+    """Number of CPUs and GPUs of the cluster, for a message."""
+    there = ray.cluster_resources()
+    return f"{int(there.get('CPU', 0))} CPUs and {int(there.get('GPU', 0))} GPUs"
+
+
+def check_versions(answer: tuple[str, str, str, str]) -> None:
+    """Raise `SegsmithError` where a worker's answer to `about` names other versions than the driver's."""
+    host, python, version, _ = answer
+    mine = about_this_process()
+    for what, theirs, ours in (("Python", python, mine.python), ("segsmith", version, mine.segsmith)):
+        if theirs != ours:
+            raise SegsmithError(
+                f"Node {host} has {what} {theirs}, and this machine has {what} {ours}.",
+                "Install the same version on every node.",
+            )
 
 
 def connect(options: EngineOptions) -> Any:
@@ -272,14 +299,14 @@ def _connection_error(address: str | None, error: Exception) -> SegsmithError:
     )
 
 
-def _reason(error: Any) -> str:
+def reason_of(error: Any) -> str:
     """The error that a worker raised, in one line."""
     cause = getattr(error, "cause", None) or error
     text = str(cause) if isinstance(cause, SegsmithError) else f"{type(cause).__name__}: {first_line(cause)}"
     return " ".join(text.split())[:300]
 
 
-def _death(error: Exception) -> str:
+def death(error: Exception) -> str:
     """Why an actor died, in a few words."""
     text = str(error)
     if "its node has died" in text or "node was terminated" in text:

@@ -12,6 +12,8 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from segsmith.events import WorkersBusy
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -55,21 +57,6 @@ class SetAside:
 
     unit: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What has been done of one batch of units."""
-
-    done: int
-    total: int
-    set_aside: int
-    workers: int
-    in_flight: int
-    """Attempts that workers have, those that wait included."""
-    images_per_second: float
-    per_worker: dict[str, float]
-    """Worker -> images per second since it joined."""
 
 
 @dataclass
@@ -183,13 +170,13 @@ class Scheduler:
             if self._units[name].is_done:
                 yield name
 
-    def progress(self, now: float) -> Progress:
+    def progress(self, now: float) -> WorkersBusy:
         """Counts and speeds."""
 
         def rate(images: int, since: float) -> float:
             return images / (now - since) if now > since else 0.0
 
-        return Progress(
+        return WorkersBusy(
             done=self._over - len(self.set_aside),
             total=len(self._order),
             set_aside=len(self.set_aside),

@@ -103,6 +103,10 @@ class UnitStore:
         """Names of the files of a committed unit that were not taken yet, sorted."""
         return sorted(path.name for path in self._attempt(unit).iterdir() if path.name != RESULT)
 
+    def read(self, unit: str, name: str) -> bytes:
+        """The content of a file of a committed unit."""
+        return (self._attempt(unit) / name).read_bytes()
+
     def take(self, unit: str, name: str, target: Path) -> None:
         """Move a file of a committed unit to its final place; nothing happens where an earlier session did that."""
         with suppress(FileNotFoundError):

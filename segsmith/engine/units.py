@@ -12,7 +12,7 @@ from typing import Literal
 
 from segsmith.ids import make_id
 
-Kind = Literal["draw", "regions", "masks"]
+Kind = Literal["draw", "teach", "relabel", "regions", "masks"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,50 @@ class MaskUnit:
     kind: Literal["masks", "regions"] = "masks"
 
 
-Unit = DrawUnit | MaskUnit
+@dataclass(frozen=True)
+class LabelItem:
+    """An image that the relabelling ViT sees."""
+
+    id: str
+    sha256: str
+    """Of its file."""
+    real: str = ""
+    """File of a real image, relative to ``real/``; "" for one that was generated."""
+
+
+@dataclass(frozen=True)
+class TeachUnit:
+    """The model of one fold is trained; its weights are the result."""
+
+    id: str
+    items: tuple[LabelItem, ...]
+    """All images that any fold's model is trained on."""
+    batches: tuple[int, ...]
+    """Number of images in each batch of `items`."""
+    targets: tuple[tuple[float, ...], ...]
+    """Image -> its labels, by class in [0, 1]."""
+    kept: tuple[int, ...]
+    """Positions in `items` that this fold's model is trained on."""
+    fold: int
+    features: str
+    """Hash of what the features of `items` depend on; the same for all folds."""
+    kind: Literal["teach"] = "teach"
+
+
+@dataclass(frozen=True)
+class RelabelUnit:
+    """Images that the model of one fold scores."""
+
+    id: str
+    items: tuple[LabelItem, ...]
+    batches: tuple[int, ...]
+    """Number of images in each batch of `items`."""
+    weights: str
+    """The `TeachUnit` whose weights are used."""
+    kind: Literal["relabel"] = "relabel"
+
+
+Unit = DrawUnit | MaskUnit | TeachUnit | RelabelUnit
 
 
 def unit_id(kind: Kind, *depends_on: object, images: Sequence[str]) -> str:

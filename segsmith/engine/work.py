@@ -6,27 +6,46 @@ They read and write the run folder, and never the ledger. Their results hold ids
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segsmith.agents.image import WRITERS
+import numpy as np
+
+from segsmith.agents.image import WRITERS, encoded, smaller_batch
 from segsmith.agents.judge.measure import directions, measure_images
 from segsmith.agents.labeler import mask_file, plan_of_image
 from segsmith.agents.region_check import region_beliefs, region_cosines
 from segsmith.config import Config
-from segsmith.engine.models import open_encoder, open_image_backend, open_segmenter, synonyms_for
+from segsmith.engine.models import (
+    open_classifier,
+    open_encoder,
+    open_image_backend,
+    open_segmenter,
+    synonyms_for,
+)
 from segsmith.engine.store import UnitStore
-from segsmith.engine.units import DrawItem, DrawUnit, Kind, MaskItem, MaskUnit, Unit
+from segsmith.engine.units import (
+    DrawItem,
+    DrawUnit,
+    Kind,
+    LabelItem,
+    MaskItem,
+    MaskUnit,
+    RelabelUnit,
+    TeachUnit,
+    Unit,
+)
 from segsmith.errors import OutOfMemory, SegsmithError
-from segsmith.files import SUFFIXES, image_bytes, read_image, write_atomic
+from segsmith.files import SUFFIXES, read_image, write_atomic
 from segsmith.memory.patch_scores import PatchScoreFile
 from segsmith.memory.run_folder import RunFolder, read_verified
-from segsmith.protocols import ImageBackend, ImageTextEncoder, PointSegmenter
+from segsmith.protocols import ImageBackend, ImageTextEncoder, PatchClassifier, PointSegmenter
 from segsmith.segmentation.masks import MaskSettings, Outlined, merge_outlined, outline
-from segsmith.types import Drawn, Image, ImageRequest, Vectors
+from segsmith.types import Drawn, Image, ImageRequest, PatchScores, Vectors
 
 
 @dataclass(frozen=True)
@@ -50,18 +69,24 @@ class Workshop:
         self._given = setup.parts
         self._made: dict[str, Any] = dict(setup.parts)
         self._scores: tuple[str, PatchScoreFile] | None = None
+        self._features: tuple[str, Any] | None = None
+        self._scorer: tuple[str, Callable[[Sequence[Image]], PatchScores]] | None = None
         self.batch_size = self.config.images.batch_size
         """Images drawn at once; smaller after memory ran out."""
 
     def prepare(self, kind: Kind) -> None:
         """Load what a kind of unit needs, and free what it does not. Raises what a model raises."""
         if kind == "draw":
-            if "segmenter" not in self._given:
-                self._made.pop("segmenter", None)
+            self._drop("segmenter", "classifier")
             _ = self.backend, self.encoder, self.texts
             return
         if "backend" in self._made:
             self._made["backend"].close()
+        if kind in ("teach", "relabel"):
+            self._drop("segmenter")
+            _ = self.classifier
+            return
+        self._drop("classifier")
         if self.config.labeler.use_sam:
             _ = self.segmenter
         if self.config.labeler.region_doubt:
@@ -73,13 +98,23 @@ class Workshop:
             return 0
         folder = self.store.begin(unit.id, attempt)
         try:
-            result = (
-                draw(self, unit, folder) if isinstance(unit, DrawUnit) else make_masks(self, unit, folder)
-            )
+            result = self._result(unit, folder)
         except BaseException:
             self.store.drop(unit.id, attempt)
             raise
-        return len(unit.items) if self.store.commit(unit.id, attempt, result) else 0
+        won = self.store.commit(unit.id, attempt, result)
+        return len(unit.items) if won and unit.kind != "teach" else 0
+
+    def _result(self, unit: Unit, folder: Path) -> dict[str, Any]:
+        match unit:
+            case DrawUnit():
+                return draw(self, unit, folder)
+            case TeachUnit():
+                return teach(self, unit, folder)
+            case RelabelUnit():
+                return relabel(self, unit, folder)
+            case MaskUnit():
+                return make_masks(self, unit, folder)
 
     @property
     def backend(self) -> ImageBackend:
@@ -92,6 +127,26 @@ class Workshop:
     @property
     def segmenter(self) -> PointSegmenter:
         return self._part("segmenter", lambda: open_segmenter(self.config))
+
+    @property
+    def classifier(self) -> PatchClassifier:
+        return self._part("classifier", lambda: open_classifier(self.config, lambda: self.encoder))
+
+    def features(self, unit: TeachUnit) -> Any:
+        """What models are trained on; it is computed once for all folds that this process trains."""
+        if self._features is None or self._features[0] != unit.features:
+            self._features = None  # frees the memory first
+            batches = ([_read(self, item) for item in part] for part in _parts(unit.items, unit.batches))
+            self._features = (unit.features, self.classifier.features(batches, len(unit.items)))
+        return self._features[1]
+
+    def scorer(self, weights: str) -> Callable[[Sequence[Image]], PatchScores]:
+        """The model with the weights of a `TeachUnit`."""
+        if self._scorer is None or self._scorer[0] != weights:
+            self._scorer = None
+            data = (self.run.relabelling / weights).read_bytes()
+            self._scorer = (weights, self.classifier.scorer(data))
+        return self._scorer[1]
 
     @property
     def texts(self) -> Vectors:
@@ -107,6 +162,14 @@ class Workshop:
                 self._scores[1].close()
             self._scores = (sha256, PatchScoreFile(self.run.patch_scores, sha256))
         return self._scores[1]
+
+    def _drop(self, *names: str) -> None:
+        """Free models that the next units do not need, and what was made with them."""
+        for name in names:
+            if name not in self._given:
+                self._made.pop(name, None)
+        if "classifier" in names:
+            self._features = self._scorer = None
 
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._made:
@@ -172,26 +235,61 @@ def _draw_all(shop: Workshop, todo: Sequence[DrawItem], batch_size: int, undrawn
                 else:
                     yield item, drawn
         except OutOfMemory:
-            if batch_size == 1:
-                raise SegsmithError(
-                    f"The device has too little memory for one image of {shop.backend.name}.",
-                    "Set images.offload = 'sequential', a smaller images.size, or a smaller model.",
-                ) from None
-            batch_size = shop.batch_size = len(batch) // 2 or 1
+            size = shop.config.images.size
+            batch_size = shop.batch_size = smaller_batch(len(batch), shop.backend.name, size)
             continue
         position += len(batch)
 
 
 def _write_image(config: Config, folder: Path, image_id: str, image: Image) -> tuple[str, Image]:
     """The hash of the file, and the image as it is stored."""
-    form = config.images.format
-    data = image_bytes(image, form, config.images.quality)
-    write_atomic(folder / f"{image_id}{SUFFIXES[form]}", data)
-    return hashlib.sha256(data).hexdigest(), image if form != "jpeg" else read_image(data)
+    data, digest, stored = encoded(image, config.images)
+    write_atomic(folder / f"{image_id}{SUFFIXES[config.images.format]}", data)
+    return digest, stored
 
 
 def _stored_image(shop: Workshop, image_id: str, sha256: str) -> Image:
     return read_image(read_verified(shop.run.image(image_id), sha256, f"image {image_id}"))
+
+
+# -- labels -------------------------------------------------------------------------------------------
+
+
+def teach(shop: Workshop, unit: TeachUnit, folder: Path) -> dict[str, Any]:
+    """Train the model of a fold and write its weights into `folder`, as a file with the name of the unit."""
+    weights = shop.classifier.teach(
+        shop.features(unit), np.array(unit.targets, np.float32), np.array(unit.kept), unit.fold
+    )
+    write_atomic(folder / unit.id, weights)
+    return {"weights": hashlib.sha256(weights).hexdigest()}
+
+
+def relabel(shop: Workshop, unit: RelabelUnit, folder: Path) -> dict[str, Any]:
+    """Score images with the model of their fold, and write their maps into `folder`, one ``.npy`` for each batch.
+
+    The result has the probabilities of the classes of each image, in order.
+    """
+    score, probabilities = shop.scorer(unit.weights), list[list[float]]()
+    for number, items in enumerate(_parts(unit.items, unit.batches)):
+        found = score([_read(shop, item) for item in items])
+        probabilities += found.probabilities.tolist()
+        buffer = io.BytesIO()
+        np.save(buffer, found.maps.astype(np.float16))
+        write_atomic(folder / f"{number}.npy", buffer.getvalue())
+    return {"probabilities": probabilities}
+
+
+def _parts(items: Sequence[LabelItem], sizes: Sequence[int]) -> Iterator[Sequence[LabelItem]]:
+    start = 0
+    for size in sizes:
+        yield items[start : start + size]
+        start += size
+
+
+def _read(shop: Workshop, item: LabelItem) -> Image:
+    if not item.real:
+        return _stored_image(shop, item.id, item.sha256)
+    return read_image(read_verified(shop.run.real / item.real, item.sha256, f"real image {item.id}"))
 
 
 # -- masks --------------------------------------------------------------------------------------------

@@ -45,10 +45,14 @@ class Worker:
         mine = about_this_process()
         return mine.host, mine.python, mine.segsmith, str(os.getpid())
 
-    def set_up(self, setup: object) -> None:
-        """Take the settings of a run, a `work.Setup`. Raises `SegsmithError` where its folder is not to be seen."""
+    def set_up(self, setup: object) -> int:
+        """Take the settings of a run, a `work.Setup`; returns the memory of this worker's GPU in bytes, 0 for none.
+
+        Raises `SegsmithError` where the run's folder is not to be seen.
+        """
         from segsmith.engine.work import Setup, Workshop
         from segsmith.errors import SegsmithError
+        from segsmith.tools.machine import this_gpu
 
         assert isinstance(setup, Setup)
         if not (setup.root / "ledger.db").exists():
@@ -57,6 +61,8 @@ class Worker:
                 "Put it on a file system that all machines see under the same path.",
             )
         self._shop = Workshop(setup)
+        gpu = this_gpu()
+        return 0 if gpu is None else gpu.total
 
     def prepare(self, kind: str) -> None:
         """Load the models of a kind of unit."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from segsmith.tools.llm.usage import Spent
 
 Made = TypeVar("Made")
-REMOTE_PARTS = ("backend", "encoder", "segmenter")
+REMOTE_PARTS = ("backend", "encoder", "classifier", "segmenter")
 """Models that workers use."""
 
 VLM_TOKENS = 256
@@ -83,7 +83,7 @@ class RunContext:
     parts: Mapping[str, Any] = field(default_factory=dict)
 
     engine: EngineOptions = field(default_factory=EngineOptions)
-    """Where images are drawn and masks made."""
+    """Where images are drawn, relabelled and masked."""
     read_only: bool = False
     """Change nothing in the run folder, so that it need not be writable."""
     growing: bool = False
@@ -133,7 +133,7 @@ class RunContext:
         """
         with self._opening:
             takes_turns = stage is GpuStage.WRITE and self.gpu_plan.alternates
-            if takes_turns or stage in (GpuStage.HEAR, GpuStage.LABEL, GpuStage.TRAIN):
+            if takes_turns or stage in (GpuStage.HEAR, GpuStage.TRAIN):
                 self._end_workers()  # they hold the GPUs that this process or its LLM is about to use
             keeps = self.gpu_plan.keeps
             chat = self._made.get("chat")
@@ -155,11 +155,12 @@ class RunContext:
     def _end_workers(self) -> None:
         """End the workers; they are started again when there is work for them."""
         if "data_plane" in self._made and not self.is_alone:
+            unfinished = self._made["data_plane"].unfinished
             if "pool" not in self.parts:
                 self._made.pop("data_plane", None)
                 self._made.pop("pool").close()
             # A unit that was attempted twice may have been committed again after its results were folded.
-            adopt(self.run, self.ledger)
+            adopt(self.run, self.ledger, keep=unfinished)
 
     def close(self) -> None:
         """Stop the workers and servers that this run started, release the image model and close its files."""
@@ -343,7 +344,7 @@ class RunContext:
 
     @once
     def data_plane(self) -> DataPlane | None:
-        """What draws images and makes masks in place of the agents; None where all is done in this process."""
+        """What does the work on images in place of the agents; None where all is done in this process."""
         if self.is_alone:
             return None
         return DataPlane(

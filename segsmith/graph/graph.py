@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 from langgraph.config import get_stream_writer
@@ -22,8 +22,7 @@ from segsmith.agents.director import ClassProgress, cap_reached, plan_round, spe
 from segsmith.agents.judge.agent import update_verdicts
 from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.agents.prompt.draft import Draft
-from segsmith.engine.scheduler import Progress
-from segsmith.events import ImagesDrawn, MasksMade, Notice, RoundJudged, Stage, StageStarted, WorkersBusy
+from segsmith.events import ImagesDrawn, MasksMade, Notice, RoundJudged, Stage, StageStarted
 from segsmith.graph.context import RunContext
 from segsmith.graph.retries import RETRY
 from segsmith.graph.review_nodes import pause
@@ -225,7 +224,7 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
                 state.get("round", 0),
                 limit=left,
                 on_batch=on_batch,
-                tell=lambda progress: emit(_workers(progress)),
+                tell=emit,
                 warn=lambda line: emit(Notice(line, warning=True)),
             )
     else:
@@ -250,10 +249,6 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
 def _planned(state: RunState, context: RunContext) -> list[str]:
     """Ids of the prompts of this round."""
     return state.get("draw") or context.ledger.planned(state.get("round", 0))
-
-
-def _workers(progress: Progress) -> WorkersBusy:
-    return WorkersBusy(**asdict(progress))
 
 
 class _CapReached(Exception):
@@ -303,7 +298,10 @@ def label(state: RunState, runtime: Context) -> dict[str, Any]:
     context, emit = runtime.context, get_stream_writer()
     context.enter(GpuStage.LABEL)
     emit(StageStarted(Stage.RELABELLING))
-    changed = context.labeler_agent.relabel()
+    elsewhere = None
+    if plane := context.data_plane:
+        elsewhere = partial(plane.out_of_fold, tell=emit, warn=lambda line: emit(Notice(line, warning=True)))
+    changed = context.labeler_agent.relabel(elsewhere)
     context.ledger.log("relabelled", changed=changed)
     return {}
 
@@ -321,7 +319,7 @@ def segment(state: RunState, runtime: Context) -> dict[str, Any]:
         plane.make_masks(
             context.labeler_agent,
             on_batch=on_batch,
-            tell=lambda progress: emit(_workers(progress)),
+            tell=emit,
             warn=lambda line: emit(Notice(line, warning=True)),
         )
     else:

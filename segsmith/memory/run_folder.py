@@ -118,6 +118,7 @@ class RunFolder:
         self.masks = root / "masks"
         self.patch_scores = root / "patch_scores.npz"
         self.objects = root / "objects.db"
+        self.relabelling = root / "relabelling"  # weights of the ViT while workers relabel
         self.memory = root / "memory"
         self.checkpoints = root / "checkpoints"
         self.segmenter = self.checkpoints / "segmenter.safetensors"

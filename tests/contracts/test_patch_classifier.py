@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from segsmith.config import LabelerConfig
 from segsmith.errors import SegsmithError
 from segsmith.protocols import PatchClassifier
+from segsmith.segmentation import folds
 from segsmith.tools.vision import vit
 from segsmith.tools.vision.clip import OpenClipEncoder
 from segsmith.tools.vision.vit import TimmPatchClassifier
@@ -139,6 +140,26 @@ def test_scores_are_probabilities_per_patch_and_image(classifier, asked):
 def test_the_same_question_gets_the_same_answer(classifier, asked):
     first, again = classifier.out_of_fold(*asked), classifier.out_of_fold(*asked)
     np.testing.assert_array_equal(first.maps, again.maps)
+
+
+@pytest.mark.parametrize("at_most", [100, 4], ids=["all images taught", "a sample taught"])
+def test_steps_elsewhere_give_the_same_scores(classifier, asked, monkeypatch, at_most):
+    monkeypatch.setattr(folds, "MAX_TAUGHT", at_most)
+    images, labels, groups = asked
+    expected = classifier.out_of_fold(*asked)
+    plan = folds.plan_folds(labels, groups, SETTINGS.folds, SETTINGS.batch_size, 0)
+    features = classifier.features(([images[i] for i in batch] for batch in plan.taught), len(plan.order))
+    for fold, batches in enumerate(plan.held_out):
+        score = classifier.scorer(classifier.teach(features, labels[plan.order], plan.kept(fold), fold))
+        for where in batches:
+            found = score([images[i] for i in where])
+            np.testing.assert_array_equal(found.maps, expected.maps[where])
+            np.testing.assert_array_equal(found.probabilities, expected.probabilities[where])
+
+
+def test_weights_of_another_model_cost_one_line(classifier):
+    with pytest.raises(SegsmithError, match="cannot use weights"):
+        classifier.scorer(b"nothing")
 
 
 def test_features_that_do_not_fit_into_memory_give_the_same_scores(classifier, asked, monkeypatch):

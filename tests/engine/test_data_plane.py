@@ -1,15 +1,16 @@
 """A build whose images and masks are made by workers is the build of one process, whatever happens to the workers."""
 
 from contextlib import closing
+from functools import partial
 
 import pytest
 
 from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.engine.plane import adopt
-from segsmith.engine.scheduler import Progress
 from segsmith.engine.store import UnitStore
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
+from segsmith.events import WorkersBusy
 from segsmith.files import read_index_map
 from segsmith.graph.context import REMOTE_PARTS, RunContext
 from segsmith.memory.ledger import LabelRow, Ledger, PromptRow
@@ -45,7 +46,8 @@ def stages(out, pool=None, config=CONFIG, between=lambda ledger: None):
         else:
             plane.draw_round(context.image_agent, context.judge_agent, todo, 0, **telling)
         context.judge_agent.judge()
-        context.labeler_agent.relabel()
+        elsewhere = None if plane is None else partial(plane.out_of_fold, **telling)
+        context.labeler_agent.relabel(elsewhere)
         between(ledger)
         if plane is None:
             context.labeler_agent.segment()
@@ -90,7 +92,7 @@ def test_the_run_does_not_depend_on_the_workers(out, local, workers):
     assert fingerprint(out) == local
     assert leftovers(out) == []
     assert not (out / "units").exists()
-    last = [event for event in events if isinstance(event, Progress)][-1]
+    last = [event for event in events if isinstance(event, WorkersBusy)][-1]
     assert (last.done, last.workers) == (last.total, workers)
     assert warnings(events) == []
 
@@ -113,7 +115,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("engine", ["local", "workers"])
-@pytest.mark.parametrize("moment", [1, 3, 5, 9])
+@pytest.mark.parametrize("moment", [1, 3, 5, 7, 10, 16])
 def test_a_driver_that_ends_at_any_moment_is_resumed_by_either_engine(out, local, moment, engine):
     """The last unit is done first, so what is committed is never what may be folded next."""
     done = 0
@@ -241,7 +243,7 @@ def test_masks_of_doubted_classes_do_not_depend_on_the_workers(tmp_path, region_
 def test_a_worker_without_its_model_is_named_once_and_others_go_on(out, local):
     events = stages(out, pool_for(out, workers=3, broken=("w2",)))
     assert fingerprint(out) == local
-    assert warnings(events) == ["A worker on node node-of-w2 is left out: no such model"] * 3, "once a batch"
+    assert warnings(events) == ["A worker on node node-of-w2 is left out: no such model"] * 5, "once a batch"
 
 
 def test_no_usable_worker_ends_the_run_with_one_line(out):

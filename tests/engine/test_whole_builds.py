@@ -1,5 +1,8 @@
 """Whole builds with workers: what is made again after `rejudge`, and which models a stage ends them for."""
 
+import os
+import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,13 +11,19 @@ import pytest
 import segsmith
 from segsmith.engine.options import EngineOptions
 from segsmith.engine.work import Setup
+from segsmith.errors import SegsmithError
+from segsmith.events import ImagesDrawn
 from segsmith.graph.context import REMOTE_PARTS, RunContext
 from segsmith.memory.run_folder import RunFolder
-from segsmith.testing import fingerprint, instant_config, instant_parts, leftovers
+from segsmith.testing import InstantChat, fingerprint, instant_config, instant_parts, leftovers
 from segsmith.tools.gpu_plan import GpuPlan, GpuStage, Part, StagePlan
+from segsmith.tools.llm.vllm import vllm_server
 from tests.engine.inline_pool import InlinePool
+from tests.tools.llm import test_starting_vllm
 
 CONFIG = instant_config(("cat", "dog"), 20)
+fake_vllm = test_starting_vllm.vllm
+"""A fixture: makes settings of a stand-in program."""
 
 
 def build(out: Path, *, remote: bool):
@@ -42,7 +51,55 @@ def test_after_rejudge_the_workers_make_what_is_missing(tmp_path):
         made[name] = build(out, remote=remote)
         assert leftovers(out) == []
     assert fingerprint(tmp_path / "workers") == fingerprint(tmp_path / "local")
-    assert made == {"local": set(), "workers": {"draw", "masks"}}
+    assert made == {"local": set(), "workers": {"draw", "teach", "relabel", "masks"}}
+
+
+class ServedChat(InstantChat):
+    """Needs a server for each reply, and kills it once, when `kill` is set; it revives it as `OpenAIChat` does."""
+
+    def __init__(self, server):
+        super().__init__()
+        self.server, self.kill, self.killed = server, threading.Event(), False
+
+    def ask(self, *asked, **options):
+        endpoint = self.server.endpoint()
+        if self.kill.is_set() and not self.killed:
+            self.killed = True
+            os.kill(self.server.pid, signal.SIGKILL)
+            self.server._process.wait()
+            assert self.server.revive(endpoint)
+        return super().ask(*asked, **options)
+
+
+@pytest.mark.parametrize("memory", ["enough", "too little"])
+def test_a_vllm_that_dies_while_workers_draw_is_restarted_or_ends_the_build_with_one_line(
+    tmp_path, fake_vllm, memory
+):
+    local, out = tmp_path / "local", tmp_path / "run"
+    build(local, remote=False)
+    failures = [""] + [test_starting_vllm.NO_CACHE] * 3 * (memory == "too little")
+    with vllm_server(fake_vllm(*failures)) as server:
+        chat = ServedChat(server)
+
+        def on_event(event):
+            if isinstance(event, ImagesDrawn):
+                chat.kill.set()
+
+        def build_with_server():
+            parts = {**instant_parts(CONFIG, out), "chat": chat}
+            setup = Setup(CONFIG, out, {name: parts[name] for name in REMOTE_PARTS})
+            parts["pool"] = InlinePool(setup, workers=2)
+            segsmith.build(out=out, config=CONFIG, parts=parts, on_event=on_event)
+
+        if memory == "too little":
+            with pytest.raises(SegsmithError, match="No available memory for the cache blocks") as caught:
+                build_with_server()
+            assert "\n" not in str(caught.value)
+        build_with_server()
+        assert chat.killed
+        assert server.restarts == 1
+    assert fingerprint(out) == fingerprint(local)
+    assert leftovers(out) == []
 
 
 TURNS = GpuPlan(
@@ -74,7 +131,6 @@ def with_workers(folder, plan):
     ("stage", "plan"),
     [
         (GpuStage.HEAR, GpuPlan()),
-        (GpuStage.LABEL, GpuPlan()),
         (GpuStage.TRAIN, GpuPlan()),
         (GpuStage.WRITE, TURNS),
     ],
@@ -86,6 +142,13 @@ def test_workers_end_before_this_process_needs_the_gpu(tmp_path, stage, plan):
         assert not pool.closed
         context.enter(stage)
         assert pool.closed
+
+
+def test_workers_relabel_and_make_masks_one_after_the_other(tmp_path):
+    with with_workers(tmp_path, GpuPlan()) as (context, pool):
+        for stage in (GpuStage.DRAW, GpuStage.LABEL, GpuStage.SEGMENT):
+            context.enter(stage)
+        assert not pool.closed
 
 
 def test_prompts_are_written_beside_workers_where_both_fit(tmp_path):

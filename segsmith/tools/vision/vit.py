@@ -8,7 +8,6 @@ takes seconds.
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,8 @@ import timm
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
@@ -31,6 +32,7 @@ from segsmith.devices import autocast, choose_device, choose_dtype, training_dty
 from segsmith.errors import SegsmithError
 from segsmith.model_loading import READ_ERRORS, cached_first
 from segsmith.protocols import OnMaps
+from segsmith.segmentation.folds import plan_folds
 from segsmith.segmentation.seeds import top_k_pool
 from segsmith.terminal_text import first_line
 from segsmith.tools.vision.clip import OpenClipEncoder
@@ -38,14 +40,10 @@ from segsmith.tools.vision.clip_to_timm import is_vit, tower_as_timm
 from segsmith.tools.vision.patch_head import PatchHead
 from segsmith.types import Image, PatchScores
 
-logger = logging.getLogger(__name__)
-
 WEIGHT_DECAY = 0.05
 BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
 MAX_FEATURES_IN_MEMORY = 2 << 30
 """Maximum bytes of frozen features in memory; more (ViT-L, thousands of images) go to an unlinked file."""
-MAX_TAUGHT = 4096
-"""Maximum number of images that the models of the folds are trained on (ours)."""
 JITTER = 0.15
 """Largest change of brightness and tint in the jittered views, as a share of the value range."""
 
@@ -160,7 +158,7 @@ class TimmPatchClassifier:
     ) -> PatchScores:
         """One new model per fold; with a single group, one model is trained on all images, with a warning.
 
-        Of more than `MAX_TAUGHT` images, the models are trained on a sample with equal numbers of all classes.
+        Of more than `folds.MAX_TAUGHT` images, the models are trained on a sample with equal numbers of all classes.
         """
         if not len(images) == len(labels) == len(groups) or labels.shape[1:] != (self.n_classes,):
             raise ValueError(
@@ -168,46 +166,77 @@ class TimmPatchClassifier:
             )
         if not images:
             return PatchScores(np.zeros((0, self.n_classes, 1, 1), np.float32), np.zeros_like(labels))
-        folds = group_folds(groups, self.settings.folds, self.seed)
-        taught = sample_by_class(labels, MAX_TAUGHT, self.seed)
+        folds = plan_folds(labels, groups, self.settings.folds, self.settings.batch_size, self.seed)
+        order = folds.order
+        views = self.features(([images[int(i)] for i in batch] for batch in folds.taught), len(order))
         place = np.full(len(images), -1)
-        place[taught] = np.arange(len(taught))
-        target = torch.from_numpy(np.asarray(labels[taught], np.float32))
-        views = self._training_views((images[int(i)] for i in taught), len(taught))
+        place[order] = np.arange(len(order))
         maps: NDArray[np.float32] | None = None
         probabilities = np.zeros_like(labels, np.float32)
-        for number, held_out in enumerate(folds):
-            kept = np.setdiff1d(taught, held_out)
-            if not len(kept):
-                logger.warning(
-                    "There is only one group: the relabelling model is trained on the images that it relabels."
-                )
-                kept = taught
-            model = self._train(views, torch.from_numpy(place[kept]), target, number)
-            for where in np.array_split(held_out, math.ceil(len(held_out) / self.settings.batch_size)):
-                batch, rows = [images[int(i)] for i in where], torch.from_numpy(place[where])
-                known = bool((rows >= 0).all())
-                features = views[:2, rows] if known else self._plain_and_mirrored(batch)
-                fine, pooled = self._predict(model, batch, *features)
-                scores = fine.sigmoid().cpu().numpy()
-                probabilities[where] = pooled.sigmoid().cpu()
+        for fold, batches in enumerate(folds.held_out):
+            model = self._train(views, folds.kept(fold), labels[order], fold)
+            for where in batches:
+                batch = [images[int(i)] for i in where]
+                known = views[:2, torch.from_numpy(place[where])] if folds.all_taught else None
+                found = self._scored(model, batch, known)
+                probabilities[where] = found.probabilities
                 if maps is None:
-                    maps = np.zeros((len(images) if on_maps is None else 0, *fine.shape[1:]), np.float32)
+                    shape = found.maps.shape[1:]
+                    maps = np.zeros((len(images) if on_maps is None else 0, *shape), np.float32)
                 if on_maps is None:
-                    maps[where] = scores
+                    maps[where] = found.maps
                 else:
-                    on_maps(where, scores)
+                    on_maps(where, found.maps)
         assert maps is not None
         return PatchScores(maps, probabilities)
+
+    def features(self, batches: Iterable[Sequence[Image]], count: int) -> torch.Tensor:
+        """Frozen features (4, N, L, D) of four views: the image, its mirror image, and both in jittered colours.
+
+        They are half-precision numbers in main memory, or in a file if they are large.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        views: torch.Tensor | None = None
+        done = 0
+        for batch in (pixels for images in batches for pixels in self._batches(images)):
+            tint = (torch.rand(len(batch), 3, 1, 1, generator=generator) * 2 - 1) * JITTER
+            gain = 1 + (torch.rand(len(batch), 1, 1, 1, generator=generator) * 2 - 1) * JITTER
+            tinted = batch * gain + tint
+            for number, pixels in enumerate((batch, batch.flip(-1), tinted, tinted.flip(-1))):
+                features = self._frozen(pixels).half().cpu()
+                if views is None:
+                    views = _half_store((4, count, *features.shape[1:]))
+                views[number, done : done + len(batch)] = features
+            done += len(batch)
+        assert views is not None
+        return views
+
+    def teach(
+        self, features: torch.Tensor, labels: NDArray[np.float32], kept: NDArray[np.int64], fold: int
+    ) -> bytes:
+        """The weights of a `PatchHead` as safetensors."""
+        model = self._train(features, kept, labels, fold)
+        return save({name: value.cpu().contiguous() for name, value in model.state_dict().items()})
+
+    def scorer(self, weights: bytes) -> Callable[[Sequence[Image]], PatchScores]:
+        """Raises `SegsmithError` for weights of another model."""
+        model = PatchHead(self.trunk, self.frozen, self.n_classes, None, torch.Generator())
+        try:
+            model.load_state_dict(load(weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise SegsmithError(
+                f"{self.name} cannot use weights: {first_line(error):.160}.",
+                "Run the same command again; the model is trained again.",
+            ) from None
+        model = model.to(self.device).eval()
+        return lambda images: self._scored(model, images, None)
 
     def taught(
         self, images: Sequence[Image], labels: NDArray[np.float32]
     ) -> Callable[[Sequence[Image]], NDArray[np.float32]]:
         """One model trained on all images; it scores others by averaging over each image and its mirror image."""
-        target = torch.from_numpy(np.asarray(labels, np.float32))
-        model = self._train(
-            self._training_views(images, len(images)), torch.arange(len(images)), target, fold=0
-        )
+        views = self.features([images], len(images))
+        model = self._train(views, np.arange(len(images)), labels, fold=0)
 
         def score(others: Sequence[Image]) -> NDArray[np.float32]:
             found = [np.zeros((0, self.n_classes), np.float32)]
@@ -222,27 +251,9 @@ class TimmPatchClassifier:
     # -- views and features -----------------------------------------------------------------------
 
     def _plain_and_mirrored(self, images: Sequence[Image]) -> torch.Tensor:
-        """The first two of the `_training_views`, (2, B, L, D)."""
+        """The first two views of `features`, (2, B, L, D)."""
         pixels = torch.cat(list(self._batches(images)))
         return torch.stack([self._frozen(p).half().cpu() for p in (pixels, pixels.flip(-1))])
-
-    def _training_views(self, images: Iterable[Image], count: int) -> torch.Tensor:
-        """Frozen features (4, N, L, D) of four views: the image, its mirror image, and both in jittered colours."""
-        generator = torch.Generator().manual_seed(self.seed)
-        views: torch.Tensor | None = None
-        done = 0
-        for batch in self._batches(images):
-            tint = (torch.rand(len(batch), 3, 1, 1, generator=generator) * 2 - 1) * JITTER
-            gain = 1 + (torch.rand(len(batch), 1, 1, 1, generator=generator) * 2 - 1) * JITTER
-            tinted = batch * gain + tint
-            for number, pixels in enumerate((batch, batch.flip(-1), tinted, tinted.flip(-1))):
-                features = self._frozen(pixels).half().cpu()
-                if views is None:
-                    views = _half_store((4, count, *features.shape[1:]))
-                views[number, done : done + len(batch)] = features
-            done += len(batch)
-        assert views is not None
-        return views
 
     def _batches(self, images: Iterable[Image]) -> Iterator[torch.Tensor]:
         """(B, 3, size, size) in [0, 1]."""
@@ -281,9 +292,12 @@ class TimmPatchClassifier:
 
     # -- one fold ---------------------------------------------------------------------------------
 
-    def _train(self, views: torch.Tensor, kept: torch.Tensor, target: torch.Tensor, fold: int) -> PatchHead:
-        """A new upper half, trained on the rows `kept` of (V, N, L, D) features and (N, C) labels in [0, 1]."""
+    def _train(
+        self, views: torch.Tensor, rows: NDArray[np.int64], labels: NDArray[np.float32], fold: int
+    ) -> PatchHead:
+        """A new upper half, trained on some rows of (V, N, L, D) features and (N, C) labels in [0, 1]."""
         settings = self.settings
+        kept, target = torch.from_numpy(rows), torch.from_numpy(np.asarray(labels, np.float32))
         generator = torch.Generator().manual_seed(self.seed * 1000 + fold)
         model = PatchHead(self.trunk, self.frozen, self.n_classes, self.start, generator).to(self.device)
         model.calibrate(views[0], kept, target[kept].to(self.device), settings.top_k)
@@ -320,6 +334,12 @@ class TimmPatchClassifier:
             pooled = top_k_pool(logits.float(), self.settings.top_k)
             loss = functional.binary_cross_entropy_with_logits(pooled, target[rows[picked]].to(self.device))
             (loss * (len(picked) / len(rows))).backward()
+
+    def _scored(self, model: PatchHead, images: Sequence[Image], known: torch.Tensor | None) -> PatchScores:
+        """Scores of a batch; `known` are its `_plain_and_mirrored` features where they were computed before."""
+        features = self._plain_and_mirrored(images) if known is None else known
+        fine, pooled = self._predict(model, images, *features)
+        return PatchScores(fine.sigmoid().cpu().numpy(), pooled.sigmoid().cpu().numpy())
 
     @torch.no_grad()
     def _predict(
@@ -387,33 +407,6 @@ def _half_store(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.half)
     with tempfile.NamedTemporaryFile(prefix="segsmith-features-") as file:
         return torch.from_file(file.name, shared=True, size=count, dtype=torch.half).view(shape)
-
-
-def sample_by_class(labels: NDArray[np.float32], at_most: int, seed: int) -> NDArray[np.int64]:
-    """Sorted rows of (N, C) labels, at most `at_most`: the same number of every class, as far as there are."""
-    if len(labels) <= at_most:
-        return np.arange(len(labels))
-    order = np.random.default_rng(seed).permutation(len(labels))
-    shown = labels[order] > 0.5
-    # How many images of its rarest class come before an image; images without a class come last.
-    turn = np.where(shown, shown.cumsum(0), len(labels) + 1).min(1)
-    return np.sort(order[np.argsort(turn, kind="stable")[:at_most]])
-
-
-def group_folds(groups: Sequence[str], folds: int, seed: int) -> list[NDArray[np.int64]]:
-    """Indices held out by each fold: each index once, each group in one fold, folds of similar size.
-
-    There are at most as many folds as groups.
-    """
-    names, inverse, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(-counts[order], kind="stable")]
-    load = np.zeros(min(folds, len(names)))
-    fold_of = np.zeros(len(names), int)
-    for name in order:
-        fold_of[name] = int(load.argmin())
-        load[fold_of[name]] += counts[name]
-    return [np.flatnonzero(fold_of[inverse] == fold) for fold in range(len(load))]
 
 
 def shifts(patch: int, scale: int) -> tuple[list[int], int]:

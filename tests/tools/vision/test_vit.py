@@ -8,9 +8,10 @@ import torch
 from segsmith.config import LabelerConfig
 from segsmith.errors import SegsmithError
 from segsmith.protocols import PatchClassifier
-from segsmith.tools.vision import vit
+from segsmith.segmentation import folds
+from segsmith.segmentation.folds import group_folds, sample_by_class
 from segsmith.tools.vision.clip_to_timm import tower_as_timm
-from segsmith.tools.vision.vit import TimmPatchClassifier, group_folds, sample_by_class, shifts
+from segsmith.tools.vision.vit import TimmPatchClassifier, shifts
 
 TINY = "vit_tiny_test_16"
 SETTINGS = LabelerConfig(folds=3, epochs=8, batch_size=8, learning_rate=3e-3, top_k=2)
@@ -100,7 +101,7 @@ def test_no_image_is_scored_by_a_model_that_saw_its_group(monkeypatch):
     trained: list[set[float]] = []
     tool = classifier(2, settings={"epochs": 1})
     real_train, real_predict = tool._train, tool._predict
-    keys = tool._training_views(images, len(images))[0].flatten(1)[:, :50]
+    keys = tool.features([images], len(images))[0].flatten(1)[:, :50]
 
     def train(views, kept, target, fold):
         rows = views[0, kept].flatten(1)[:, :50]
@@ -259,7 +260,7 @@ def test_images_outside_the_sample_are_scored_too(monkeypatch):
     groups = [f"p{i // 2}" for i in range(24)]
     tool = classifier(2)
     got = {}
-    monkeypatch.setattr(vit, "MAX_TAUGHT", 12)
+    monkeypatch.setattr(folds, "MAX_TAUGHT", 12)
     scores = tool.out_of_fold(
         images, labels, groups, lambda rows, maps: got.update(zip(rows.tolist(), maps, strict=True))
     )
