@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -28,11 +29,14 @@ TIMM_NAME = re.compile(r"[a-z0-9_]{1,80}(\.[a-z0-9_]{1,80})?", re.ASCII)
 ENCODER_REMEDY = (
     "Use an encoder of segmentation-models-pytorch, or 'tu-' and a timm model, e.g. tu-resnet10t."
 )
+VIT_REMEDY = "Use 'tu-' and a plain ViT of timm, e.g. tu-vit_small_patch14_reg4_dinov2.lvd142m."
 
 NEVER = -1000.0
 """Logit of a channel that is never predicted; float16 holds it, and interpolation keeps three decimals of it."""
 STRIDE = 32
 """Inputs are padded to a multiple of this, which suits all supported architectures."""
+VIT_PATCH = 16
+"""Side in pixels of a ViT's patches under a DPT decoder: half of `STRIDE`, because its last stage halves the grid."""
 
 DECODERS: dict[str, dict[str, Any]] = {
     # Atrous rates for feature maps of 8 to 16 cells per side; the paper's 12-24-36 would only reach padding.
@@ -46,6 +50,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     },
     "unet": {"decoder_channels": [128, 96, 64, 32, 24]},
     "fpn": {"decoder_pyramid_channels": 128, "decoder_segmentation_channels": 96},
+    # The widths of Depth Anything V2's small model, which has a DPT on the small DINOv2 (arXiv 2406.09414).
+    "dpt": {"decoder_intermediate_channels": [48, 96, 192, 384], "decoder_fusion_channels": 64},
 }
 """Decoder settings by architecture, small enough for two cores; others use the library's defaults."""
 
@@ -66,6 +72,13 @@ class DecoderSettings(BaseModel):
     decoder_aspp_dropout: float = Field(0.5, ge=0, lt=1)
     decoder_pyramid_channels: Channels = 256
     decoder_segmentation_channels: Channels = 128
+    decoder_intermediate_channels: Annotated[list[Channels], Field(min_length=3, max_length=5)] = [
+        256,
+        512,
+        1024,
+        1024,
+    ]
+    decoder_fusion_channels: Channels = 256
 
 
 def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module | None = None) -> nn.Module:
@@ -132,16 +145,50 @@ def bare_segmenter(architecture: str, encoder: str, n_classes: int, decoder: Map
         raise SegsmithError(f"There is no encoder {encoder[:60]!r}.", ENCODER_REMEDY)
     try:
         model: nn.Module = smp.create_model(
-            architecture, encoder, encoder_weights=None, classes=n_classes + 1, **decoder
+            architecture,
+            encoder,
+            encoder_weights=None,
+            classes=n_classes + 1,
+            **decoder,
+            **vit_settings(architecture),
         )
     # The errors of both libraries for an encoder or settings that the decoder cannot use.
     except (LookupError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SegsmithError(
-            f"Encoder {encoder!r} cannot be used in {architecture}: {reason:.200}.", ENCODER_REMEDY
+            f"Encoder {encoder!r} cannot be used in {architecture}: {reason:.200}.",
+            VIT_REMEDY if vit_settings(architecture) else ENCODER_REMEDY,
         ) from None
     set_normalisation(model, MEAN, STD)
     return model
+
+
+def vit_settings(architecture: str) -> dict[str, Any]:
+    """Settings of the timm model in an architecture whose encoder is a plain ViT; empty for the others.
+
+    The ViT takes images of any size, and has patches of `VIT_PATCH` pixels, since the decoder needs a power of two:
+    weights of DINOv2's 14 are resampled by timm as they are loaded (FlexiViT, arXiv 2212.08013), positions as well.
+    """
+    return {"dynamic_img_size": True, "patch_size": VIT_PATCH} if architecture.lower() == "dpt" else {}
+
+
+def fix_size(model: nn.Module, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Resample a ViT's positions once, for images of `size` (H, W), rounded up to multiples of `STRIDE`.
+
+    For formats that cannot resample them. Returns the size, or None for a network that has no positions.
+    """
+    vit: Any = getattr(model.encoder, "model", None)
+    if not getattr(vit, "dynamic_img_size", False):
+        return None
+    height, width = padded_size(size)
+    vit.set_input_size(img_size=(height, width))
+    return height, width
+
+
+def padded_size(size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+    """`size` (H, W) times `scale`, rounded up to multiples of `STRIDE`."""
+    height, width = (math.ceil(side * scale / STRIDE) * STRIDE for side in size)
+    return height, width
 
 
 def is_known_encoder(name: str) -> bool:
@@ -164,7 +211,8 @@ def load_pretrained(model: nn.Module, encoder: str) -> int:
             "Set trainer.encoder to 'tu-' and a timm model, or trainer.encoder_init to 'none'.",
         )
     try:
-        source = cached_first(lambda: timm.create_model(name, pretrained=True))
+        settings = vit_settings(model.__class__.__name__)
+        source = cached_first(lambda: timm.create_model(name, pretrained=True, **settings))
     except READ_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SegsmithError(
@@ -174,8 +222,8 @@ def load_pretrained(model: nn.Module, encoder: str) -> int:
     target: nn.Module = model.encoder.model  # type: ignore[union-attr, assignment]
     matching = _matching(target.state_dict(), source.state_dict())
     target.load_state_dict(matching, strict=False)
-    settings: Any = source.pretrained_cfg
-    set_normalisation(model, settings["mean"], settings["std"])
+    trained: Any = source.pretrained_cfg
+    set_normalisation(model, trained["mean"], trained["std"])
     return len(matching)
 
 

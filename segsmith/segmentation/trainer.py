@@ -46,11 +46,11 @@ from segsmith.segmentation.checkpoint import (
 from segsmith.segmentation.inference import evaluate, predict, predicted_pairs, teacher_predictions
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import (
-    STRIDE,
     build_segmenter,
     decoder_of,
     normalisation,
     normalise,
+    padded_size,
     resized,
     without_background,
 )
@@ -169,7 +169,7 @@ class _Run:
         )
         self.sources, self.sam = LabelSources(data, config.drawn_classes_only), sam
         self.size = resized(_common_size(data.sizes), config.size)
-        self.window = _window(self.size, config.crop)
+        self.window = padded_size(self.size, config.crop)
         torch.manual_seed(seed_of("weights", seed))
         model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
         self.view = _view(config, data)
@@ -427,12 +427,6 @@ def _view(config: TrainerConfig, data: VocFolder) -> Literal["photographs", "spr
 def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The most common (H, W), to which images of other sizes are resized."""
     return Counter(sizes).most_common(1)[0][0]
-
-
-def _window(size: tuple[int, int], crop: float) -> tuple[int, int]:
-    """(H, W) of the training crops: `crop` times the image size, rounded up to a multiple of `STRIDE`."""
-    height, width = (math.ceil(side * crop / STRIDE) * STRIDE for side in size)
-    return height, width
 
 
 def _optional_split(root: Path, split: str) -> VocFolder | None:

@@ -32,7 +32,7 @@ class ExportedModel:
     model: Path
     card: Path
     difference: float
-    """Largest absolute difference of a logit on a random image of another size than the one traced."""
+    """Largest absolute difference of a logit on random images, of another size than that traced if sizes are free."""
 
 
 def export_model(
@@ -41,7 +41,8 @@ def export_model(
     """Write a segmenter as ``segmenter.onnx`` or ``segmenter.pt`` with its model card, and compare both.
 
     The model takes RGB images as (N, 3, H, W) float32 in [0, 1], where H and W are multiples of 32, and returns the
-    logits (N, classes + 1, H, W); channel 0 is background. Normalisation is part of the model.
+    logits (N, classes + 1, H, W); channel 0 is background. Normalisation is part of the model. A network with a ViT
+    encoder (architecture ``dpt``) takes images of one size, that of its training: its positions are resampled once.
 
     Args:
         checkpoint: a ``segmenter.safetensors`` or the folder that holds it.
@@ -52,15 +53,17 @@ def export_model(
     the written model gives other results than the original.
     """
     from segsmith.segmentation.checkpoint import load_segmenter
+    from segsmith.segmentation.network import fix_size
 
     if format not in SUFFIXES:
         raise SegsmithError(f"There is no model format {format!r}.", f"Name one of: {', '.join(SUFFIXES)}.")
     path = Path(checkpoint)
     folder = local_folder(out) if out is not None else (path if path.is_dir() else path.parent) / format
     model, meta = load_segmenter(path)
+    fixed = fix_size(model, meta.size)
     network = _with_normalisation(model)
-    data = _onnx(network) if format == "onnx" else _torchscript(network)
-    difference = _difference(network, data, format)
+    data = _onnx(network, fixed) if format == "onnx" else _torchscript(network, fixed)
+    difference = _difference(network, data, format, fixed)
     if not difference <= TOLERANCE:
         raise SegsmithError(
             f"The {format} model differs from the original by {difference:.2g}; {TOLERANCE:g} is allowed.",
@@ -70,7 +73,7 @@ def export_model(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(target, data)
-        write_atomic(card, _card(meta, target, difference).encode())
+        write_atomic(card, _card(meta, target, difference, fixed).encode())
     except OSError as error:
         raise SegsmithError(f"Cannot write to {folder}: {error.strerror}.", "Name another --out.") from None
     return ExportedModel(target, card, difference)
@@ -100,25 +103,27 @@ def _example(height: int, width: int, seed: int) -> Tensor:
     return torch.rand((2, 3, height, width), generator=torch.Generator().manual_seed(seed))
 
 
-def _torchscript(network: nn.Module) -> bytes:
+def _torchscript(network: nn.Module, fixed: tuple[int, int] | None) -> bytes:
     import torch
 
     buffer = io.BytesIO()
     with torch.inference_mode():
-        torch.jit.save(torch.jit.trace(network, _example(128, 128, 0), check_trace=False), buffer)
+        torch.jit.save(
+            torch.jit.trace(network, _example(*(fixed or (128, 128)), 0), check_trace=False), buffer
+        )
     return buffer.getvalue()
 
 
-def _onnx(network: nn.Module) -> bytes:
+def _onnx(network: nn.Module, fixed: tuple[int, int] | None) -> bytes:
     import torch
 
-    free = {0: "images", 2: "height", 3: "width"}
+    free = {0: "images"} if fixed else {0: "images", 2: "height", 3: "width"}
     with TemporaryDirectory() as folder:
         path = Path(folder, "segmenter.onnx")
         try:
             torch.onnx.export(
                 network,
-                (_example(128, 128, 0),),
+                (_example(*(fixed or (128, 128)), 0),),
                 path,
                 input_names=["images"],
                 output_names=["logits"],
@@ -134,11 +139,11 @@ def _onnx(network: nn.Module) -> bytes:
         return path.read_bytes()
 
 
-def _difference(network: nn.Module, data: bytes, format: str) -> float:
-    """Largest difference of a logit on images of another size than the one traced."""
+def _difference(network: nn.Module, data: bytes, format: str, fixed: tuple[int, int] | None) -> float:
+    """Largest difference of a logit on images of another size than the one traced, if sizes are free."""
     import torch
 
-    images = _example(96, 160, 1)
+    images = _example(*(fixed or (96, 160)), 1)
     with torch.inference_mode():
         expected = network(images)
         written: Tensor
@@ -157,11 +162,14 @@ def _run_onnx(data: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
     return logits
 
 
-def _card(meta: SegmenterMeta, model: Path, difference: float) -> str:
+def _card(meta: SegmenterMeta, model: Path, difference: float, fixed: tuple[int, int] | None) -> str:
     """The model card, in Markdown."""
     nothing = "background" if meta.background else "never predicted: the data has no background"
     classes = "\n".join(f"| {i} | {name} |" for i, name in enumerate((nothing, *meta.classes)))
     height, width = meta.size
+    sides = "H and W are multiples of 32"
+    if fixed:
+        sides = f"H is {fixed[0]} and W {fixed[1]}; pad smaller images at the right and the bottom"
     side = ""
     if meta.trainer.size:
         side = f"\nResize images to a longer side of {meta.trainer.size} pixels, as in training.\n"
@@ -175,7 +183,7 @@ pipeline_tag: image-segmentation
 {height} x {width} pixels (seed {meta.seed}).
 
 - File: `{model.name}`, SHA-256 `{sha256_of(model)}`
-- Input `images`: RGB, (N, 3, H, W) float32 in [0, 1]; H and W are multiples of 32. The model normalises them.
+- Input `images`: RGB, (N, 3, H, W) float32 in [0, 1]; {sides}. The model normalises them.
 - Output `logits`: (N, {len(meta.classes) + 1}, H, W) float32. The label map is the index of the largest channel.
 - Largest difference of a logit from the PyTorch model: {difference:.1e}
 
