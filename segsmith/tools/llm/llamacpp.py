@@ -19,6 +19,15 @@ from segsmith.tools.weights.hub import hub_file
 from segsmith.tools.weights.model_requirements import split_hub_file
 from segsmith.tools.weights.store import wheel_file
 
+SPIN_COUNT = "1000"
+"""How often a thread looks for the others at a barrier before it sleeps.
+
+It is libgomp's own choice where a process has more threads than cores, but libgomp does not know that other programs
+use the cores. With its default of 300,000, two threads make 7 tokens/s on two busy cores, and one makes 38.
+"""
+MOST_THREADS = 8
+"""More threads wait longer for each other than they save, with a model as small as those that run on a CPU (ours)."""
+
 
 def gguf_path(model: str) -> Path:
     """The verified .gguf file that `llm.gguf` names: a path, a file of the hub, or the package of SmolLM2.
@@ -58,15 +67,6 @@ def _sha256(path: Path, mtime_ns: int) -> str:
     return sha256_of(path)
 
 
-def default_threads() -> int:
-    """Half of the cores, at least one: images are drawn at the same time.
-
-    llama.cpp's threads spin at every barrier, so one thread too many stalls all. Measured on two cores with
-    SmolLM2: 133 tokens/s (two threads) and 72 (one) on an idle machine, 7 and 38 on a busy one.
-    """
-    return max(1, (os.cpu_count() or 1) // 2)
-
-
 def check_llama(config: LLMConfig) -> None:
     """Raise `SegsmithError` if a llama.cpp server would lack its library or GGUF file. Starts nothing."""
     gguf_path(config.gguf)
@@ -89,9 +89,10 @@ def llama_server(config: LLMConfig, log: Path | None = None) -> LocalServer:
                 "--port", str(port),
                 "--slots", str(config.concurrency),
                 "--context", str(config.context_tokens),
-                "--threads", str(default_threads()),
+                "--threads", str(min(MOST_THREADS, os.cpu_count() or 1)),
             ],
             key_variable="LLAMA_API_KEY",
+            environment={"GOMP_SPINCOUNT": SPIN_COUNT},
             remedy="Check that the file is complete and that enough memory is free; for SmolLM2 type: "
             f"{SMOLLM2.install_command} --force-reinstall.",
             start_timeout_s=config.start_timeout_s,
