@@ -165,6 +165,17 @@ def vlm_only(trial: Trial) -> dict[str, Any]:
     return variant(trial, "vlm_only", hear=True, train=False, witnesses={"vlm": "simulated"})
 
 
+def attention_only(trial: Trial) -> dict[str, Any]:
+    """The image model's attention is the only witness."""
+    return variant(trial, "attention_only", hear=True, train=False, witnesses={"attention": "simulated"})
+
+
+def three_witnesses(trial: Trial) -> dict[str, Any]:
+    """All stand-ins of witnesses are asked."""
+    every = dict.fromkeys(("detector", "vlm", "attention"), "simulated")
+    return variant(trial, "three_witnesses", hear=True, witnesses=every)
+
+
 def diversity(trial: Trial) -> dict[str, Any]:
     """240 prompts by the whole prompt agent, and as many without one of its parts."""
     arms: dict[str, dict[str, Any]] = {
@@ -435,6 +446,8 @@ PARTS: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "check_off": check_off,
     "witnesses": witnesses,
     "detector_only": detector_only,
+    "attention_only": attention_only,
+    "three_witnesses": three_witnesses,
     "vlm_only": vlm_only,
     "diversity": diversity,
     "sam": sam,

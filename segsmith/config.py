@@ -428,6 +428,11 @@ class WitnessesConfig(Section):
         description="vision-language model: 'off', 'simulated', 'llm' (the model of section llm, if it reads "
         "images), or a model name at vlm_base_url",
     )
+    attention: Literal["off", "simulated", "generator"] = Field(
+        "off",
+        description="cross-attention of the image model: 'off', 'simulated', or 'generator' (the model of section "
+        "images, if it is Stable Diffusion 1, 2 or XL)",
+    )
     vlm_base_url: str | None = Field(
         None, description="URL of the VLM's server with OpenAI's API; default: api.openai.com"
     )
@@ -510,6 +515,13 @@ class LabelerConfig(Section):
     points_from: Literal["skeleton", "confidence"] = Field(
         "skeleton",
         description="points are on the skeleton (SeSAM), or at the highest scores (an ablation)",
+    )
+    attention_weight: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="weight of the image model's attention beside the ViT's patch scores, for classes to which "
+        "witnesses.attention found any; read when images are relabelled (ours)",
     )
     seed_level: float = Field(
         0.25, gt=0, le=1, description="fraction of a score map's maximum from which a pixel is a seed (ours)"

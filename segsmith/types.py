@@ -109,6 +109,8 @@ class Testimony:
     """Class -> number of objects; empty for a witness that does not count."""
     sightings: tuple[Sighting, ...] = ()
     """Empty for a witness that locates nothing."""
+    maps: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Class -> (h, w) where it sees it, from 0 to 255 at its maximum; only of classes it sees, and of any size."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from segsmith.segmentation.masks import (
     plan_mask,
 )
 from segsmith.segmentation.merge import ignore_share, pixel_counts
+from segsmith.segmentation.seeds import blend_maps
 from segsmith.types import Image
 
 log = logging.getLogger(__name__)
@@ -126,8 +127,10 @@ class LabelerAgent:
         with patch_score_writer(self._run.patch_scores) as add:
 
             def keep(where: NDArray[np.int64], maps: NDArray[np.float32]) -> None:
+                attended = self._attention([names[index] for index in where])
                 for index, of_image in zip(where, maps, strict=True):
-                    add(names[index], of_image)
+                    seen = attended.get(names[index], {})
+                    add(names[index], blend_maps(of_image, seen, self._config.attention_weight))
 
             probabilities = out_of_fold(images, targets, families, keep)
         self._ledger.patch_scores_sha256 = sha256_of(self._run.patch_scores)
@@ -241,6 +244,16 @@ class LabelerAgent:
             ]
             for row, scores in zip(rows, probabilities, strict=True)
         ]
+
+    def _attention(self, ids: Sequence[str]) -> dict[str, dict[int, NDArray[np.uint8]]]:
+        """Image id -> class index -> what the image model attended to, where a witness recorded it."""
+        if not self._config.attention_weight:
+            return {}
+        return {
+            i: {self._classes.index(name): of_class for name, of_class in said["attention"].maps.items()}
+            for i, said in self._ledger.testimonies(ids).items()
+            if "attention" in said
+        }
 
     def _teachers(self) -> list[RealImage]:
         """Real images that the ViT is trained on: all that still need a mask, or else a selection."""

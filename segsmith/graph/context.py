@@ -364,6 +364,8 @@ class RunContext:
             opened["detector"] = lambda: self.detector
         if settings.vlm != "off":
             opened["vlm"] = lambda: self.vlm
+        if settings.attention != "off":
+            opened["attention"] = lambda: self.attention
         return WitnessAgent(opened, self.ledger, self.run, self.config.classes)
 
     @once
@@ -430,6 +432,18 @@ class RunContext:
         chat = self.chat if config.witnesses.vlm == "llm" else self._vlm_chat
         settings = self._llm_settings() if config.witnesses.vlm == "llm" else vlm_settings(config)
         return VlmWitness(chat, config.classes, config.seed, settings.max_tokens, settings.concurrency)
+
+    @once
+    def attention(self) -> Witness:
+        """The image model's attention."""
+        config = self.config
+        if config.witnesses.attention == "simulated":
+            from segsmith.tools.images.simulated_witnesses import SimulatedAttention
+
+            return SimulatedAttention(config.classes, self._truth, config.seed)
+        from segsmith.tools.images.attention import open_attention
+
+        return open_attention(config.model_copy(update={"images": self._images_settings()}))
 
     @once
     def _vlm_chat(self) -> OpenAIChat:

@@ -6,6 +6,7 @@ and ids are derived from content, so running a step twice changes nothing.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -16,6 +17,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segsmith.memory.schema import open_ledger, open_ledger_read_only
 from segsmith.types import ClassTally, Evaluation, Sighting, Testimony
@@ -126,7 +130,7 @@ class LabelRow:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-WitnessKind = Literal["detector", "vlm"]
+WitnessKind = Literal["detector", "vlm", "attention"]
 
 
 @dataclass(frozen=True)
@@ -561,7 +565,8 @@ class Ledger:
     def add_testimonies(self, rows: Iterable[TestimonyRow]) -> None:
         values = [
             (r.image_id, r.witness, r.model, _dump(r.testimony.scores), _dump(r.testimony.counts),
-             _dump([[s.class_name, s.score, s.box_xyxy] for s in r.testimony.sightings]))
+             _dump([[s.class_name, s.score, s.box_xyxy] for s in r.testimony.sightings]),
+             _dump({name: _dump_map(of_class) for name, of_class in r.testimony.maps.items()}))
             for r in rows
         ]  # fmt: skip
         with self.transaction():
@@ -792,7 +797,7 @@ class Ledger:
     def testimonies(self, ids: Sequence[str]) -> dict[str, dict[WitnessKind, Testimony]]:
         """Image id -> witness -> what it said; images that no witness spoke about are left out."""
         found: dict[str, dict[WitnessKind, Testimony]] = {}
-        sql = "SELECT image_id, witness, scores, counts, sightings FROM testimonies WHERE image_id"
+        sql = "SELECT image_id, witness, scores, counts, sightings, maps FROM testimonies WHERE image_id"
         for part in _parts(ids):
             for image_id, witness, *said in self._all(_among(sql, part), *part):
                 found.setdefault(image_id, {})[witness] = _testimony(*map(json.loads, said))
@@ -1365,9 +1370,20 @@ def _evidence(row: tuple[Any, ...]) -> Evidence:
     )
 
 
-def _testimony(scores: dict[str, float], counts: dict[str, int], sightings: list[Any]) -> Testimony:
+def _testimony(
+    scores: dict[str, float], counts: dict[str, int], sightings: list[Any], maps: dict[str, Any]
+) -> Testimony:
     located = tuple(Sighting(name, score, tuple(box)) for name, score, box in sightings)
-    return Testimony(scores, counts, located)
+    return Testimony(scores, counts, located, {name: _read_map(*stored) for name, stored in maps.items()})
+
+
+def _dump_map(of_class: NDArray[np.uint8]) -> tuple[int, int, str]:
+    height, width = of_class.shape
+    return height, width, base64.b64encode(of_class.tobytes()).decode()
+
+
+def _read_map(height: int, width: int, text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width)
 
 
 def _dump(value: Any) -> str:

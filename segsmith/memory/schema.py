@@ -15,7 +15,7 @@ SCHEMA_VERSION = 7
 MIGRATED = (2, 3, 4, 5, 6)
 """Earlier schemas that are migrated when they are opened. Schema 3 added table evidence, schema 4 the hashes of masks
 and table pending_images, schema 5 the counters (prompt_counts, class_counts, usage_totals) and their triggers,
-schema 6 table testimonies, schema 7 table seen."""
+schema 6 table testimonies, schema 7 table seen and the maps of testimonies."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -67,11 +67,12 @@ CREATE TABLE IF NOT EXISTS evidence (
 );
 CREATE TABLE IF NOT EXISTS testimonies (
     image_id TEXT NOT NULL REFERENCES images(id),
-    witness TEXT NOT NULL,          -- detector | vlm
+    witness TEXT NOT NULL,          -- detector | vlm | attention
     model TEXT NOT NULL,            -- the model that was asked, with its settings
     scores TEXT NOT NULL,           -- JSON object: class -> how sure the witness is that it is there, in [0, 1]
     counts TEXT NOT NULL,           -- JSON object: class -> number of objects; {} if it does not count
     sightings TEXT NOT NULL,        -- JSON list of [class, score, [x0, y0, x1, y1]], as fractions of the image's size
+    maps TEXT NOT NULL DEFAULT '{}', -- JSON object: class -> [h, w, base64 of (h, w) uint8]; {} if it has none
     PRIMARY KEY (image_id, witness)
 );
 CREATE TABLE IF NOT EXISTS labels (
@@ -373,6 +374,8 @@ def _migrate(db: sqlite3.Connection) -> None:
         db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}{TRIGGERS}{COUNT_ALL}{MOVE_SEEN}")
         if "sha256" not in [column[1] for column in db.execute("PRAGMA table_info(masks)")]:
             db.execute("ALTER TABLE masks ADD COLUMN sha256 TEXT NOT NULL DEFAULT ''")
+        if "maps" not in [column[1] for column in db.execute("PRAGMA table_info(testimonies)")]:
+            db.execute("ALTER TABLE testimonies ADD COLUMN maps TEXT NOT NULL DEFAULT '{}'")
         db.execute("INSERT OR REPLACE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
         db.commit()
     except BaseException:

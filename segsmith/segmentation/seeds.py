@@ -5,7 +5,7 @@ This module does not import torch, so that agents can use it; `top_k_pool` only 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +32,22 @@ def upsample_maps(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[n
     rows = resize_matrix(maps.shape[1], size[0])
     columns = resize_matrix(maps.shape[2], size[1])
     return np.asarray(rows @ np.asarray(maps, np.float32) @ columns.T, np.float32)
+
+
+def blend_maps(
+    maps: NDArray[np.float32], attention: Mapping[int, NDArray[np.uint8]], weight: float
+) -> NDArray[np.float32]:
+    """(C, h, w) patch scores in [0, 1], blended with what the image model attended to.
+
+    `attention` maps a class index to its attention, of any size, from 0 to 255. It is scaled to the class's highest
+    patch score, so that it moves a class's scores within the image but not against those of other classes. `weight`
+    is in [0, 1]; classes without attention keep their scores.
+    """
+    blended = np.array(maps, np.float32)
+    for index, of_class in attention.items():
+        (resized,) = upsample_maps(of_class[None].astype(np.float32) / 255, blended.shape[1:])
+        blended[index] = (1 - weight) * blended[index] + weight * blended[index].max() * resized
+    return blended
 
 
 def seed_masks(

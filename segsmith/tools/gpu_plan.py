@@ -218,7 +218,7 @@ class _Planner:
         if judging.size > self.room:
             return self._too_small(f"CLIP {config.judge.clip}", judging.size, "judge.clip")
         self.stages = [StagePlan(GpuStage.WRITE, writing), draw, judging]
-        hears = detector(config.witnesses.detector) is not None
+        hears = detector(config.witnesses.detector) is not None or self._attends
         ending = (*((self._hearing,) if hears else ()), self._labelling, self._masks, self._training)
         for make in ending:
             stage, least, what, setting = make()
@@ -333,13 +333,28 @@ class _Planner:
         name = self.config.judge.clip.partition(":")[0]
         return read_figures().get(f"judge:{name}") or _guess(2 * self.sizes.get("judge", 0))
 
+    @property
+    def _attends(self) -> bool:
+        return self.config.witnesses.attention == "generator"
+
     def _hearing(self) -> tuple[StagePlan | None, int, str, str]:
-        """The detector alone; it leaves the GPU when it has spoken. A local VLM's server is started after that."""
-        figure = _guess(self.sizes.get("detector", 0) or GIB)
-        plan = StagePlan(GpuStage.HEAR, ((Part.DETECTOR, figure.weights + figure.needs(1)),))
-        if plan.size > self.room:
-            return None, plan.size, f"the detector {self.config.witnesses.detector}", "witnesses.detector"
-        return plan, 0, "", ""
+        """The detector, then the image model's attention; each leaves the GPU when it has spoken, so the larger
+        counts.
+
+        A local VLM's server is started after that. What draws an image has room to attend to one.
+        """
+        witnesses = self.config.witnesses
+        detecting = attending = StagePlan(GpuStage.HEAR, ())
+        if detector(witnesses.detector) is not None:
+            figure = _guess(self.sizes.get("detector", 0) or GIB)
+            detecting = StagePlan(GpuStage.HEAR, ((Part.DETECTOR, figure.weights + figure.needs(1)),))
+        if detecting.size > self.room:
+            return None, detecting.size, f"the detector {witnesses.detector}", "witnesses.detector"
+        if self._attends:
+            drawing = next(stage for stage in self.stages if stage.stage is GpuStage.DRAW)
+            images = dict(drawing.loads)[Part.IMAGES]
+            attending = StagePlan(GpuStage.HEAR, ((Part.IMAGES, images),), drawing.batch)
+        return max(detecting, attending, key=lambda plan: plan.size), 0, "", ""
 
     def _labelling(self) -> tuple[StagePlan | None, int, str, str]:
         judge, labeler = self._judge(), self.config.labeler

@@ -60,7 +60,9 @@ def check_witnesses(config: Config) -> None:
     Raises `SegsmithError` that names what to type.
     """
     witnesses = config.witnesses
-    for setting, value in (("detector", witnesses.detector), ("vlm", witnesses.vlm)):
+    for setting, value in (
+        ("detector", witnesses.detector), ("vlm", witnesses.vlm), ("attention", witnesses.attention),
+    ):  # fmt: skip
         if value == "simulated" and config.images.backend != "simulator":
             raise SegsmithError(
                 f"witnesses.{setting} is 'simulated', and images.backend is not the simulator.",
@@ -71,6 +73,10 @@ def check_witnesses(config: Config) -> None:
 
         on_cpu = config.compute.model_copy(update={"device": "cpu"})
         open_detector(config.model_copy(update={"compute": on_cpu}))
+    if witnesses.attention == "generator":
+        from segsmith.tools.images.attention import check_attention
+
+        check_attention(config)
 
 
 def check_vlm(config: Config) -> None:

@@ -1,5 +1,6 @@
 """What witnesses say is stored once; verdicts, labels and masks follow from it."""
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from segsmith.agents.witnesses.agreement import (
 from segsmith.config import JudgeConfig, LabelerConfig, WitnessesConfig
 from segsmith.files import png_bytes, read_index_map, sha256_of
 from segsmith.memory.ledger import DecisionRow, Evidence, ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
+from segsmith.memory.patch_scores import PatchScoreFile
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import MaskCandidates, PatchScores, Sighting, Testimony
 
@@ -281,6 +283,39 @@ def test_without_agreement_or_witnesses_the_vit_decides(many, heard):
     labels = many[1].label_sets("relabel")
     assert (labels["i00"], labels["i01"], labels["i03"]) == (("cat",), ("cat",), ("cat", "dog"))
     assert not many[1].labels("agreement")
+
+
+class Attends(Sees):
+    """Sees every dog, in the lower right."""
+
+    def testify(self, images, ids):
+        dog = np.zeros((16, 16), np.uint8)
+        dog[8:, 8:] = 255
+        return [Testimony({"cat": 0.0, "dog": 0.7}, maps={"dog": dog}) for _ in ids]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_attention_moves_the_seeds_of_the_classes_it_saw(many, weight):
+    run, ledger = many
+    hear(many, attention=Attends())
+    LabelerAgent(
+        Vit, Boxes, ledger, run, LabelerConfig(region_doubt=0, attention_weight=weight), CLASSES, 0
+    ).relabel()  # fmt: skip
+    with closing(PatchScoreFile(run.patch_scores, ledger.patch_scores_sha256)) as stored:
+        cat, dog = stored["i01"]
+    assert cat.max() == cat[3, 1] == pytest.approx(0.9, abs=0.01), "no attention was recorded for it"
+    assert dog[7, 7] == pytest.approx(0.4 * weight, abs=0.01)
+    assert dog[2, 5] == pytest.approx(0.4 * (1 - weight), abs=0.01)
+    assert dog[5, 6] == pytest.approx(0.4, abs=0.01), "both agree"
+
+
+def test_maps_are_stored_with_what_a_witness_says(place):
+    hear(place, attention=Attends())
+    said = place[1].testimonies(["i0"])["i0"]["attention"]
+    assert said.scores == {"cat": 0.0, "dog": 0.7}
+    assert list(said.maps) == ["dog"]
+    assert said.maps["dog"].shape == (16, 16)
+    assert (said.maps["dog"] == Attends().testify([], ["i0"])[0].maps["dog"]).all()
 
 
 def test_a_class_in_doubt_is_255_where_it_may_be(many):

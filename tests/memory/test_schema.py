@@ -43,7 +43,7 @@ def as_written_by_schema(version, path):
         path,
         "DROP TABLE seen",
         f"INSERT INTO meta VALUES ('review', '{json.dumps(REVIEW)}')",
-        *(["DROP TABLE testimonies"] if version < 6 else []),
+        "DROP TABLE testimonies" if version < 6 else "ALTER TABLE testimonies DROP COLUMN maps",
         *(counters if version < 5 else []),
         *(["ALTER TABLE masks DROP COLUMN sha256", "DROP TABLE pending_images"] if version < 4 else []),
         f"UPDATE meta SET value='{version}' WHERE key='schema_version'",

@@ -31,6 +31,11 @@ def test_a_detector_has_a_stage_of_its_own():
     assert plan.releases_images(GpuStage.HEAR)
 
 
+def test_attention_takes_what_drawing_takes():
+    plan = plan_gpu(config(witnesses={"attention": "generator"}), 12 * GIB)
+    assert plan.of(GpuStage.HEAR).loads == ((Part.IMAGES, dict(plan.of(GpuStage.DRAW).loads)[Part.IMAGES]),)
+
+
 def test_a_24_gib_card_draws_full_batches_beside_the_language_model():
     plan = plan_gpu(config(), 24 * GIB)
     draw = plan.of(GpuStage.DRAW)

@@ -7,8 +7,10 @@ import pytest
 
 from segsmith.protocols import Witness
 from segsmith.tools.images.simulated_witnesses import (
+    ATTENTION_ERRORS,
     DETECTOR_ERRORS,
     VLM_ERRORS,
+    SimulatedAttention,
     SimulatedDetector,
     SimulatedVlm,
     WitnessErrors,
@@ -26,8 +28,11 @@ def truth(image_id):
         PlacedObject("cat", 2, 100, (64, 64, 96, 96)),
         PlacedObject("bus", 3, 500, (10, 40, 120, 100)),
     )
-    blank = np.zeros((128, 128), np.uint8)
-    return Drawing(Scene(np.zeros((128, 128, 3), np.uint8), blank, objects), blank, ())
+    instances = np.zeros((128, 128), np.uint8)
+    for item in objects:
+        x0, y0, x1, y1 = item.bbox_xyxy
+        instances[y0:y1, x0:x1] = item.instance_id
+    return Drawing(Scene(np.zeros((128, 128, 3), np.uint8), instances, objects), instances, ())
 
 
 def said(make, count=3000, **options):
@@ -68,4 +73,20 @@ def test_an_answer_depends_on_the_image_and_the_seed_only(make):
 
 
 def test_a_rate_is_a_share():
-    assert all(0 <= rate <= 1 for errors in (DETECTOR_ERRORS, VLM_ERRORS) for rate in astuple(errors))
+    every = (DETECTOR_ERRORS, VLM_ERRORS, ATTENTION_ERRORS)
+    assert all(0 <= rate <= 1 for errors in every for rate in astuple(errors))
+
+
+def test_attention_errs_at_the_stated_rates_and_peaks_on_the_object():
+    assert isinstance(SimulatedAttention(CLASSES, truth, 0), Witness)
+    answers = said(SimulatedAttention, 1000)
+    for name, there in (("cat", True), ("bus", True), ("dog", False)):
+        seen = [name in answer.maps for answer in answers]
+        assert seen == [answer.scores[name] >= 0.1 for answer in answers]
+        expected = 1 - ATTENTION_ERRORS.missed if there else ATTENTION_ERRORS.invented
+        assert np.mean(seen) == pytest.approx(expected, abs=0.04)
+    of_bus = np.mean([answer.maps["bus"] for answer in answers if "bus" in answer.maps], axis=0)
+    assert of_bus[6:12, 3:14].min() > 2 * of_bus[:4, 6:].max(), "the bus is in rows 40 to 100 of 128"
+    again = SimulatedAttention(CLASSES, truth, 0).testify([], ["i7"])[0]
+    assert again.scores == answers[7].scores
+    assert all((again.maps[name] == of_class).all() for name, of_class in answers[7].maps.items())

@@ -26,6 +26,7 @@ LEVELS: Mapping[str, tuple[float, ...]] = {
     "vit": (0.01, 0.1, 0.4, 0.8),
     "detector": (0.1, 0.3, 0.6),
     "vlm": (0.5,),
+    "attention": (0.1, 0.3, 0.6),
 }
 """Source -> the scores that separate its answers, ascending (ours)."""
 

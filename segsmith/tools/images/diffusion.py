@@ -1,6 +1,6 @@
 """Diffusion models through diffusers: Stable Diffusion 1, 2, XL and 3, their distilled variants, FLUX.
 
-diffusers objects are used only in this file and in `denoising`.
+diffusers objects are used only in this file, in `denoising` and in `attention`.
 """
 
 from __future__ import annotations
@@ -95,6 +95,10 @@ class DiffusionBackend:
                 yield Drawn(index, None, "unsafe", "the model's own safety checker")
             else:
                 yield Drawn(index, image)
+
+    def pipeline(self) -> Any:
+        """The pipeline of diffusers, loaded and placed on the device; drawing may go on with it."""
+        return self._open()
 
     def close(self) -> None:
         """Release the pipeline and its device memory."""

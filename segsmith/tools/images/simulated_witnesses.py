@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from segsmith.ids import seed_of
 from segsmith.tools.images.simulator import Drawing
@@ -36,6 +37,16 @@ DETECTOR_ERRORS = WitnessErrors(missed=0.15, invented=0.02, misplaced=0.05)
 """The score of an invented object is lower than that of most true ones (see `SimulatedDetector`); values ours."""
 VLM_ERRORS = WitnessErrors(missed=0.15, invented=0.03, miscounted=0.1)
 """In the range that VLMs of 7 billion parameters report for yes/no questions about objects (POPE); values ours."""
+
+
+ATTENTION_ERRORS = WitnessErrors(missed=0.25, invented=0.1)
+"""Worse than a detector's: nothing taught the image model to tell what is there (ours)."""
+ATTENTION_GRID = 16
+"""Cells along the side of a map, as in the layers of Stable Diffusion that follow objects best."""
+LEAK = 0.3
+"""Attention of a class to the objects of other classes (ours)."""
+ATTENTION_NOISE = 0.2
+"""Largest noise of a cell (ours)."""
 
 
 class _SimulatedWitness(ABC):
@@ -123,6 +134,50 @@ class SimulatedVlm(_SimulatedWitness):
                 n = n + 1 if more else max(1, n - 1)
             counts[name] = int(n)
         return Testimony({name: float(n > 0) for name, n in counts.items()}, counts)
+
+
+class SimulatedAttention(_SimulatedWitness):
+    """A `Witness` like the attention of an image model: a coarse, blurred and noisy map for each class.
+
+    A map also covers other objects (`LEAK`), as attention does. Scores of classes that are seen are spread evenly
+    over [0.2, 0.9], those of invented ones over [0.1, 0.5], and all others over [0, 0.1). An invented class is seen
+    on other objects, or anywhere.
+    """
+
+    name = "simulated-attention/1"
+    usual_errors = ATTENTION_ERRORS
+
+    def _testify(self, image_id: str) -> Testimony:
+        rng = np.random.default_rng([seed_of(self._seed, image_id), 3])
+        scene, errors = self._truth(image_id).scene, self._errors
+        everything = _cells(scene.instances > 0)
+        scores, maps = {}, {}
+        for name in self._classes:
+            noun = find_noun(name)
+            drawn = [
+                o.instance_id
+                for o in scene.objects
+                if noun is not None and o.noun == noun.name and o.visible_px
+            ]
+            missed, invented = rng.random() < errors.missed, rng.random() < errors.invented
+            low, high = (0.2, 0.9) if drawn else (0.1, 0.5)
+            seen = not missed if drawn else invented
+            scores[name] = float(rng.uniform(low, high) if seen else rng.uniform(0, 0.1))
+            noise = rng.random(everything.shape)
+            if seen:
+                there = _cells(np.isin(scene.instances, drawn)) if drawn else everything
+                blurred = gaussian_filter(np.maximum(there, LEAK * everything), 1.0) + ATTENTION_NOISE * noise
+                maps[name] = np.round(255 * blurred / blurred.max()).astype(np.uint8)
+        return Testimony(scores, maps=maps)
+
+
+def _cells(mask: np.ndarray) -> np.ndarray:
+    """(ATTENTION_GRID, ATTENTION_GRID) the share of each cell that a (H, W) mask covers."""
+    height, width = (side // ATTENTION_GRID * ATTENTION_GRID for side in mask.shape)
+    blocks = mask[:height, :width].reshape(
+        ATTENTION_GRID, height // ATTENTION_GRID, ATTENTION_GRID, width // ATTENTION_GRID
+    )
+    return np.asarray(blocks.mean(axis=(1, 3)))
 
 
 def _box(values: np.ndarray) -> tuple[float, float, float, float]:
