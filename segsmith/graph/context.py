@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segsmith.agents.image import ImageAgent
@@ -102,6 +103,8 @@ class RunContext:
         self._made: dict[str, Any] = dict(self.parts)
         self.device_use = DeviceUse()
         """Held while images are drawn and measured, so that an LLM server that died restarts between two batches."""
+        self.told = SimpleQueue[str]()
+        """What happened to servers, for the user; `build_run` passes it on."""
         self.stopping = threading.Event()
         """Set when the user stops the run; nodes then return as soon as they can."""
 
@@ -219,6 +222,7 @@ class RunContext:
                 note=lambda spent: self._note_llm(settings.model, spent),
                 restarting=self.device_use.alone,
                 usd_left=None if limit is None else lambda: limit - self.usd_spent(),
+                tell=self.told.put,
             )
         )
 

@@ -60,7 +60,9 @@ class ReplyLimits:
 
 
 def is_loopback(url: str | None) -> bool:
-    """Does the URL name this machine?"""
+    """Does the URL name this machine, or do all of several, separated by commas?"""
+    if url and "," in url:
+        return all(map(is_loopback, url.split(",")))
     host = urlsplit(url or "").hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

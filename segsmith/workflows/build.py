@@ -315,6 +315,8 @@ def build_run(
             with closing(stream), _ends_nodes(context):
                 for mode, item in stream:
                     clock.save_now_and_then()
+                    while not context.told.empty():
+                        yield Notice(context.told.get(), warning=True)
                     if mode == "custom":
                         yield item
                     elif "direct" in item:

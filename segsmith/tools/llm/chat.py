@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from segsmith.prompts import fill
 from segsmith.protocols import Reply
 from segsmith.terminal_text import printable
 from segsmith.tools.http import MALFORMED_REPLY, NO_KEY, ReplyLimits, ReplyRejected, openai_options
+from segsmith.tools.llm.balanced import BalancedServers, answers
 from segsmith.tools.llm.endpoint import (
     MAX_REPLY_BYTES,
     ChatServer,
@@ -181,7 +182,7 @@ class OpenAIChat:
             client = self._client(where, "temperature" not in form.omitted)
             spent.calls += 1
             try:
-                with self._in_flight:
+                with self._in_flight, self._server.during(where):
                     message: Any = client.invoke(messages, **parameters)
                 usage = message.usage_metadata or {}
                 text = message.content if isinstance(message.content, str) else ""
@@ -203,7 +204,7 @@ class OpenAIChat:
                     raise self._misunderstood(error) from None
                 if isinstance(error, openai.APIConnectionError) and self._server.revive(where):
                     continue
-                raise self._explained(error) from None
+                raise explained(error, where, self.name, self._config.timeout_s) from None
             self._understood = True
             return text
 
@@ -291,14 +292,21 @@ def open_chat(
     note: Callable[[Spent], None] | None = None,
     usd_left: Callable[[], float] | None = None,
     restarting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[OpenAIChat]:
     """The chat model of a config; a local server is started at the first question and stopped at the end.
 
-    A local server's output is appended to `log`. `restarting` is entered while a vLLM that died starts again. Raises
-    `SegsmithError` at once if the model file, the program, or a key that the hosted API needs is missing.
+    A local server's output is appended to `log`. `restarting` is entered while a vLLM that died starts again, and
+    `tell` is called when one of several servers is left out or taken back. Raises `SegsmithError` at once if the
+    model file, the program, or a key that the hosted API needs is missing.
     """
     if config.server == "openai":
-        yield OpenAIChat(config, RemoteServer(_remote(config, api_key)), note=note, usd_left=usd_left)
+        servers = _remote(config, api_key)
+        if len(servers) == 1:
+            yield OpenAIChat(config, RemoteServer(servers[0]), note=note, usd_left=usd_left)
+            return
+        with closing(BalancedServers(servers, tell)) as balanced:
+            yield OpenAIChat(config, balanced, note=note, usd_left=usd_left)
         return
     local = llama_server(config, log) if config.server == "llamacpp" else vllm_server(config, log, restarting)
     with local as server:
@@ -311,23 +319,28 @@ def check_llm(config: LLMConfig, api_key: str | None = None) -> None:
     """Find out before a run starts what is wrong with the language model of a config.
 
     No local server is started: only its program and model file are checked. A URL is asked for its list of
-    models and, if the name is not in it, for a reply of a few tokens. Raises `SegsmithError`.
+    models and, if the name is not in it, for a reply of a few tokens; of several URLs, those that answer. Raises
+    `SegsmithError`.
     """
     if config.server == "llamacpp":
         check_llama(config)
     elif config.server == "vllm":
         check_vllm(config)
     else:
-        _check_url(config, _remote(config, api_key))
+        servers = _remote(config, api_key)
+        # One that is down is left out when the run starts, and taken back when it is up.
+        alive = [where for where in servers if answers(where)] if len(servers) > 1 else servers
+        for where in alive or servers[:1]:
+            _check_url(config, where)
 
 
-def _remote(config: LLMConfig, api_key: str | None) -> Endpoint:
+def _remote(config: LLMConfig, api_key: str | None) -> list[Endpoint]:
     if config.base_url is None and api_key is None:
         raise SegsmithError(
             "The hosted language model needs a key.",
             "Set OPENAI_API_KEY, or set llm.base_url to your own server.",
         )
-    return Endpoint(config.base_url or OPENAI_URL, api_key)
+    return [Endpoint(url, api_key) for url in config.base_urls or (OPENAI_URL,)]
 
 
 def _check_url(config: LLMConfig, where: Endpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,7 +26,7 @@ class Endpoint:
 
 
 class ChatServer(Protocol):
-    """The server behind a chat client: a URL maintained by others, or a server that segsmith starts."""
+    """The server behind a chat client: URLs maintained by others, or a server that segsmith starts."""
 
     def endpoint(self) -> Endpoint:
         """Where to send the next request; a local server is started at the first call."""
@@ -33,6 +34,10 @@ class ChatServer(Protocol):
 
     def revive(self, seen: Endpoint) -> bool:
         """After a request to `seen` failed: is another server running now, so that a retry may succeed?"""
+        ...
+
+    def during(self, where: Endpoint) -> AbstractContextManager[None]:
+        """Is entered while a request to `where` is in flight."""
         ...
 
 
@@ -47,6 +52,9 @@ class RemoteServer:
 
     def revive(self, seen: Endpoint) -> bool:
         return False
+
+    def during(self, where: Endpoint) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def connect(where: Endpoint, timeout_s: float, retries: int) -> openai.OpenAI:

@@ -129,6 +129,10 @@ class LocalServer:
         with self._lock:
             self._stop()
 
+    def during(self, where: Endpoint) -> AbstractContextManager[None]:
+        """See `ChatServer.during`; a single server needs no count."""
+        return nullcontext()
+
     def revive(self, seen: Endpoint) -> bool:
         """See `ChatServer.revive`. A server that has died, or does not answer, is restarted.
 
