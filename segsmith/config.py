@@ -569,7 +569,15 @@ class TrainerConfig(Section):
         "clip",
         description="'clip': stem of the judge's image tower; 'pretrained': timm's weights; 'none': random weights",
     )
-    epochs: int = Field(12, ge=1, description="passes over the training images")
+    steps: int = Field(
+        1000,
+        ge=1,
+        description="optimisation steps of the whole training, however many images there are; scored, saved and "
+        "reported in up to 12 equal parts, which other settings call epochs",
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the training images, in place of trainer.steps; default: not set"
+    )
     batch_size: int = Field(16, ge=1, description="images per training step, over all processes")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     ema: float = Field(
@@ -656,6 +664,11 @@ class TrainerConfig(Section):
         ge=0,
         description="how often each real image is seen before generated images take a share of the training (ours)",
     )
+
+    @property
+    def length(self) -> str:
+        """How long a training takes, in the unit that counts: ``12 epochs`` or ``1000 steps``."""
+        return f"{self.steps} steps" if self.epochs is None else f"{self.epochs} epochs"
 
 
 class AugmentConfig(Section):
@@ -863,7 +876,7 @@ def load_config(
     layers.append(flags or {})
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = _deep_merge(merged, _with_current_names(layer))
+        merged = _overlaid(merged, _with_current_names(layer))
     return parse_config(merged, source=str(file) if file else f"preset {preset}")
 
 
@@ -883,12 +896,12 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
 def merged_config(config: Config, changes: Mapping[str, Any], source: str) -> Config:
     """`config` with a nested mapping of changes applied, validated again; raises `SegsmithError`."""
     values = {**config.model_dump(exclude_none=True), "offline": config.offline}  # which a dump leaves out
-    return parse_config(_deep_merge(values, _with_current_names(changes)), source)
+    return parse_config(_overlaid(values, _with_current_names(changes)), source)
 
 
 def with_environment(changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the environment, overridden by a nested mapping of `changes`."""
-    return _deep_merge(_with_current_names(_environment()), changes)
+    return _overlaid(_with_current_names(_environment()), changes)
 
 
 def equals_stored(config: Config, text: str) -> bool:
@@ -979,6 +992,15 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise SegsmithError(f"Config file {path} is not valid TOML: {error}.", "Fix that line.") from None
+
+
+def _overlaid(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`low` overridden by `high`. ``trainer.steps`` in `high` also replaces ``trainer.epochs`` in `low`."""
+    merged = _deep_merge(low, high)
+    given = high.get("trainer")
+    if isinstance(given, Mapping) and "steps" in given and "epochs" not in given:
+        merged["trainer"] = {key: value for key, value in merged["trainer"].items() if key != "epochs"}
+    return merged
 
 
 def _deep_merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

@@ -186,6 +186,9 @@ class EpochFinished:
     seconds: float | None
     images_per_second: float | None
     """Both None for epochs of an earlier session."""
+    step: int = 0
+    steps: int = 0
+    """Optimisation steps done, and those of the whole training; 0 for epochs of an earlier version."""
     kind: Literal["epoch"] = "epoch"
 
 

@@ -104,16 +104,18 @@ def test_so_does_a_setting(voc, tmp_path, segsmith, more, words):
 
 
 @pytest.mark.parametrize(
-    ("add", "epochs", "said"),
+    ("add", "length", "said"),
     [
-        (400, 12, "at least 50%"),
-        (2, 12, "--set trainer.epochs=20"),
-        (2, 20, "at least 71%"),
-        (2, 19, "at least 75%"),
+        (400, {"epochs": 12}, "at least 50%"),
+        (2, {"epochs": 12}, "--set trainer.epochs=20"),
+        (2, {"epochs": 20}, "at least 71%"),
+        (2, {"epochs": 19}, "at least 75%"),
+        (2, {"steps": 8}, "In 8 steps"),
+        (2, {"steps": 1000}, "at least 50%"),
     ],
 )
-def test_it_says_how_much_of_the_training_is_real_images(voc, tmp_path, add, epochs, said):
-    settings = load_config(flags={"per_class": add, "trainer": {"epochs": epochs}})
+def test_it_says_how_much_of_the_training_is_real_images(voc, tmp_path, add, length, said):
+    settings = load_config(flags={"per_class": add, "trainer": length})
     assert said in training_share(plan_enlargement(settings, voc, tmp_path / "run")).message
 
 

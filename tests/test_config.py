@@ -15,6 +15,7 @@ from segsmith.config import (
 )
 from segsmith.errors import SegsmithError
 from segsmith.memory.run_config import read_record
+from segsmith.workflows.settings import check_used
 
 
 def test_flag_wins_over_environment_over_file_over_preset(tmp_path, monkeypatch):
@@ -118,6 +119,21 @@ def test_the_old_name_of_a_setting_is_still_read(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGSMITH_LLM__ABLE", "true")
     assert load_config().llm.writes_sentences
     assert "able" not in tomllib.loads(config_toml(load_config()))["llm"]
+
+
+def test_steps_replace_the_epochs_of_a_lower_layer_and_an_old_run_keeps_its_epochs(tmp_path, monkeypatch):
+    file = tmp_path / "old.toml"
+    file.write_text("[trainer]\nepochs = 30\n")
+    assert load_config().trainer.epochs is None
+    assert load_config(file=file).trainer.length == "30 epochs"
+    assert load_config(file=file, flags={"trainer": {"steps": 50}}).trainer.length == "50 steps"
+    assert load_config(preset="gpu", flags={"trainer": {"epochs": 4}}).trainer.length == "4 epochs"
+    assert merged_config(load_config(file=file), {"trainer": {"steps": 50}}, "x").trainer.length == "50 steps"
+    monkeypatch.setenv("SEGSMITH_TRAINER__STEPS", "60")
+    assert load_config(file=file).trainer.length == "60 steps"
+    assert parse_config(tomllib.loads(config_toml(load_config(file=file))), "x").trainer.length == "60 steps"
+    with pytest.raises(SegsmithError, match="Set one of the two"):
+        check_used("train", {"trainer.steps": 5, "trainer": {"epochs": 3}})
 
 
 def test_an_environment_variable_that_cannot_be_read_gives_one_line(monkeypatch):

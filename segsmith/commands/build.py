@@ -234,6 +234,7 @@ def plan(
         f"{estimate.tokens_in + estimate.tokens_out:,}",
         f"{estimate.tokens_in:,} in, {estimate.tokens_out:,} out",
     )
+    table.add_row("training", estimate.training, "of the segmenter")
     table.add_row("time", _duration(estimate.hours), shown(estimate.sources["time"]))
     fetch = (
         f"and {readable(estimate.to_fetch)} of models to fetch"

@@ -124,7 +124,7 @@ def print_training(training: Training) -> None:
     """Epochs, scores and the path of the segmenter."""
     last = training.epochs[-1]
     early = " (stopped early: no progress on split val)" if training.stopped_early else ""
-    out.print(f"epochs {last.epoch}{early}, loss {last.loss:.4f}")
+    out.print(f"epochs {last.epoch}, steps {last.step}{early}, loss {last.loss:.4f}")
     if training.validation is not None:
         print_scores(training.validation)
         out.print(f"mIoU on split val [b]{training.validation.miou:.3f}[/b]")

@@ -101,7 +101,7 @@ class SegmenterMeta(BaseModel):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Figures of one epoch, counted from 1.
+    """Figures of one epoch, counted from 1, after `step` of `steps` optimisation steps (0 in older states).
 
     `loss` is the mean over all processes. `miou` in [0, 1] is that of the averaged weights on split val, None without
     such a split. `seconds` includes running SAM; `images_per_second` is that of all processes together. Both are None
@@ -113,6 +113,8 @@ class EpochReport:
     loss: float
     learning_rate: float
     miou: float | None
+    step: int = 0
+    steps: int = 0
     seconds: float | None = field(default=None, compare=False)
     images_per_second: float | None = field(default=None, compare=False)
 

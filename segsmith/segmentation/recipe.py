@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from segsmith.config import TrainerConfig
 from segsmith.types import IGNORE
 
+PARTS = 12
+"""Number of epochs of a training whose length is given in steps."""
 WARMUP = 0.1
 """Share of all steps in which the learning rate rises."""
 
@@ -43,6 +45,25 @@ class Ema:
                 mean.copy_(now)
 
 
+def epoch_steps(config: TrainerConfig, n_images: int) -> tuple[int, ...]:
+    """Number of optimisation steps of every epoch of a training on `n_images` images.
+
+    With `config.epochs` an epoch is a pass over the images; otherwise it is one of up to `PARTS` equal parts of
+    `config.steps`.
+    """
+    if config.epochs is not None:
+        batch = min(config.batch_size, max(n_images, 2))
+        return (math.ceil(n_images / batch),) * config.epochs
+    parts = min(PARTS, config.steps)
+    ends = [config.steps * (part + 1) // parts for part in range(parts)]
+    return tuple(stop - start for start, stop in zip([0, *ends], ends, strict=False))
+
+
+def images_shown(config: TrainerConfig, n_images: int) -> int:
+    """Number of images that a training shows, repetitions included."""
+    return config.steps * config.batch_size if config.epochs is None else config.epochs * n_images
+
+
 def real_share(config: TrainerConfig, real: Sequence[bool]) -> float:
     """Minimum share of real images in each epoch, in [0, 1].
 
@@ -50,7 +71,7 @@ def real_share(config: TrainerConfig, real: Sequence[bool]) -> float:
     times: where real images are many and the training is short, generated images would only displace them. `real`
     says of each training image whether it is real.
     """
-    passes = config.real_passes * sum(real) / (config.epochs * max(1, len(real)))
+    passes = config.real_passes * sum(real) / max(1, images_shown(config, len(real)))
     return max(config.real_share, min(1.0, passes))
 
 

@@ -57,6 +57,7 @@ from segsmith.segmentation.network import (
 from segsmith.segmentation.recipe import (
     Ema,
     class_weights,
+    epoch_steps,
     joint_loss,
     learning_rate,
     real_share,
@@ -83,7 +84,7 @@ class TrainResult:
     """A finished training.
 
     `validation` is the checkpoint's score on split val, None without such a split. There are fewer reports than
-    `TrainerConfig.epochs` if `TrainerConfig.patience` stopped the training; the checkpoint is that of the last epoch.
+    `EpochReport.epochs` if `TrainerConfig.patience` stopped the training; the checkpoint is that of the last epoch.
     """
 
     checkpoint: Path
@@ -179,7 +180,9 @@ class _Run:
         self.meta = self._description(model)
         batch = min(config.batch_size, max(len(data), 2))
         labels = () if all(data.real) else [data.present(i) for i in range(len(data))]
-        self.sampler = EpochSampler(len(data), batch, seed, data.real, real_share(config, data.real), labels)
+        self.steps = epoch_steps(config, len(data))
+        share = real_share(config, data.real)
+        self.sampler = EpochSampler(len(data), batch, seed, self.steps, data.real, share, labels)
         loader = DataLoader(
             self.sources,
             batch_size=batch,
@@ -213,7 +216,7 @@ class _Run:
 
     def done(self) -> bool:
         """Whether all epochs are trained, or the mIoU on split val has not improved for `patience` epochs."""
-        if self.epoch >= self.config.epochs:
+        if self.epoch >= len(self.steps):
             return True
         scores = [report.miou for report in self.reports if report.miou is not None]
         best = scores.index(max(scores)) if scores else 0
@@ -232,8 +235,8 @@ class _Run:
         self.sampler.epoch = epoch
         self.model.train()
         losses, seen = [], 0
-        for step, (images, labels, allowed) in enumerate(self.loader, start=epoch * len(self.loader)):
-            rate = learning_rate(step, self.config.epochs * len(self.loader), self.config.learning_rate)
+        for step, (images, labels, allowed) in enumerate(self.loader, start=sum(self.steps[:epoch])):
+            rate = learning_rate(step, sum(self.steps), self.config.learning_rate)
             batch = Sample(*place(images, labels, self.window, generator), allowed)
             view = batch.image
             if self.view != "off":
@@ -249,14 +252,22 @@ class _Run:
         trained = time.perf_counter() - sam_done
         miou = self._agreed(self._score().miou) if self.validation is not None else None
         report = EpochReport(
-            epoch + 1, self.config.epochs, loss, rate, miou, time.perf_counter() - started, seen / trained
+            epoch + 1,
+            len(self.steps),
+            loss,
+            rate,
+            miou,
+            sum(self.steps[: epoch + 1]),
+            sum(self.steps),
+            time.perf_counter() - started,
+            seen / trained,
         )
         self.reports.append(report)
         tracking.report(self.accelerator, self.config, report)
         self.epoch = epoch + 1
         if self.epoch % self.config.save_every == 0 or self.done():
             self._save()
-        log.info("epoch %d of %d: loss %.3f, val mIoU %s", epoch + 1, self.config.epochs, loss, miou)
+        log.info("epoch %d of %d: loss %.3f, val mIoU %s", epoch + 1, len(self.steps), loss, miou)
         return report
 
     def finish(self) -> TrainResult:
@@ -300,7 +311,7 @@ class _Run:
             batch.labels.unbind(1), (self.config.given_weight, self.config.sam_weight), strict=False
         )
         sources = [(labels, weight) for labels, weight in weighed if weight]
-        if self.config.teacher_weight and epoch >= self.config.teacher_from * self.config.epochs:
+        if self.config.teacher_weight and epoch >= self.config.teacher_from * len(self.steps):
             with torch.no_grad():
                 taught = self._logits(self.ema.model, batch.image)
             known = (batch.labels != IGNORE).any(1)
@@ -391,7 +402,7 @@ class _Run:
         self.epoch = state.epoch
         if state.sam_round is not None:
             self._use_sam(state.sam_round)
-        log.info("resuming after epoch %d of %d", self.epoch, self.config.epochs)
+        log.info("resuming after epoch %d of %d", self.epoch, len(self.steps))
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
@@ -441,6 +452,8 @@ def _fingerprint(data: VocFolder, config: TrainerConfig, seed: int, sources: str
     later = {
         name for name in ("size", "crop") if getattr(config, name) == TrainerConfig.model_fields[name].default
     }
+    if config.epochs is not None:
+        later.add("steps")
     settings = config.model_dump_json(exclude={"save_every", "tracker", *later})
     return hashlib.sha256(f"{data.fingerprint()} {settings} {seed} {sources}".encode()).hexdigest()
 

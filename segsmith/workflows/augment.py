@@ -187,10 +187,14 @@ def training_share(plan: Enlargement) -> Notice:
     share = real_share(trainer, [True] * n_real + [False] * n_added)
     if share < 1:
         return Notice(f"training: at least {share:.0%} of the images shown are real")
-    enough = math.ceil(trainer.real_passes * n_real / (n_real + n_added) / ENOUGH)
+    shown = trainer.real_passes * n_real / ENOUGH
+    if trainer.epochs is None:
+        enough = f"trainer.steps={math.ceil(shown / trainer.batch_size)}"
+    else:
+        enough = f"trainer.epochs={math.ceil(shown / (n_real + n_added))}"
     return Notice(
-        f"In {trainer.epochs} epochs each real image is shown fewer than {trainer.real_passes} times, so the "
-        f"segmenter is trained on real images only. With --set trainer.epochs={enough}, "
+        f"In {trainer.length} each real image is shown fewer than {trainer.real_passes} times, so the "
+        f"segmenter is trained on real images only. With --set {enough}, "
         f"{1 - ENOUGH:.0%} of the images shown are generated.",
         warning=True,
     )

@@ -67,6 +67,8 @@ class Estimate:
     tokens_in: int
     tokens_out: int
     hours: float
+    training: str
+    """Length of the segmenter's training, in steps or in epochs."""
     disk: int
     to_fetch: int
     gpu: int
@@ -138,6 +140,7 @@ def estimate(config: Config, figures: Figures | None, cards: Sequence[float] = C
         tokens_in=tokens_in,
         tokens_out=tokens_out,
         hours=seconds / 3600,
+        training=config.trainer.length,
         disk=round(images * used.bytes_per_image),
         to_fetch=sum(n.facts.size for n in missing if n.facts),
         gpu=max((stage.size for plan in plans.values() for stage in plan.stages), default=0),
@@ -219,9 +222,9 @@ def figures_file() -> Path:
 
 
 def key_of(config: Config) -> str:
-    """Runs with equal keys are comparable: the same models, image size, denoising steps and epochs."""
+    """Runs with equal keys are comparable: the same models, image size, denoising steps and training length."""
     names = "|".join(f"{need.role}={need.name}" for need in requirements_of(config))
-    return f"{names}|{config.images.size}px|{config.images.steps} steps|{config.trainer.epochs} epochs"
+    return f"{names}|{config.images.size}px|{config.images.steps} steps|{config.trainer.length}"
 
 
 def measure(ledger: Ledger, run: RunFolder, config: Config) -> Figures | None:

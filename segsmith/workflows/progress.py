@@ -309,8 +309,9 @@ class ConsoleDisplay:
 
     def _on_epoch(self, event: EpochFinished) -> None:
         quality = f", mIoU on split val {event.miou:.3f}" if event.miou is not None else ""
+        step = f", step {event.step}/{event.steps}" if event.steps else ""
         self._say(
-            f"training, epoch {event.epoch}/{event.epochs}, loss {event.loss:.3f}{quality}",
+            f"training, epoch {event.epoch}/{event.epochs}{step}, loss {event.loss:.3f}{quality}",
             event.epoch,
             event.epochs,
         )

@@ -71,7 +71,10 @@ def check_used(command: str, settings: Settings | None, unused: Mapping[str, str
 
     `unused` are further sections and settings without an effect -> why. Unknown names are left to `load_config`.
     """
-    for key in _leaves(nested(settings or {})):
+    given = tuple(_leaves(nested(settings or {})))
+    if {"trainer.steps", "trainer.epochs"} <= set(given):
+        raise SegsmithError("trainer.steps has no effect beside trainer.epochs.", "Set one of the two.")
+    for key in given:
         if not any(_within(key, used) for used in USED_BY[command]):
             raise SegsmithError(f"{key} has no effect in `segsmith {command}`.", f"Leave out --set {key}=...")
         whys = {**dict.fromkeys(UNUSED_BY[command], ""), **(unused or {})}

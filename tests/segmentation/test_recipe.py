@@ -7,6 +7,7 @@ from segsmith.config import TrainerConfig
 from segsmith.segmentation.recipe import (
     Ema,
     class_weights,
+    epoch_steps,
     joint_loss,
     learning_rate,
     real_share,
@@ -102,3 +103,14 @@ def test_the_share_of_real_images_depends_on_their_number_and_the_epochs(n_real,
     real = [True] * n_real + [False] * n_generated
     assert real_share(config, real) == pytest.approx(share)
     assert real_share(TrainerConfig(epochs=epochs, real_share=0.3, real_passes=0), real) == 0.3
+
+
+def test_the_number_of_steps_does_not_depend_on_the_number_of_images():
+    few, many = (epoch_steps(TrainerConfig(steps=250), n) for n in (40, 100_000))
+    assert few == many
+    assert (sum(few), len(few), max(few) - min(few)) == (250, 12, 1)
+    assert epoch_steps(TrainerConfig(steps=3), 40) == (1, 1, 1)
+    assert epoch_steps(TrainerConfig(steps=250, epochs=3), 40) == (3, 3, 3)
+    assert epoch_steps(TrainerConfig(epochs=2, batch_size=8), 1) == (1, 1)
+    real = [True] * 320 + [False] * 160
+    assert real_share(TrainerConfig(steps=800, batch_size=16), real) == pytest.approx(20 * 320 / (800 * 16))

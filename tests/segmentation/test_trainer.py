@@ -312,6 +312,21 @@ def test_training_stops_when_the_score_on_split_val_stops_improving(squares, tmp
     assert again.reports == result.reports
 
 
+def test_a_training_of_a_number_of_steps_resumes_and_ends_after_exactly_as_many(
+    squares, tmp_path, monkeypatch
+):
+    by_steps = config(epochs=None, steps=14, save_every=5)
+    whole = train(squares, tmp_path / "a", by_steps, seed=3)
+    assert [report.step for report in whole.reports] == [14 * (part + 1) // 12 for part in range(12)]
+    assert {(report.steps, report.epochs) for report in whole.reports} == {(14, 12)}
+    left = iter([None] * 6)
+    with pytest.raises(StopIteration):
+        train(squares, tmp_path / "b", by_steps, seed=3, on_epoch=lambda _: next(left))
+    resumed = train(squares, tmp_path / "b", by_steps, seed=3)
+    assert resumed.reports == whole.reports
+    assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+
+
 def test_half_precision_without_a_gpu_is_rejected_and_bfloat16_trains(squares, tmp_path):
     with pytest.raises(SegsmithError, match="float16"):
         train(squares, tmp_path / "a", config(precision="float16"), seed=3)

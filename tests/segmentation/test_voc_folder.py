@@ -128,7 +128,7 @@ def test_large_datasets_are_read_on_access(squares, monkeypatch):
 
 @pytest.mark.parametrize(("length", "batch"), [(24, 6), (10, 4), (1, 2), (3, 16)])
 def test_an_epoch_has_every_image_in_full_batches(length, batch):
-    sampler = EpochSampler(length, batch, seed=1)
+    sampler = EpochSampler(length, batch, 1, [-(-length // batch)])
     order = list(sampler)
     assert len(order) == len(sampler)
     assert len(order) % batch == 0
@@ -137,11 +137,26 @@ def test_an_epoch_has_every_image_in_full_batches(length, batch):
 
 
 def test_orders_differ_by_epoch_and_repeat_by_seed():
-    sampler, again = EpochSampler(50, 5, seed=1), EpochSampler(50, 5, seed=1)
+    sampler, again = EpochSampler(50, 5, 1, [10, 10]), EpochSampler(50, 5, 1, [10, 10])
     first = list(sampler)
     assert first == list(again)
     sampler.epoch = 1
     assert list(sampler) != first
+
+
+def test_epochs_of_steps_are_shorter_or_longer_than_a_pass():
+    """Few images are shown in a new order each time, and of many an epoch shows a part."""
+    sampler = EpochSampler(6, 3, 1, [5, 4])
+    orders = [list(sampler)]
+    sampler.epoch = 1
+    orders.append(list(sampler))
+    assert [len(order) for order in orders] == [15, 12]
+    for order in orders:
+        assert set(order[:6]) == set(order[6:12]) == set(range(6))
+        assert order[:6] != order[6:12]
+    part = EpochSampler(1000, 4, 1, [3, 3])
+    assert len(set(part)) == 12
+    assert part.rates == [12 / 1000] * 1000
 
 
 @pytest.mark.parametrize(
@@ -150,7 +165,7 @@ def test_orders_differ_by_epoch_and_repeat_by_seed():
 def test_real_images_have_their_share_of_every_epoch(n_real, least, share):
     length = 40
     real = [i < n_real for i in range(length)]
-    sampler = EpochSampler(length, 8, 1, real, least)
+    sampler = EpochSampler(length, 8, 1, [5] * 4, real, least)
     for sampler.epoch in range(3):
         order = list(sampler)
         assert len(order) == 40
@@ -162,7 +177,7 @@ def test_real_images_have_their_share_of_every_epoch(n_real, least, share):
 def test_repeated_real_images_even_out_the_classes():
     labels = [(1,)] * 9 + [(2,)] + [(1, 2)] * 30  # only one of the ten real images shows class 2
     real = [i < 10 for i in range(40)]
-    sampler = EpochSampler(40, 8, 1, real, 0.5, labels)
+    sampler = EpochSampler(40, 8, 1, [5] * 4, real, 0.5, labels)
     for sampler.epoch in range(3):
         order = [i for i in sampler if real[i]]
         assert len(order) == 20
@@ -175,7 +190,7 @@ def test_repeated_real_images_even_out_the_classes():
 def test_class_pixels_count_images_as_often_as_they_are_drawn(squares):
     data = VocFolder(squares, "train")
     real = [i < 6 for i in range(24)]
-    sampler = EpochSampler(24, 6, 1, real, 1.0)
+    sampler = EpochSampler(24, 6, 1, [4] * 4, real, 1.0)
     assert sampler.rates == [4.0] * 6 + [0.0] * 18
     of_real = sum(np.bincount(data.raw(i)[1].ravel(), minlength=256) for i in range(6))[:3]
     assert data.class_pixels(sampler.rates).tolist() == (4 * of_real).tolist()
@@ -183,7 +198,7 @@ def test_class_pixels_count_images_as_often_as_they_are_drawn(squares):
 
 @pytest.mark.parametrize("kind", [True, False])
 def test_images_of_one_kind_are_all_drawn(kind):
-    assert sorted(EpochSampler(10, 5, 1, [kind] * 10, 0.5)) == list(range(10))
+    assert sorted(EpochSampler(10, 5, 1, [2], [kind] * 10, 0.5)) == list(range(10))
 
 
 def test_the_source_column_tells_real_images_from_generated_ones(copy, squares):
