@@ -33,7 +33,7 @@ from segsmith.workflows.weaken import weaken_dataset
 
 ROOT = Path("runs/photos")
 BATCH = 8
-SHARED: dict[str, Any] = {"trainer.batch_size": BATCH, "trainer.save_every": 1000}
+SHARED: dict[str, Any] = {"trainer.epochs": 12, "trainer.batch_size": BATCH, "trainer.save_every": 1000}
 ALONE: dict[str, Any] = {"trainer.sam_weight": 0, "trainer.teacher_weight": 0}
 KINDS = ("scribbles", "points")
 VARIANTS: dict[str, dict[str, Any]] = {

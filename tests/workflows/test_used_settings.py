@@ -72,7 +72,7 @@ def read(monkeypatch):
     return seen
 
 
-QUICK = {"trainer.epochs": 2, "trainer.patience": 1, "trainer.teacher_from": 0, "trainer.teacher_weight": 1}
+QUICK = {"trainer.steps": 2, "trainer.patience": 1, "trainer.teacher_from": 0, "trainer.teacher_weight": 1}
 FROM_CLIP = {"trainer.encoder_init": "clip"}
 
 
