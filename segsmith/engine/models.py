@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segsmith.config import Config, api_key
 from segsmith.protocols import ImageBackend, PatchClassifier, PointSegmenter
@@ -40,8 +40,8 @@ def open_encoder(config: Config, *, parked: bool = False) -> OpenClipEncoder:
     )
 
 
-def open_classifier(config: Config, encoder: Callable[[], OpenClipEncoder]) -> PatchClassifier:
-    """The ViT that relabels images; `encoder` opens the CLIP that it may start from."""
+def open_classifier(config: Config, encoder: Callable[[], Any]) -> PatchClassifier:
+    """The ViT that relabels images; `encoder` opens the CLIP that it may start from, an `OpenClipEncoder`."""
     from segsmith.tools.vision import vit
 
     return vit.open_classifier(config, config.classes, config.seed, encoder)

@@ -206,7 +206,7 @@ class DataPlane:
             for unit, batches in _relabel_units(plan.held_out[fold], items, taught)
         }
         units = [unit for unit, _ in places.values()]
-        self.unfinished = {unit.id for unit in (*teaching, *units)}
+        self.unfinished = {*(unit.id for unit in teaching), *places}
         adopt(self._run, self._ledger, keep=self.unfinished)
         folder.mkdir(exist_ok=True)
 

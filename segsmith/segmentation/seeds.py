@@ -45,7 +45,7 @@ def blend_maps(
     """
     blended = np.array(maps, np.float32)
     for index, of_class in attention.items():
-        (resized,) = upsample_maps(of_class[None].astype(np.float32) / 255, blended.shape[1:])
+        (resized,) = upsample_maps(np.asarray(of_class[None] / 255, np.float32), blended.shape[1:])
         blended[index] = (1 - weight) * blended[index] + weight * blended[index].max() * resized
     return blended
 

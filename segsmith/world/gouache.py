@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 def repainted(sprite: Image.Image, seed: int, variant: int) -> Image.Image:
     """An RGBA sprite in the test style, cropped to its visible pixels; the same arguments give the same pixels."""
     rng = np.random.default_rng([15485863, seed, variant])
-    bent = _bent(np.asarray(sprite, np.float32) / 255, rng)
+    bent = _bent(np.asarray(sprite, np.float32) / np.float32(255), rng)
     alpha = bent[..., 3]
     rgb = _without_outlines(bent[..., :3], alpha)
     rgb = _mixed(rgb, rng)

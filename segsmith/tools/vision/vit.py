@@ -308,10 +308,10 @@ class TimmPatchClassifier:
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_cosine, steps=steps))
         for _ in range(settings.epochs):
             for picked in torch.randperm(len(kept), generator=generator).split(settings.batch_size):
-                rows = kept[picked]
-                view = torch.randint(len(views), (len(rows),), generator=generator)
+                batch = kept[picked]
+                view = torch.randint(len(views), (len(batch),), generator=generator)
                 self._training.whole(
-                    len(rows), partial(self._add_gradients, model, views, view, rows, target)
+                    len(batch), partial(self._add_gradients, model, views, view, batch, target)
                 )
                 optimizer.step()
                 schedule.step()
