@@ -103,7 +103,8 @@ class Finalizer:
 
         # The judge's encoder is opened only where the segmenter starts from its image tower.
         tower = (lambda: self._context.encoder.tower) if config.encoder_init == "clip" else None
-        reply: dict[str, Any] = trainer_tool(clip_tower=tower, on_epoch=on_epoch).invoke(
+        trainer = trainer_tool(clip_tower=tower, directions=self._directions, on_epoch=on_epoch)
+        reply: dict[str, Any] = trainer.invoke(
             {
                 "dataset": str(self._context.run.voc),
                 "out": str(out),
@@ -112,6 +113,11 @@ class Finalizer:
             }
         )
         return reply
+
+    def _directions(self, names: Sequence[str]) -> Any:
+        from segsmith.tools.vision.clip_to_timm import class_directions
+
+        return class_directions(self._context.encoder, names)
 
     def evaluate(self) -> dict[str, Evaluation]:
         """Score the segmenter on held-out images of the dataset and, with the simulator, on its test set.

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
 from segsmith.model_loading import READ_ERRORS, cached_first
+from segsmith.segmentation.mini_tower import TOWER
+from segsmith.segmentation.tower_encoder import TextGuided
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ STRIDE = 32
 """Inputs are padded to a multiple of this, which suits all supported architectures."""
 VIT_PATCH = 16
 """Side in pixels of a ViT's patches under a DPT decoder: half of `STRIDE`, because its last stage halves the grid."""
+
+JUDGE = "judge"
+"""Value of ``trainer.encoder`` for the judge's image tower."""
 
 DECODERS: dict[str, dict[str, Any]] = {
     # Atrous rates for feature maps of 8 to 16 cells per side; the paper's 12-24-36 would only reach padding.
@@ -81,22 +86,36 @@ class DecoderSettings(BaseModel):
     decoder_fusion_channels: Channels = 256
 
 
-def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module | None = None) -> nn.Module:
+def build_segmenter(
+    config: TrainerConfig,
+    n_classes: int,
+    clip_tower: nn.Module | None = None,
+    directions: Tensor | None = None,
+) -> nn.Module:
     """A network from normalised RGB (B, 3, H, W) to logits (B, n_classes + 1, H, W).
 
     H and W must be multiples of `STRIDE`; channel 0 is background. ``encoder_init = "clip"`` copies every weight of
     `clip_tower`'s convolutional stem whose name and shape match into the encoder; "pretrained" loads timm's weights
-    for a ``tu-`` encoder from the hub or its cache. Raises `SegsmithError` for an unknown architecture or encoder,
-    and if no weight matches.
+    for a ``tu-`` encoder from the hub or its cache. The encoder ``judge`` is the whole of `clip_tower`; `directions`,
+    (n_classes, D) in the space of its patches, then start its classifier (`class_directions` makes them). Raises
+    `SegsmithError` for an unknown architecture or encoder, and if no weight matches.
     """
-    model = bare_segmenter(config.architecture, config.encoder, n_classes, decoder_of(config.architecture))
+    if config.freeze_encoder and config.encoder_init == "none":
+        raise SegsmithError(
+            "trainer.freeze_encoder would keep the random weights of trainer.encoder_init 'none'.",
+            "Set trainer.freeze_encoder to false.",
+        )
+    encoder = encoder_of(config, clip_tower)
+    model = bare_segmenter(config.architecture, encoder, n_classes, decoder_of(config.architecture))
+    if isinstance(model, TextGuided) and directions is not None:
+        model.start_from_texts(directions)
     if config.encoder_init == "clip":
         if clip_tower is None:
             raise SegsmithError(
                 "trainer.encoder_init is 'clip', but there is no image tower.",
                 "Set trainer.encoder_init to 'none' to start from random weights.",
             )
-        copy_stem(model, clip_tower, config.encoder)
+        copy_tower(model, clip_tower, encoder)
         # The stem needs inputs normalised as in its training; open_clip keeps these values on the tower.
         set_normalisation(
             model,
@@ -104,7 +123,7 @@ def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module
             getattr(clip_tower, "image_std", None) or STD,
         )
     elif config.encoder_init == "pretrained":
-        load_pretrained(model, config.encoder)
+        load_pretrained(model, encoder)
     elif config.encoder_init != "none":
         raise SegsmithError(
             f"There is no trainer.encoder_init {config.encoder_init!r}.",
@@ -112,6 +131,35 @@ def build_segmenter(config: TrainerConfig, n_classes: int, clip_tower: nn.Module
         )
     set_input_side(model, config.size)
     return model
+
+
+def encoder_of(config: TrainerConfig, clip_tower: nn.Module | None) -> str:
+    """The encoder's name in the libraries; `JUDGE` is resolved to the architecture of `clip_tower`.
+
+    Raises `SegsmithError` where that tower cannot be an encoder.
+    """
+    if config.encoder != JUDGE:
+        return config.encoder
+    if config.encoder_init != "clip" or clip_tower is None:
+        raise SegsmithError(
+            "trainer.encoder is 'judge', but the encoder does not start from the judge's image tower.",
+            "Set trainer.encoder_init to 'clip', or trainer.encoder to another encoder, e.g. tu-resnet10t.",
+        )
+    trunk = getattr(clip_tower, "trunk", clip_tower)
+    name = (getattr(trunk, "pretrained_cfg", None) or {}).get("architecture")
+    if name != TOWER or config.architecture.lower() != "deeplabv3plus":
+        raise SegsmithError(
+            "trainer.encoder is 'judge', which needs judge.clip 'mini' and trainer.architecture DeepLabV3Plus.",
+            "Set trainer.encoder to an encoder of segmentation-models-pytorch, or 'tu-' and a timm model.",
+        )
+    return TOWER
+
+
+def encoder_module_of(model: nn.Module) -> nn.Module:
+    """The encoder of a segmenter."""
+    encoder = model.encoder
+    assert isinstance(encoder, nn.Module)
+    return encoder
 
 
 def without_background(model: nn.Module) -> None:
@@ -152,6 +200,8 @@ def bare_segmenter(architecture: str, encoder: str, n_classes: int, decoder: Map
             **decoder,
             **vit_settings(architecture),
         )
+        if encoder == TOWER:
+            model = TextGuided(model, n_classes + 1)
     # The errors of both libraries for an encoder or settings that the decoder cannot use.
     except (LookupError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -227,13 +277,13 @@ def load_pretrained(model: nn.Module, encoder: str) -> int:
     return len(matching)
 
 
-def copy_stem(model: nn.Module, clip_tower: nn.Module, encoder: str) -> int:
-    """Copy matching weights from the tower's convolutional stem; returns the number of tensors copied.
+def copy_tower(model: nn.Module, clip_tower: nn.Module, encoder: str) -> int:
+    """Copy matching weights from the tower, or from its convolutional stem; returns the number of tensors copied.
 
-    The stem of a timm hybrid ViT is `patch_embed.backbone` (open_clip keeps the timm model in `.trunk`); the stem of
+    The encoder `TOWER` takes the whole tower, others its stem. The stem of a timm hybrid ViT is `patch_embed.backbone` (open_clip keeps the timm model in `.trunk`); the stem of
     a convolutional tower is the whole tower. Raises `SegsmithError` if no weight matches.
     """
-    stem = _stem(clip_tower)
+    stem = getattr(clip_tower, "trunk", clip_tower) if encoder == TOWER else _stem(clip_tower)
     # SMP's "tu-" encoders keep the timm model in `.model`; its own encoders have no such attribute.
     encoder_module: Any = model.encoder
     target: nn.Module = getattr(encoder_module, "model", encoder_module)

@@ -46,8 +46,11 @@ from segsmith.segmentation.checkpoint import (
 from segsmith.segmentation.inference import evaluate, predict, predicted_pairs, teacher_predictions
 from segsmith.segmentation.metrics import SegmentationScore, score_pairs
 from segsmith.segmentation.network import (
+    JUDGE,
     build_segmenter,
     decoder_of,
+    encoder_of,
+    encoder_module_of,
     normalisation,
     normalise,
     padded_size,
@@ -100,6 +103,7 @@ def train(
     seed: int,
     *,
     clip_tower: nn.Module | None = None,
+    directions: Callable[[Sequence[str]], Tensor] | None = None,
     sam: SamLabels | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainResult:
@@ -107,7 +111,8 @@ def train(
 
     Every `config.save_every` epochs the state is saved to ``out/training``. The same call resumes from there and
     ends with the same weights as an uninterrupted one, because (seed, epoch) determine all randomness of an epoch. A
-    state made with other data or settings is replaced. `clip_tower` is only needed for ``encoder_init = "clip"``.
+    state made with other data or settings is replaced. `clip_tower` is only needed for ``encoder_init = "clip"``;
+    `directions` makes those of `build_segmenter` from the names of the classes, for the encoder ``judge``.
     Where no label of split train is 0, background is no class: it is never predicted, and `validation` leaves it out.
     `sam` is a second source of labels: it runs before the first epoch and again every `config.refresh_every` epochs,
     then with the teacher's predictions. `on_epoch` is called after each epoch. Under ``accelerate launch`` every
@@ -125,7 +130,8 @@ def train(
         raise SegsmithError(f"Cannot write to {out}: {error.strerror}.", "Choose another folder.") from None
     with torch.random.fork_rng():
         try:
-            run = _Run(data, validation, out, config, seed, clip_tower, sam if config.sam_weight else None)
+            used = sam if config.sam_weight else None
+            run = _Run(data, validation, out, config, seed, clip_tower, directions, used)
             try:
                 while not run.done():
                     report = run.one_epoch()
@@ -155,6 +161,7 @@ class _Run:
         config: TrainerConfig,
         seed: int,
         clip_tower: nn.Module | None,
+        directions: Callable[[Sequence[str]], Tensor] | None,
         sam: SamLabels | None,
     ) -> None:
         self.data, self.validation, self.out, self.config, self.seed = data, validation, out, config, seed
@@ -172,7 +179,12 @@ class _Run:
         self.size = resized(_common_size(data.sizes), config.size)
         self.window = padded_size(self.size, config.crop)
         torch.manual_seed(seed_of("weights", seed))
-        model = build_segmenter(config, len(data.classes), clip_tower).to(memory_format=torch.channels_last)
+        towards = directions(data.classes) if directions is not None and config.encoder == JUDGE else None
+        model = build_segmenter(config, len(data.classes), clip_tower, towards)
+        model = model.to(memory_format=torch.channels_last)
+        self.encoder = encoder_of(config, clip_tower)
+        if config.freeze_encoder:
+            encoder_module_of(model).requires_grad_(False)
         self.view = _view(config, data)
         self.background = bool(data.class_pixels()[0]) or (sam is not None and sam.background)
         if not self.background:
@@ -234,6 +246,8 @@ class _Run:
         )
         self.sampler.epoch = epoch
         self.model.train()
+        if self.config.freeze_encoder:
+            encoder_module_of(self._bare()).eval()  # its batch normalisation keeps its statistics
         losses, seen = [], 0
         for step, (images, labels, allowed) in enumerate(self.loader, start=sum(self.steps[:epoch])):
             rate = learning_rate(step, sum(self.steps), self.config.learning_rate)
@@ -326,7 +340,7 @@ class _Run:
                 classes=self.data.classes,
                 background=self.background,
                 architecture=self.config.architecture,
-                encoder=self.config.encoder,
+                encoder=self.encoder,
                 decoder=decoder_of(self.config.architecture),
                 size=self.size,
                 mean=mean,
@@ -450,7 +464,9 @@ def _optional_split(root: Path, split: str) -> VocFolder | None:
 def _fingerprint(data: VocFolder, config: TrainerConfig, seed: int, sources: str) -> str:
     # Settings that were added later count only where they are used, so that older states stay valid.
     later = {
-        name for name in ("size", "crop") if getattr(config, name) == TrainerConfig.model_fields[name].default
+        name
+        for name in ("size", "crop", "freeze_encoder")
+        if getattr(config, name) == TrainerConfig.model_fields[name].default
     }
     if config.epochs is not None:
         later.add("steps")

@@ -7,7 +7,7 @@ when a tool runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from segsmith.config import TrainerConfig
 from segsmith.files import local_folder
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class TrainArguments(BaseModel):
@@ -46,12 +46,13 @@ class EvaluateArguments(BaseModel):
 def trainer_tool(
     *,
     clip_tower: Callable[[], nn.Module] | None = None,
+    directions: Callable[[Sequence[str]], Tensor] | None = None,
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> BaseTool:
     """The tool ``train_segmenter``, bound to callables that JSON arguments cannot hold.
 
     `clip_tower` opens the image tower that initialises the encoder; without it only ``encoder_init = "none"``
-    works. `on_epoch` is called with each epoch's report as a JSON object. The tool replies with the checkpoint's
+    works. `directions` is that of `segsmith.segmentation.trainer.train`. `on_epoch` is called with each epoch's report as a JSON object. The tool replies with the checkpoint's
     path, the classes, the last epoch, all epochs, and the score on split val (null without one).
     """
 
@@ -63,7 +64,15 @@ def trainer_tool(
                 on_epoch(_plain(asdict(report)))
 
         tower = clip_tower() if clip_tower is not None and settings.encoder_init == "clip" else None
-        result = train(Path(dataset), local_folder(out), settings, seed, clip_tower=tower, on_epoch=told)
+        result = train(
+            Path(dataset),
+            local_folder(out),
+            settings,
+            seed,
+            clip_tower=tower,
+            directions=directions,
+            on_epoch=told,
+        )
         score = result.validation
         return {
             "checkpoint": str(result.checkpoint),

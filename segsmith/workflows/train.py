@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,16 +90,27 @@ def train_segmenter(
     from segsmith.segmentation.trainer import EpochReport
     from segsmith.segmentation.trainer import train as run
     from segsmith.tools.vision.clip import OpenClipEncoder
+    from segsmith.tools.vision.clip_to_timm import class_directions
 
-    tower = None
+    tower, directions = None, None
     if config.trainer.encoder_init == "clip":
-        tower = OpenClipEncoder.load(config.judge.clip, "cpu").tower
+        encoder = OpenClipEncoder.load(config.judge.clip, "cpu")
+        tower, directions = encoder.tower, partial(class_directions, encoder)
     show(StageStarted(Stage.TRAINING))
 
     def on_epoch(report: EpochReport) -> None:
         show(EpochFinished(**asdict(report)))
 
-    result = run(dataset, out, config.trainer, seed, clip_tower=tower, sam=sam, on_epoch=on_epoch)
+    result = run(
+        dataset,
+        out,
+        config.trainer,
+        seed,
+        clip_tower=tower,
+        directions=directions,
+        sam=sam,
+        on_epoch=on_epoch,
+    )
     return Training(
         result.checkpoint,
         tuple(EpochFinished(**asdict(report)) for report in result.reports),

@@ -1,11 +1,14 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
-from segsmith.segmentation.network import build_segmenter, copy_stem, normalise
+from segsmith.segmentation.network import build_segmenter, copy_tower, normalise
+from segsmith.tools.vision.clip import OpenClipEncoder
+from segsmith.tools.vision.clip_to_timm import class_directions, tower_as_timm
 
 TINY = "tu-test_resnet"
 
@@ -43,10 +46,43 @@ def test_the_encoder_starts_with_the_weights_of_the_towers_stem():
         assert torch.equal(encoder[name], value), name
 
 
+def test_the_judges_whole_tower_is_an_encoder_whose_patches_are_scored_by_the_text_features():
+    encoder = OpenClipEncoder.load("mini", "cpu")
+    directions = class_directions(encoder, ["cat", "bus", "boat"])
+    model = build_segmenter(
+        TrainerConfig(encoder="judge", freeze_encoder=True), 3, encoder.tower, directions
+    ).eval()
+    images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = model.encoder(images)
+        patches = tower_as_timm(encoder)[0].forward_intermediates(
+            images, indices=[3], norm=True, intermediates_only=True
+        )[0]
+        logits = model(images)
+    assert [part.shape[-2:] for part in features] == [(96 // k, 128 // k) for k in (1, 2, 4, 8, 16)]
+    assert torch.allclose(features[-1], patches, atol=1e-4)
+    rows = model.classifier.weight[1:, :, 0, 0]
+    assert torch.allclose(F.cosine_similarity(rows, directions), torch.ones(3), atol=1e-5)
+    assert logits.shape == (2, 4, 96, 128)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoder": "judge"}, "does not start from"),
+        ({"encoder": "judge", "encoder_init": "clip"}, "needs judge.clip 'mini'"),
+        ({"freeze_encoder": True}, "random weights"),
+    ],
+)
+def test_an_encoder_that_cannot_be_the_judges_or_frozen_is_rejected(changes, words):
+    with pytest.raises(SegsmithError, match=words):
+        build(Hybrid("test_resnet"), **changes)
+
+
 def test_the_stem_of_a_convolutional_tower_is_the_whole_tower():
     tower = timm.create_model("test_resnet", num_classes=0)
     model = build()
-    assert copy_stem(model, tower, TINY) == len(model.encoder.model.state_dict())
+    assert copy_tower(model, tower, TINY) == len(model.encoder.model.state_dict())
 
 
 def test_the_error_for_a_stem_that_does_not_match_names_the_encoder_that_would():

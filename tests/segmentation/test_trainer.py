@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from segsmith.segmentation.trainer import (
     predict,
     train,
 )
+from segsmith.tools.vision.clip import OpenClipEncoder
+from segsmith.tools.vision.clip_to_timm import class_directions
 
 
 def config(**changes):
@@ -319,12 +322,25 @@ def test_a_training_of_a_number_of_steps_resumes_and_ends_after_exactly_as_many(
     whole = train(squares, tmp_path / "a", by_steps, seed=3)
     assert [report.step for report in whole.reports] == [14 * (part + 1) // 12 for part in range(12)]
     assert {(report.steps, report.epochs) for report in whole.reports} == {(14, 12)}
-    left = iter([None] * 6)
-    with pytest.raises(StopIteration):
-        train(squares, tmp_path / "b", by_steps, seed=3, on_epoch=lambda _: next(left))
+    with pytest.raises(Interrupted):
+        train(squares, tmp_path / "b", by_steps, seed=3, on_epoch=stop_after(7))
     resumed = train(squares, tmp_path / "b", by_steps, seed=3)
     assert resumed.reports == whole.reports
     assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+
+
+def test_a_segmenter_with_the_judges_frozen_tower_is_trained_saved_and_opened(squares, tmp_path):
+    judge = OpenClipEncoder.load("mini", "cpu")
+    settings = config(encoder="judge", encoder_init="clip", freeze_encoder=True, epochs=None, steps=2)
+    directions = partial(class_directions, judge)
+    result = train(squares, tmp_path, settings, seed=3, clip_tower=judge.tower, directions=directions)
+    model, meta = load_segmenter(tmp_path)
+    assert meta.encoder == "vit_mini_r10t_s16_128"
+    tower = judge.tower.trunk.state_dict()
+    trained = {k.removeprefix("network.encoder.model."): v for k, v in model.state_dict().items()}
+    assert len(tower.keys() & trained.keys()) > 100
+    assert all(torch.equal(trained[name], tower[name]) for name in tower.keys() & trained.keys())
+    assert evaluate(tmp_path, squares, "val").miou == pytest.approx(result.validation.miou)
 
 
 def test_half_precision_without_a_gpu_is_rejected_and_bfloat16_trains(squares, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -13,6 +14,9 @@ from torch import nn
 
 from segsmith.errors import SegsmithError
 from segsmith.tools.vision.clip import OpenClipEncoder
+
+
+BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
 
 
 def is_vit(trunk: object) -> TypeGuard[VisionTransformer | Eva]:
@@ -59,3 +63,19 @@ def tower_as_timm(encoder: OpenClipEncoder) -> tuple[VisionTransformer | Eva, to
     converted = checkpoint_filter_fn(state, rebuilt)
     rebuilt.load_state_dict({k: v for k, v in converted.items() if not k.startswith("head.")})
     return rebuilt, tower.proj.detach().cpu().float().T
+
+
+def class_directions(
+    encoder: OpenClipEncoder, names: Sequence[str], projection: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(C, D) directions in the space of a tower's tokens: towards a class, and away from background texts.
+
+    `projection` is that of `tower_as_timm`, which is asked where it is not given. A token's scalar product with a row is its similarity to the class's text
+    minus that to the background's.
+    """
+    if projection is None:
+        projection = tower_as_timm(encoder)[1]
+    assert projection is not None, "the tower has no projection of single tokens"
+    texts = torch.from_numpy(encoder.embed_texts([f"a photo of a {name}" for name in names]))
+    nothing = torch.from_numpy(encoder.embed_texts(BACKGROUND_TEXTS)).mean(0)
+    return (texts - nothing) @ projection

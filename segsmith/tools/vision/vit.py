@@ -36,12 +36,11 @@ from segsmith.segmentation.folds import plan_folds
 from segsmith.segmentation.seeds import top_k_pool
 from segsmith.terminal_text import first_line
 from segsmith.tools.vision.clip import OpenClipEncoder
-from segsmith.tools.vision.clip_to_timm import is_vit, tower_as_timm
+from segsmith.tools.vision.clip_to_timm import class_directions, is_vit, tower_as_timm
 from segsmith.tools.vision.patch_head import PatchHead
 from segsmith.types import Image, PatchScores
 
 WEIGHT_DECAY = 0.05
-BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
 MAX_FEATURES_IN_MEMORY = 2 << 30
 """Maximum bytes of frozen features in memory; more (ViT-L, thousands of images) go to an unlinked file."""
 JITTER = 0.15
@@ -112,9 +111,7 @@ class TimmPatchClassifier:
         config: dict[str, Any] = encoder.preprocess_config
         start = None
         if class_names is not None and projection is not None:
-            texts = torch.from_numpy(encoder.embed_texts([f"a photo of a {name}" for name in class_names]))
-            nothing = torch.from_numpy(encoder.embed_texts(BACKGROUND_TEXTS)).mean(0)
-            start = (texts - nothing) @ projection
+            start = class_directions(encoder, class_names, projection)
         size = config["size"]
         return cls(trunk, n_classes, settings, seed, name=f"vit:{encoder.name}", start=start,
                    size=size if isinstance(size, int) else size[0], mean=config["mean"],
