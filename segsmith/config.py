@@ -564,8 +564,8 @@ class TrainerConfig(Section):
     architecture: str = Field("DeepLabV3Plus", description="a segmentation-models-pytorch architecture")
     encoder: str = Field(
         "tu-resnet10t",
-        description="an encoder of segmentation-models-pytorch; 'tu-NAME' is a timm model; 'judge': the judge's whole "
-        "image tower, with its text features as class weights (judge.clip 'mini' only)",
+        description="an encoder of segmentation-models-pytorch; 'tu-NAME' is a timm model; 'judge': the judge's "
+        "whole image tower, with its text features as class weights (judge.clip 'mini' only)",
     )
     freeze_encoder: bool = Field(
         False, description="only the decoder is trained, at less than half the cost of a step (ours)"

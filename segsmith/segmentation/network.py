@@ -280,8 +280,9 @@ def load_pretrained(model: nn.Module, encoder: str) -> int:
 def copy_tower(model: nn.Module, clip_tower: nn.Module, encoder: str) -> int:
     """Copy matching weights from the tower, or from its convolutional stem; returns the number of tensors copied.
 
-    The encoder `TOWER` takes the whole tower, others its stem. The stem of a timm hybrid ViT is `patch_embed.backbone` (open_clip keeps the timm model in `.trunk`); the stem of
-    a convolutional tower is the whole tower. Raises `SegsmithError` if no weight matches.
+    The encoder `TOWER` takes the whole tower, others its stem. That of a timm hybrid ViT is `patch_embed.backbone`
+    (open_clip keeps the timm model in `.trunk`); the stem of a convolutional tower is the whole tower. Raises
+    `SegsmithError` if no weight matches.
     """
     stem = getattr(clip_tower, "trunk", clip_tower) if encoder == TOWER else _stem(clip_tower)
     # SMP's "tu-" encoders keep the timm model in `.model`; its own encoders have no such attribute.

@@ -52,8 +52,9 @@ def trainer_tool(
     """The tool ``train_segmenter``, bound to callables that JSON arguments cannot hold.
 
     `clip_tower` opens the image tower that initialises the encoder; without it only ``encoder_init = "none"``
-    works. `directions` is that of `segsmith.segmentation.trainer.train`. `on_epoch` is called with each epoch's report as a JSON object. The tool replies with the checkpoint's
-    path, the classes, the last epoch, all epochs, and the score on split val (null without one).
+    works. `directions` is that of `segsmith.segmentation.trainer.train`. `on_epoch` is called with each epoch's
+    report as a JSON object. The tool replies with the checkpoint's path, the classes, the last epoch, all epochs, and
+    the score on split val (null without one).
     """
 
     def train_segmenter(dataset: str, out: str, settings: TrainerConfig, seed: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from torch import nn
 from segsmith.errors import SegsmithError
 from segsmith.tools.vision.clip import OpenClipEncoder
 
-
 BACKGROUND_TEXTS = ("an empty scene", "a photo of nothing", "background", "a photo of an empty place")
 
 
@@ -70,8 +69,8 @@ def class_directions(
 ) -> torch.Tensor:
     """(C, D) directions in the space of a tower's tokens: towards a class, and away from background texts.
 
-    `projection` is that of `tower_as_timm`, which is asked where it is not given. A token's scalar product with a row is its similarity to the class's text
-    minus that to the background's.
+    `projection` is that of `tower_as_timm`, which is asked where it is not given. A token's scalar product with a row
+    is its similarity to the class's text minus that to the background's.
     """
     if projection is None:
         projection = tower_as_timm(encoder)[1]
