@@ -6,12 +6,12 @@
 
 This is the field's ratio (Dataset Diffusion: 64.8 / 79.9 mIoU on VOC). Both segmenters have the same network and
 settings, the same number of images and steps, and are scored on the same images. One is trained on split train of a
-build of eight classes with 40 images each, with injected faults and the labeler's masks (the run of
+build of eight classes, 40 images each, with injected faults and the labeler's masks (the run of
 `benchmarks.sim_quality`, which is built if it is not there); with ``--exact``, on images of the build's style with
 exact masks, which takes no build. The other is trained on images of the style that is tested, with exact masks.
 
-Settings may be compared in the style openmoji (the validation style) only: gouache, the test style, is for the report.
-Results lie under ``runs/ratio``; what is there is not measured twice.
+Settings may be compared in openmoji (the validation style) only; gouache, the test style, is for the report. Results
+lie under ``runs/ratio``; what is there is not measured twice.
 """
 
 from __future__ import annotations
