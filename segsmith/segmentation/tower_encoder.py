@@ -38,10 +38,15 @@ class TowerEncoder(nn.Module, EncoderMixin):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         *fine, coarse = self._stem(images)
+        height, width = coarse.shape[-2:]
         vit: Any = self.model
-        tokens = vit._pos_embed(vit.patch_embed.proj(coarse).permute(0, 2, 3, 1))
+        # timm's own interpolation depends on the size in a way that a traced model cannot.
+        side = round(vit.pos_embed.shape[1] ** 0.5)
+        positions = vit.pos_embed.transpose(1, 2).reshape(1, -1, side, side)
+        positions = F.interpolate(positions, (height, width), mode="bicubic")
+        tokens = (vit.patch_embed.proj(coarse) + positions).flatten(2).transpose(1, 2)
         tokens = vit.norm(vit.blocks(vit.norm_pre(tokens)))
-        patches = tokens.transpose(1, 2).reshape(len(images), -1, *coarse.shape[-2:])
+        patches = tokens.transpose(1, 2).reshape(images.shape[0], -1, height, width)
         return [images, *fine, patches]
 
     def _stem(self, images: Tensor) -> list[Tensor]:

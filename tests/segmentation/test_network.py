@@ -52,18 +52,19 @@ def test_the_judges_whole_tower_is_an_encoder_whose_patches_are_scored_by_the_te
     model = build_segmenter(
         TrainerConfig(encoder="judge", freeze_encoder=True), 3, encoder.tower, directions
     ).eval()
-    images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = model.encoder(images)
         patches = tower_as_timm(encoder)[0].forward_intermediates(
             images, indices=[3], norm=True, intermediates_only=True
         )[0]
         logits = model(images)
-    assert [part.shape[-2:] for part in features] == [(96 // k, 128 // k) for k in (1, 2, 4, 8, 16)]
+    assert [part.shape[-2:] for part in features] == [(128 // k, 128 // k) for k in (1, 2, 4, 8, 16)]
     assert torch.allclose(features[-1], patches, atol=1e-4)
     rows = model.classifier.weight[1:, :, 0, 0]
     assert torch.allclose(F.cosine_similarity(rows, directions), torch.ones(3), atol=1e-5)
-    assert logits.shape == (2, 4, 96, 128)
+    assert logits.shape == (2, 4, 128, 128)
+    assert model(images[..., :96, :]).shape == (2, 4, 96, 128)
 
 
 @pytest.mark.parametrize(
