@@ -31,6 +31,7 @@ class TowerEncoder(nn.Module, EncoderMixin):
         if depth != 4 or output_stride != 16:
             raise ValueError("this encoder has depth 4 and output stride 16")
         self.model = timm.create_model(TOWER, num_classes=0)
+        self._grid = self.model.patch_embed.grid_size
         self._depth, self._in_channels, self._output_stride = 4, 3, 16
         with torch.no_grad():
             sizes = [part.shape[1] for part in self._stem(torch.zeros(1, 3, 32, 32))[:3]]
@@ -41,8 +42,7 @@ class TowerEncoder(nn.Module, EncoderMixin):
         height, width = coarse.shape[-2:]
         vit: Any = self.model
         # timm's own interpolation depends on the size in a way that a traced model cannot.
-        side = round(vit.pos_embed.shape[1] ** 0.5)
-        positions = vit.pos_embed.transpose(1, 2).reshape(1, -1, side, side)
+        positions = vit.pos_embed.transpose(1, 2).reshape(1, -1, *self._grid)
         positions = F.interpolate(positions, (height, width), mode="bicubic")
         tokens = (vit.patch_embed.proj(coarse) + positions).flatten(2).transpose(1, 2)
         tokens = vit.norm(vit.blocks(vit.norm_pre(tokens)))
