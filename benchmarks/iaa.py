@@ -47,8 +47,6 @@ REAL_IMAGES, TEST_IMAGES = 320, 160
 SHARES = (5, 10, 25, 100)
 ADD_PER_CLASS = 20
 STEPS, SIZE = 360, 64
-NETWORK = {"encoder": "tu-resnet10t", "freeze_encoder": False, "learning_rate": 1e-3}
-"""Not the preset's, whose encoder the mini CLIP has taught the "real" world's style."""
 ROOT = Path("runs/iaa")
 ARMS = ("real", "copies", "iaa")
 
@@ -202,8 +200,7 @@ def trained(seed: int, share: int, arm: str) -> dict[str, Any]:
     (root / "data" / "labels.csv").write_text(f"image_id,classes,source\n{lines}")
     batch = load_config().trainer.batch_size
     epochs = max(1, round(STEPS / -(-(len(real) + len(added)) // batch)))
-    changes = {**NETWORK, "epochs": epochs, "save_every": 10_000}
-    config = load_config(flags={"trainer": changes}).trainer
+    config = load_config(flags={"trainer": {"epochs": epochs, "save_every": 10_000}}).trainer
     train(root / "data", root / "out", config, seed, clip_tower=OpenClipEncoder.load("mini").tower)
     score = evaluate(root / "out", test_set(seed), "test")
     return {

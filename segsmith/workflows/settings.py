@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from segsmith.config import PRESETS, Config, TrainerConfig, load_config, merged_config, with_environment
+from segsmith.config import PRESETS, Config, load_config, merged_config, with_environment
 from segsmith.errors import SegsmithError
 from segsmith.workflows.preset_selection import Choice, pick
 
@@ -33,12 +33,6 @@ UNUSED_BY: dict[str, tuple[str, ...]] = {
     "augment": (*ONLY_SAM, "augment.dataset", "labeler.min_sam_agreement", "classes", "per_class"),
 }  # fmt: skip
 """Command -> sections and settings that have no effect in it."""
-FROM_NOTHING = {
-    "trainer.encoder_init": "none",
-    **{f"trainer.{key}": TrainerConfig.model_fields[key].default
-       for key in ("encoder", "freeze_encoder", "learning_rate")},
-}  # fmt: skip
-"""Settings of the preset ``sim`` for data that the simulator did not draw."""
 REACHING_OUTSIDE = {
     "llm.vllm_command": "a program to run",
     "llm.vllm_flags": "options of a program",
@@ -104,7 +98,7 @@ def segmenter_config(
     del known
     check_used(command, settings)
     name = "sim" if preset is None else pick(preset).preset
-    own = {**defaults, **(FROM_NOTHING if name == "sim" else {})}
+    own = {**defaults, **({"trainer.encoder_init": "none"} if name == "sim" else {})}
     return load_config(preset=name, flags=_merged(nested(own), with_environment(nested(settings or {}))))
 
 
