@@ -36,7 +36,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks import sdxl as sdxl_modules
 from segsmith.config import TrainerConfig
-from segsmith.segmentation.trainer import _window
+from segsmith.segmentation.network import padded_size
 from segsmith.tools.gpu_plan import FIGURES, Figure, read_figures
 from segsmith.tools.vision.patch_head import PatchHead
 
@@ -207,7 +207,7 @@ def sam(kind: str) -> dict[str, Figure]:
 def segmenter(encoder: str, classes: int) -> dict[str, Figure]:
     """Training and validation at 1024 px; the weights, gradients, AdamW's averages and the teacher are held."""
     model = smp.create_model("DeepLabV3Plus", encoder, encoder_weights=None, classes=classes)
-    height, width = _window((1024, 1024), TrainerConfig.model_validate({}).crop)
+    height, width = padded_size((1024, 1024), TrainerConfig.model_validate({}).crop)
 
     def train(batch: int) -> object:
         model.train()

@@ -30,12 +30,13 @@ class TowerEncoder(nn.Module, EncoderMixin):
         super().__init__()
         if depth != 4 or output_stride != 16:
             raise ValueError("this encoder has depth 4 and output stride 16")
-        self.model = timm.create_model(TOWER, num_classes=0)
-        self._grid = self.model.patch_embed.grid_size
+        vit: Any = timm.create_model(TOWER, num_classes=0)
+        self.model = vit
+        self._grid: tuple[int, int] = vit.patch_embed.grid_size
         self._depth, self._in_channels, self._output_stride = 4, 3, 16
         with torch.no_grad():
             sizes = [part.shape[1] for part in self._stem(torch.zeros(1, 3, 32, 32))[:3]]
-        self._out_channels = [3, *sizes, self.model.embed_dim]
+        self._out_channels = [3, *sizes, vit.embed_dim]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         *fine, coarse = self._stem(images)
@@ -50,7 +51,8 @@ class TowerEncoder(nn.Module, EncoderMixin):
         return [images, *fine, patches]
 
     def _stem(self, images: Tensor) -> list[Tensor]:
-        stem: Any = self.model.patch_embed.backbone
+        vit: Any = self.model
+        stem = vit.patch_embed.backbone
         half = stem.act1(stem.bn1(stem.conv1(images)))
         quarter = stem.layer1(stem.maxpool(half))
         eighth = stem.layer2(quarter)
@@ -86,7 +88,7 @@ class TextGuided(nn.Module):
             unit = F.normalize(directions, dim=1)
             self.classifier.weight[1:, :, 0, 0] = TEXT_SCALE * unit
             # At first the decoder, which has random weights, only adds a little.
-            self.network.segmentation_head[0].weight.mul_(0.1)  # type: ignore[index, operator, union-attr]
+            self.network.segmentation_head[0].weight.mul_(0.1)  # type: ignore[index, union-attr]
 
     def forward(self, images: Tensor) -> Tensor:
         network: Any = self.network
