@@ -263,7 +263,7 @@ def variant(
     if train:
         deps.finalizer.export()
         change_dataset(deps)
-        deps.finalizer.train(on_epoch=lambda report: None)
+        deps.finalizer.train(lambda event: None)
         figures["real_miou"] = deps.finalizer.evaluate()["test_set"].miou
     deps.close()
     return figures
