@@ -27,7 +27,7 @@ ONLY_MIXED = ("trainer.real_share", "trainer.real_passes")
 UNUSED_BY: dict[str, tuple[str, ...]] = {
     "train": ONLY_SAM,
     "refine": (*ONLY_MIXED, "labeler.relabel", "labeler.label_threshold", "labeler.drop_threshold",
-               "labeler.region_doubt"),
+               "labeler.region_doubt", "labeler.attention_weight"),
     "rejudge": ("judge.clip",),
     "build": (*ONLY_SAM, *ONLY_MIXED, "augment", "judge.real_false_accept", "labeler.min_sam_agreement"),
     "augment": (*ONLY_SAM, "augment.dataset", "labeler.min_sam_agreement", "classes", "per_class"),
