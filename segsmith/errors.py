@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class SegsmithError(Exception):
     """An error the user can fix.
@@ -32,3 +34,13 @@ class BadReply(Exception):
 
     reason = "bad_reply"
     """Reason under which the caller counts it."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, the one that caused it, and so on."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        yield current
+        current = current.__cause__ or current.__context__

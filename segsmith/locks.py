@@ -86,7 +86,7 @@ def folder_lock(root: Path) -> Iterator[bool]:
                 return
             _reject_holder(root / HOLDER, f"Run folder {root}")  # of a process with --lock file
             file.truncate(0)
-            file.write(_myself())
+            file.write(this_process())
             file.flush()
             yield True
 
@@ -109,7 +109,7 @@ def exclusive_file(path: Path, what: str) -> Iterator[None]:
 
 def _create(path: Path) -> None:
     with path.open("x") as file:
-        file.write(_myself())
+        file.write(this_process())
 
 
 def _take_over(path: Path, what: str) -> None:
@@ -148,14 +148,14 @@ def _reject_holder(path: Path, what: str) -> bool:
     return True
 
 
-def _myself() -> str:
+def this_process() -> str:
     """This process, as the holder of a lock, in words."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     return f"by process {os.getpid()} on {socket.gethostname()} since {since}"
 
 
 def _has_ended(holder: str) -> bool:
-    """Whether the process that `_myself` describes ran on this machine and has ended."""
+    """Whether the process that `this_process` describes ran on this machine and has ended."""
     found = re.match(r"by process (\d+) on (\S+) since", holder)
     if found is None or found[2] != socket.gethostname():
         return False

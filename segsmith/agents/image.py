@@ -15,7 +15,7 @@ from functools import partial
 
 from segsmith.config import ImagesConfig
 from segsmith.errors import Cancelled, OutOfMemory, SegsmithError
-from segsmith.files import image_bytes, read_image, sha256_of, write_atomic
+from segsmith.files import image_bytes, read_image, sha256_of
 from segsmith.ids import make_id, seed_of
 from segsmith.memory.ledger import ImageRow, Ledger, PromptRow, UndrawnRow, UsageRow
 from segsmith.memory.run_folder import RunFolder
@@ -279,7 +279,8 @@ class ImageAgent:
         pending = self._ledger.pending_images()
         found: dict[str, Future[_File]] = {}
         for task in tasks:
-            path = self._run.image(task.id)
+            # Only what was written before may be in a store, so only that is asked for there.
+            path = self._run.image(task.id, fetch=task.id in pending)
             if not path.exists():
                 continue
             digest = sha256_of(path)
@@ -340,7 +341,7 @@ class ImageAgent:
         """Write an image's file; its hash is committed first, so that the file can be trusted after a crash."""
         data, digest, stored = encoded(image, self._config)
         self._ledger.add_pending_image(task.id, digest)
-        write_atomic(self._run.new_image(task.id, self._config.format), data)
+        self._run.write(self._run.new_image(task.id, self._config.format), data)
         return _File(digest, stored)
 
     def row_of(self, task: Task, round_: int, sha256: str) -> ImageRow:

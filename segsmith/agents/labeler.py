@@ -154,6 +154,7 @@ class LabelerAgent:
         on_maps: OnMaps,
     ) -> NDArray[np.float32]:
         """The ViT in this process."""
+        self._run.fetch(image.id for image in images if isinstance(image, ImageRow))
         stored = StoredImages([partial(self._read, image) for image in images])
         return self._classifier().out_of_fold(stored, targets, groups, on_maps).probabilities
 
@@ -404,7 +405,7 @@ class LabelerAgent:
             png, record = mask_file(
                 row.id, label_map, sources, labels[row.id], self._classes, doubts.get(row.id, ())
             )
-            write_atomic(self._run.new_mask(row.id), png)
+            self._run.write(self._run.new_mask(row.id), png)
             records.append(record)
         self._ledger.add_masks(records)
 

@@ -52,7 +52,11 @@ if TYPE_CHECKING:
 def build(
     classes: Classes = "",
     out_dir: Annotated[
-        Path, typer.Option("--out", help="run folder; the same command resumes a run that stopped")
+        Path,
+        typer.Option(
+            "--out",
+            help="run folder, or a URL such as s3://bucket/run; the same command resumes a run that stopped",
+        ),
     ] = Path("runs/run"),
     per_class: PerClass = None,
     preset: Preset = None,

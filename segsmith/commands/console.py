@@ -157,8 +157,8 @@ def busy(doing: str) -> Iterator[None]:
         yield
 
 
-def print_path(path: Path) -> None:
-    """Print a path on one line, so that it can be copied whole."""
+def print_path(path: Path | str) -> None:
+    """Print a path or URL on one line, so that it can be copied whole."""
     out.print(shown(str(path)), soft_wrap=True)
 
 

@@ -215,7 +215,11 @@ def export(
         ),
     ] = "voc",
     out_dir: Annotated[
-        Path | None, typer.Option("--out", help="folder to write; default: dataset/FORMAT in the run folder")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="folder or s3:// URL to write; default: dataset/FORMAT in the run folder or below its URL",
+        ),
     ] = None,
     lock: Lock = "auto",
     engine: OneProcess = "local",

@@ -39,7 +39,7 @@ def print_summary(run: Run) -> None:
         print_how_to_continue(run.path)
         return
     if run.ended.status is Status.ALREADY_FINISHED:
-        out.print(f"{shown(str(run.path))} is finished. Nothing was left to do.", soft_wrap=True)
+        out.print(f"{shown(run.place)} is finished. Nothing was left to do.", soft_wrap=True)
     tallies, evaluations, spent = run.tallies, run.evaluations, run.summary
     tests = {key: heading for key, heading in COLUMNS.items() if key in evaluations}
     table = Table(box=None, pad_edge=False)
@@ -69,6 +69,8 @@ def print_summary(run: Run) -> None:
     for title, path in (("report", run.report), ("dataset", run.dataset), ("segmenter", run.segmenter)):
         if path.exists():
             out.print(f"{title:10}{shown(str(path))}", soft_wrap=True)
+    if run.place != str(run.path):
+        out.print(f"{'run':10}{shown(run.place)}", soft_wrap=True)
 
 
 def _print_missing(run: Run) -> None:

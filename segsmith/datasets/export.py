@@ -10,10 +10,12 @@ from segsmith.config import Config
 from segsmith.datasets.card import write_card
 from segsmith.datasets.detect import EXPORTS, FORMATS
 from segsmith.datasets.mask_objects import ObjectCache
+from segsmith.datasets.object_sink import replace_objects
 from segsmith.datasets.run_dataset import RunDataset, collect
-from segsmith.datasets.staging import replace_folder
+from segsmith.datasets.staging import Sink, replace_folder
 from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import Ledger
+from segsmith.memory.object_store import store_url
 from segsmith.memory.run_folder import RunFolder
 
 
@@ -21,7 +23,8 @@ from segsmith.memory.run_folder import RunFolder
 class ExportSummary:
     """What an export holds. `written` is False when an identical one was already there."""
 
-    folder: Path
+    folder: Path | str
+    """A URL for an export to an object store."""
     images: int
     splits: Mapping[str, int]
     written: bool
@@ -30,9 +33,11 @@ class ExportSummary:
 
 
 def export_dataset(
-    run: RunFolder, ledger: Ledger, config: Config, form: str = "voc", out: Path | None = None
+    run: RunFolder, ledger: Ledger, config: Config, form: str = "voc", out: Path | str | None = None
 ) -> ExportSummary:
     """Write the accepted, masked images in a format of `EXPORTS`; `out` defaults to ``dataset/<form>`` in the run.
+
+    `out` may be a URL of an object store, whose objects are written one after the other (`object_sink`).
 
     Label maps keep their indices (0 background, 1.. in the order of `config.classes`, 255 unknown).
     Everything is written to a sibling folder and renamed, so a reader never finds half an export. An
@@ -48,17 +53,24 @@ def export_dataset(
         )
     data = collect(run, ledger, config)
     data = replace(data, card=write_card(ledger, config, data.records))
+    url = None if out is None else store_url(out)
+    place: Path | str = run.dataset / form if out is None else url or Path(out)
     # Who may write to the ledger holds the run, and may add to the cache.
     with ObjectCache(run.objects, read_only=ledger.read_only, entries=len(data.records)) as cache:
-        return _written(replace(data, cache=cache), form, run.dataset / form if out is None else out)
+        return _written(replace(data, cache=cache), form, place)
 
 
-def _written(data: RunDataset, form: str, out: Path) -> ExportSummary:
+def _written(data: RunDataset, form: str, out: Path | str) -> ExportSummary:
     chosen = FORMATS[form]
     assert chosen.write is not None
     write = chosen.write
     notes: list[str] = []
-    written = replace_folder(
-        out, data.digest(f"{form}-{chosen.version}"), lambda sink: notes.extend(write(sink, data))
+    digest = data.digest(f"{form}-{chosen.version}")
+
+    def fill(sink: Sink) -> None:
+        notes.extend(write(sink, data))
+
+    written = (
+        replace_objects(out, digest, fill) if isinstance(out, str) else replace_folder(out, digest, fill)
     )
     return ExportSummary(out, len(data.records), data.counts, written, tuple(notes))

@@ -204,6 +204,7 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> RunDataset:
         for split, ids in split_by_group(groups, labels, config.splits, config.seed).items():
             split_of |= dict.fromkeys(ids, split)
     records, stored = _real_records(real, config.classes)
+    run.fetch((image.id for image in images), masks=True)
     for image in images:
         prompt = prompts[image.prompt_id]
         scores = verdicts[image.id].scores if image.id in verdicts else {}

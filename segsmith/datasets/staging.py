@@ -32,6 +32,9 @@ class Sink:
         Several threads may do so at once.
         """
         write_new(self._place(name), data)
+        self._note(name, data, sha256)
+
+    def _note(self, name: str, data: bytes, sha256: str) -> None:
         self._files[name] = sha256 or hashlib.sha256(data).hexdigest()
 
     def link(self, name: str, target: str) -> None:
@@ -58,8 +61,11 @@ class Sink:
 
     def close(self, digest: str) -> None:
         """Write the manifest, which is the last file of an export."""
-        text = json.dumps({"digest": digest, "files": dict(sorted(self._files.items()))}, indent=1)
-        (self.root / MANIFEST).write_text(text)
+        (self.root / MANIFEST).write_bytes(self.manifest(digest))
+
+    def manifest(self, digest: str) -> bytes:
+        """The manifest of what was stored so far."""
+        return json.dumps({"digest": digest, "files": dict(sorted(self._files.items()))}, indent=1).encode()
 
 
 def replace_folder(out: Path, digest: str, write: Callable[[Sink], None]) -> bool:

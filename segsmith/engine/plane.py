@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import logging
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,6 +26,7 @@ from segsmith.agents.labeler import CALIBRATION, LabelerAgent, mask_chunks
 from segsmith.agents.region_check import centre_of
 from segsmith.config import Config
 from segsmith.engine.dispatch import RESUME, Pool, run_units
+from segsmith.engine.object_units import unit_store
 from segsmith.engine.scheduler import Limits
 from segsmith.engine.store import UnitStore
 from segsmith.engine.units import (
@@ -79,7 +79,7 @@ class DataPlane:
         self._stopped = stopped
         self.unfinished: set[str] = set()
         """Units whose results are used together with those of others that are not done yet."""
-        self._store = UnitStore(run.root)
+        self._store = unit_store(run)
 
     # -- drawing ----------------------------------------------------------------------------------
 
@@ -224,10 +224,10 @@ class DataPlane:
                 on_maps(where, maps.astype(np.float32))
 
         patient = replace(self._limits or Limits(), timeout_s=None, first_timeout_s=TEACH_S)
-        todo = [unit for unit in teaching if not (folder / unit.id).exists()]
+        todo = [unit for unit in teaching if not self._run.weights(unit.id).exists()]
         self._run_units("models", todo, keep_weights, tell, warn, limits=patient, needed=True)
         self._run_units("labels", units, fold_scores, tell, warn, needed=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        self._run.drop_weights()
         self.unfinished = set()
         return probabilities
 
@@ -264,6 +264,8 @@ class DataPlane:
         todo = labeler.prepare_masks(partial(self.out_of_fold, tell=tell, warn=warn))
         if not todo:
             return
+        if self._run.remote is not None:
+            self._run.remote.share(self._run.patch_scores, self._ledger.patch_scores_sha256)
         centre = self._region_centre(labeler, tell, warn)
         units = self._mask_units(labeler, todo, "masks", centre)
         adopt(self._run, self._ledger, keep={unit.id for unit in units})
@@ -383,8 +385,8 @@ def adopt(run: RunFolder, ledger: Ledger, keep: Collection[str] = (), *, images_
     call.
     """
     if not keep and not images_only:
-        shutil.rmtree(run.relabelling, ignore_errors=True)
-    store = UnitStore(run.root)
+        run.drop_weights()
+    store = unit_store(run)
     for unit in sorted(store.committed()):
         if unit in keep:
             continue
@@ -405,8 +407,8 @@ def _place_images(
 
     def place(file: str) -> None:
         name = Path(file)
-        target = run.image(name.stem)
-        if target.exists():
+        target = run.image(name.stem, fetch=False)
+        if target.exists() and sha256_of(target) != hashes[name.stem]:
             moved = run.set_aside(target)
             log.warning("%s is not a file that this run drew; moved to %s", target, moved)
         store.take(unit, file, run.new_image(name.stem, FORMS[name.suffix]))

@@ -3,7 +3,8 @@
 An attempt writes its files into a folder of its own, ``units/<unit>/<attempt>/``. When they are complete it creates
 ``units/<unit>/commit``, which names the attempt and can be created only once. Only the process that holds the run's
 lock moves files to their final places and writes to the ledger, so an attempt that a lost worker continues does no
-harm. This needs a file system that all machines share, with hard links and atomic renames.
+harm. This needs a file system that all machines share, with hard links and atomic renames; for a run in an object
+store, see `object_units`.
 """
 
 from __future__ import annotations
@@ -134,6 +135,11 @@ class UnitStore:
 
     def _attempt(self, unit: str) -> Path:
         name = (self._folder / unit / COMMIT).read_text("utf-8")
-        if "/" in name or name in ("", ".", ".."):
-            raise ValueError(f"{unit}: the commit names {name!r}")
-        return self._folder / unit / name
+        return self._folder / unit / checked_attempt(unit, name)
+
+
+def checked_attempt(unit: str, name: str) -> str:
+    """The attempt that a commit names. Raises `ValueError` for what is not the name of one."""
+    if "/" in name or name in ("", ".", ".."):
+        raise ValueError(f"{unit}: the commit names {name!r}")
+    return name

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,7 +29,7 @@ from segsmith.engine.models import (
     open_segmenter,
     synonyms_for,
 )
-from segsmith.engine.store import UnitStore
+from segsmith.engine.object_units import unit_store
 from segsmith.engine.units import (
     DrawItem,
     DrawUnit,
@@ -42,6 +44,7 @@ from segsmith.engine.units import (
 from segsmith.errors import OutOfMemory, SegsmithError
 from segsmith.files import SUFFIXES, read_image, write_atomic
 from segsmith.memory.patch_scores import PatchScoreFile
+from segsmith.memory.remote_run import scratch_folder
 from segsmith.memory.run_folder import RunFolder, read_verified
 from segsmith.protocols import ImageBackend, ImageTextEncoder, PatchClassifier, PointSegmenter
 from segsmith.segmentation.masks import MaskSettings, Outlined, merge_outlined, outline
@@ -57,6 +60,8 @@ class Setup:
     """The run folder, which every machine sees under this path."""
     parts: Mapping[str, Any]
     """Models that replace those of the config, by the names of the properties of `RunContext`."""
+    url: str = ""
+    """Of a run in an object store; `root` is then a folder that only the driver sees."""
 
 
 class Workshop:
@@ -64,8 +69,12 @@ class Workshop:
 
     def __init__(self, setup: Setup) -> None:
         self.config = setup.config
-        self.run = RunFolder(setup.root)
-        self.store = UnitStore(setup.root)
+        self._scratch: Any = None
+        if setup.url:
+            self._scratch = tempfile.TemporaryDirectory(prefix="segsmith-worker-")
+            scratch_folder(setup.url, Path(self._scratch.name))
+        self.run = RunFolder(Path(self._scratch.name) if self._scratch else setup.root)
+        self.store = unit_store(self.run)
         self._given = setup.parts
         self._made: dict[str, Any] = dict(setup.parts)
         self._scores: tuple[str, PatchScoreFile] | None = None
@@ -102,6 +111,8 @@ class Workshop:
         except BaseException:
             self.store.drop(unit.id, attempt)
             raise
+        finally:
+            self._drop_fetched()
         won = self.store.commit(unit.id, attempt, result)
         return len(unit.items) if won and unit.kind != "teach" else 0
 
@@ -115,6 +126,11 @@ class Workshop:
                 return relabel(self, unit, folder)
             case MaskUnit():
                 return make_masks(self, unit, folder)
+
+    def _drop_fetched(self) -> None:
+        """Remove images that were read from an object store: a worker seldom needs one again."""
+        if self._scratch is not None:
+            shutil.rmtree(self.run.images, ignore_errors=True)
 
     @property
     def backend(self) -> ImageBackend:
@@ -144,7 +160,7 @@ class Workshop:
         """The model with the weights of a `TeachUnit`."""
         if self._scorer is None or self._scorer[0] != weights:
             self._scorer = None
-            data = (self.run.relabelling / weights).read_bytes()
+            data = self.run.weights(weights).read_bytes()
             self._scorer = (weights, self.classifier.scorer(data))
         return self._scorer[1]
 
@@ -160,6 +176,8 @@ class Workshop:
         if self._scores is None or self._scores[0] != sha256:
             if self._scores is not None:
                 self._scores[1].close()
+            if self.run.remote is not None:
+                self.run.remote.fetch_shared(self.run.patch_scores, sha256)
             self._scores = (sha256, PatchScoreFile(self.run.patch_scores, sha256))
         return self._scores[1]
 

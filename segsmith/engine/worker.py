@@ -55,7 +55,7 @@ class Worker:
         from segsmith.tools.machine import this_gpu
 
         assert isinstance(setup, Setup)
-        if not (setup.root / "ledger.db").exists():
+        if not setup.url and not (setup.root / "ledger.db").exists():
             raise SegsmithError(
                 f"The run folder {setup.root} is not on this machine.",
                 "Put it on a file system that all machines see under the same path.",

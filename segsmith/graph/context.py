@@ -273,7 +273,7 @@ class RunContext:
 
         folder = Path(self.config.memory) if self.config.memory else self.run.memory
         memory = self._stack.enter_context(closing(PromptMemory(folder, self.encoder)))
-        return PromptAgent(
+        agent = PromptAgent(
             chat=self.chat,
             encoder=self.encoder,
             memory=memory,
@@ -287,6 +287,9 @@ class RunContext:
             label_sets=self._label_sets(),
             stopped=self.stopping.is_set,
         )
+        if self.run.remote is not None and not self.config.memory:
+            agent.remember_again()
+        return agent
 
     @once
     def image_agent(self) -> ImageAgent:
@@ -344,7 +347,8 @@ class RunContext:
         from segsmith.engine.ray import RayPool
 
         replaced = {name: self.parts[name] for name in REMOTE_PARTS if name in self.parts}
-        return RayPool(self.engine, Setup(self.config, self.run.root.resolve(), replaced))
+        url = self.run.remote.store.url if self.run.remote is not None else ""
+        return RayPool(self.engine, Setup(self.config, self.run.root.resolve(), replaced, url))
 
     @once
     def data_plane(self) -> DataPlane | None:

@@ -36,6 +36,11 @@ class Finalizer:
         write_provenance(self._context.run, self._context.ledger, self._context.ledger.versions)
         self._context.ledger.log("exported", path=str(self._context.run.voc), splits=dict(summary.splits))
 
+    def _make_dataset(self) -> None:
+        """Write the dataset where it is not yet: another machine may have resumed a run in an object store."""
+        if self._context.run.remote is not None and not self._context.run.voc.exists():
+            self.export()
+
     def train(self, emit: Callable[[Event], None]) -> None:
         """Train on ``dataset/voc``; every epoch is logged in the ledger and passed to `emit`.
 
@@ -43,6 +48,7 @@ class Finalizer:
         trained on the real images alone, and the one with the higher mIoU on the real split val is kept.
         """
         ledger, run = self._context.ledger, self._context.run
+        self._make_dataset()
         logged = {(d["epoch"], d["loss"]) for _, _, d in ledger.events("epoch")}
 
         def log_epoch(report: Mapping[str, Any]) -> None:
@@ -129,6 +135,7 @@ class Finalizer:
         from segsmith.tools.images.simulator import write_test_set
         from segsmith.tools.training import evaluate_segmenter
 
+        self._make_dataset()
         checkpoint = str(self._context.run.checkpoints)
         scores: dict[str, Evaluation] = {}
         if (self._context.run.voc / "ImageSets" / "Segmentation" / "val.txt").read_text().strip():

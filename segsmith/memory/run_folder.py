@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from segsmith.files import (
 )
 from segsmith.locks import folder_lock
 from segsmith.memory.ledger import FileCheck, ImageRow, MaskRow
+from segsmith.memory.object_store import in_parallel
+from segsmith.memory.remote_run import remote_of
 
 RESTORE = "Restore the file from a copy, or build again into another folder with --out."
 
@@ -111,6 +114,8 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         """Raises `SegsmithError` for a URL (`local_folder`)."""
         self.root = root = local_folder(root)
+        self.remote = remote_of(root)
+        """The run in an object store whose working folder this is; None for all others."""
         self.config = root / "run.toml"
         self.ledger = root / "ledger.db"
         self.graph = root / "graph.db"
@@ -118,7 +123,7 @@ class RunFolder:
         self.masks = root / "masks"
         self.patch_scores = root / "patch_scores.npz"
         self.objects = root / "objects.db"
-        self.relabelling = root / "relabelling"  # weights of the ViT while workers relabel
+        self.relabelling = root / "relabelling"  # see `weights`
         self.memory = root / "memory"
         self.checkpoints = root / "checkpoints"
         self.segmenter = self.checkpoints / "segmenter.safetensors"
@@ -142,9 +147,12 @@ class RunFolder:
                 "Name a folder you may write to with --out.",
             ) from None
 
-    def image(self, image_id: str) -> Path:
-        """The file of an image, in whichever format it is stored; where there is none, its path as a PNG."""
-        return _stored(self.images, image_id, tuple(SUFFIXES.values()))
+    def image(self, image_id: str, *, fetch: bool = True) -> Path:
+        """The file of an image, in whichever format it is stored; where there is none, its path as a PNG.
+
+        An image that is in the run's store alone is fetched from there first.
+        """
+        return self._file(self.images, image_id, tuple(SUFFIXES.values()), fetch)
 
     def new_image(self, image_id: str, form: ImageFormat) -> Path:
         """Where to write a new image; creates the sub-folder."""
@@ -152,11 +160,43 @@ class RunFolder:
 
     def mask(self, image_id: str) -> Path:
         """The palette PNG file of an image's mask; it may not exist."""
-        return _stored(self.masks, image_id, (".png",))
+        return self._file(self.masks, image_id, (".png",), True)
 
     def new_mask(self, image_id: str) -> Path:
         """Where to write a new mask, or the new version of one; creates the sub-folder."""
         return _place(self.masks, image_id, ".png")
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write the file of an image or mask (`new_image`, `new_mask`), to the run's store first if it has one."""
+        if self.remote is not None:
+            self.remote.upload(path, data)
+        write_atomic(path, data)
+
+    def fetch(self, image_ids: Iterable[str], *, masks: bool = False) -> None:
+        """Fetch images, or also their masks, that are in the run's store alone: faster than one at a time."""
+        if self.remote is not None:
+            in_parallel(lambda i: (self.image(i), masks and self.mask(i)), image_ids)
+
+    def _file(self, folder: Path, image_id: str, suffixes: tuple[str, ...], fetch: bool) -> Path:
+        found = _stored(folder, image_id, suffixes)
+        if not fetch or self.remote is None or found.exists():
+            return found
+        stem = f"{_sub_folder(folder, image_id)}/{image_id}"
+        paths = (Path(f"{stem}{suffix}") for suffix in suffixes)
+        return next((path for path in paths if self.remote.fetch(path)), found)
+
+    def weights(self, unit: str) -> Path:
+        """The weights that a worker trained in a unit of relabelling; the file may not exist."""
+        path = self.relabelling / unit
+        if self.remote is not None and not path.exists():
+            self.remote.fetch(path)
+        return path
+
+    def drop_weights(self) -> None:
+        """Remove all weights once workers have relabelled the images, or are not going to."""
+        shutil.rmtree(self.relabelling, ignore_errors=True)
+        if self.remote is not None:
+            self.remote.remove_folder(self.relabelling)
 
     def image_files(self) -> Iterator[Path]:
         """All files below ``images/``, known to the ledger or not, sorted."""
@@ -212,15 +252,20 @@ class RunFolder:
 
         Raises `SegsmithError` that names the process which has locked it.
         """
-        with folder_lock(self.root) as locked:
-            if locked:
+        with ExitStack() as stack:
+            if stack.enter_context(folder_lock(self.root)):
                 self._sweep()
+            if self.remote is not None:
+                stack.enter_context(self.remote.held())
             yield
 
     @contextmanager
     def held_for_reading(self) -> Iterator[None]:
         """Lock the folder where it is writable; a folder that is not can still be read."""
-        if os.access(self.root, os.W_OK):
+        if self.remote is not None:
+            with folder_lock(self.root):  # whoever holds the run in the store does not change this copy
+                yield
+        elif os.access(self.root, os.W_OK):
             with self.held():
                 yield
         else:

@@ -17,6 +17,7 @@ from segsmith.errors import SegsmithError
 from segsmith.events import Event, Notice, ReviewNeeded, RoundPlanned, SessionEnded, SessionStarted, Status
 from segsmith.graph.context import RunContext
 from segsmith.memory.ledger import RunSummary
+from segsmith.memory.remote_run import working_folder
 from segsmith.memory.run_config import RunRecord, added_classes, installed_versions, read_record, write_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.workflows.environment_errors import translate
@@ -98,7 +99,7 @@ def build(
     Args:
         classes: class names, e.g. ``["cat", "dog"]``, in the order of the masks' indices from 1. A run in `out`
             keeps its classes where none are named.
-        out: run folder.
+        out: run folder, or a URL such as ``s3://bucket/run`` (docs/scale.md).
         per_class: accepted images wanted of each class.
         preset: ``sim``, ``cpu``, ``gpu`` or ``hosted``; None keeps the settings of a run in `out`, and picks the best
             preset for this machine for a new run.
@@ -130,6 +131,7 @@ def build(
     Returns the run. Raises `SegsmithError`, whose message names the fix, for everything that a user can fix.
     """
     check_used("build", settings)
+    out = working_folder(out, new=True)
     where = engine_options(engine, address, workers, unit_timeout_s)
     changes = overrides(
         settings,
@@ -253,6 +255,8 @@ def build_run(
             config, run, step=reviewer is not None, parts=parts or {}, growing=True, engine=engine
         )
         stack.callback(context.close)
+        if run.remote is not None:
+            run.remote.recover_images(context.ledger.drawn_among, context.ledger.add_pending_images)
         if context.is_alone:
             adopt(run, context.ledger)
         stack.enter_context(stop_on_interrupt(context.stopping))
@@ -315,6 +319,8 @@ def build_run(
             with closing(stream), _ends_nodes(context):
                 for mode, item in stream:
                     clock.save_now_and_then()
+                    if run.remote is not None:
+                        run.remote.save_now_and_then()
                     while not context.told.empty():
                         yield Notice(context.told.get(), warning=True)
                     if mode == "custom":

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from segsmith.device_memory import is_out_of_memory
-from segsmith.errors import OutOfMemory, SegsmithError
+from segsmith.errors import OutOfMemory, SegsmithError, causes
 from segsmith.terminal_text import first_line
 
 RESUME = "then run the same command again; it resumes from here."
@@ -56,16 +56,6 @@ def explain(error: BaseException, folder: Path) -> SegsmithError | None:
             reason = cause.strerror or first_line(cause)
             return SegsmithError(f"{_place(cause, folder)}: {reason}.", f"Fix that, {RESUME}")
     return None
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, the one that caused it, and so on."""
-    seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
-        yield current
-        current = current.__cause__ or current.__context__
 
 
 def _is_full(text: str) -> bool:

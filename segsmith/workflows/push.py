@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segsmith.datasets.staging import MANIFEST
-from segsmith.errors import SegsmithError
-from segsmith.workflows.environment_errors import causes
+from segsmith.errors import SegsmithError, causes
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -14,6 +14,7 @@ from segsmith.errors import SegsmithError
 from segsmith.files import PART, count_unchanged
 from segsmith.graph.context import RunContext
 from segsmith.memory.ledger import FileCheck, Ledger
+from segsmith.memory.remote_run import STATE
 from segsmith.memory.run_config import RunRecord, installed_versions, read_record, resumed
 from segsmith.memory.run_folder import RunFolder
 from segsmith.review.decisions import REENTER, stale
@@ -21,7 +22,7 @@ from segsmith.types import ClassTally
 from segsmith.workflows.settings import Settings
 from segsmith.workflows.verify import damaged_files, is_trained_segmenter
 
-OURS = {"images", "masks", "checkpoints", "real", ".writable", ".lock", ".lock-holder"}
+OURS = {"images", "masks", "checkpoints", "real", ".writable", ".lock", ".lock-holder", STATE}
 """What a session may have created before it wrote run.toml."""
 DRAWING_ENDED = ("quota_met", "stalled", "budget_spent", "nothing_accepted")
 """The director's reasons for ending the rounds of drawing."""
@@ -155,7 +156,9 @@ def lost_result(context: RunContext) -> str:
     masks, dataset = known.get("masks", unchecked), known.get("dataset", unchecked)
     if not _as_counted(run.masks, masks) and any(run.damaged_masks(ledger.mask_hashes(), masks.at)):
         return "review_labels"
-    if not _as_counted(run.voc, dataset) and any(damaged_files(run.voc, dataset.at)):
+    # A store does not hold the dataset: on another machine it is written again when it is needed.
+    kept = run.remote is None or run.voc.exists()
+    if kept and not _as_counted(run.voc, dataset) and any(damaged_files(run.voc, dataset.at)):
         return "segment"
     ledger.checked = {"masks": run.counted(run.masks, now), "dataset": run.counted(run.voc, now)}
     segmenter = run.segmenter

@@ -12,6 +12,8 @@ from segsmith.config import Config
 from segsmith.events import SessionEnded
 from segsmith.files import local_folder
 from segsmith.memory.ledger import Ledger, RunSummary
+from segsmith.memory.object_store import store_url
+from segsmith.memory.remote_run import working_folder
 from segsmith.memory.run_config import check_fixed_settings, record_of
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import ClassTally, Evaluation, Image, LabelMap
@@ -110,12 +112,12 @@ class Run:
     """A run folder. Properties read the ledger when they are asked for, so they follow a run in progress.
 
     Args:
-        path: folder of an existing run.
+        path: folder of an existing run, or its URL in an object store.
         ended: how the session ended that this process ran.
     """
 
     def __init__(self, path: str | Path, ended: SessionEnded | None = None) -> None:
-        self._folder = RunFolder(Path(path))
+        self._folder = RunFolder(working_folder(path))
         self._record = record_of(self._folder)
         self.ended = ended
         """How the session ended; None for a run that was opened with `open_run`."""
@@ -127,8 +129,14 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The run folder."""
+        """The run folder; of a run in an object store, the working folder on this machine."""
         return self._folder.root
+
+    @property
+    def place(self) -> str:
+        """What to name in a command: the run folder, or the run's URL."""
+        remote = self._folder.remote
+        return str(self.path) if remote is None else remote.store.url
 
     @property
     def dataset(self) -> Path:
@@ -243,13 +251,14 @@ class Run:
 
     # -- files ----------------------------------------------------------------------------------------
 
-    def export(self, format: str = "voc", out: str | Path | None = None) -> Path:
-        """Write the dataset in a format that other tools read, and return its folder.
+    def export(self, format: str = "voc", out: str | Path | None = None) -> Path | str:
+        """Write the dataset in a format that other tools read, and return its folder, or its URL.
 
         Args:
             format: ``voc``, ``voc2012`` (torchvision's folders), ``coco``, ``coco-stuff`` (one annotation per class),
                 ``yolo``, ``cvat``, ``webdataset``, ``hf`` (Hugging Face), ``fiftyone`` or ``label-studio``.
-            out: folder to write; None writes ``dataset/FORMAT`` in the run folder.
+            out: folder to write, or a URL such as ``s3://bucket/pets``; None writes ``dataset/FORMAT`` in the run
+                folder, or below the run's URL.
 
         An identical export is left alone. Raises `SegsmithError` where nothing can be exported yet, a file of the run
         is missing or has changed, or `out` holds files that no export wrote.
@@ -260,7 +269,10 @@ class Run:
         """As `export`, with what was written."""
         from segsmith.datasets.export import export_dataset
 
-        target = None if out is None else local_folder(out)
+        remote = self._folder.remote
+        if out is None and remote is not None:
+            out = f"{remote.store.url}/dataset/{format}"
+        target = None if out is None else store_url(out) or local_folder(out)
         with self._folder.held_for_reading(), self._ledger() as ledger:
             return export_dataset(self._folder, ledger, self.config, format, target)
 
@@ -277,14 +289,18 @@ class Run:
         from segsmith.workflows.push import check_repository, push_folder
 
         check_repository(to)
-        return push_folder(self.export("hf"), to, private=private)
+        folder = self.export_summary("hf", self._folder.dataset / "hf").folder
+        return push_folder(Path(folder), to, private=private)
 
     def write_report(self) -> Path:
         """Write ``report.html`` again, whatever state the run is in."""
         from segsmith.report.report import build_report
 
         with self._ledger() as ledger:
-            return build_report(self._folder, ledger, self.config)
+            path = build_report(self._folder, ledger, self.config)
+        if self._folder.remote is not None:
+            self._folder.remote.publish(path)
+        return path
 
     def write_gallery(self) -> Path:
         """Write ``gallery.png``: the best images of each class above their masks."""

@@ -18,6 +18,8 @@ from segsmith.datasets.staging import MANIFEST
 from segsmith.errors import SegsmithError
 from segsmith.files import PART, Unchanged, read_index_map, sha256_of
 from segsmith.memory.ledger import Ledger, MaskRow
+from segsmith.memory.object_store import store_url
+from segsmith.memory.remote_run import fresh_copy
 from segsmith.memory.run_config import read_record
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import IGNORE
@@ -103,9 +105,22 @@ def verify(run: str | Path, *, repair: bool = False) -> Verification:
     With `repair`, what a build can make again is marked as not made: damaged and unknown files move to ``set-aside/``
     and their rows go, so that the next build draws, labels or segments them again. A run that has not finished
     drawing replaces lost images as it continues; one that is past drawing and not finished continues without them.
-    Raises `SegsmithError` for a folder without a run, and with `repair` for one that another process holds.
+    A run in an object store is read from there, whatever this machine has of it, and cannot be repaired. Raises
+    `SegsmithError` for a folder without a run, and with `repair` for one that another process holds.
     """
-    folder = RunFolder(Path(run))
+    with ExitStack() as stack:
+        url = store_url(run)
+        if url is None:
+            return _verify(run, RunFolder(Path(run)), repair)
+        if repair:
+            raise SegsmithError(
+                f"{url} cannot be repaired: only files in a folder can be set aside.",
+                "Leave out --repair; build the run again at another URL if it is damaged.",
+            )
+        return _verify(run, RunFolder(stack.enter_context(fresh_copy(url))), repair)
+
+
+def _verify(run: str | Path, folder: RunFolder, repair: bool) -> Verification:
     if not folder.config.exists():
         raise SegsmithError(f"{run} is not a run folder (no run.toml).", "Start one with `segsmith build`.")
     config = read_record(folder.config).config
@@ -254,9 +269,11 @@ def _results(folder: RunFolder, ledger: Ledger) -> Iterator[Finding]:
     """The dataset, the segmenter and the report of a finished run."""
     if ledger.finished_at is None or ledger.built_from is None:
         return
-    damaged = list(damaged_files(folder.voc))
+    # The dataset of a run in an object store is made where it is needed.
+    kept = folder.remote is None or folder.voc.exists()
+    damaged = list(damaged_files(folder.voc)) if kept else []
     yield from (Finding(Defect.DATASET, f"dataset/voc/{name}") for name in damaged)
-    if not damaged:
+    if kept and not damaged:
         exported = _exported(folder)
         wanted = {row.id for row in ledger.accepted()} & (ledger.masks().keys() - ledger.rejected("mask"))
         if exported is not None and exported != wanted:

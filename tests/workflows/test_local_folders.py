@@ -1,4 +1,4 @@
-"""A URL in place of a folder is one line for every command, and no folder called "s3:" is made."""
+"""A URL in place of a folder is one line for every command that takes none, and no folder called "s3:" is made."""
 
 import pytest
 
@@ -6,7 +6,7 @@ import segsmith as library
 from segsmith.errors import SegsmithError
 from segsmith.files import local_folder
 
-URL = "s3://bucket/run"
+URL = "gs://bucket/run"
 WRITING = [
     ["build", "--classes", "cat", "--out", URL],
     ["build", "--classes", "cat", "--memory", URL],
@@ -32,12 +32,22 @@ WRITING = [
 ]
 
 
+IN_A_STORE = "s3://bucket/run"
+"""Of a store where some commands keep or read runs; these do not."""
+ELSEWHERE = ("augment", "refine", "weaken", "train", "predict", "export-model", "merge", "step")
+WRITING += [
+    [IN_A_STORE if word == URL else word for word in case] for case in WRITING if case[0] in ELSEWHERE
+]
+WRITING.append(["build", "--classes", "cat", "--memory", IN_A_STORE])
+
+
 @pytest.mark.parametrize("arguments", WRITING, ids=[" ".join(case[:1] + case[-1:]) for case in WRITING])
 def test_a_url_is_one_line_and_leaves_nothing(segsmith, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     code, _, complaint = segsmith(*arguments)
     assert code == 2
-    assert f"{URL} is not a folder on a file system of this machine." in complaint
+    url = IN_A_STORE if IN_A_STORE in arguments else URL
+    assert f"{url} is not a folder on a file system of this machine." in complaint
     assert "Type a path such as runs/run" in complaint
     assert complaint.count("\n") == 1
     assert not list(tmp_path.iterdir())

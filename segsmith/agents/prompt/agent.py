@@ -33,7 +33,7 @@ from segsmith.agents.prompt.writer import PromptWriter
 from segsmith.config import PromptsConfig
 from segsmith.errors import BadReply, Cancelled, SegsmithError
 from segsmith.ids import make_id, seed_of
-from segsmith.memory.ledger import Ledger, PromptStatus
+from segsmith.memory.ledger import Ledger, PromptRow, PromptStatus
 from segsmith.memory.prompt_memory import ATTRIBUTES, Cell, PromptMemory, Remembered, Seen, cells
 from segsmith.prompts import fill
 from segsmith.prompts.vocabulary import load_vocabulary
@@ -46,6 +46,8 @@ AVOIDED = 2
 """Number of remembered prompts that a refinement must differ from."""
 SHARED_PLACES = 2
 """Number of places that two classes must share to be shown in one image."""
+PAGE = 256
+"""Prompts put back into a memory at a time."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -175,6 +177,16 @@ class PromptAgent:
                 taken.add(child.id)
                 refined.append(child)
         return refined
+
+    def remember_again(self) -> None:
+        """Add the admitted prompts that the memory lacks: a run may have moved to a machine that has none."""
+        if not self._config.remember:
+            return
+        with self._memory.lock:
+            rows = [row for row in self._ledger.prompts() if row.status == "admitted"]
+            for page in (rows[start : start + PAGE] for start in range(0, len(rows), PAGE)):
+                held = self._memory.held([row.id for row in page])
+                self._memory.add([self._remembered(row) for row in page if row.id not in held])
 
     def admit(self, drafts: Sequence[Draft]) -> list[str]:
         """Remember the drafts and return their ids, without those too close to one admitted meanwhile."""
@@ -389,16 +401,17 @@ class PromptAgent:
         self._visited[class_name] = (round, visits)
         return visits
 
-    def _remembered(self, draft: Draft) -> Remembered:
+    def _remembered(self, prompt: Draft | PromptRow) -> Remembered:
+        measured = prompt.numbers if isinstance(prompt, Draft) else prompt.critique
         return Remembered(
-            id=draft.id,
-            text=draft.text,
-            class_name=draft.class_name,
-            attributes=draft.attributes,
+            id=prompt.id,
+            text=prompt.text,
+            class_name=prompt.class_name,
+            attributes=prompt.attributes,
             run_id=self._run_id,
-            round=draft.round,
-            parent_id=draft.parent_id,
-            score=draft.numbers.get("rationality", 1.0),
+            round=prompt.round,
+            parent_id=prompt.parent_id,
+            score=measured.get("rationality", 1.0),
         )
 
     def _settle(self, drafts: Sequence[Draft], status: PromptStatus) -> None:
