@@ -135,7 +135,7 @@ def content_of(store, name):
 
 
 def test_what_workers_committed_is_used_by_another_machine(fs, machine, local, monkeypatch):
-    url, drawn = "s3://bucket/workers", []
+    url, drawn, kinds = "s3://bucket/workers", [], set()
 
     def session(name, faults):
         machine(name)
@@ -149,6 +149,7 @@ def test_what_workers_committed_is_used_by_another_machine(fs, machine, local, m
             drawn.append(backend.drawn)
 
     def dies(unit, worker):
+        kinds.add(unit.kind)
         if unit.kind == "masks":
             raise ZeroDivisionError
         return ""
@@ -160,6 +161,7 @@ def test_what_workers_committed_is_used_by_another_machine(fs, machine, local, m
             session("first", dies)
     store = ObjectStore(url)
     assert drawn[0] > 0
+    assert kinds >= {"draw", "teach", "relabel", "masks"}
     assert store.names("units")
     assert not store.names("snapshots")
     run = session("second", lambda unit, worker: "")
@@ -167,7 +169,7 @@ def test_what_workers_committed_is_used_by_another_machine(fs, machine, local, m
     for key in (*store.keys("images"), *store.keys("masks")):
         RunFolder(run.path).remote.fetch(run.path / key)
     assert fingerprint(run.path) == local
-    assert store.names("units") == []
+    assert store.names("units") == store.names("relabelling") == []
     checked = verify(url)
     assert (checked.findings, checked.images) == ((), len(list(RunFolder(run.path).image_files())))
 
