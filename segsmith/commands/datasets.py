@@ -17,7 +17,7 @@ from segsmith.commands.console import (
     screen,
     settings_of,
 )
-from segsmith.commands.options import AsJson, Lock, OneProcess
+from segsmith.commands.options import Address, AsJson, Lock, TrainEngine, TrainWorkers
 from segsmith.commands.train import print_training
 from segsmith.terminal_text import shown
 
@@ -146,8 +146,10 @@ def refine(
             help="a labeler or trainer setting, e.g. trainer.epochs=40; may be repeated",
         ),
     ] = None,
+    engine: TrainEngine = "local",
+    address: Address = None,
+    workers: TrainWorkers = None,
     lock: Lock = "auto",
-    engine: OneProcess = "local",
 ) -> None:
     """Turn weak labels into dense masks with SAM, and train a segmenter on them (SeSAM).
 
@@ -169,6 +171,9 @@ def refine(
         seed=seed,
         train=train,
         settings=settings_of(set_),
+        engine=engine,
+        address=address,
+        workers=workers,
         screen=screen(),
     )
     if is_main_process():

@@ -59,6 +59,16 @@ Workers = Annotated[
         help="ray: at most this many workers; default: one for each GPU, or else for each CPU but one"
     ),
 ]
+TrainEngine = Annotated[
+    str, typer.Option(help="local: train in this process; ray: in one process for each GPU of a cluster")
+]
+TrainWorkers = Annotated[
+    int | None,
+    typer.Option(
+        help="ray: number of processes, which must divide trainer.batch_size; default: one for each GPU, or else "
+        "for each CPU but one"
+    ),
+]
 UnitTimeout = Annotated[
     float | None,
     typer.Option(
@@ -70,8 +80,7 @@ UnitTimeout = Annotated[
 
 ELSEWHERE = {
     "rejudge": "; workers make the masks with segsmith build --out RUN --engine ray",
-    "refine": "; for several GPUs, see docs/weak_labels.md",
-    "train": "; for several GPUs, type accelerate launch --num_processes 2 -m segsmith.cli train ...",
+    "export": "; it copies files, with a thread for each CPU",
 }
 """Command that works in one process -> what is done on several GPUs instead."""
 

@@ -18,7 +18,7 @@ from segsmith.commands.console import (
     screen,
     settings_of,
 )
-from segsmith.commands.options import AsJson, Lock, OneProcess, TrainerSet
+from segsmith.commands.options import Address, AsJson, Lock, TrainEngine, TrainerSet, TrainWorkers
 
 if TYPE_CHECKING:
     from segsmith.workflows.train import Training
@@ -37,19 +37,30 @@ def train(
     ],
     seed: Annotated[int, typer.Option(help="the same seed and data give the same segmenter")] = 0,
     set_: TrainerSet = None,
+    engine: TrainEngine = "local",
+    address: Address = None,
+    workers: TrainWorkers = None,
     lock: Lock = "auto",
-    engine: OneProcess = "local",
 ) -> None:
     """Train a segmenter on a labelled dataset. Rerun the command to resume.
 
-    On several GPUs: accelerate launch --num_processes 2 -m segsmith.cli train ...
+    Several processes split each batch, so the result is that of one but for rounding and dropout.
     """
     quiet_libraries()
     with busy("loading"):
         from segsmith.workflows.train import is_main_process
         from segsmith.workflows.train import train as run_train
 
-    training = run_train(dataset, out_dir, seed=seed, settings=settings_of(set_), screen=screen())
+    training = run_train(
+        dataset,
+        out_dir,
+        seed=seed,
+        settings=settings_of(set_),
+        engine=engine,
+        address=address,
+        workers=workers,
+        screen=screen(),
+    )
     if is_main_process():
         print_training(training)
 

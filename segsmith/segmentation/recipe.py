@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -88,6 +88,7 @@ def joint_loss(
     sources: Sequence[tuple[Tensor, float]],
     weights: Tensor,
     balance: Literal["pixels", "sources"],
+    averaged: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> Tensor:
     """Cross-entropy of (B, C + 1, H, W) logits with several sources of (B, H, W) labels; 255 is ignored.
 
@@ -96,16 +97,19 @@ def joint_loss(
     ``"pixels"``: the mean over all labelled pixels, each weighted by its source. ``"sources"``: the weighted mean of
     each source's mean loss, so a few labelled points count as much as a whole mask; this is noisier, and the worse
     of the two (docs/weak_labels.md). A source without labelled pixels adds 0; the loss of no sources is 0.
+
+    Where several processes have parts of a batch, `averaged` is the mean of a number over them. The mean of their
+    losses is then the loss of the whole batch, whatever share of the labelled pixels each of them has.
     """
     total, norm, share = logits.sum() * 0, logits.new_zeros(()), 0.0
     for labels, weight in sources:
         loss = F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
         size = weights[labels[labels != IGNORE]].sum()
         if balance == "sources":
-            total, share = total + weight * loss / size.clamp(min=1), share + weight
+            total, share = total + weight * loss / averaged(size).clamp(min=1), share + weight
         else:
             total, norm = total + weight * loss, norm + weight * size
-    return total / (max(share, 1e-9) if balance == "sources" else norm.clamp(min=1))
+    return total / (max(share, 1e-9) if balance == "sources" else averaged(norm).clamp(min=1))
 
 
 @torch.no_grad()

@@ -67,9 +67,10 @@ from segsmith.segmentation.recipe import (
     teacher_labels,
 )
 from segsmith.segmentation.sampler import EpochSampler
+from segsmith.segmentation.shared_batch_norm import share_batch_norm
 from segsmith.segmentation.sources import LabelSources, SamLabels, Sample, save_maps, stack
 from segsmith.segmentation.tracking import check_tracker
-from segsmith.segmentation.transforms import place, restyle
+from segsmith.segmentation.transforms import BatchPart, Random, place, restyle
 from segsmith.types import IGNORE
 
 __all__ = ["EpochReport", "TrainResult", "evaluate", "load_segmenter", "predict", "train"]
@@ -190,7 +191,14 @@ class _Run:
         if not self.background:
             without_background(model)
         self.meta = self._description(model)
+        if self.accelerator.num_processes > 1:
+            model = share_batch_norm(model, self.accelerator.device)
         batch = min(config.batch_size, max(len(data), 2))
+        if batch % self.accelerator.num_processes:
+            raise SegsmithError(
+                f"A batch of {batch} images cannot be split between {self.accelerator.num_processes} processes.",
+                "Set trainer.batch_size to a multiple of their number.",
+            )
         labels = () if all(data.real) else [data.present(i) for i in range(len(data))]
         self.steps = epoch_steps(config, len(data))
         share = real_share(config, data.real)
@@ -241,9 +249,9 @@ class _Run:
             self._run_sam(epoch)
         sam_done = time.perf_counter()
         torch.manual_seed(seed_of("epoch", self.seed, epoch))
-        generator = torch.Generator().manual_seed(
-            seed_of("augment", self.seed, epoch, self.accelerator.process_index)
-        )
+        generator: Random = torch.Generator().manual_seed(seed_of("augment", self.seed, epoch, 0))
+        if self.accelerator.num_processes > 1:
+            generator = BatchPart(generator, self.accelerator.num_processes, self.accelerator.process_index)
         self.sampler.epoch = epoch
         self.model.train()
         if self.config.freeze_encoder:
@@ -331,7 +339,14 @@ class _Run:
             known = (batch.labels != IGNORE).any(1)
             guesses = teacher_labels(taught, known, batch.allowed, self.config.teacher_threshold)
             sources.append((guesses, self.config.teacher_weight))
-        return joint_loss(logits, sources, self.weights, self.config.balance)
+        return joint_loss(logits, sources, self.weights, self.config.balance, self._averaged)
+
+    def _averaged(self, value: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        mean: Tensor = self.accelerator.reduce(value.detach(), "mean")
+        return mean
 
     def _description(self, model: nn.Module) -> SegmenterMeta:
         mean, std = normalisation(model)

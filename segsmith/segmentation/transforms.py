@@ -7,6 +7,7 @@ same state gives the same batch on the same kind of device.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,8 +24,28 @@ HOLE = 0.3
 """Longest side of a rectangle that is cut out of a photograph, as a share of the image's (ours)."""
 
 
+@dataclass(frozen=True)
+class BatchPart:
+    """One of `parts` equal parts of a batch, each in another process.
+
+    The random numbers are those of the whole batch, so the number of processes does not change any image. All
+    processes need a generator in the same state.
+    """
+
+    generator: torch.Generator
+    parts: int
+    index: int
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The rows of this part."""
+        return whole.tensor_split(self.parts)[self.index]
+
+
+Random = torch.Generator | BatchPart
+
+
 def restyle(
-    images: Tensor, kind: Literal["photographs", "sprites"], generator: torch.Generator
+    images: Tensor, kind: Literal["photographs", "sprites"], generator: Random
 ) -> tuple[Tensor, Tensor]:
     """Vary (B, 3, H, W) images in [0, 1] as images of their kind differ; no pixel moves.
 
@@ -41,9 +62,7 @@ def restyle(
     return images, holes
 
 
-def place(
-    images: Tensor, labels: Tensor, size: tuple[int, int], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def place(images: Tensor, labels: Tensor, size: tuple[int, int], generator: Random) -> tuple[Tensor, Tensor]:
     """Flip, scale and crop images (B, 3, H, W) and labels (B, S, H, W) alike, to `size` (H, W).
 
     Images are reflected at their edges; labels are 255 there. Returns float images and int64 labels.
@@ -64,7 +83,7 @@ def place(
     return moved, torch.where(placed < 0, IGNORE, placed)
 
 
-def _colour(images: Tensor, generator: torch.Generator) -> Tensor:
+def _colour(images: Tensor, generator: Random) -> Tensor:
     """Vary brightness, contrast, saturation and hue, independently for each image."""
     count = len(images)
     contrast, saturation = _uniform(count, 0.7, 1.3, generator), _uniform(count, 0.0, 1.5, generator)
@@ -74,7 +93,7 @@ def _colour(images: Tensor, generator: torch.Generator) -> Tensor:
     return _recoloured(images, contrast, saturation, offset, turn)
 
 
-def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+def _jitter(images: Tensor, generator: Random) -> Tensor:
     """Vary brightness, contrast and saturation, and hue a little; a tenth of the images become grey."""
     count = len(images)
     contrast, offset = _uniform(count, 0.7, 1.3, generator), _uniform(count, -0.12, 0.12, generator)
@@ -94,11 +113,11 @@ def _recoloured(images: Tensor, contrast: Tensor, saturation: Tensor, offset: Te
     return mixed + (offset + 0.5 * (1 - contrast)).view(-1, 1, 1, 1).to(images)
 
 
-def _cut_out(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _cut_out(images: Tensor, generator: Random) -> tuple[Tensor, Tensor]:
     """Paint a rectangle of half of the images in the image's mean colour; also returns the (B, H, W) bool pixels."""
     count, (height, width) = len(images), images.shape[-2:]
     sides = _uniform((count, 2), 0.5 * HOLE, HOLE, generator) * _chosen(count, 0.5, generator)[:, None]
-    corners = torch.rand((count, 2), generator=generator) * (1 - sides)
+    corners = _rand((count, 2), generator) * (1 - sides)
     rows = (torch.arange(height) + 0.5)[None] / height - corners[:, :1]
     columns = (torch.arange(width) + 0.5)[None] / width - corners[:, 1:]
     inside = [(at >= 0) & (at < sides[:, i : i + 1]) for i, at in enumerate((rows, columns))]
@@ -107,7 +126,7 @@ def _cut_out(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return torch.where(holes[:, None], mean, images), holes
 
 
-def _ink(images: Tensor, generator: torch.Generator) -> Tensor:
+def _ink(images: Tensor, generator: Random) -> Tensor:
     """Darken edges in half of the images, like the outlines of a drawing."""
     count = len(images)
     strength = _uniform(count, 0, 4, generator) * _chosen(count, 0.5, generator)
@@ -116,32 +135,41 @@ def _ink(images: Tensor, generator: torch.Generator) -> Tensor:
     return images * (1 - strength.view(-1, 1, 1, 1).to(images) * edge.clamp(min=0)).clamp(min=0)
 
 
-def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
+def _blur(images: Tensor, generator: Random) -> Tensor:
     """Sharpen (down to -0.5) or blur (up to 1) half of the images."""
-    amount = _uniform(len(images), -0.5, 1.0, generator) * (
-        torch.rand(len(images), generator=generator) < 0.5
-    )
+    amount = _uniform(len(images), -0.5, 1.0, generator) * (_rand((len(images),), generator) < 0.5)
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return torch.lerp(images, soft, amount.view(-1, 1, 1, 1).to(images))
 
 
-def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
+def _noise(images: Tensor, generator: Random) -> Tensor:
     strength = _uniform(len(images), 0, 0.04, generator).view(-1, 1, 1, 1).to(images)
     return images + strength * _normal(images.shape, images.device, generator)
 
 
-def _normal(shape: torch.Size, device: torch.device, generator: torch.Generator) -> Tensor:
+def _normal(shape: torch.Size, device: torch.device, generator: Random) -> Tensor:
     """Standard normal values, drawn on `device`: on a GPU by a generator there, whose seed `generator` draws."""
+    if isinstance(generator, BatchPart):
+        whole = torch.Size((generator.parts * shape[0], *shape[1:]))
+        return generator.of(_normal(whole, device, generator.generator))
     if device.type != "cpu":
         seed = int(torch.randint(2**62, (1,), generator=generator))
         generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(shape, device=device, generator=generator)
 
 
-def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator)
+def _rand(shape: tuple[int, ...], generator: Random) -> Tensor:
+    """Uniform values in [0, 1); the first dimension is that of the images."""
+    if isinstance(generator, BatchPart):
+        whole = (generator.parts * shape[0], *shape[1:])
+        return generator.of(torch.rand(whole, generator=generator.generator))
+    return torch.rand(shape, generator=generator)
 
 
-def _chosen(count: int, probability: float, generator: torch.Generator) -> Tensor:
+def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: Random) -> Tensor:
+    return low + (high - low) * _rand((shape,) if isinstance(shape, int) else shape, generator)
+
+
+def _chosen(count: int, probability: float, generator: Random) -> Tensor:
     """(count,) float tensor: each value is 1 with that probability, else 0."""
-    return (torch.rand(count, generator=generator) < probability).float()
+    return (_rand((count,), generator) < probability).float()

@@ -7,13 +7,16 @@ import shlex
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segsmith.config import Config, equals_stored, merged_config
+from segsmith.engine.options import EngineOptions, engine_options
 from segsmith.errors import SegsmithError
 from segsmith.events import Event, Notice, SamTried, Stage, StageStarted, WeakLabelsRead
 from segsmith.files import PART, local_folder, remove_leftovers, write_atomic
+from segsmith.locks import lock_mode, set_lock_mode
 from segsmith.workflows.dense_labels import MaskQuality
 from segsmith.workflows.progress import Callback, Screen, open_display
 from segsmith.workflows.settings import Settings, check_used, segmenter_config
@@ -84,6 +87,9 @@ def refine(
     seed: int = 0,
     train: bool = True,
     settings: Settings | None = None,
+    engine: str | EngineOptions = "local",
+    address: str | None = None,
+    workers: int | None = None,
     on_event: Callback | None = None,
     progress: bool = True,
     screen: Screen | None = None,
@@ -109,6 +115,9 @@ def refine(
         train: train a segmenter, and use it to improve the masks.
         settings: settings of sections ``labeler``, ``trainer`` and ``compute``, e.g. ``{"trainer.epochs": 40}``. A
             setting that has no effect here is an error.
+        engine: ``ray`` trains in one process for each GPU, as `train` does; the first of them runs SAM.
+        address: of a running Ray cluster; None starts Ray on this machine.
+        workers: number of processes of ``ray``; it must divide ``trainer.batch_size``.
         on_event: called with every event, in place of the progress display.
         progress: show a progress display in a terminal or notebook.
 
@@ -120,6 +129,19 @@ def refine(
     from segsmith.workflows.dense_labels import write_dense
 
     root, out = Path(dataset), local_folder(out)
+    where = engine_options(engine, address, workers)
+    if where.name == "ray":
+        from segsmith.engine.ray_group import run_group
+
+        call = {
+            "preset": preset, "weak": weak, "zero_is_undrawn": zero_is_undrawn, "background": background,
+            "truth": None if truth is None else Path(truth).resolve(), "seed": seed, "train": train,
+            "settings": settings,
+        }  # fmt: skip
+        work = partial(_refine_in_group, root.resolve(), out.resolve(), call, lock_mode.get())
+        batch_size = refine_config(settings, preset).trainer.batch_size
+        with open_display(on_event, progress, screen) as display:
+            return run_group(where, work, batch_size, display.show)
     kind = None if weak is None else weak_kind(weak, "--weak")
     config = refine_config(settings, preset)
     arguments = _Arguments(root, kind, zero_is_undrawn, background, seed, config)
@@ -163,6 +185,12 @@ def refine(
             quality = _quality(Path(truth), given, out)
         components = {reason.removeprefix("sam:"): n for reason, n in refiner.how.items()}
         return Refinement(voc, kind, training, components, quality)
+
+
+def _refine_in_group(dataset: Path, out: Path, call: dict[str, Any], lock: str, *, show: Show) -> Refinement:
+    """What each process of a group does."""
+    set_lock_mode(lock)
+    return refine(dataset, out, **call, on_event=show)
 
 
 def refine_config(settings: Settings | None = None, preset: str | None = None) -> Config:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segsmith.config import Config
+from segsmith.engine.options import EngineOptions, engine_options
 from segsmith.errors import SegsmithError
 from segsmith.events import EpochFinished, Event, Notice, Stage, StageStarted
 from segsmith.files import local_folder
+from segsmith.locks import lock_mode, set_lock_mode
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import Evaluation
 from segsmith.workflows.evaluate import evaluation_of
@@ -48,6 +50,9 @@ def train(
     *,
     seed: int = 0,
     settings: Settings | None = None,
+    engine: str | EngineOptions = "local",
+    address: str | None = None,
+    workers: int | None = None,
     on_event: Callback | None = None,
     progress: bool = True,
     screen: Screen | None = None,
@@ -60,6 +65,11 @@ def train(
         seed: equal seeds, settings and data give equal segmenters on one machine.
         settings: settings of section ``trainer``, e.g. ``{"trainer.epochs": 40}``. One that has no effect here is an
             error.
+        engine: ``local`` trains in this process, or in those of ``accelerate launch``; ``ray`` in one process for
+            each GPU of this machine or a cluster, which sees dataset and `out` under the same paths. Each batch is
+            split between them, so the loss curve is that of one process but for rounding and dropout.
+        address: of a running Ray cluster; None starts Ray on this machine.
+        workers: number of processes of ``ray``; it must divide ``trainer.batch_size``.
         on_event: called with every event, in place of the progress display.
         progress: show a progress display in a terminal or notebook.
 
@@ -68,13 +78,28 @@ def train(
     from segsmith.datasets.voc_folder import VocFolder
     from segsmith.files import conversion_notes
 
+    where = engine_options(engine, address, workers)
     out = local_folder(out)
     config = segmenter_config("train", settings, {})
     data = VocFolder(Path(dataset), "train", keep=False)  # an unusable dataset leaves no folder behind
-    with open_display(on_event, progress and is_main_process(), screen) as display, locked(out):
+    with open_display(on_event, progress and is_main_process(), screen) as display:
         for note in conversion_notes(data.conversions):
             display.show(Notice(note))
-        return train_segmenter(Path(dataset), out, config, seed, show=display.show)
+        if where.name == "local":
+            return _train_alone(Path(dataset), out, config, seed, lock_mode.get(), show=display.show)
+        from segsmith.engine.ray_group import run_group
+
+        work = partial(_train_alone, Path(dataset).resolve(), out.resolve(), config, seed, lock_mode.get())
+        return run_group(where, work, config.trainer.batch_size, display.show)
+
+
+def _train_alone(
+    dataset: Path, out: Path, config: Config, seed: int, lock: str, *, show: Callable[[Event], None]
+) -> Training:
+    """What one process does; where several train together, the main one holds the folder."""
+    set_lock_mode(lock)
+    with locked(out):
+        return train_segmenter(dataset, out, config, seed, show=show)
 
 
 def train_segmenter(

@@ -1,5 +1,6 @@
 """Workers as actors of a real Ray on this machine. Its start takes seconds, so one Ray serves all of these tests."""
 
+import json
 import os
 import signal
 from contextlib import closing
@@ -9,11 +10,15 @@ import pytest
 
 from segsmith.engine import ray as engine
 from segsmith.engine.options import EngineOptions, engine_options
+from segsmith.engine.ray_group import group_size
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
+from segsmith.events import EpochFinished
 from segsmith.graph.context import REMOTE_PARTS
 from segsmith.testing import fingerprint, instant_parts, leftovers
+from segsmith.workflows.train import train
 from tests.engine.test_data_plane import CONFIG, stages
+from tests.segmentation.squares_dataset import write_squares
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra segsmith[ray])")
 
@@ -53,6 +58,73 @@ def test_a_run_of_actors_one_of_which_is_killed_is_that_of_one_process(tmp_path,
     assert fingerprint(out) == fingerprint(tmp_path / "local")
     assert leftovers(out) == []
     assert not (out / "units").exists()
+
+
+def curve(out):
+    return [report["loss"] for report in json.loads((out / "training" / "state.json").read_text())["reports"]]
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_actors_have_the_loss_curve_of_one_process_and_go_on_after_a_loss(tmp_path, ray, monkeypatch):
+    """Longer than ten seconds: two pairs of processes import torch and segsmith."""
+    settings = {
+        "trainer.encoder": "tu-test_resnet", "trainer.epochs": 4, "trainer.batch_size": 6,
+        "trainer.learning_rate": 5e-3, "trainer.ema": 0.9,
+    }  # fmt: skip
+    squares = write_squares(tmp_path / "squares")
+    alone, together = tmp_path / "one", tmp_path / "two"
+    train(squares, alone, settings=settings, on_event=lambda event: None)
+    epochs, members, actor_class = [], [], ray.remote
+
+    def remembering(cls):
+        made = actor_class(cls)
+        options = made.options
+        made.options = lambda **given: Remembering(options(**given), members)
+        return made
+
+    def on_event(event):
+        if isinstance(event, EpochFinished):
+            epochs.append(event.epoch)
+            if len(epochs) == 2:
+                ray.kill(members[1])
+
+    monkeypatch.setattr(ray, "remote", remembering)
+    found = train(
+        squares, together, settings=settings, engine="ray", address="auto", workers=2, on_event=on_event
+    )
+    assert len(members) == 4
+    assert sorted(set(epochs)) == [1, 2, 3, 4]
+    assert curve(together) == pytest.approx(curve(alone), rel=0.01)
+    assert found.segmenter.exists()
+    assert found.validation is not None
+
+
+class Remembering:
+    """Options of an actor class, whose actors are collected."""
+
+    def __init__(self, options, members):
+        self.options, self.members = options, members
+
+    def remote(self):
+        self.members.append(self.options.remote())
+        return self.members[-1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "batch", "size"), [(None, 8, 16, 8), (None, 3, 16, 2), (4, 1, 16, 4)]
+)
+def test_training_processes_divide_the_batch(asked, there, batch, size):
+    assert group_size(asked, there, batch) == size
+
+
+def test_a_batch_that_cannot_be_split_is_one_line():
+    with pytest.raises(SegsmithError) as caught:
+        group_size(3, 8, 16)
+    assert str(caught.value) == (
+        "A batch of 16 images cannot be split evenly between 3 workers. "
+        "Type --set trainer.batch_size=18, or another number of --workers."
+    )
 
 
 @needs_ray
@@ -124,13 +196,11 @@ def test_without_ray_the_line_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "instead"),
     [
-        (("refine", "--dataset", ".", "--out", "out", "--engine", "ray"), "docs/weak_labels.md"),
         (
             ("export", "run", "--engine", "ray", "--workers", 2),
-            "Leave out --engine, --address and --workers.",
+            "Leave out --engine, --address and --workers; it copies files, with a thread for each CPU.",
         ),
         (("rejudge", "run", "--threshold", 0.4, "--engine", "ray"), "segsmith build --out RUN --engine ray"),
-        (("train", "--dataset", ".", "--out", "out", "--workers", 2), "accelerate launch"),
     ],
 )
 def test_commands_of_one_process_say_what_to_type(segsmith, tmp_path, monkeypatch, arguments, instead):

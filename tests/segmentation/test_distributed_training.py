@@ -32,15 +32,13 @@ def curve(squares, out, *launcher):
 
 
 @pytest.mark.slow
-def test_two_processes_on_gloo_have_about_the_loss_curve_of_one(squares, tmp_path):
+def test_two_processes_on_gloo_have_the_loss_curve_of_one(squares, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     alone = curve(squares, tmp_path / "one")
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port]
     together = curve(squares, tmp_path / "two", *launcher)
-    # Each process has its own augmentation and batch statistics, so the curves are close but not equal: a change of
-    # the augmentation alone changes a loss of this training by up to a fifth.
-    assert together != alone
-    assert together == pytest.approx(alone, rel=0.25)
+    # Augmentation, batch statistics and the loss are those of the whole batch, so only rounding differs.
+    assert together == pytest.approx(alone, rel=0.01)
     assert together[-1] < 0.75 * together[0]
