@@ -33,6 +33,8 @@ LOAD_S = 1800.0
 """Seconds within which a worker must have loaded its models; one that hangs in an earlier unit has not."""
 LOOK_S = 15.0
 """Seconds between two looks at whether the cluster has grown, and at workers that do not answer."""
+START_ERRORS = (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError)
+"""What `ray.init` raises, besides `Exception` itself."""
 SPARE_LOSSES = 3
 """Workers may be lost this often in a row, beside once each, before none is started in their place."""
 
@@ -271,7 +273,10 @@ def connect(options: EngineOptions) -> Any:
             ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         else:
             ray.init(address=options.address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:
+        # Ray raises a bare Exception where, for example, its node on this machine does not register within 30 s.
+        if type(error) is not Exception and not isinstance(error, START_ERRORS):
+            raise
         raise _connection_error(options.address, error) from error
     return ray
 
@@ -292,6 +297,11 @@ def _connection_error(address: str | None, error: Exception) -> SegsmithError:
             "Install the same versions on every node.",
         )
     if address is None:
+        if "timed out during startup" in text:
+            return SegsmithError(
+                "Ray could not be started: this machine was too busy, or lacks memory.",
+                "Run the same command again when other programs have ended, or without --engine ray.",
+            )
         return SegsmithError(f"Ray could not be started: {first_line(error):.200}", RESUME)
     return SegsmithError(
         f"No Ray cluster answers at {address} ({first_line(error):.160}).",

@@ -154,6 +154,27 @@ def test_an_address_that_does_not_answer_is_one_line(monkeypatch, ray):
     assert "\n" not in str(caught.value)
 
 
+@needs_ray
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch, ray):
+    """Ray raises a bare Exception then; a bug of the program still shows as what it is."""
+    raised = Exception(
+        "The current node timed out during startup. This could happen because some of the raylet"
+    )
+
+    def failing(**options):
+        raise raised
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", failing)
+    with pytest.raises(SegsmithError) as caught:
+        engine.connect(EngineOptions("ray"))
+    assert caught.value.message == "Ray could not be started: this machine was too busy, or lacks memory."
+    assert "without --engine ray" in caught.value.remedy
+    raised = KeyError("a bug")
+    with pytest.raises(KeyError):
+        engine.connect(EngineOptions("ray"))
+
+
 def test_a_cluster_of_other_versions_is_named_with_both():
     text = """Version mismatch: The cluster was started with:
     Ray: 2.40.0
