@@ -111,7 +111,7 @@ def run_group(
 
         while True:
             try:
-                return _run_once(ray, count, work, heard)  # type: ignore[no-any-return]
+                return _run_once(ray, count, work, heard)
             except Lost as lost:
                 losses += 1
                 log.warning("the training processes are started again: %s", lost)

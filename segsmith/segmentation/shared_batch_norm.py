@@ -60,7 +60,7 @@ class SharedStatistics(nn.BatchNorm2d):
 
 
 def _sum(value: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(value)
     return total
 
 

@@ -249,9 +249,10 @@ class _Run:
             self._run_sam(epoch)
         sam_done = time.perf_counter()
         torch.manual_seed(seed_of("epoch", self.seed, epoch))
-        generator: Random = torch.Generator().manual_seed(seed_of("augment", self.seed, epoch, 0))
+        whole = torch.Generator().manual_seed(seed_of("augment", self.seed, epoch, 0))
+        generator: Random = whole
         if self.accelerator.num_processes > 1:
-            generator = BatchPart(generator, self.accelerator.num_processes, self.accelerator.process_index)
+            generator = BatchPart(whole, self.accelerator.num_processes, self.accelerator.process_index)
         self.sampler.epoch = epoch
         self.model.train()
         if self.config.freeze_encoder:
