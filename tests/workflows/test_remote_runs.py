@@ -93,6 +93,7 @@ def local(tmp_path_factory):
     return fingerprint(out)
 
 
+@pytest.mark.long
 def test_a_killed_run_is_resumed_by_another_machine(fs, machine, local, tmp_path):
     url = "s3://bucket/killed"
     store = ObjectStore(url)
