@@ -101,7 +101,7 @@ class Labeler:
     def __init__(self, ledger, run):
         self.ledger, self.run = ledger, run
 
-    def relabel(self):
+    def relabel(self, elsewhere=None):
         decided = self.ledger.decisions("label")
         for row in self.ledger.accepted():
             own = (self.ledger.prompt(row.prompt_id).class_name,)
