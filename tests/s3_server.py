@@ -19,8 +19,8 @@ ACCESS = {
 @contextlib.contextmanager
 def s3_server(*, conditional=True):
     """Yields the environment with which it is reached; an unconditional one ignores ``If-None-Match``."""
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server", reason="needs moto[server]")
+    for module in ("s3fs", "moto.server"):
+        pytest.importorskip(module, reason="s3fs and moto are installed and used by `make test-s3`")
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
