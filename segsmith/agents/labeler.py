@@ -129,8 +129,9 @@ class LabelerAgent:
             def keep(where: NDArray[np.int64], maps: NDArray[np.float32]) -> None:
                 attended = self._attention([names[index] for index in where])
                 for index, of_image in zip(where, maps, strict=True):
-                    seen = attended.get(names[index], {})
-                    add(names[index], blend_maps(of_image, seen, self._config.attention_weight))
+                    if seen := attended.get(names[index]):
+                        of_image = blend_maps(of_image, seen, self._config.attention_weight)
+                    add(names[index], of_image)
 
             probabilities = out_of_fold(images, targets, families, keep)
         self._ledger.patch_scores_sha256 = sha256_of(self._run.patch_scores)

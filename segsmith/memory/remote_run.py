@@ -455,7 +455,7 @@ class _StoreLock:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
-            with suppress(SegsmithError):  # tried again; `check` notices if it goes on
+            with suppress(SegsmithError):  # tried again; `check` notices if it keeps failing
                 if max(_numbers(self._store, "lock"), default=0) > self._number:
                     self._is_lost = True
                     return
@@ -490,7 +490,7 @@ def _taken(url: str) -> SegsmithError:
 
 
 def _now() -> float:
-    """Seconds of a clock that goes on while the machine sleeps, where there is one."""
+    """Seconds of a clock that also counts while the machine sleeps, where there is one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

@@ -338,10 +338,10 @@ class _Planner:
         return self.config.witnesses.attention == "generator"
 
     def _hearing(self) -> tuple[StagePlan | None, int, str, str]:
-        """The detector, then the image model's attention; each leaves the GPU when it has spoken, so the larger
-        counts.
+        """The detector or the image model's attention, whichever is larger.
 
-        A local VLM's server is started after that. What draws an image has room to attend to one.
+        Each leaves the GPU when it has spoken. A local VLM's server is started after that. What draws an image has
+        room to attend to one.
         """
         witnesses = self.config.witnesses
         detecting = attending = StagePlan(GpuStage.HEAR, ())

@@ -94,7 +94,7 @@ def test_workers_that_make_masks_share_the_gpus_that_one_had_for_drawing(pool_on
     drawing = list(ray.actors)
     pool.prepare("relabel")
     assert len(ready(pool)) == 2
-    assert ray.actors == drawing, "what has the same share of a GPU goes on"
+    assert ray.actors == drawing, "what has the same share of a GPU keeps running"
     pool.prepare("masks")
     assert len(ready(pool)) == 2 * MOST_ON_A_GPU
     assert not set(ray.actors) & set(drawing)

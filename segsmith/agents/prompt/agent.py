@@ -183,7 +183,7 @@ class PromptAgent:
         if not self._config.remember:
             return
         with self._memory.lock:
-            rows = [row for row in self._ledger.prompts() if row.status == "admitted"]
+            rows = self._ledger.prompts("admitted")  # all, once a session: any may be missing
             for page in (rows[start : start + PAGE] for start in range(0, len(rows), PAGE)):
                 held = self._memory.held([row.id for row in page])
                 self._memory.add([self._remembered(row) for row in page if row.id not in held])

@@ -159,6 +159,9 @@ def class_prompts(tokenizer: Any, classes: Sequence[str]) -> list[ClassPrompt]:
         groups[-1].append(name)
     if len(groups[-1]) == 1 and len(groups) > 1 and len(groups[-2]) > 2:
         groups[-1].insert(0, groups[-2].pop())
+    for number, names in enumerate(groups):
+        if len(names) == 1 and len(groups) > 1:  # a long name competes with one that is in another list, too
+            names.append(groups[number - 1][0])
     prompts = []
     for names in groups:
         ends = [_tokens(tokenizer, names[: k + 1]) for k in range(len(names))]

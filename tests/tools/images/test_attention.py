@@ -132,6 +132,12 @@ def test_long_lists_are_split_and_no_class_is_alone():
             assert "".join(letters).replace("</w>", "") == name.replace(" ", "")
 
 
+def test_a_long_name_competes_with_one_of_another_list():
+    short, long = "cat", "x" * 70
+    prompts = class_prompts(tiny_pipelines.tokenizer(), [short, "dog", long])
+    assert [list(prompt.tokens) for prompt in prompts] == [[short, "dog"], [long, short]]
+
+
 def test_one_class_has_nothing_to_compete_with(settings):
     assert witness(settings("sd"), ("cat",)).testify(IMAGES, ["a", "b", "c"]) == [None] * 3
 
