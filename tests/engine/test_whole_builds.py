@@ -12,7 +12,7 @@ import segsmith
 from segsmith.engine.options import EngineOptions
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
-from segsmith.events import ImagesDrawn
+from segsmith.events import ImagesDrawn, RoundPlanned
 from segsmith.graph.context import REMOTE_PARTS, RunContext
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import InstantChat, fingerprint, instant_config, instant_parts, leftovers
@@ -55,15 +55,28 @@ def test_after_rejudge_the_workers_make_what_is_missing(tmp_path):
 
 
 class ServedChat(InstantChat):
-    """Needs a server for each reply, and kills it once, when `kill` is set; it revives it as `OpenAIChat` does."""
+    """Needs a server for each reply. It kills it once, and revives it as `OpenAIChat` does.
+
+    Which question that is does not depend on whether writing or drawing is faster: the first one of a round that is
+    drawn, once images of it are there.
+    """
 
     def __init__(self, server):
         super().__init__()
-        self.server, self.kill, self.killed = server, threading.Event(), False
+        self.server, self.killed = server, False
+        self.alive = threading.Semaphore()
+        self.round_begun, self.drawn = threading.Event(), threading.Event()
+
+    def on_event(self, event):
+        if isinstance(event, RoundPlanned) and event.reason == "draw":
+            self.round_begun.set()
+        if isinstance(event, ImagesDrawn):
+            self.drawn.set()
 
     def ask(self, *asked, **options):
         endpoint = self.server.endpoint()
-        if self.kill.is_set() and not self.killed:
+        if self.round_begun.is_set() and self.alive.acquire(blocking=False):
+            assert self.drawn.wait(60)
             self.killed = True
             os.kill(self.server.pid, signal.SIGKILL)
             self.server._process.wait()
@@ -81,15 +94,11 @@ def test_a_vllm_that_dies_while_workers_draw_is_restarted_or_ends_the_build_with
     with vllm_server(fake_vllm(*failures)) as server:
         chat = ServedChat(server)
 
-        def on_event(event):
-            if isinstance(event, ImagesDrawn):
-                chat.kill.set()
-
         def build_with_server():
             parts = {**instant_parts(CONFIG, out), "chat": chat}
             setup = Setup(CONFIG, out, {name: parts[name] for name in REMOTE_PARTS})
             parts["pool"] = InlinePool(setup, workers=2)
-            segsmith.build(out=out, config=CONFIG, parts=parts, on_event=on_event)
+            segsmith.build(out=out, config=CONFIG, parts=parts, on_event=chat.on_event)
 
         if memory == "too little":
             with pytest.raises(SegsmithError, match="No available memory for the cache blocks") as caught:
