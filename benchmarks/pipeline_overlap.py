@@ -102,7 +102,7 @@ class LockStep(ImageAgent):
 class Nothing:
     """A labeler and finalizer without work."""
 
-    def relabel(self) -> int:
+    def relabel(self, elsewhere: object = None) -> int:
         return 0
 
     def segment(self, on_batch: object) -> None:

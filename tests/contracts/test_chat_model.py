@@ -4,6 +4,7 @@ llama.cpp and vLLM run SmolLM2; each scripted server lacks one feature or has on
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from segsmith.config import LLMConfig
 from segsmith.errors import BadReply, SegsmithError
 from segsmith.protocols import ChatModel
-from segsmith.tools.llm.chat import check_llm, open_chat
+from segsmith.tools.llm.chat import OpenAIChat, check_llm, open_chat, parse_reply
+from segsmith.tools.llm.endpoint import Endpoint, RemoteServer
 from tests.tools.llm.scripted_chat_server import UNENFORCED, ScriptedChatServer
 
 VLLM_FLAGS = ("--dtype", "float32", "--enforce-eager")
@@ -136,6 +138,34 @@ def test_it_answers_in_the_schema_asked_for(chat):
     assert isinstance(ask(chat, Photograph), Photograph)
     assert isinstance(ask(chat, Wish), Wish)
     assert isinstance(ask(chat, Photograph, seed=2), Photograph)
+
+
+def test_llama_cpp_writes_no_white_space_between_values(tmp_path, monkeypatch):
+    replies = []
+
+    def parse(text, schema):
+        replies.append(text)
+        return parse_reply(text, schema)
+
+    monkeypatch.setattr("segsmith.tools.llm.chat.parse_reply", parse)
+    with open_chat(local_config("llamacpp"), log=tmp_path / "log") as chat:
+        for seed in range(4):
+            ask(chat, Photograph, seed)
+            ask(chat, Wish, seed)
+    for text in replies:
+        with contextlib.suppress(json.JSONDecodeError):  # one that was cut
+            assert text == json.dumps(json.loads(text), separators=(",", ":"), ensure_ascii=False)
+    assert len(replies) >= 8
+
+
+def test_a_server_without_llama_cpps_grammar_is_asked_in_the_protocols_way():
+    server = ScriptedChatServer(refuses=("grammar",))
+    try:
+        config = remote_config(server)
+        where = RemoteServer(Endpoint(server.url, "key"))
+        assert isinstance(ask(OpenAIChat(config, where, constraint="grammar")), Photograph)
+    finally:
+        server.close()
 
 
 def test_many_threads_get_their_own_answers_and_every_token_is_counted(chat):

@@ -35,7 +35,7 @@ from segsmith.tools.llm.endpoint import (
 from segsmith.tools.llm.json_reply import parse_reply
 from segsmith.tools.llm.llamacpp import check_llama, llama_server
 from segsmith.tools.llm.local_server import LocalServer
-from segsmith.tools.llm.response_format import ResponseFormat, schema_text
+from segsmith.tools.llm.response_format import Constraint, ResponseFormat, schema_text
 from segsmith.tools.llm.usage import Spent, Usage, tokens
 from segsmith.tools.llm.vllm import check_vllm, vllm_server
 from segsmith.tools.weights.catalogue import OPENAI_URL
@@ -72,7 +72,8 @@ class OpenAIChat:
     """A `ChatModel` behind any server that offers chat completions.
 
     At most `config.concurrency` requests are in flight, however many threads call `ask`. `note` is called with
-    what each question took. Once `usd_left` returns nothing, no request is sent; those in flight are paid.
+    what each question took. Once `usd_left` returns nothing, no request is sent; those in flight are paid. A schema
+    is conveyed as `constraint` says, or in a simpler way where the server rejects that.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class OpenAIChat:
         note: Callable[[Spent], None] | None = None,
         usd_left: Callable[[], float] | None = None,
         transport_retries: int = TRANSPORT_RETRIES,
+        constraint: Constraint = "schema",
     ) -> None:
         self.name = config.model
         self.concurrency = config.concurrency
@@ -94,7 +96,7 @@ class OpenAIChat:
         self._clients: dict[tuple[Endpoint, bool], ChatOpenAI] = {}
         self._opening = threading.Lock()
         self._in_flight = threading.BoundedSemaphore(config.concurrency)
-        self._format = ResponseFormat()
+        self._format = ResponseFormat(constraint)
         self._stray = 0
         self._understood = False
 
@@ -308,10 +310,16 @@ def open_chat(
         with closing(BalancedServers(servers, tell)) as balanced:
             yield OpenAIChat(config, balanced, note=note, usd_left=usd_left)
         return
-    local = llama_server(config, log) if config.server == "llamacpp" else vllm_server(config, log, restarting)
+    with_llama = config.server == "llamacpp"
+    local = llama_server(config, log) if with_llama else vllm_server(config, log, restarting)
     with local as server:
         yield OpenAIChat(
-            config, server, note=note, usd_left=usd_left, transport_retries=LOCAL_TRANSPORT_RETRIES
+            config,
+            server,
+            note=note,
+            usd_left=usd_left,
+            transport_retries=LOCAL_TRANSPORT_RETRIES,
+            constraint="grammar" if with_llama else "schema",
         )
 
 

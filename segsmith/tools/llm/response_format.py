@@ -15,9 +15,13 @@ from pydantic import BaseModel
 
 from segsmith.prompts import fill
 
-Constraint = Literal["schema", "lean_schema", "json", "prompt"]
-CONSTRAINTS: tuple[Constraint, ...] = ("schema", "lean_schema", "json", "prompt")
-"""How the schema is conveyed, strictest first; with "prompt" it stands in the prompt alone."""
+Constraint = Literal["grammar", "schema", "lean_schema", "json", "prompt"]
+CONSTRAINTS: tuple[Constraint, ...] = ("grammar", "schema", "lean_schema", "json", "prompt")
+"""How the schema is conveyed, strictest first; with "prompt" it stands in the prompt alone.
+
+"grammar" is llama.cpp's own parameter, with a grammar of llguidance. It can forbid the white space that the
+protocol's schema allows and small models like to write: SmolLM2 writes 21 tokens for a prompt in place of 30.
+"""
 OPTIONAL = ("temperature", "seed")
 """Parameters that a request can do without."""
 UNENFORCED = frozenset(
@@ -49,12 +53,14 @@ class ResponseFormat:
     @property
     def enforces_schema(self) -> bool:
         """Does the server promise that every reply matches the schema?"""
-        return self.constraint in ("schema", "lean_schema")
+        return self.constraint in ("grammar", "schema", "lean_schema")
 
     def parameters(self, schema: type[BaseModel], seed: int) -> dict[str, Any]:
         """Parameters of the request besides model, messages and limits."""
         parameters: dict[str, Any] = {} if "seed" in self.omitted else {"seed": seed}
-        if self.constraint == "json":
+        if self.constraint == "grammar":
+            parameters["extra_body"] = {"grammar": compact_grammar(schema)}
+        elif self.constraint == "json":
             parameters["response_format"] = {"type": "json_object"}
         elif self.enforces_schema:
             described = schema.model_json_schema()
@@ -67,6 +73,12 @@ class ResponseFormat:
     def system(self, text: str, schema: type[BaseModel]) -> str:
         """The system prompt, followed by the schema if the server does not enforce it."""
         return text if self.enforces_schema else f"{text}\n\n{fill('schema', schema=schema_text(schema))}"
+
+
+def compact_grammar(schema: type[BaseModel]) -> str:
+    """JSON in the schema without white space, for llguidance (its docs/json_schema.md)."""
+    described = {**schema.model_json_schema(), "x-guidance": {"whitespace_flexible": False}}
+    return f"%llguidance {{}}\nstart: %json {json.dumps(described, ensure_ascii=False)}"
 
 
 def schema_text(schema: type[BaseModel]) -> str:
