@@ -669,6 +669,37 @@ class Ledger:
         rows = self._all("SELECT * FROM prompts WHERE ?1 IS NULL OR status=?1 ORDER BY rowid", status)
         return [_prompt(row) for row in rows]
 
+    def each_prompt(self) -> Iterator[PromptRow]:
+        """The rows of `prompts`, read in pages; the ledger may be written to in between."""
+        return map(
+            _prompt, self._pages("SELECT *, rowid FROM prompts WHERE rowid > ? ORDER BY rowid LIMIT ?")
+        )
+
+    def prompts_of(self, ids: Sequence[str]) -> list[PromptRow]:
+        """These prompts in the order they were written; ids of none are left out."""
+        sql = "SELECT *, rowid FROM prompts WHERE id"
+        rows = [row for part in _parts(ids) for row in self._all(_among(sql, part), *part)]
+        return [_prompt(row[:-1]) for row in sorted(rows, key=lambda row: row[-1])]
+
+    def prompt_texts(self, ids: Sequence[str]) -> dict[str, str]:
+        """Prompt or image id -> the text of the prompt; ids of neither are left out."""
+        image = "SELECT i.id, p.text FROM images i JOIN prompts p ON p.id=i.prompt_id WHERE i.id"
+        return {
+            row[0]: row[1]
+            for sql in ("SELECT id, text FROM prompts WHERE id", image)
+            for part in _parts(ids)
+            for row in self._all(_among(sql, part), *part)
+        }
+
+    def yields_of(self, prompt_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Prompt id -> (images judged, accepted)."""
+        sql = "SELECT prompt_id, judged, accepted FROM prompt_counts WHERE prompt_id"
+        return {
+            row[0]: (row[1], row[2])
+            for part in _parts(prompt_ids)
+            for row in self._all(_among(sql, part), *part)
+        }
+
     def classes_of(self, kind: DecisionKind, ids: Sequence[str]) -> dict[str, str]:
         """Prompt or image id -> the class it was made for; `kind` says which of them `ids` are."""
         sql = "SELECT i.id, p.class_name FROM images i JOIN prompts p ON p.id=i.prompt_id WHERE i.id"
@@ -708,6 +739,11 @@ class Ledger:
         ):
             yield ImageRow(*image), sha256
 
+    def each_drawn(self) -> Iterator[ImageRow]:
+        """The rows of `images`, read in pages; the ledger may be written to in between."""
+        rows = self._pages("SELECT *, rowid FROM images WHERE rowid > ? ORDER BY rowid LIMIT ?")
+        return (ImageRow(*row) for row in rows)
+
     def pending_images(self) -> dict[str, str]:
         """Image id -> SHA-256 that its file must have, of images without a row yet."""
         return dict(self._all("SELECT id, sha256 FROM pending_images"))
@@ -736,6 +772,13 @@ class Ledger:
         """Images that were not finished, in order."""
         return [UndrawnRow(*row) for row in self._all("SELECT * FROM undrawn ORDER BY rowid")]
 
+    def undrawn_reasons(self) -> dict[str, int]:
+        """Reason -> number of images that were not finished, the most frequent reason first."""
+        rows = self._all(
+            "SELECT reason, COUNT(*) FROM undrawn GROUP BY reason ORDER BY COUNT(*) DESC, MIN(rowid)"
+        )
+        return dict(rows)
+
     def accepted(self, at_most: int = -1) -> list[ImageRow]:
         """Accepted images in the order they were drawn; the first `at_most` of them, or all."""
         rows = self._all(
@@ -753,6 +796,13 @@ class Ledger:
             "SELECT image_id, accepted, reason, scores, rowid FROM verdicts WHERE rowid > ? ORDER BY rowid LIMIT ?"
         ):
             yield VerdictRow(image_id, bool(accepted), reason, json.loads(scores))
+
+    def verdicts_of(self, ids: Sequence[str]) -> Iterator[VerdictRow]:
+        """The verdicts on these images."""
+        sql = "SELECT image_id, accepted, reason, scores FROM verdicts WHERE image_id"
+        for part in _parts(ids):
+            for image_id, accepted, reason, scores in self._all(_among(sql, part), *part):
+                yield VerdictRow(image_id, bool(accepted), reason, json.loads(scores))
 
     def verdict(self, image_id: str) -> VerdictRow:
         """Raises `KeyError` for an image without one."""
@@ -952,14 +1002,23 @@ class Ledger:
         ]
         return {r[0]: LabelRow(r[0], r[1], tuple(json.loads(r[2])), json.loads(r[3])) for r in rows}
 
-    def label_sets(self, source: str) -> dict[str, tuple[str, ...]]:
-        """Image id -> classes by one source; `labels` without the scores, which take most of the memory."""
+    def label_sets(self, source: str, ids: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+        """Image id -> classes by one source, of some images or all; `labels` without the scores.
+
+        Those take most of the memory.
+        """
         sets: dict[str, tuple[str, ...]] = {}  # few, each of many images
         found = {}
-        for image_id, text in self._pages(
-            "SELECT image_id, classes, rowid FROM labels WHERE source=? AND rowid > ? ORDER BY rowid LIMIT ?",
-            source,
-        ):
+        rows: Iterable[tuple[Any, ...]]
+        if ids is None:
+            rows = self._pages(
+                "SELECT image_id, classes, rowid FROM labels WHERE source=? AND rowid > ? ORDER BY rowid LIMIT ?",
+                source,
+            )
+        else:
+            sql = "SELECT image_id, classes FROM labels WHERE source=? AND image_id"
+            rows = (row for part in _parts(ids) for row in self._all(_among(sql, part), source, *part))
+        for image_id, text in rows:
             if text not in sets:
                 sets[text] = tuple(json.loads(text))
             found[image_id] = sets[text]
@@ -972,6 +1031,13 @@ class Ledger:
                WHERE rowid > ? ORDER BY rowid LIMIT ?"""
         ):
             yield MaskRow(image_id, json.loads(pixels), ignored, json.loads(sources), sha256)
+
+    def mask_pixels(self, ids: Sequence[str]) -> Iterator[MaskRow]:
+        """The masks of these images without their sources and hashes, which take most of the time."""
+        sql = "SELECT image_id, pixels, ignore_share FROM masks WHERE image_id"
+        for part in _parts(ids):
+            for image_id, pixels, ignored in self._all(_among(sql, part), *part):
+                yield MaskRow(image_id, json.loads(pixels), ignored, {})
 
     def masks(self) -> dict[str, MaskRow]:
         """Image id -> its mask's row."""
@@ -1117,12 +1183,19 @@ class Ledger:
         """Role -> the model used for it."""
         return {row[0]: ModelRow(*row) for row in self._all("SELECT * FROM models ORDER BY rowid")}
 
-    def decisions(self, kind: DecisionKind) -> dict[str, DecisionRow]:
-        """Subject -> the latest decision of this kind about it."""
-        rows = self._all(
-            "SELECT kind, subject, action, value, note, source FROM decisions WHERE kind=? ORDER BY id", kind
-        )
-        return {r[1]: DecisionRow(r[0], r[1], r[2], json.loads(r[3]), r[4], r[5]) for r in rows}
+    def decisions(self, kind: DecisionKind, ids: Sequence[str] | None = None) -> dict[str, DecisionRow]:
+        """Subject -> the latest decision of this kind about it: those of `ids` or all."""
+        rows = self._of_kind("SELECT kind, subject, action, value, note, source FROM decisions", kind, ids)
+        return {r[1]: _decision(r) for r in rows}
+
+    def each_decision(self, kind: DecisionKind) -> Iterator[tuple[int, DecisionRow]]:
+        """The latest decision of this kind about each subject, with its number, by subject, read in pages."""
+        for _, number, *row in self._each(
+            """SELECT subject, MAX(id), kind, subject, action, value, note, source FROM decisions
+               WHERE kind=? AND subject > ? GROUP BY subject ORDER BY subject LIMIT ?""",
+            kind,
+        ):
+            yield number, _decision(row)
 
     def decided(self, kind: DecisionKind, ids: Sequence[str] | None = None) -> set[str]:
         """Subjects that a reviewer has decided about: those of `ids` or all."""
@@ -1140,9 +1213,7 @@ class Ledger:
             kind,
             subject,
         )
-        return (
-            None if row is None else DecisionRow(row[0], row[1], row[2], json.loads(row[3]), row[4], row[5])
-        )
+        return None if row is None else _decision(row)
 
     def subjects_like(self, kind: DecisionKind, name: str, at_most: int) -> tuple[list[str], int]:
         """Up to `at_most` ids of what a decision of this kind may be about, and the number of all that fit `name`.
@@ -1240,6 +1311,13 @@ class Ledger:
         rows = self._all("SELECT at, kind, detail FROM events WHERE ?1 IS NULL OR kind=?1 ORDER BY id", kind)
         return [(at, name, json.loads(detail)) for at, name, detail in rows]
 
+    def each_event(self) -> Iterator[tuple[float, str, dict[str, Any]]]:
+        """The rows of `events`, read in pages; the ledger may be written to in between."""
+        for at, kind, detail in self._pages(
+            "SELECT at, kind, detail, id FROM events WHERE id > ? ORDER BY id LIMIT ?"
+        ):
+            yield at, kind, json.loads(detail)
+
     def tallies(self) -> dict[str, ClassTally]:
         """Class -> counts of admitted prompts and of their images; a class without such a prompt is left out."""
         rows = self._all(
@@ -1316,13 +1394,13 @@ class Ledger:
             yield from (row[:-1] for row in rows)
             last = rows[-1][-1]
 
-    def _each(self, sql: str) -> Iterator[tuple[Any, ...]]:
+    def _each(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Rows in pages; `sql` selects at most ? of them after the first column ?, in its order.
 
         The ledger may be written to in between.
         """
         after = ""
-        while rows := self._all(sql, after, PAGE):
+        while rows := self._all(sql, *values, after, PAGE):
             yield from rows
             after = rows[-1][0]
 
@@ -1368,6 +1446,10 @@ def _evidence(row: tuple[Any, ...]) -> Evidence:
         real=json.loads(row[9]),
         heard=json.loads(row[11]),
     )
+
+
+def _decision(row: Sequence[Any]) -> DecisionRow:
+    return DecisionRow(row[0], row[1], row[2], json.loads(row[3]), row[4], row[5])
 
 
 def _testimony(

@@ -68,13 +68,18 @@ def _place(folder: Path, image_id: str, suffix: str) -> Path:
 
 def _stored(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> Path:
     """The file of an image with one of `suffixes`; where there is none, the path with the first of them."""
+    found = _existing(folder, image_id, suffixes)
+    return Path(found or f"{_sub_folder(folder, image_id)}/{image_id}{suffixes[0]}")
+
+
+def _existing(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> str | None:
     # Strings, because a path of pathlib takes as long as the question to the file system.
     stem = f"{_sub_folder(folder, image_id)}/{image_id}"
     for suffix in suffixes:
         if os.path.exists(f"{stem}{suffix}"):
-            return Path(f"{stem}{suffix}")
+            return f"{stem}{suffix}"
     flat = f"{folder}/{image_id}.png"  # earlier versions had no sub-folders, and PNG alone
-    return Path(flat if ".png" in suffixes and os.path.exists(flat) else f"{stem}{suffixes[0]}")
+    return flat if ".png" in suffixes and os.path.exists(flat) else None
 
 
 def _folders_in(folder: Path) -> list[str]:
@@ -161,6 +166,14 @@ class RunFolder:
     def mask(self, image_id: str) -> Path:
         """The palette PNG file of an image's mask; it may not exist."""
         return self._file(self.masks, image_id, (".png",), True)
+
+    def missing(self, images: Iterable[str], masks: Iterable[str]) -> tuple[int, int]:
+        """How many of these images and masks have no file in this folder; nothing is fetched or opened."""
+        suffixes = tuple(SUFFIXES.values())
+        return (
+            sum(_existing(self.images, image_id, suffixes) is None for image_id in images),
+            sum(_existing(self.masks, image_id, (".png",)) is None for image_id in masks),
+        )
 
     def new_mask(self, image_id: str) -> Path:
         """Where to write a new mask, or the new version of one; creates the sub-folder."""

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segsmith.memory.ledger import ImageRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.reasons import VerdictReason
+from segsmith.report.drawn import DrawnImage
 from segsmith.report.run_data import RunData
-from segsmith.report.sheets import round_robin, verdict_numbers
-from segsmith.report.statistics import certainty, label, median_sharpness
+from segsmith.report.sheets import verdict_numbers
+from segsmith.report.statistics import label
 from segsmith.report.thumbnails import Overlay, mask_overlay, photo_uri
 
-STRIP, ACCEPTED, REJECTED, EXAMPLES = 12, 12, 12, 12
-"""The largest number of images in each place; the sheets hold all images."""
+EXAMPLES = 12
+"""The largest number of test images."""
 
 
 @dataclass(frozen=True)
@@ -56,47 +56,37 @@ class Cards:
     rejected: list[Card]
     examples: list[Example]
 
-    @property
-    def ids(self) -> list[str]:
-        """The ids of all generated images on the cards."""
-        return list(dict.fromkeys(c.id for c in [*self.strip, *self.accepted, *self.rejected]))
 
-
-def choose_cards(run: RunFolder, data: RunData, classes: Sequence[str]) -> Cards:
-    """Choose images for every place, spread over classes and reasons, and make their thumbnails."""
+def make_cards(run: RunFolder, data: RunData, classes: Sequence[str]) -> Cards:
+    """The chosen images of every place with their thumbnails."""
     made: dict[str, Card] = {}
-    sharpness = median_sharpness(data)
 
-    def cards(images: Sequence[ImageRow]) -> list[Card]:
+    def cards(images: Sequence[DrawnImage]) -> list[Card]:
         for image in images:
             if image.id not in made:
-                made[image.id] = _card(run, data, image, classes, sharpness)
+                made[image.id] = _card(run, data, image, classes)
         return [made[image.id] for image in images]
 
-    masked = [image for image in data.accepted if image.id in data.masks]
-    best = sorted(masked or data.accepted, key=lambda image: -certainty(data, image))
     return Cards(
-        strip=[card for card in cards(round_robin(best, data.target, STRIP)) if card.photo],
-        accepted=cards(round_robin(data.accepted, data.target, ACCEPTED)),
-        rejected=cards(round_robin(data.rejected, lambda i: data.verdicts[i.id].reason, REJECTED)),
+        strip=[card for card in cards(data.chosen.strip) if card.photo],
+        accepted=cards(data.chosen.accepted),
+        rejected=cards(data.chosen.rejected),
         examples=_examples(run.evaluation / "real", data, classes),
     )
 
 
-def _card(
-    run: RunFolder, data: RunData, image: ImageRow, classes: Sequence[str], sharpness: float | None
-) -> Card:
-    prompt, verdict = data.prompts[image.prompt_id], data.verdicts[image.id]
+def _card(run: RunFolder, data: RunData, image: DrawnImage, classes: Sequence[str]) -> Card:
+    reason = image.verdict.reason if image.verdict else ""
     return Card(
         id=image.id,
-        target=prompt.class_name,
-        prompt=prompt.text,
-        accepted=verdict.accepted,
-        reason=label(verdict.reason),
-        reason_wording=VerdictReason.wording_of(verdict.reason),
-        numbers=verdict_numbers(verdict, sharpness),
+        target=image.target,
+        prompt=data.prompts[image.row.prompt_id].text,
+        accepted=image.is_accepted,
+        reason=label(reason),
+        reason_wording=VerdictReason.wording_of(reason),
+        numbers=verdict_numbers(image.verdict, data.image_counts.median_sharpness),
         photo=photo_uri(run.image(image.id)),
-        mask=mask_overlay(run.mask(image.id), classes) if image.id in data.masks else None,
+        mask=mask_overlay(run.mask(image.id), classes) if image.mask else None,
     )
 
 

@@ -12,20 +12,17 @@ TINY = 1e-12
 """A curve that stays below this is drawn as zero."""
 
 
-def bin_counts(values: Sequence[float], bins: int = BINS) -> list[int]:
-    """Counts of values in [0, 1] in equal bins; 1 belongs to the last bin, values outside to the nearest."""
-    counts = [0] * bins
-    for value in values:
-        counts[min(int(min(max(value, 0.0), 1.0) * bins), bins - 1)] += 1
-    return counts
+def bin_of(value: float) -> int:
+    """The one of `BINS` equal bins of [0, 1] that a value is in: 1 in the last, values outside in the nearest."""
+    return min(int(min(max(value, 0.0), 1.0) * BINS), BINS - 1)
 
 
-def histogram(
-    accepted: Sequence[float], rejected: Sequence[float], threshold: float | None, name: str
-) -> Markup:
-    """Stacked histogram of probabilities in [0, 1]: accepted filled, rejected outlined, threshold dashed."""
+def histogram(good: Sequence[int], bad: Sequence[int], threshold: float | None, name: str) -> Markup:
+    """Stacked histogram of probabilities in [0, 1]: accepted filled, rejected outlined, threshold dashed.
+
+    `good` and `bad` are the numbers of accepted and rejected images in each of the bins (`bin_of`).
+    """
     width, height, top, bottom = 240, 116, 16, 18
-    good, bad = bin_counts(accepted), bin_counts(rejected)
     peak = max(1, *(g + b for g, b in zip(good, bad, strict=True)))
     base, unit, step = height - bottom, (height - top - bottom) / peak, width / BINS
     parts = []
@@ -37,7 +34,7 @@ def histogram(
             parts.append(
                 f'<rect class="bad" {_box(x + 0.5, base - (g + b) * unit + 0.5, wide - 1, b * unit - 1)}/>'
             )
-    label = f"{name}: probabilities of {len(accepted)} accepted and {len(rejected)} rejected images"
+    label = f"{name}: probabilities of {sum(good)} accepted and {sum(bad)} rejected images"
     parts.append(f'<line class="axis" x1="0" x2="{width}" y1="{base}" y2="{base}"/>')
     for value, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         parts.append(_text(value * width, height - 4, f"{value:g}", anchor))

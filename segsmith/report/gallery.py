@@ -13,8 +13,9 @@ from segsmith.errors import SegsmithError
 from segsmith.files import png_bytes, write_atomic
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
-from segsmith.report.run_data import read_run
-from segsmith.report.statistics import certainty
+from segsmith.report.drawn import each_image
+from segsmith.report.reader import Reader
+from segsmith.report.selection import Best
 from segsmith.report.thumbnails import small_mask, small_photo
 
 GAP_PX = 4
@@ -30,16 +31,8 @@ def write_gallery(run: RunFolder, ledger: Ledger, config: Config, columns: int =
     They are the accepted images of which the judge is most certain, each above its mask in VOC's colours; uncertain
     pixels (255) are light. Raises `SegsmithError` where no accepted image has a readable mask.
     """
-    data = read_run(run, ledger)
-    tiles: dict[str, list[Tile]] = {name: [] for name in config.classes}
-    per_class = max(1, ROWS * columns // max(1, len(tiles)))
-    for image in sorted(data.accepted, key=lambda image: -certainty(data, image)):
-        of_class = tiles.get(data.target(image))
-        if image.id in data.masks and of_class is not None and len(of_class) < per_class:
-            tile = _tile(run.image(image.id), run.mask(image.id), config.images.size)
-            if tile is not None:
-                of_class.append(tile)
-    shown = [tile for of_class in tiles.values() for tile in of_class]
+    reader = Reader()
+    shown = reader.complete(lambda: _best_tiles(run, ledger, reader, config, columns))
     if not shown:
         raise SegsmithError(
             f"{run.root} has no accepted image with a mask yet.",
@@ -49,6 +42,18 @@ def write_gallery(run: RunFolder, ledger: Ledger, config: Config, columns: int =
     run.clean_up()
     write_atomic(path, png_bytes(_grid(shown, columns)))
     return path
+
+
+def _best_tiles(run: RunFolder, ledger: Ledger, reader: Reader, config: Config, columns: int) -> list[Tile]:
+    best = Best[Tile](max(1, ROWS * columns // max(1, len(config.classes))))
+    for image in each_image(run, ledger, reader):
+        wanted = image.is_accepted and image.mask is not None and image.target in config.classes
+        # Few of many images are among the best so far, so few are decoded.
+        if wanted and best.admits(image.target, image.certainty):
+            tile = _tile(run.image(image.id), run.mask(image.id), config.images.size)
+            if tile is not None:
+                best.add(image.target, image.certainty, tile)
+    return [tile for name in config.classes for tile in best.of(name)]
 
 
 def _tile(photo_path: Path, mask_path: Path, side: int) -> Tile | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from segsmith.memory.ledger import PromptRow, prompt_families
 from segsmith.report.run_data import RunData
-from segsmith.report.sheets import round_robin
 from segsmith.report.statistics import label, ratio
 from segsmith.report.theme import OUTLINES, class_shape
 
-CAP = 5_000
-"""The largest number of prompts in the page; of more, a selection spread over classes and statuses."""
 WIDTH, HEIGHT, MARGIN, RADIUS = 720, 420, 14, 4.2
+NO_YIELD = (0, 0)
 LEVELS = ("unjudged", "none", "some", "most")
 """Share of a prompt's judged images that were accepted: none judged yet, none, less than half, half or more."""
 
@@ -49,27 +47,6 @@ def project(vectors: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], fl
     return centred @ plane, float(values[::-1][:2].sum() / total) if total > 1e-12 else 0.0
 
 
-def select_prompts(data: RunData, first: Iterable[str], cap: int = CAP) -> dict[str, PromptRow]:
-    """At most `cap` prompts in the order they were written, always including those with the ids in `first`."""
-    if len(data.prompts) <= cap:
-        return dict(data.prompts)
-    chosen = set(first)
-    rest = [prompt for prompt in data.prompts.values() if prompt.id not in chosen]
-    chosen |= {p.id for p in round_robin(rest, lambda p: f"{p.class_name}/{p.status}", cap - len(chosen))}
-    return {prompt_id: prompt for prompt_id, prompt in data.prompts.items() if prompt_id in chosen}
-
-
-def yields(data: RunData) -> dict[str, tuple[int, int]]:
-    """Prompt id -> number of (judged, accepted) images."""
-    judged, accepted = Counter[str](), Counter[str]()
-    for image in data.images:
-        verdict = data.verdicts.get(image.id)
-        if verdict is not None:
-            judged[image.prompt_id] += 1
-            accepted[image.prompt_id] += verdict.accepted
-    return {prompt_id: (judged[prompt_id], accepted[prompt_id]) for prompt_id in data.prompts}
-
-
 def prompt_map(
     data: RunData, classes: Sequence[str], vectors: Mapping[str, NDArray[np.float32]]
 ) -> PromptMap | None:
@@ -90,13 +67,12 @@ def prompt_map(
     scale = (np.array([WIDTH, HEIGHT]) - 2 * MARGIN) / np.maximum(high - low, 1e-9)
     places = MARGIN + (flat - low) * scale
     places[:, 1] = HEIGHT - places[:, 1]
-    known = yields(data)
     number = {name: index for index, name in enumerate(classes, 1)}
     points, paths = {}, defaultdict[tuple[int, str], list[str]](list)
     for prompt, (x, y) in zip(shown, places.tolist(), strict=True):
         points[prompt.id] = (round(x, 1), round(y, 1))
         index = number.get(prompt.class_name, 0)
-        paths[index, level(*known[prompt.id])].append(marker(class_shape(index), x, y))
+        paths[index, level(*data.yields.get(prompt.id, NO_YIELD))].append(marker(class_shape(index), x, y))
     parts = [
         f'<path class="k{index} level-{name}" data-class="{index}" d="{"".join(marks)}"/>'
         for (index, name), marks in sorted(paths.items())
@@ -133,7 +109,7 @@ def marker(shape: str, x: float, y: float) -> str:
 def prompt_table(
     data: RunData, classes: Sequence[str], points: Mapping[str, tuple[float, float]]
 ) -> dict[str, Any]:
-    """Every prompt for the page, one list per column, grouped by family: the largest family first.
+    """The prompts on the page, one list per column, grouped by family: the largest family first.
 
     ``parent`` is a row of the table or -1; ``family`` numbers the families from 0.
     """
@@ -145,7 +121,7 @@ def prompt_table(
     order = [prompt_id for members in rows for prompt_id in members]
     place = {prompt_id: k for k, prompt_id in enumerate(order)}
     number = {name: index for index, name in enumerate(classes)}
-    known, prompts = yields(data), [data.prompts[prompt_id] for prompt_id in order]
+    prompts = [data.prompts[prompt_id] for prompt_id in order]
     return {
         "id": order,
         "text": [p.text for p in prompts],
@@ -154,8 +130,8 @@ def prompt_table(
         "parent": [-1 if p.parent_id in (None, p.id) else place.get(p.parent_id, -1) for p in prompts],
         "family": [k for k, members in enumerate(rows) for _ in members],
         "problem": [_problem(p) for p in prompts],
-        "judged": [known[p.id][0] for p in prompts],
-        "accepted": [known[p.id][1] for p in prompts],
+        "judged": [data.yields.get(p.id, NO_YIELD)[0] for p in prompts],
+        "accepted": [data.yields.get(p.id, NO_YIELD)[1] for p in prompts],
         "x": [points.get(p.id, (None, None))[0] for p in prompts],
         "y": [points.get(p.id, (None, None))[1] for p in prompts],
     }

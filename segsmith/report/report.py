@@ -6,7 +6,7 @@ import base64
 import datetime
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from segsmith.memory.ledger import Ledger
 from segsmith.memory.prompt_memory import stored_vectors
 from segsmith.memory.run_folder import RunFolder
 from segsmith.report import charts, prompt_map, statistics
-from segsmith.report.cards import choose_cards
-from segsmith.report.run_data import RunData, finite, read_run
-from segsmith.report.sheets import Selection, image_index, image_sheets, select_images
+from segsmith.report.cards import make_cards
+from segsmith.report.reader import finite
+from segsmith.report.run_data import ProbabilityBins, RunData, read_run
+from segsmith.report.sheets import Selection, arrange, image_index, image_sheets
 from segsmith.report.theme import percent_step, theme_css
 from segsmith.types import Evaluation
 
@@ -72,12 +73,11 @@ def build_report(run: RunFolder, ledger: Ledger, config: Config) -> Path:
 
 def render(run: RunFolder, data: RunData, config: Config) -> Iterator[str]:
     """The page as HTML, piece by piece: first everything that is visible at once, then the sheets of images."""
-    cards = choose_cards(run, data, config.classes)
-    selection = select_images(data, config.classes, first=cards.ids)
+    cards = make_cards(run, data, config.classes)
+    selection = arrange(data, config.classes)
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     css = _asset("style.css") + theme_css(config.classes)
     rows = statistics.class_rows(data, config)
-    decisions, decision_counts = statistics.reviewer_decisions(data)
     yield (
         _environment(config)
         .get_template("page.html.j2")
@@ -101,8 +101,6 @@ def render(run: RunFolder, data: RunData, config: Config) -> Iterator[str]:
             histograms=_histograms(data, config),
             visits=statistics.visit_counts(data),
             costs=statistics.costs(data),
-            decisions=decisions,
-            decision_counts=decision_counts,
             config_toml=_config_text(run, config),
             **_prompts_and_index(run, data, config, selection),
             **_training(data),
@@ -116,31 +114,27 @@ def render(run: RunFolder, data: RunData, config: Config) -> Iterator[str]:
 def _prompts_and_index(run: RunFolder, data: RunData, config: Config, selection: Selection) -> dict[str, Any]:
     """The map of the prompts, and the two tables that the page's script works on."""
     memory = Path(config.memory) if config.memory else run.memory
-    # The tables of a large run hold a part of the prompts; all counts on the page are of the whole run.
-    chosen = prompt_map.select_prompts(data, (image.prompt_id for image in selection.images))
-    part = replace(data, prompts=chosen)
-    admitted = [p.id for p in chosen.values() if p.status == "admitted"]
-    found = prompt_map.prompt_map(part, config.classes, stored_vectors(memory, admitted))
-    table = prompt_map.prompt_table(part, config.classes, found.points if found else {})
+    admitted = [p.id for p in data.prompts.values() if p.status == "admitted"]
+    found = prompt_map.prompt_map(data, config.classes, stored_vectors(memory, admitted))
+    table = prompt_map.prompt_table(data, config.classes, found.points if found else {})
     place = {prompt_id: k for k, prompt_id in enumerate(table["id"])}
     # The browser stores marks by run id. A ledger from before run ids gets one that differs from other runs'.
-    run_id = data.run_id or make_id("r", *(image.id for image in data.images))
+    run_id = data.run_id or make_id("r", *(image.id for image in selection.images))
     index = {"run": run_id, **image_index(selection, data, config.classes, place)}
     return {"map": found, "prompt_table": table, "index": index}
 
 
 def _histograms(data: RunData, config: Config) -> list[Histogram]:
-    probabilities = statistics.probabilities(data)
+    probabilities = data.image_counts.probabilities
     return [
         Histogram(
             name,
-            len(accepted),
-            len(rejected),
-            charts.histogram(accepted, rejected, data.thresholds.get(name), name),
+            sum(bins.accepted),
+            sum(bins.rejected),
+            charts.histogram(bins.accepted, bins.rejected, data.thresholds.get(name), name),
         )
         for name in config.classes
-        for accepted, rejected in [probabilities.get(name, ([], []))]
-        if accepted or rejected
+        if (bins := probabilities.get(name, ProbabilityBins())) != ProbabilityBins()
     ]
 
 

@@ -1,100 +1,204 @@
-"""What the report knows about a run: one reading of its ledger that tolerates damage."""
+"""What the report knows about a run: counts of everything, and the images and prompts that the page shows.
+
+The ledger is read once, a page of rows at a time, so memory is bounded by what the page shows.
+"""
 
 from __future__ import annotations
 
-import math
-import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import heapq
+import statistics
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from segsmith.errors import SegsmithError
 from segsmith.memory.ledger import (
     DecisionKind,
     DecisionRow,
     GuidanceRow,
-    ImageRow,
     Ledger,
-    MaskRow,
     ModelRow,
     PromptRow,
     RunSummary,
-    UndrawnRow,
     UsageRow,
-    VerdictRow,
 )
 from segsmith.memory.real_images import RealSet
-from segsmith.memory.run_folder import RunFolder, is_id
+from segsmith.memory.run_folder import RunFolder
+from segsmith.report.charts import BINS, bin_of
+from segsmith.report.drawn import DrawnImage, check_files, each_image, prompt_ok
+from segsmith.report.reader import DAMAGE, Reader, are_texts, finite
+from segsmith.report.selection import Choice, Chosen, RoundRobin
 from segsmith.types import Evaluation
 
-LABEL_SOURCES = ("prompt", "clip", "real", "relabel")
 DECISION_KINDS: tuple[DecisionKind, ...] = ("prompt", "verdict", "label", "mask")
+PROMPT_CAP = 5_000
+"""The largest number of prompts in the page; of more, a selection spread over classes and statuses."""
+DECISIONS_SHOWN = 200
 LAST_EPOCH = 1_000_000
-NUMBERS = {
-    "probability": "probability",
-    "threshold": "threshold",
-    "runner_up": "runner-up",
-    "sharpness": "sharpness / median",
-    "duplicate_cosine": "cosine to most similar image",
-}
-"""Score of a verdict -> its name on the page."""
 NOTHING: Mapping[str, Any] = {}
 
-Row = TypeVar("Row")
-Kept = TypeVar("Kept")
-Value = TypeVar("Value")
+
+@dataclass
+class PromptCounts:
+    """Counts of all prompts of a run."""
+
+    status: Counter[str] = field(default_factory=Counter)
+    admitted: Counter[str] = field(default_factory=Counter)
+    """Class -> admitted prompts."""
+    visits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(Place, light) -> admitted prompts; "any" stands for none."""
+    drop_problems: Counter[str] = field(default_factory=Counter)
+    """Problem -> dropped prompts."""
+
+    @property
+    def written(self) -> int:
+        return self.status.total()
+
+    def add(self, prompt: PromptRow) -> None:
+        self.status[prompt.status] += 1
+        if prompt.status == "admitted":
+            self.admitted[prompt.class_name] += 1
+            place, light = (str(prompt.attributes.get(name) or "any") for name in ("place", "light"))
+            self.visits[place, light] += 1
+        if prompt.status == "dropped":
+            self.drop_problems[str(prompt.critique.get("problem") or "").partition(":")[0]] += 1
+
+
+@dataclass
+class ProbabilityBins:
+    """Numbers of images by the probability of the class they were drawn for, in the bins of a histogram."""
+
+    accepted: list[int] = field(default_factory=lambda: [0] * BINS)
+    rejected: list[int] = field(default_factory=lambda: [0] * BINS)
+
+
+@dataclass
+class ImageCounts:
+    """Counts of all images of a run. Classes are those that images were drawn for."""
+
+    drawn: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    reject_reasons: Counter[str] = field(default_factory=Counter)
+    labelled: int = 0
+    """Accepted images with labels of any source."""
+    masked: int = 0
+    """Accepted images with a mask."""
+    masks: int = 0
+    pixels: Counter[str] = field(default_factory=Counter)
+    """Class -> number of its pixels in all masks."""
+    probabilities: dict[str, ProbabilityBins] = field(default_factory=lambda: defaultdict(ProbabilityBins))
+    _sharpness: array[float] = field(default_factory=lambda: array("d"))
+    # Eight bytes an image, because a median needs all values.
+
+    @property
+    def rejected(self) -> int:
+        return self.judged.total() - self.accepted.total()
+
+    @cached_property
+    def median_sharpness(self) -> float | None:
+        """Of the judged images, the unit in which sharpness is shown; asked for when all have been added."""
+        return statistics.median(self._sharpness) if self._sharpness else None
+
+    def add(self, image: DrawnImage) -> None:
+        self.drawn[image.target] += 1
+        if image.mask is not None:
+            self.masks += 1
+            self.pixels.update(image.mask.pixels)
+        if image.verdict is None:
+            return
+        self.judged[image.target] += 1
+        if image.is_accepted:
+            self.accepted[image.target] += 1
+            self.labelled += bool(image.labels)
+            self.masked += image.mask is not None
+        else:
+            self.reject_reasons[image.verdict.reason] += 1
+        probability, sharpness = (finite(image.verdict.scores.get(n)) for n in ("probability", "sharpness"))
+        if probability is not None:
+            bins = self.probabilities[image.target]
+            (bins.accepted if image.is_accepted else bins.rejected)[bin_of(probability)] += 1
+        if sharpness is not None:
+            self._sharpness.append(sharpness)
+
+
+@dataclass
+class Events:
+    """What the report shows of a run's events."""
+
+    last: float | None = None
+    """Unix time of the last one."""
+    epochs: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Of an epoch that was trained again after a stop, the last."""
+    drawing_seconds: float | None = None
+    shortfalls: dict[str, str] = field(default_factory=dict)
+    """Class -> why its drawing ended early."""
+
+    def add(self, at: float, kind: str, detail: Mapping[str, Any]) -> None:
+        self.last = at
+        if kind == "epoch":
+            number = finite(detail.get("epoch"))
+            if number is not None and 0 <= number <= LAST_EPOCH:
+                self.epochs[int(number)] = detail
+        elif kind == "drawn":
+            seconds = finite(detail.get("seconds"))
+            if seconds is not None:
+                self.drawing_seconds = (self.drawing_seconds or 0.0) + seconds
+        elif kind == "missing":
+            self.shortfalls[str(detail.get("class", ""))] = str(detail.get("reason", ""))
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What reviewers decided."""
+
+    newest: Sequence[DecisionRow]
+    """At most `DECISIONS_SHOWN`, the oldest first."""
+    counts: Counter[str]
+    """Kind and action -> number of all decisions."""
+    prompts: Mapping[str, str]
+    """Subject of `newest` -> the text of its prompt."""
+    verdicts: Mapping[str, DecisionRow]
+    """Image id -> decision about its verdict, of the images on the sheets."""
 
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything the report needs from a run, read once.
+    """Everything the report needs from a run.
 
     Damaged rows are left out. `problems` says in one sentence each what was left out and which files are
     missing; it is empty for an intact run.
     """
 
+    prompt_counts: PromptCounts
+    image_counts: ImageCounts
+    chosen: Chosen
+    """The images that the page shows."""
     prompts: Mapping[str, PromptRow]
-    images: Sequence[ImageRow]
-    undrawn: Sequence[UndrawnRow]
-    verdicts: Mapping[str, VerdictRow]
-    """Image id -> verdict; of its scores only `NUMBERS`, since one for each class takes most of a ledger's memory."""
-    labels: Mapping[str, Mapping[str, tuple[str, ...]]]
-    """Source -> image id -> classes; without the scores."""
-    masks: Mapping[str, float]
-    """Image id -> share of its mask's pixels that are 255."""
-    pixels: Mapping[str, int]
-    """Class -> number of its pixels in all masks."""
+    """The prompts that the page lists, in the order they were written: those of `chosen`, and others."""
+    yields: Mapping[str, tuple[int, int]]
+    """Prompt id -> number of (judged, accepted) images, of `prompts`."""
+    undrawn: Mapping[str, int]
+    """Reason -> number of requested images that were not drawn."""
     thresholds: Mapping[str, float]
     summary: RunSummary
     evaluation: Mapping[str, Evaluation]
     versions: Mapping[str, str]
     epochs: Sequence[Mapping[str, Any]]
-    drawing: Sequence[Mapping[str, Any]]
+    """In order."""
+    drawing_seconds: float | None
     shortfalls: Mapping[str, str]
     usage: Mapping[str, UsageRow]
     models: Mapping[str, ModelRow]
-    decisions: Mapping[tuple[str, str], DecisionRow]
+    decisions: Decisions
     guidance: Sequence[GuidanceRow]
     run_id: str
     last_event: float | None
     real_images: int | None
     """Images of the dataset that the run augments; None for a run that started from class names."""
     problems: Sequence[str]
-
-    def target(self, image: ImageRow) -> str:
-        """The class the image was drawn for."""
-        return self.prompts[image.prompt_id].class_name
-
-    @cached_property
-    def accepted(self) -> list[ImageRow]:
-        return [i for i in self.images if i.id in self.verdicts and self.verdicts[i.id].accepted]
-
-    @cached_property
-    def rejected(self) -> list[ImageRow]:
-        return [i for i in self.images if i.id in self.verdicts and not self.verdicts[i.id].accepted]
 
     @property
     def held_out(self) -> Evaluation | None:
@@ -110,147 +214,108 @@ class RunData:
 
 def read_run(run: RunFolder, ledger: Ledger) -> RunData:
     """Read a run in whatever state it is, without changing it."""
-    reader = _Reader()
-    # Rows before what they refer to: a session may be writing, and what is read later is more complete.
-    masks, pixels = _masks(ledger, reader)
-    labels = {
-        source: dict(reader.rows(f"{source} labels", partial(_label_sets, ledger, source), _label_ok))
-        for source in LABEL_SOURCES
-    }
-    verdicts = reader.kept("verdicts", ledger.each_verdict, _verdict_ok, _shown_scores)
-    images = reader.rows("images", ledger.images, _image_ok)
-    prompts = {p.id: p for p in reader.rows("prompts", ledger.prompts, _prompt_ok)}
-    known = [image for image in images if image.prompt_id in prompts]
-    reader.count_lost("images", "belong to no known prompt", len(images) - len(known), len(images))
-    events = reader.rows("events", ledger.events, _event_ok)
-    decisions: dict[tuple[str, str], DecisionRow] = {}
-    for kind in DECISION_KINDS:
-        for row in reader.rows(f"{kind} decisions", partial(ledger.decisions, kind), _decision_ok):
-            decisions[row.kind, row.subject] = row
+    reader = Reader()
+    return reader.complete(lambda: _read(run, ledger, reader))
+
+
+def _read(run: RunFolder, ledger: Ledger, reader: Reader) -> RunData:
+    image_counts, choice = ImageCounts(), Choice()
+    for image in each_image(run, ledger, reader):
+        image_counts.add(image)
+        choice.add(image)
+    chosen = choice.chosen()
+    if run.remote is not None:  # its other files stay in the store
+        _fetch(run, chosen, reader)
+    prompt_counts, prompts = _prompts(ledger, reader, chosen)
+    events = Events()
+    for event in reader.each("events", ledger.each_event, _event_ok):
+        events.add(*event)
     thresholds = reader.value("thresholds", lambda: ledger.thresholds, NOTHING)
     versions = reader.value("versions", lambda: ledger.versions, NOTHING)
     real_set = reader.value("list of real images", partial(RealSet.open, run.real), None)
-    reader.missing_files(run.images.name, "image", [run.image(image.id) for image in known])
-    reader.missing_files(run.masks.name, "mask", [run.mask(image_id) for image_id in masks])
     return RunData(
+        prompt_counts=prompt_counts,
+        image_counts=image_counts,
+        chosen=chosen,
         prompts=prompts,
-        images=known,
-        undrawn=reader.rows("undrawn images", ledger.undrawn, lambda row: _texts(row.id, row.reason)),
-        verdicts={v.image_id: v for v in verdicts},
-        labels=labels,
-        masks=masks,
-        pixels=pixels,
+        yields=reader.value("yields", lambda: ledger.yields_of(list(prompts)), NOTHING),
+        undrawn=_undrawn(ledger, reader),
         thresholds={str(k): v for k, v in ((k, finite(v)) for k, v in thresholds.items()) if v is not None},
         summary=reader.value("summary", lambda: ledger.summary, RunSummary()),
         evaluation=_evaluation(ledger, reader),
         versions={str(name): str(version) for name, version in versions.items()},
-        epochs=_last_epochs(detail for _, kind, detail in events if kind == "epoch"),
-        drawing=[detail for _, kind, detail in events if kind == "drawn"],
-        shortfalls={
-            str(detail.get("class", "")): str(detail.get("reason", ""))
-            for _, kind, detail in events
-            if kind == "missing"
-        },
+        epochs=[detail for _, detail in sorted(events.epochs.items())],
+        drawing_seconds=events.drawing_seconds,
+        shortfalls=events.shortfalls,
         usage={row.role: row for row in reader.rows("usage", ledger.usage, _usage_ok)},
         models={row.role: row for row in reader.rows("models", ledger.models, _model_ok)},
-        decisions=decisions,
+        decisions=_decisions(ledger, reader, chosen),
         guidance=reader.rows("wishes", lambda: ledger.guidance(active_only=False), _guidance_ok),
         run_id=reader.value("run id", lambda: ledger.run_id, ""),
-        last_event=events[-1][0] if events else None,
+        last_event=events.last,
         real_images=None if real_set is None else len(real_set.images),
         problems=tuple(reader.problems),
     )
 
 
-def finite(value: object) -> float | None:
-    """The number, or None for anything that is not a finite number."""
-    try:
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an integer beyond the range of floats
-        pass
-    return None
+def _fetch(run: RunFolder, chosen: Chosen, reader: Reader) -> None:
+    """Fetch the files of the images that the page shows from the run's store, and count those that are missing."""
+    masked = [image.id for image in chosen.on_sheets if image.mask is not None]
+    run.fetch([image.id for image in chosen.on_sheets])
+    run.fetch(masked, masks=True)
+    check_files(run, [image.id for image in chosen.on_sheets], masked, reader)
 
 
-class _Reader:
-    """Reads tables one by one and collects, in `problems`, what could not be used."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def value(self, name: str, read: Callable[[], Value], default: Value) -> Value:
-        """What `read` returns, or `default` where that part of the ledger is damaged."""
-        try:
-            return read()
-        except (SegsmithError, OSError):  # their messages name paths, which are not for the page
-            self.problems.append(f"The {name} cannot be read.")
-        except (sqlite3.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            self.problems.append(f"The {name} cannot be read ({error}).")
-        except RecursionError:
-            self.problems.append(f"The {name} cannot be read (nested too deeply).")
-        return default
-
-    def rows(
-        self, name: str, read: Callable[[], Iterable[Row] | Mapping[str, Row]], usable: Callable[[Row], bool]
-    ) -> list[Row]:
-        """The usable rows of a table."""
-        return self.kept(name, read, usable, lambda row: row)
-
-    def kept(
-        self,
-        name: str,
-        read: Callable[[], Iterable[Row] | Mapping[str, Row]],
-        usable: Callable[[Row], bool],
-        keep: Callable[[Row], Kept],
-    ) -> list[Kept]:
-        """What `keep` keeps of each usable row of a table; the rest is not held where `read` is an iterator."""
-
-        def read_all() -> tuple[list[Kept], int]:
-            found, total = read(), 0
-            kept: list[Kept] = []
-            for row in found.values() if isinstance(found, Mapping) else found:
-                total += 1
-                if usable(row):
-                    kept.append(keep(row))
-            return kept, total
-
-        nothing: tuple[list[Kept], int] = ([], 0)
-        kept, total = self.value(name, read_all, nothing)
-        self.count_lost(name, "are damaged and left out", total - len(kept), total)
-        return kept
-
-    def count_lost(self, name: str, what: str, lost: int, total: int) -> None:
-        if lost:
-            self.problems.append(f"{lost} of {total} {name} {what}.")
-
-    def missing_files(self, folder: str, name: str, paths: Sequence[Path]) -> None:
-        missing = sum(not path.exists() for path in paths)
-        self.count_lost(f"{name} files", f"are missing from {folder}/", missing, len(paths))
+def _prompts(ledger: Ledger, reader: Reader, chosen: Chosen) -> tuple[PromptCounts, dict[str, PromptRow]]:
+    """`RunData.prompt_counts` and `RunData.prompts`."""
+    counts, spread = PromptCounts(), RoundRobin[str](PROMPT_CAP)
+    for prompt in reader.each("prompts", ledger.each_prompt, prompt_ok):
+        counts.add(prompt)
+        spread.add(f"{prompt.class_name}/{prompt.status}", prompt.id)
+    wanted = {image.row.prompt_id for image in chosen.on_sheets}
+    others = [prompt_id for prompt_id in spread.chosen() if prompt_id not in wanted]
+    listed = [*wanted, *others[: max(PROMPT_CAP - len(wanted), 0)]]
+    rows = reader.each("prompts", lambda: ledger.prompts_of(listed), prompt_ok, count=False)
+    return counts, {prompt.id: prompt for prompt in rows}
 
 
-def _masks(ledger: Ledger, reader: _Reader) -> tuple[dict[str, float], Counter[str]]:
-    """`RunData.masks` and `RunData.pixels`."""
-    pixels: Counter[str] = Counter()
-
-    def keep(row: MaskRow) -> tuple[str, float]:
-        pixels.update(row.pixels)
-        return row.image_id, row.ignore_share
-
-    masks = dict(reader.kept("masks", ledger.each_mask, _mask_ok, keep))
-    return masks, pixels if masks else Counter()  # a table that breaks off is left out whole
+def _undrawn(ledger: Ledger, reader: Reader) -> dict[str, int]:
+    counts = reader.value("undrawn images", ledger.undrawn_reasons, NOTHING)
+    known = {reason: n for reason, n in counts.items() if are_texts(reason)}
+    reader.count("undrawn images", DAMAGE, sum(counts.values()) - sum(known.values()), sum(counts.values()))
+    return known
 
 
-def _shown_scores(row: VerdictRow) -> VerdictRow:
-    return replace(row, scores={name: row.scores[name] for name in NUMBERS if name in row.scores})
+def _decisions(ledger: Ledger, reader: Reader, chosen: Chosen) -> Decisions:
+    counts: Counter[str] = Counter()
+    newest: list[tuple[int, DecisionRow]] = []  # a heap; no two decisions have the same number
+    for kind in DECISION_KINDS:
+        found = reader.each(f"{kind} decisions", partial(ledger.each_decision, kind), _decision_ok)
+        for number, row in found:
+            counts[f"{row.kind} {row.action}"] += 1
+            heapq.heappush(newest, (number, row))
+            if len(newest) > DECISIONS_SHOWN:
+                heapq.heappop(newest)
+    shown = [row for _, row in sorted(newest)]
+    ids = [image.id for image in chosen.on_sheets]
+    about = reader.value("verdict decisions", lambda: ledger.decisions("verdict", ids), NOTHING)
+    subjects = [row.subject for row in shown]
+    texts = reader.value("prompts of decisions", lambda: ledger.prompt_texts(subjects), NOTHING)
+    return Decisions(
+        newest=shown,
+        counts=counts,
+        prompts={subject: text for subject, text in texts.items() if are_texts(text)},
+        verdicts={subject: row for subject, row in about.items() if _decision_ok((0, row))},
+    )
 
 
-def _evaluation(ledger: Ledger, reader: _Reader) -> dict[str, Evaluation]:
+def _evaluation(ledger: Ledger, reader: Reader) -> dict[str, Evaluation]:
     """The evaluations with finite numbers; one without a usable mIoU is left out."""
     found = {}
     for name, score in reader.value("evaluation", lambda: ledger.evaluation, NOTHING).items():
         miou = finite(score.miou)
         if miou is None:
-            reader.problems.append(f"The evaluation {name!r} has no usable mIoU.")
+            reader.state(f"The evaluation {name!r} has no usable mIoU.")
             continue
         square = len(score.confusion) == len(score.classes) and all(
             len(row) == len(score.classes) and all(finite(n) is not None for n in row)
@@ -267,71 +332,23 @@ def _evaluation(ledger: Ledger, reader: _Reader) -> dict[str, Evaluation]:
     return found
 
 
-def _last_epochs(details: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One entry per epoch, in order; of an epoch that was trained again after a stop, the last."""
-    numbered = ((finite(detail.get("epoch")), detail) for detail in details)
-    return [
-        detail
-        for _, detail in sorted(
-            {int(n): detail for n, detail in numbered if n is not None and 0 <= n <= LAST_EPOCH}.items()
-        )
-    ]
-
-
-def _texts(*values: object) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _prompt_ok(row: PromptRow) -> bool:
-    return (
-        _texts(row.id, row.class_name, row.text, row.status, *row.classes)
-        and (row.parent_id is None or isinstance(row.parent_id, str))
-        and isinstance(row.attributes, Mapping)
-        and isinstance(row.critique, Mapping)
-    )
-
-
-def _image_ok(row: ImageRow) -> bool:
-    return _texts(row.prompt_id, row.backend) and is_id(row.id)
-
-
-def _verdict_ok(row: VerdictRow) -> bool:
-    return _texts(row.image_id, row.reason) and isinstance(row.scores, Mapping)
-
-
-def _label_sets(ledger: Ledger, source: str) -> Iterable[tuple[str, tuple[str, ...]]]:
-    return ledger.label_sets(source).items()
-
-
-def _label_ok(row: tuple[str, tuple[str, ...]]) -> bool:
-    return _texts(row[0], *row[1])
-
-
-def _mask_ok(row: MaskRow) -> bool:
-    return (
-        is_id(row.image_id)
-        and isinstance(row.pixels, Mapping)
-        and all(finite(n) is not None for n in row.pixels.values())
-        and finite(row.ignore_share) is not None
-    )
-
-
-def _event_ok(row: tuple[float, str, dict[str, Any]]) -> bool:
+def _event_ok(row: tuple[float, str, Mapping[str, Any]]) -> bool:
     return finite(row[0]) is not None and isinstance(row[1], str) and isinstance(row[2], Mapping)
 
 
 def _usage_ok(row: UsageRow) -> bool:
     counts = (row.calls, row.tokens_in, row.tokens_out, row.usd)
-    return _texts(row.role, row.model) and all(finite(n) is not None for n in counts)
+    return are_texts(row.role, row.model) and all(finite(n) is not None for n in counts)
 
 
 def _model_ok(row: ModelRow) -> bool:
-    return _texts(row.role, row.name, row.revision, row.licence, row.source, row.sha256)
+    return are_texts(row.role, row.name, row.revision, row.licence, row.source, row.sha256)
 
 
-def _decision_ok(row: DecisionRow) -> bool:
-    return _texts(row.kind, row.subject, row.action, row.note)
+def _decision_ok(numbered: tuple[int, DecisionRow]) -> bool:
+    row = numbered[1]
+    return are_texts(row.kind, row.subject, row.action, row.note)
 
 
 def _guidance_ok(row: GuidanceRow) -> bool:
-    return _texts(row.class_name, row.said)
+    return are_texts(row.class_name, row.said)

@@ -9,22 +9,22 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image as PILImage
 
-from segsmith.memory.ledger import ImageRow, VerdictRow
+from segsmith.memory.ledger import VerdictRow
 from segsmith.memory.run_folder import RunFolder
-from segsmith.report.run_data import NUMBERS, RunData, finite
-from segsmith.report.statistics import certainty, label, label_change, median_sharpness
+from segsmith.report.drawn import NUMBERS, DrawnImage
+from segsmith.report.reader import finite
+from segsmith.report.run_data import RunData
+from segsmith.report.selection import CAP
+from segsmith.report.statistics import label, label_change
 from segsmith.report.thumbnails import name_tags, painted, small_mask, small_photo
 
-CAP = 4_000
-"""The largest number of images in the page; of more, a selection spread over classes and reasons."""
 PER_SHEET, COLUMNS = 96, 12
 SIDES = ((1_500, 128), (CAP, 64))
 """(number of images, longest side of a thumbnail in pixels up to that number)."""
@@ -42,48 +42,41 @@ SOURCES = {
 FIELDS = (*NUMBERS.values(), *SOURCES.values(), "unknown pixels", "reviewer", "image")
 """What the page says about an image besides its prompt and its verdict, in this order."""
 
-Item = TypeVar("Item")
-
 
 @dataclass(frozen=True)
 class Selection:
     """The images the page holds, in the order of their cells on the sheets; `judged` counts all there are."""
 
-    images: Sequence[ImageRow]
+    images: Sequence[DrawnImage]
     judged: int
     side: int
 
     @property
-    def sheets(self) -> list[Sequence[ImageRow]]:
+    def sheets(self) -> list[Sequence[DrawnImage]]:
         return [self.images[k : k + PER_SHEET] for k in range(0, len(self.images), PER_SHEET)]
 
 
-def select_images(
-    data: RunData, classes: Sequence[str], first: Sequence[str] = (), cap: int = CAP
-) -> Selection:
-    """Choose at most `cap` judged images, always including those with the ids in `first`.
+def arrange(data: RunData, classes: Sequence[str]) -> Selection:
+    """The images on the sheets in their order.
 
     Images that are looked at together are on the same sheet: accepted before rejected, then by class and reason, the
     most certain first.
     """
-    judged = [*data.accepted, *data.rejected]
-    chosen = judged
-    if len(judged) > cap:
-        wanted = set(first)
-        named = [image for image in judged if image.id in wanted]
-        rest = [image for image in judged if image.id not in wanted]
-        chosen = named + round_robin(
-            rest, lambda i: f"{data.target(i)}/{data.verdicts[i.id].reason}", cap - len(named)
-        )
+    chosen = data.chosen.on_sheets
     place = {name: index for index, name in enumerate(classes)}
 
-    def order(image: ImageRow) -> tuple[Any, ...]:
-        verdict = data.verdicts[image.id]
-        class_place = place.get(data.target(image), len(place))
-        return (not verdict.accepted, class_place, verdict.reason, -certainty(data, image))
+    def order(image: DrawnImage) -> tuple[Any, ...]:
+        reason = image.verdict.reason if image.verdict else ""
+        return (
+            not image.is_accepted,
+            place.get(image.target, len(place)),
+            reason,
+            -image.certainty,
+            image.id,
+        )
 
     side = next((side for most, side in SIDES if len(chosen) <= most), SIDES[-1][1])
-    return Selection(sorted(chosen, key=order), len(judged), side)
+    return Selection(sorted(chosen, key=order), data.image_counts.judged.total(), side)
 
 
 def image_index(
@@ -93,8 +86,8 @@ def image_index(
 
     `prompts` gives the row of a prompt in the page's prompt table.
     """
-    verdicts = [data.verdicts[image.id] for image in selection.images]
-    changes = [label_change(data, image.id) for image in selection.images]
+    verdicts = [image.verdict for image in selection.images if image.verdict]
+    changes = [label_change(image.labels) for image in selection.images]
     reasons = list(dict.fromkeys(v.reason for v in verdicts))
     number = {reason: k for k, reason in enumerate(reasons)}
     return {
@@ -106,7 +99,7 @@ def image_index(
         "judged": selection.judged,
         "reasons": [label(reason) for reason in reasons],
         "id": [image.id for image in selection.images],
-        "prompt": [prompts[image.prompt_id] for image in selection.images],
+        "prompt": [prompts[image.row.prompt_id] for image in selection.images],
         "accepted": [int(v.accepted) for v in verdicts],
         "reason": [number[v.reason] for v in verdicts],
         "p": [_round(v.scores.get("probability")) for v in verdicts],
@@ -119,41 +112,25 @@ def image_sheets(
     selection: Selection, run: RunFolder, data: RunData, classes: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The sheets in order, each as JSON: ``photo`` and ``mask`` (WebP, base64; mask may be null) and ``rows``."""
-    sharpness = median_sharpness(data)
 
-    def made(images: Sequence[ImageRow]) -> dict[str, Any]:
-        return _sheet(images, selection.side, run, data, classes, sharpness)
+    def made(images: Sequence[DrawnImage]) -> dict[str, Any]:
+        return _sheet(images, selection.side, run, data, classes)
 
     # Pillow releases Python's lock, so threads share the decoding and encoding.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(made, selection.sheets)
 
 
-def round_robin(items: Sequence[Item], key: Callable[[Item], str], limit: int) -> list[Item]:
-    """At most `limit` items: one of each key in turn, the items of a key in their order."""
-    groups: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        groups[key(item)].append(item)
-    longest = max((len(group) for group in groups.values()), default=0)
-    turns = (group[k] for k in range(longest) for group in groups.values() if k < len(group))
-    return [item for item, _ in zip(turns, range(limit), strict=False)]
-
-
-def verdict_numbers(verdict: VerdictRow, sharpness: float | None) -> dict[str, float | None]:
+def verdict_numbers(verdict: VerdictRow | None, sharpness: float | None) -> dict[str, float | None]:
     """The `NUMBERS` of a verdict, None where unknown; its sharpness as a multiple of the median `sharpness`."""
-    numbers = {name: finite(verdict.scores.get(name)) for name in NUMBERS}
+    numbers = {name: finite(verdict.scores.get(name)) if verdict else None for name in NUMBERS}
     own = numbers["sharpness"]
     numbers["sharpness"] = own / sharpness if own is not None and sharpness else None
     return numbers
 
 
 def _sheet(
-    images: Sequence[ImageRow],
-    side: int,
-    run: RunFolder,
-    data: RunData,
-    classes: Sequence[str],
-    sharpness: float | None,
+    images: Sequence[DrawnImage], side: int, run: RunFolder, data: RunData, classes: Sequence[str]
 ) -> dict[str, Any]:
     size = (min(COLUMNS, len(images)) * side, -(-len(images) // COLUMNS) * side)
     photos, masks = PILImage.new("RGB", size, (127, 127, 127)), PILImage.new("RGBA", size)
@@ -161,8 +138,8 @@ def _sheet(
     for k, image in enumerate(images):
         corner = (k % COLUMNS * side, k // COLUMNS * side)
         photo = small_photo(run.image(image.id), side)
-        mask = small_mask(run.mask(image.id), side) if image.id in data.masks else None
-        row = _row(image, data, classes, sharpness, mask_lost=image.id in data.masks and mask is None)
+        mask = small_mask(run.mask(image.id), side) if image.mask else None
+        row = _row(image, data, classes, mask_lost=image.mask is not None and mask is None)
         if photo is not None:
             photos.paste(photo, corner)
             row["size"] = photo.size
@@ -182,26 +159,21 @@ def _sheet(
     }
 
 
-def _row(
-    image: ImageRow, data: RunData, classes: Sequence[str], sharpness: float | None, *, mask_lost: bool
-) -> dict[str, Any]:
+def _row(image: DrawnImage, data: RunData, classes: Sequence[str], *, mask_lost: bool) -> dict[str, Any]:
     """``facts`` follow `FIELDS`; ``labels``, ``added`` and ``removed`` are places in the class list."""
-    verdict, uncertain = data.verdicts[image.id], data.masks.get(image.id)
-    change = label_change(data, image.id)
-    decision = data.decisions.get(("verdict", image.id))
+    change = label_change(image.labels)
+    decision = data.decisions.verdicts.get(image.id)
+    numbers = verdict_numbers(image.verdict, data.image_counts.median_sharpness)
     facts = [
-        *(
-            None if value is None else f"{value:.3f}"
-            for value in verdict_numbers(verdict, sharpness).values()
-        ),
+        *(None if value is None else f"{value:.3f}" for value in numbers.values()),
         *((", ".join(change.labels[s]) or "none") if s in change.labels else None for s in SOURCES),
         "the mask is missing or unreadable"
         if mask_lost
         else None
-        if uncertain is None
-        else f"{uncertain:.1%}",
+        if image.mask is None
+        else f"{image.mask.ignore_share:.1%}",
         None if decision is None else f"{decision.action}: {decision.note}".removesuffix(": "),
-        f"{image.id}, seed {image.seed}, round {image.round}, {image.backend}",
+        f"{image.id}, seed {image.row.seed}, round {image.row.round}, {image.row.backend}",
     ]
     final = next((change.labels[s] for s in ("relabel", "clip", "prompt") if s in change.labels), ())
     place = {name: k for k, name in enumerate(classes)}

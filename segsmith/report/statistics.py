@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from segsmith.config import Config
-from segsmith.memory.ledger import ImageRow
-from segsmith.reasons import PromptProblem, Shortfall, UndrawnReason, VerdictReason
-from segsmith.report.run_data import RunData, finite
-
-DECISIONS_SHOWN = 200
+from segsmith.reasons import PromptProblem, Reason, Shortfall, UndrawnReason, VerdictReason
+from segsmith.report.reader import finite
+from segsmith.report.run_data import RunData
 
 
 @dataclass(frozen=True)
@@ -87,21 +84,9 @@ class Costs:
     usd: float | None
 
 
-@dataclass(frozen=True)
-class ReviewerDecision:
-    """A reviewer's decision with the text of the prompt it concerns."""
-
-    kind: str
-    subject: str
-    action: str
-    prompt: str
-    note: str
-
-
 def prompt_funnel(data: RunData) -> list[FunnelStep]:
     """Prompts written, then admitted."""
-    written = len(data.prompts)
-    status = Counter(p.status for p in data.prompts.values())
+    written, status = data.prompt_counts.written, data.prompt_counts.status
     return [
         FunnelStep("written", written, 1.0 if written else 0.0, ""),
         FunnelStep(
@@ -115,55 +100,52 @@ def prompt_funnel(data: RunData) -> list[FunnelStep]:
 
 def image_funnel(data: RunData) -> list[FunnelStep]:
     """Images drawn, accepted, labelled, masked."""
-    drawn, accepted = len(data.images), {i.id for i in data.accepted}
-    labelled = {i for rows in data.labels.values() for i in rows} & accepted
-    unjudged = drawn - len(accepted) - len(data.rejected)
+    images = data.image_counts
+    drawn, judged = images.drawn.total(), images.judged.total()
     counts = (
-        ("drawn", drawn, f"{unjudged} not judged yet" if unjudged else ""),
-        ("accepted", len(accepted), f"{len(data.rejected)} rejected"),
-        ("labelled", len(labelled), ""),
-        ("masked", len(accepted & set(data.masks)), ""),
+        ("drawn", drawn, f"{drawn - judged} not judged yet" if drawn > judged else ""),
+        ("accepted", images.accepted.total(), f"{images.rejected} rejected"),
+        ("labelled", images.labelled, ""),
+        ("masked", images.masked, ""),
     )
     return [FunnelStep(name, n, ratio(n, drawn) or 0.0, note) for name, n, note in counts]
 
 
 def reject_reasons(data: RunData) -> list[ReasonCount]:
     """Why images were rejected, the most frequent reason first."""
-    counts = Counter(data.verdicts[i.id].reason for i in data.rejected)
-    return [ReasonCount(label(r), VerdictReason.wording_of(r), n) for r, n in counts.most_common()]
+    return _by_frequency(data.image_counts.reject_reasons, VerdictReason)
 
 
 def undrawn_reasons(data: RunData) -> list[ReasonCount]:
     """Why requested images were not drawn, the most frequent reason first."""
-    counts = Counter(row.reason for row in data.undrawn)
-    return [ReasonCount(label(r), UndrawnReason.wording_of(r), n) for r, n in counts.most_common()]
+    return _by_frequency(data.undrawn, UndrawnReason)
 
 
 def drop_reasons(data: RunData) -> list[ReasonCount]:
     """Why prompts were dropped, the most frequent reason first."""
-    problems = (str(p.critique.get("problem") or "") for p in data.prompts.values() if p.status == "dropped")
-    counts = Counter(text.partition(":")[0] or "no reason recorded" for text in problems)
-    return [ReasonCount(label(r), PromptProblem.wording_of(r), n) for r, n in counts.most_common()]
+    problems = data.prompt_counts.drop_problems
+    return _by_frequency({r or "no reason recorded": n for r, n in problems.items()}, PromptProblem)
+
+
+def _by_frequency(counts: Mapping[str, int], reasons: type[Reason]) -> list[ReasonCount]:
+    return [ReasonCount(label(r), reasons.wording_of(r), n) for r, n in Counter(counts).most_common()]
 
 
 def class_rows(data: RunData, config: Config) -> list[ClassRow]:
     """One row per class of the list, in the order of the masks' indices."""
-    prompts = Counter(p.class_name for p in data.prompts.values() if p.status == "admitted")
-    drawn = Counter(data.target(i) for i in data.images)
-    judged = Counter(data.target(i) for i in data.images if i.id in data.verdicts)
-    accepted = Counter(data.target(i) for i in data.accepted)
-    area = len(data.masks) * config.images.size**2
+    images = data.image_counts
+    area = images.masks * config.images.size**2
     held_out, test_set = (score.iou if score else {} for score in (data.held_out, data.test_set))
     return [
         ClassRow(
             name,
             index,
             config.wanted[name],
-            prompts[name],
-            drawn[name],
-            accepted[name],
-            ratio(accepted[name], judged[name]),
-            ratio(data.pixels.get(name, 0), area),
+            data.prompt_counts.admitted[name],
+            images.drawn[name],
+            images.accepted[name],
+            ratio(images.accepted[name], images.judged[name]),
+            ratio(images.pixels[name], area),
             held_out.get(name),
             test_set.get(name),
         )
@@ -184,31 +166,9 @@ def shortfalls(rows: Sequence[ClassRow], data: RunData) -> list[tuple[ClassRow, 
     ]
 
 
-def median_sharpness(data: RunData) -> float | None:
-    """Median sharpness of the judged images, the unit in which sharpness is shown."""
-    values = [finite(verdict.scores.get("sharpness")) for verdict in data.verdicts.values()]
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
-
-
-def probabilities(data: RunData) -> dict[str, tuple[list[float], list[float]]]:
-    """Class -> probabilities of that class in the (accepted, rejected) images drawn for it."""
-    found: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    for image in data.images:
-        verdict = data.verdicts.get(image.id)
-        value = None if verdict is None else finite(verdict.scores.get("probability"))
-        if verdict is not None and value is not None:
-            found[data.target(image)][0 if verdict.accepted else 1].append(value)
-    return dict(found)
-
-
 def visit_counts(data: RunData) -> VisitCounts:
     """How many admitted prompts name each place and light; "any" stands for none."""
-    cells: Counter[tuple[str, str]] = Counter()
-    for prompt in data.prompts.values():
-        if prompt.status == "admitted":
-            place, light = (str(prompt.attributes.get(name) or "any") for name in ("place", "light"))
-            cells[place, light] += 1
+    cells = data.prompt_counts.visits
     places, lights = Counter[str](), Counter[str]()
     for (place, light), n in cells.items():
         places[place] += n
@@ -216,9 +176,8 @@ def visit_counts(data: RunData) -> VisitCounts:
     return VisitCounts([p for p, _ in places.most_common()], [n for n, _ in lights.most_common()], cells)
 
 
-def label_change(data: RunData, image_id: str) -> LabelChange:
-    """Compare relabelling with CLIP's labels, or with the prompt's where CLIP gave none."""
-    found = {s: rows[image_id] for s, rows in data.labels.items() if image_id in rows}
+def label_change(found: Mapping[str, tuple[str, ...]]) -> LabelChange:
+    """Compare relabelling with CLIP's labels, or the prompt's where CLIP gave none; `found` is source -> classes."""
     after = found.get("relabel")
     before = found.get("clip", found.get("prompt"))
     if after is None or before is None:
@@ -233,7 +192,7 @@ def costs(data: RunData) -> Costs:
     speeds = [v for v in (finite(epoch.get("images_per_second")) for epoch in data.epochs) if v]
     return Costs(
         wall_seconds=finite(data.summary.wall_seconds) or None,
-        drawing_seconds=_total_seconds(data.drawing),
+        drawing_seconds=data.drawing_seconds,
         training_seconds=_total_seconds(data.epochs),
         images_per_second=finite(data.summary.images_per_second) or None,
         trained_per_second=sum(speeds) / len(speeds) if speeds else None,
@@ -243,22 +202,6 @@ def costs(data: RunData) -> Costs:
         calls=llm.calls if llm else None,
         usd=sum(row.usd for row in data.usage.values()) if data.usage else None,
     )
-
-
-def reviewer_decisions(data: RunData) -> tuple[list[ReviewerDecision], list[tuple[str, int]]]:
-    """The newest `DECISIONS_SHOWN` decisions, and (kind and action, count) over all of them."""
-    prompt_ids = {image.id: image.prompt_id for image in data.images}
-    rows = []
-    for (kind, subject), row in list(data.decisions.items())[-DECISIONS_SHOWN:]:
-        prompt = data.prompts.get(prompt_ids.get(subject, subject))
-        rows.append(ReviewerDecision(kind, subject, row.action, prompt.text if prompt else "", row.note))
-    counts = Counter(f"{row.kind} {row.action}" for row in data.decisions.values())
-    return rows, counts.most_common()
-
-
-def certainty(data: RunData, image: ImageRow) -> float:
-    """The probability on which a judged image was accepted or rejected; 0 where there is none."""
-    return finite(data.verdicts[image.id].scores.get("probability")) or 0.0
 
 
 def ratio(part: float, whole: float) -> float | None:

@@ -21,9 +21,11 @@ from segsmith.files import PART, png_bytes
 from segsmith.memory.ledger import ImageRow, Ledger, VerdictRow
 from segsmith.memory.real_images import LIST
 from segsmith.memory.run_folder import RunFolder
+from segsmith.report.drawn import NUMBERS
 from segsmith.report.gallery import write_gallery
+from segsmith.report.reader import finite
 from segsmith.report.report import build_report
-from segsmith.report.run_data import NUMBERS, finite, read_run
+from segsmith.report.run_data import read_run
 
 CLASSES = ("cat", "dog")
 TABLES = (
@@ -188,14 +190,16 @@ def test_a_damaged_prompt_memory_costs_the_map_alone(copied, config):
 def test_a_table_of_masks_that_breaks_off_is_left_out_whole(copied):
     with closing(Ledger(copied.ledger, read_only=True)) as ledger:
         data = read_run(copied, ledger)
-        scores = {name for verdict in data.verdicts.values() for name in verdict.scores}
-    assert data.masks
-    assert sum(data.pixels.values()) > 0
+        scores = {name for image in data.chosen.on_sheets for name in image.verdict.scores}
+    assert data.image_counts.masks > 0
+    assert data.image_counts.pixels.total() > 0
     assert {"probability"} < scores <= set(NUMBERS)
     change(copied, "UPDATE masks SET pixels='{' WHERE rowid=(SELECT MAX(rowid) FROM masks)")
     with closing(Ledger(copied.ledger, read_only=True)) as ledger:
         data = read_run(copied, ledger)
-    assert (data.masks, data.pixels) == ({}, {})
+    assert (data.image_counts.masks, data.image_counts.pixels) == (0, {})
+    assert not any(image.mask for image in data.chosen.on_sheets)
+    assert data.chosen.strip
     assert any("masks cannot be read" in problem for problem in data.problems)
 
 

@@ -79,7 +79,7 @@ def test_families_are_grouped_and_parents_are_rows_of_the_table(tmp_path):
         if parent != -1:
             assert table["id"][parent] == named
             assert table["family"][parent] == table["family"][k]
-    assert sum(table["accepted"]) == len(data.accepted)
+    assert sum(table["accepted"]) == data.image_counts.accepted.total()
 
 
 def test_damaged_vectors_and_parents_are_left_out(tmp_path):

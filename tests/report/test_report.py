@@ -3,25 +3,33 @@ import hashlib
 import json
 import math
 import re
+import tracemalloc
 from contextlib import closing
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from make_run import STAGES, make_run
 from PIL import Image as PILImage
 
 from segsmith.files import png_bytes, write_atomic
 from segsmith.memory.ledger import (
+    PAGE,
     DecisionRow,
     GuidanceRow,
+    ImageRow,
+    LabelRow,
     Ledger,
+    MaskRow,
     ModelRow,
+    PromptRow,
     RunSummary,
     UndrawnRow,
     VerdictRow,
 )
-from segsmith.report import cards, charts, prompt_map, sheets, statistics, theme, thumbnails
+from segsmith.report import cards, charts, run_data, selection, statistics, theme, thumbnails
 from segsmith.report.report import build_report
 from segsmith.report.run_data import read_run
 
@@ -95,7 +103,7 @@ def test_page_refers_to_nothing_outside_itself(whole):
 def test_page_shows_what_the_ledger_holds(whole):
     html, data, _, config = whole
     text = re.sub(r"\s+", " ", Page(html).text)
-    assert f"{len(data.masks)} images with masks, 3 classes" in text
+    assert f"{data.image_counts.masks} images with masks, 3 classes" in text
     for word in (
         "potted plant",
         "Drawing stopped: no image was accepted in several rounds",
@@ -106,7 +114,7 @@ def test_page_shows_what_the_ledger_holds(whole):
         assert word in text
     assert f"{data.evaluation['test_set'].miou:.3f}" in text
     assert set(Page(html).load("prompt-table")["text"]) == {p.text for p in data.prompts.values()}
-    assert set(Page(html).load("index")["id"]) == set(data.verdicts)
+    assert len(set(Page(html).load("index")["id"])) == data.image_counts.judged.total()
     for word in (
         "65452 in, 11750 out",
         "0.28 US dollars",
@@ -220,35 +228,99 @@ def test_images_beyond_the_cards_are_inert_text(whole):
     html, data, _, _ = whole
     page = Page(html)
     shown = page.elements["img"]
-    assert shown <= 2 * cards.STRIP + cards.ACCEPTED + cards.REJECTED + 3 * cards.EXAMPLES
+    assert shown <= 2 * selection.STRIP + selection.ACCEPTED + selection.REJECTED + 3 * cards.EXAMPLES
     rows = [row for name in page.data if name.startswith("sheet-") for row in page.load(name)["rows"]]
-    assert len(rows) == len(data.verdicts)
+    assert len(rows) == data.image_counts.judged.total()
     assert html.index('id="sheet-0"') > html.index("</main>")
 
 
 def test_more_images_than_the_cap_are_sampled_and_the_page_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(sheets.select_images, "__defaults__", ((), 30))
+    monkeypatch.setattr(selection, "CAP", 30)
     html, data, *_ = build(tmp_path, classes=("a", "b", "c", "d", "e", "f"))
     page = Page(html)
-    assert len(data.verdicts) > 30
+    judged = data.image_counts.judged.total()
+    assert judged > 30
     assert len(page.load("index")["id"]) == 30
-    assert f"This page holds 30 of {len(data.verdicts)} judged images" in re.sub(r"\s+", " ", page.text)
+    assert f"This page holds 30 of {judged} judged images" in re.sub(r"\s+", " ", page.text)
 
 
 def test_more_prompts_than_the_cap_are_sampled_and_counts_stay_complete(tmp_path, monkeypatch):
-    monkeypatch.setattr(sheets.select_images, "__defaults__", ((), 30))
-    monkeypatch.setattr(prompt_map.select_prompts, "__defaults__", (25,))
-    html, data, *_ = build(tmp_path, classes=("a", "b", "c", "d", "e", "f"))
+    monkeypatch.setattr(selection, "CAP", 30)
+    monkeypatch.setattr(run_data, "PROMPT_CAP", 25)
+    html, data, run, _ = build(tmp_path, classes=("a", "b", "c", "d", "e", "f"))
     page = Page(html)
-    assert len(data.prompts) > 25
+    with closing(Ledger(run.ledger, read_only=True)) as ledger:
+        written = len(ledger.prompts())
+        drawn_from = {image.id: image.prompt_id for image in ledger.images()}
+    assert written > 25
     table, index = page.load("prompt-table"), page.load("index")
     assert len(table["id"]) == 25
     assert {data.prompts[i].class_name for i in table["id"]} == set("abcdef")
-    drawn_from = {image.id: image.prompt_id for image in data.images}
     assert [table["id"][k] for k in index["prompt"]] == [drawn_from[i] for i in index["id"]]
     text = re.sub(r"\s+", " ", page.text)
-    assert f"hold 25 of {len(data.prompts)} prompts" in text
-    assert statistics.prompt_funnel(data)[0].count == len(data.prompts)
+    assert f"hold 25 of {written} prompts" in text
+    assert statistics.prompt_funnel(data)[0].count == written
+
+
+def made_up_ledger(root, images, classes=("cat", "dog")):
+    """A run of so many judged and masked images, two of each prompt, without their files."""
+    run, ledger, config = make_run(root, classes=classes, size=64, prompts_per_class=1, stage="empty")
+    prompts = [
+        PromptRow(f"p-{k:012x}", classes[k % 2], f"{classes[k % 2]} {k}", (classes[k % 2],), {"place": "street"},
+                  None, 0, "admitted" if k % 3 else "dropped", {"problem": "rule: x"})
+        for k in range(images // 2)
+    ]  # fmt: skip
+    ids = [f"i-{k:012x}" for k in range(images)]
+    scores = {"probability": 0.5, "sharpness": 1.0, **{f"other {n}": 0.1 for n in range(20)}}
+    with ledger.transaction():
+        ledger.add_prompts(prompts)
+        ledger.add_images(ImageRow(i, prompts[k // 2].id, k, "x", 0, "00") for k, i in enumerate(ids))
+        ledger.add_verdicts(
+            VerdictRow(i, k % 4 > 0, ("ok", "blurred")[k % 4 == 0], scores) for k, i in enumerate(ids)
+        )
+        ledger.add_labels(
+            LabelRow(i, source, classes) for i in ids for source in ("prompt", "clip", "relabel")
+        )
+        ledger.add_masks(
+            MaskRow(i, {"cat": 9, "dog": k}, 0.1, {"labels": ["cat"]}) for k, i in enumerate(ids)
+        )
+        for image_id in ids[::8]:
+            ledger.add_decision(DecisionRow("verdict", image_id, "accept"))
+    return run, ledger, config
+
+
+def test_memory_of_a_report_is_that_of_the_page_and_not_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "CAP", 60)
+    monkeypatch.setattr(run_data, "PROMPT_CAP", 60)
+    monkeypatch.setattr(run_data, "DECISIONS_SHOWN", 20)
+    fetched, peaks, pages = [], [], []
+    for images in (1200, 3600):
+        run, ledger, config = made_up_ledger(tmp_path / str(images), images)
+
+        def counted(*query, read=ledger._all):
+            rows = read(*query)
+            fetched.append(len(rows))
+            return rows
+
+        monkeypatch.setattr(ledger, "_all", counted)
+        tracemalloc.start()
+        try:
+            build_report(run, ledger, config)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+            ledger.close()
+        assert max(fetched) <= PAGE
+        assert sum(fetched) > 5 * images
+        fetched.clear()
+        pages.append(run.report.stat().st_size)
+    assert peaks[1] < 1.3 * peaks[0]
+    assert pages[1] < 1.02 * pages[0]
+    text = re.sub(r"\s+", " ", Page(run.report.read_text()).text)
+    assert "2700 images with masks" in text
+    assert "900 rejected" in text
+    assert "The newest 20 of 450 decisions" in text
+    assert "60 of 1800 prompts" in text
 
 
 def test_funnel_and_class_rows_add_up(whole):
@@ -289,10 +361,12 @@ def test_a_shortfall_that_a_later_session_filled_is_not_shown(whole):
 
 def test_label_change_compares_relabelling_with_clip(whole):
     _, data, _, _ = whole
-    for image_id, after in data.labels["relabel"].items():
-        change = statistics.label_change(data, image_id)
-        before = set(data.labels["clip"][image_id])
-        assert (before | set(change.added)) - set(change.removed) == set(after)
+    relabelled = [image.labels for image in data.chosen.on_sheets if "relabel" in image.labels]
+    assert relabelled
+    for labels in relabelled:
+        change = statistics.label_change(labels)
+        before = set(labels["clip"])
+        assert (before | set(change.added)) - set(change.removed) == set(labels["relabel"])
         assert set(change.added).isdisjoint(before)
 
 
@@ -321,26 +395,43 @@ def test_class_colours_differ():
 
 
 def test_round_robin_takes_one_of_each_key_in_turn():
-    assert sheets.round_robin(["a1", "a2", "a3", "b1", "c1", "c2"], lambda s: s[0], 5) == [
-        "a1",
-        "b1",
-        "c1",
-        "a2",
-        "c2",
-    ]
-    assert sheets.round_robin([], str, 3) == []
+    turns = selection.RoundRobin(5)
+    for item in ("a1", "a2", "a3", "b1", "c1", "c2"):
+        turns.add(item[0], item)
+    assert turns.chosen() == ["a1", "b1", "c1", "a2", "c2"]
+    assert selection.RoundRobin(3).chosen() == []
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), max_size=120), st.integers(1, 9))
+def test_choices_of_a_stream_are_those_of_the_whole_list_and_few_are_held(keys, limit):
+    turns, best = selection.RoundRobin(limit), selection.Best(limit)
+    groups = {}
+    for number, key in enumerate(keys):
+        turns.add(key, number)
+        best.add(key, number % 5, number)
+        groups.setdefault(key, []).append(number)
+        assert sum(map(len, turns._groups.values())) <= 2 * limit
+    in_turn = sorted(
+        (k, place, number) for place, group in enumerate(groups.values()) for k, number in enumerate(group)
+    )
+    assert turns.chosen() == [number for *_, number in in_turn][:limit]
+    for key, group in groups.items():
+        assert best.of(key) == sorted(group, key=lambda n: (-(n % 5), n))[:limit]
 
 
 def test_histogram_draws_every_value_and_the_threshold():
-    assert sum(charts.bin_counts([0, 0.5, 0.999, 1, 1.2, -0.1])) == 6
-    assert charts.bin_counts([1.0])[-1] == 1
-    svg = charts.histogram([0.9, 0.91, 0.2], [0.1], 0.75, '<b a="')
+    assert [charts.bin_of(p) for p in (-0.1, 0, 0.5, 0.999, 1, 1.2)] == [0, 0, 10, 19, 19, 19]
+    good, bad = [0] * charts.BINS, [0] * charts.BINS
+    for p in (0.9, 0.91, 0.2):
+        good[charts.bin_of(p)] += 1
+    bad[charts.bin_of(0.1)] += 1
+    svg = charts.histogram(good, bad, 0.75, '<b a="')
     assert 'x1="180.0"' in svg
     assert svg.count('class="good"') == 2
     assert svg.count('class="bad"') == 1
     assert "<b" not in svg
     assert "3 accepted and 1 rejected" in svg
-    assert "threshold" not in charts.histogram([], [], None, "cat")
+    assert "threshold" not in charts.histogram([0] * charts.BINS, [0] * charts.BINS, None, "cat")
 
 
 @pytest.mark.parametrize(
