@@ -252,9 +252,8 @@ class LabelerAgent:
         if not self._config.attention_weight:
             return {}
         return {
-            i: {self._classes.index(name): of_class for name, of_class in said["attention"].maps.items()}
-            for i, said in self._ledger.testimonies(ids).items()
-            if "attention" in said
+            i: {self._classes.index(name): of_class for name, of_class in maps.items()}
+            for i, maps in self._ledger.attention_maps(ids).items()
         }
 
     def _teachers(self) -> list[RealImage]:

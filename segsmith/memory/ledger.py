@@ -845,13 +845,25 @@ class Ledger:
         return [ImageRow(*row[:-1]) for row in rows if row[-1] is None or wanted - json.loads(row[-1]).keys()]
 
     def testimonies(self, ids: Sequence[str]) -> dict[str, dict[WitnessKind, Testimony]]:
-        """Image id -> witness -> what it said; images that no witness spoke about are left out."""
+        """Image id -> witness -> what it said; images that no witness spoke about are left out.
+
+        Without maps, which take most of the time: `attention_maps` reads them.
+        """
         found: dict[str, dict[WitnessKind, Testimony]] = {}
-        sql = "SELECT image_id, witness, scores, counts, sightings, maps FROM testimonies WHERE image_id"
+        sql = "SELECT image_id, witness, scores, counts, sightings FROM testimonies WHERE image_id"
         for part in _parts(ids):
             for image_id, witness, *said in self._all(_among(sql, part), *part):
                 found.setdefault(image_id, {})[witness] = _testimony(*map(json.loads, said))
         return found
+
+    def attention_maps(self, ids: Sequence[str]) -> dict[str, dict[str, NDArray[np.uint8]]]:
+        """Image id -> class -> (h, w) map of what the image model attended to, where a witness recorded it."""
+        sql = "SELECT image_id, maps FROM testimonies WHERE witness='attention' AND image_id"
+        return {
+            image_id: {name: _read_map(*stored) for name, stored in json.loads(maps).items()}
+            for part in _parts(ids)
+            for image_id, maps in self._all(_among(sql, part), *part)
+        }
 
     def evidence_after(self, row: int, limit: int) -> list[tuple[int, Evidence]]:
         """Up to `limit` measurements in the order of measuring, each with its row number, after row number `row`."""
@@ -1452,11 +1464,10 @@ def _decision(row: Sequence[Any]) -> DecisionRow:
     return DecisionRow(row[0], row[1], row[2], json.loads(row[3]), row[4], row[5])
 
 
-def _testimony(
-    scores: dict[str, float], counts: dict[str, int], sightings: list[Any], maps: dict[str, Any]
-) -> Testimony:
-    located = tuple(Sighting(name, score, tuple(box)) for name, score, box in sightings)
-    return Testimony(scores, counts, located, {name: _read_map(*stored) for name, stored in maps.items()})
+def _testimony(scores: dict[str, float], counts: dict[str, int], sightings: list[Any]) -> Testimony:
+    return Testimony(
+        scores, counts, tuple(Sighting(name, score, tuple(box)) for name, score, box in sightings)
+    )
 
 
 def _dump_map(of_class: NDArray[np.uint8]) -> tuple[int, int, str]:
