@@ -272,6 +272,7 @@ class RunContext:
         from segsmith.memory.prompt_memory import PromptMemory
 
         folder = Path(self.config.memory) if self.config.memory else self.run.memory
+        is_lost = not folder.exists()
         memory = self._stack.enter_context(closing(PromptMemory(folder, self.encoder)))
         agent = PromptAgent(
             chat=self.chat,
@@ -287,7 +288,7 @@ class RunContext:
             label_sets=self._label_sets(),
             stopped=self.stopping.is_set,
         )
-        if self.run.remote is not None and not self.config.memory:
+        if not self.config.memory and (is_lost or self.run.remote is not None):
             agent.remember_again()
         return agent
 

@@ -6,8 +6,8 @@ import hashlib
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from segsmith.errors import SegsmithError
 from segsmith.protocols import ImageTextEncoder
+from segsmith.terminal_text import first_line
 from segsmith.types import Vectors
 
 ATTRIBUTES = ("place", "light", "weather", "state", "companion", "viewpoint")
@@ -162,6 +163,7 @@ class PromptMemory:
         from chromadb.errors import ChromaError
 
         self._encoder = encoder
+        self._path = path
         self.lock = threading.RLock()
         """Hold it to search and add without another thread adding in between."""
         name = f"prompts-{hashlib.sha256(encoder.name.encode()).hexdigest()[:16]}"
@@ -191,7 +193,8 @@ class PromptMemory:
 
     def count(self) -> int:
         """Prompts remembered under this encoder."""
-        return int(self._prompts.count())
+        with self._readable():
+            return int(self._prompts.count())
 
     def nearest(
         self, texts: Sequence[str], *, but: Sequence[str] = (), seen: Seen | None = None
@@ -215,7 +218,9 @@ class PromptMemory:
         while todo:
             # Neither Chroma's own filter, which reads the metadata of every prompt, nor the number of prompts, which
             # it counts one by one: it gives fewer than asked for where it has no more.
-            near = self._prompts.query(query_embeddings=vectors[todo], n_results=asked, include=["distances"])
+            near = self._query(vectors[todo], asked)
+            if near is None:
+                break
             ranked = {
                 i: [(id_, 1.0 - far) for id_, far in zip(ids, distances, strict=True) if id_ not in excluded]
                 for i, ids, distances in zip(todo, near["ids"], near["distances"], strict=True)
@@ -226,6 +231,36 @@ class PromptMemory:
             todo = [i for i in todo if len(found[i]) < count and i in full]
             asked *= 4
         return found
+
+    def _query(self, vectors: Vectors, count: int) -> Any:
+        """Chroma's answer to a search; None while nothing is remembered.
+
+        While a collection gets its first vectors, a search in Chroma 1.5.9 sometimes raises, since it finds no index
+        yet. Whoever adds them may be another process, so no lock can prevent that.
+        """
+        from chromadb.errors import InternalError
+
+        with self._readable():
+            try:
+                return self._prompts.query(query_embeddings=vectors, n_results=count, include=["distances"])
+            except InternalError:
+                if not self._prompts.get(limit=1, include=[])["ids"]:
+                    return None
+            return self._prompts.query(query_embeddings=vectors, n_results=count, include=["distances"])
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turns Chroma's errors into one line."""
+        from chromadb.errors import ChromaError
+
+        try:
+            yield
+        except ChromaError as error:
+            raise SegsmithError(
+                f"The prompt memory in {self._path} is damaged: {first_line(error)}.",
+                "If it is the run's own, remove that folder and type the same command again, which makes it anew; "
+                "else name another folder with the setting 'memory'.",
+            ) from None
 
     def _allowed(
         self,
@@ -247,7 +282,8 @@ class PromptMemory:
             if len(found[i]) < count and (part := near[start : start + step])
         }:
             if unread := sorted({id_ for part in wanted.values() for id_, _ in part} - about.keys()):
-                read = self._prompts.get(ids=unread, include=["documents", "metadatas"])
+                with self._readable():
+                    read = self._prompts.get(ids=unread, include=["documents", "metadatas"])
                 about |= {
                     id_: (text, data)
                     for id_, text, data in zip(read["ids"], read["documents"], read["metadatas"], strict=True)
@@ -265,7 +301,7 @@ class PromptMemory:
         """Add or replace prompts; recorded yields are kept."""
         if not rows:
             return
-        with self.lock:
+        with self.lock, self._readable():
             self._prompts.upsert(
                 ids=[row.id for row in rows],
                 embeddings=self._vectors([row.text for row in rows]),
@@ -285,11 +321,13 @@ class PromptMemory:
 
     def held(self, ids: Sequence[str]) -> set[str]:
         """Those of these prompts that are remembered."""
-        return set(self._prompts.get(ids=list(ids), include=[])["ids"])
+        with self._readable():
+            return set(self._prompts.get(ids=list(ids), include=[])["ids"])
 
     def visits(self, class_name: str, *, but_run: str = "") -> Counter[Cell]:
         """Number of visits of each cell by prompts of a class, over all runs but one; reads them all."""
-        found = self._prompts.get(where=_of_class(class_name, but_run), include=["metadatas"])
+        with self._readable():
+            found = self._prompts.get(where=_of_class(class_name, but_run), include=["metadatas"])
         counts: Counter[Cell] = Counter()
         for data in found["metadatas"] or []:
             counts.update(cells({name: str(data[name]) for name in ATTRIBUTES}))
@@ -297,14 +335,16 @@ class PromptMemory:
 
     def record_yields(self, yields: Mapping[str, tuple[int, int]]) -> None:
         """Store prompt id -> (images drawn, accepted). Unknown prompts are ignored."""
-        self._prompts.update(
-            ids=list(yields),
-            metadatas=[{"drawn": drawn, "accepted": accepted} for drawn, accepted in yields.values()],
-        )
+        with self._readable():
+            self._prompts.update(
+                ids=list(yields),
+                metadatas=[{"drawn": drawn, "accepted": accepted} for drawn, accepted in yields.values()],
+            )
 
     def yields(self, class_name: str) -> dict[str, tuple[int, int]]:
         """Prompt id -> (drawn, accepted), for the prompts of a class that have a recorded yield."""
-        found = self._prompts.get(where={"class": class_name}, include=["metadatas"])
+        with self._readable():
+            found = self._prompts.get(where={"class": class_name}, include=["metadatas"])
         return {
             id_: (int(str(data["drawn"])), int(str(data["accepted"])))
             for id_, data in zip(found["ids"], found["metadatas"] or [], strict=True)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from chromadb.errors import InternalError
 
 from segsmith.errors import SegsmithError
 from segsmith.memory.prompt_memory import PromptMemory, Remembered, cells, stored_vectors
@@ -134,6 +135,46 @@ def test_it_survives_reopening_and_never_mixes_encoders(tmp_path):
     assert other.count() == 0
     other.add([prompt("p-2", "red dog")])
     assert again.count() == 1
+
+
+class Unready:
+    """A collection whose first search raises, as Chroma's does now and then while the first vectors are added."""
+
+    def __init__(self, inner):
+        self._inner, self.raised = inner, False
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def query(self, **question):
+        if not self.raised:
+            self.raised = True
+            raise InternalError("Error creating hnsw segment reader: Nothing found on disk")
+        return self._inner.query(**question)
+
+
+def test_a_search_while_the_first_prompts_are_added_finds_what_is_there(memory):
+    collection = memory._prompts
+    memory._prompts = Unready(collection)
+    assert memory.around(["a b", "c"], 2) == [[], []]
+    memory.add([prompt("1", "a")])
+    memory._prompts = Unready(collection)
+    assert memory.nearest(["a"])[0].id == "1"
+    assert memory._prompts.raised
+
+
+def test_an_index_that_cannot_be_read_is_one_line(tmp_path):
+    with closing(PromptMemory(tmp_path, WordEncoder())) as memory:
+        # Chroma writes its index once there are a thousand prompts.
+        memory.add([prompt(f"{i}", "a b") for i in range(1100)])
+        memory.nearest(["a"])
+    (index,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    for file in index.iterdir():
+        file.write_bytes(file.read_bytes()[:10])
+    with closing(PromptMemory(tmp_path, WordEncoder())) as memory, pytest.raises(SegsmithError) as caught:
+        memory.nearest(["a"])
+    assert "damaged" in str(caught.value)
+    assert "\n" not in f"{caught.value}{caught.value.remedy}"
 
 
 def test_threads_add_side_by_side(memory):

@@ -12,6 +12,7 @@ from segsmith.agents.judge.measure import background_prompts
 from segsmith.errors import SegsmithError
 from segsmith.events import Status
 from segsmith.memory.ledger import DecisionRow, Ledger
+from segsmith.memory.prompt_memory import stored_vectors
 from segsmith.testing import ScriptedChat, small_config
 
 SMALL = {
@@ -50,6 +51,7 @@ def images_of(run):
 
 def test_a_finished_run_grows_and_keeps_what_it_has(run):
     before = images_of(run)
+    shutil.rmtree(run / "memory")  # it is made anew from the ledger
     with closing(Ledger(run / "ledger.db")) as ledger:
         rejected = next(row.id for row in ledger.images() if row.id not in {i.id for i in ledger.accepted()})
         ledger.add_decision(DecisionRow("verdict", rejected, "accept"))
@@ -60,6 +62,8 @@ def test_a_finished_run_grows_and_keeps_what_it_has(run):
     with ledger_of(run) as ledger:
         assert ledger.verdicts()[rejected].accepted
         assert ledger.finished_at is not None
+        admitted = [prompt.id for prompt in ledger.prompts("admitted")]
+    assert stored_vectors(run / "memory", admitted).keys() == set(admitted)
     assert len(grown.images) == 14
     assert rejected in {image.id for image in grown.images}
     assert grown.config.per_class == 7
