@@ -60,3 +60,20 @@ def reached(monkeypatch, environment):
         S3FileSystem().mkdir(BUCKET)
     yield S3FileSystem()
     S3FileSystem.clear_instance_cache()
+
+
+# A test module names these as its own: ``server, fs = s3_server.server, s3_server.fs``.
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The environment of a server that the tests of a module share."""
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture
+def fs(server, monkeypatch):
+    """That server's file system."""
+    with reached(monkeypatch, server) as found:
+        yield found

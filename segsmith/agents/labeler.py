@@ -86,11 +86,13 @@ class LabelerAgent:
         real: RealSet | None = None,
         check: Callable[[], RegionCheck] | None = None,
         witnesses: WitnessesConfig | None = None,
+        out_of_fold: OutOfFold | None = None,
     ) -> None:
         """`real` are the images that the run adds to; the ViT is trained on their labels, too.
 
         `classifier`, `segmenter` and `check` open their models. Without `check` no region is doubted, and without
-        `witnesses` what witnesses said has no influence on labels and masks.
+        `witnesses` what witnesses said has no influence on labels and masks. With `out_of_fold` others do the ViT's
+        work.
         """
         self._classifier = classifier
         self._segmenter = segmenter
@@ -102,14 +104,13 @@ class LabelerAgent:
         self._real = real
         self._check = check
         self._witnesses = witnesses or WitnessesConfig(agreement=False)
+        self._out_of_fold = out_of_fold or self._out_of_fold_here
 
-    def relabel(self, out_of_fold: OutOfFold | None = None) -> int:
+    def relabel(self) -> int:
         """Store out-of-fold labels for all accepted images; returns the number of labels that changed.
 
-        The patch scores are kept in ``patch_scores.npz``, so that masks can be made again without training. With
-        `out_of_fold` others do the ViT's work.
+        The patch scores are kept in ``patch_scores.npz``, so that masks can be made again without training.
         """
-        out_of_fold = out_of_fold or self._out_of_fold
         rows = self._ledger.accepted()
         prompts = {p.id: p for p in self._ledger.prompts()}
         pseudo = self._ledger.label_sets("clip")
@@ -133,7 +134,7 @@ class LabelerAgent:
                         of_image = blend_maps(of_image, seen, self._config.attention_weight)
                     add(names[index], of_image)
 
-            probabilities = out_of_fold(images, targets, families, keep)
+            probabilities = self._out_of_fold(images, targets, families, keep)
         self._ledger.patch_scores_sha256 = sha256_of(self._run.patch_scores)
         changed = 0
         own = probabilities[: len(rows)]
@@ -147,7 +148,7 @@ class LabelerAgent:
                 changed += differences
         return changed
 
-    def _out_of_fold(
+    def _out_of_fold_here(
         self,
         images: Sequence[ImageRow | RealImage],
         targets: NDArray[np.float32],
@@ -275,16 +276,16 @@ class LabelerAgent:
                 self._segment(todo, maps, on_batch)
         return len(todo)
 
-    def prepare_masks(self, out_of_fold: OutOfFold | None = None) -> list[ImageRow]:
+    def prepare_masks(self) -> list[ImageRow]:
         """Do what comes before the masks of generated images; returns the accepted images that need one, in order.
 
-        Real images without a mask get theirs, and the stored patch scores hold the maps of what is returned.
-        `out_of_fold` is that of `relabel`, which runs again where these scores are gone.
+        Real images without a mask get theirs, and the stored patch scores hold the maps of what is returned; where
+        these scores are gone, `relabel` runs again.
         """
-        self._segment_real(out_of_fold)
+        self._segment_real()
         todo = self._unmasked()
         if todo:
-            self._maps([row.id for row in todo], out_of_fold).close()
+            self._maps([row.id for row in todo]).close()
         return todo
 
     def _unmasked(self) -> list[ImageRow]:
@@ -366,7 +367,7 @@ class LabelerAgent:
                 self._ledger.add_masks([replace(mask, sha256=sha256_of(self._run.mask(mask.image_id)))])
         return finished
 
-    def _segment_real(self, out_of_fold: OutOfFold | None = None) -> None:
+    def _segment_real(self) -> None:
         """Make label maps for real images without one, one at a time, since their sizes differ."""
         if self._real is None:
             return
@@ -375,7 +376,7 @@ class LabelerAgent:
             return
         settings = MaskSettings.of(self._config)
         segmenter = self._segmenter() if self._config.use_sam else None
-        with closing(self._maps([item.id for item in todo], out_of_fold)) as maps:
+        with closing(self._maps([item.id for item in todo])) as maps:
             for item in todo:
                 image = self._real.read(item)
                 plan = self._plan(item.id, image, maps[item.id], item.labels, settings)
@@ -409,14 +410,14 @@ class LabelerAgent:
             records.append(record)
         self._ledger.add_masks(records)
 
-    def _maps(self, needed: Sequence[str], out_of_fold: OutOfFold | None = None) -> PatchScoreFile:
+    def _maps(self, needed: Sequence[str]) -> PatchScoreFile:
         """The stored patch scores; the ViT is trained again where they are not usable."""
         maps = PatchScoreFile(self._run.patch_scores, self._ledger.patch_scores_sha256)
         if maps.holds(needed):
             return maps
         maps.close()
         log.warning("%s is missing or damaged: training the ViT again", self._run.patch_scores)
-        self.relabel(out_of_fold)
+        self.relabel()
         return PatchScoreFile(self._run.patch_scores, self._ledger.patch_scores_sha256)
 
 

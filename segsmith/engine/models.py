@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from segsmith.config import Config, api_key
-from segsmith.protocols import ImageBackend, PatchClassifier, PointSegmenter
+from segsmith.memory.ledger import WitnessKind
+from segsmith.protocols import ImageBackend, PatchClassifier, PointSegmenter, Witness
+from segsmith.types import ImageRequest
 
 if TYPE_CHECKING:
+    from segsmith.tools.images.simulator import Drawing
     from segsmith.tools.vision.clip import OpenClipEncoder
 
 
@@ -52,6 +56,59 @@ def open_segmenter(config: Config) -> PointSegmenter:
     from segsmith.tools.vision import sam_views
 
     return sam_views.open_segmenter(config.labeler, config.compute)
+
+
+def computes_here(kind: WitnessKind, config: Config) -> bool:
+    """Whether a witness computes in the process that asks it. A VLM does so on a server, except for its stand-in."""
+    return kind != "vlm" or is_stand_in(kind, config)
+
+
+def is_stand_in(kind: WitnessKind, config: Config) -> bool:
+    """Whether a witness is the simulator's, which needs no model."""
+    return bool(getattr(config.witnesses, kind) == "simulated")
+
+
+def open_witness(
+    kind: WitnessKind, config: Config, request_of: Callable[[str], ImageRequest] | None = None
+) -> Witness:
+    """A witness that computes here (`computes_here`); the image model is loaded by its first `testify`.
+
+    `request_of` returns what an image was drawn from, by its id, for the simulator's stand-ins.
+    """
+    if is_stand_in(kind, config):
+        from segsmith.tools.images.simulated_witnesses import STAND_INS
+
+        assert request_of is not None
+        return STAND_INS[kind](config.classes, _truth_of(config, request_of), config.seed)
+    if kind == "detector":
+        from segsmith.tools.vision.detector import open_detector
+
+        return open_detector(config)
+    from segsmith.tools.images.attention import open_attention
+
+    return open_attention(config)
+
+
+def witness_name(kind: WitnessKind, config: Config) -> str:
+    """`Witness.name` of a witness that computes here, without loading it."""
+    if is_stand_in(kind, config):
+        from segsmith.tools.images.simulated_witnesses import STAND_INS
+
+        return STAND_INS[kind].name
+    if kind == "detector":
+        from segsmith.tools.vision import detector
+
+        return detector.witness_name(config.witnesses.detector, config.witnesses.detector_score)
+    return open_witness(kind, config).name
+
+
+def _truth_of(config: Config, request_of: Callable[[str], ImageRequest]) -> Callable[[str], Drawing]:
+    """What the simulator drew, by image id; for its stand-ins of witnesses, which no agent can look behind."""
+    from segsmith.tools.images.simulator import Simulator
+
+    images = config.images
+    simulator = Simulator(images.faults, config.classes, images.size)
+    return lru_cache(maxsize=64)(lambda image_id: simulator.truth(request_of(image_id)))
 
 
 def synonyms_for(config: Config) -> Callable[[str], tuple[str, ...]]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segsmith.config import Config
+from segsmith.engine.models import is_stand_in
 from segsmith.engine.units import Kind
 from segsmith.tools.gpu_plan import GpuStage, plan_gpu, usable
 
@@ -64,6 +65,8 @@ def placement(
 
 def needs_gpu(kind: Kind, config: Config) -> bool:
     """Whether a kind of unit runs a model that a GPU makes faster."""
+    if kind in ("detector", "vlm", "attention"):
+        return not is_stand_in(kind, config)
     return kind != "masks" or config.labeler.use_sam or config.labeler.region_doubt > 0
 
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from segsmith.agents.judge.agent import JudgeAgent
 from segsmith.agents.judge.measure import Measured
 from segsmith.agents.labeler import CALIBRATION, LabelerAgent, mask_chunks
 from segsmith.agents.region_check import centre_of
+from segsmith.agents.witnesses.agent import OnAnswers
 from segsmith.config import Config
 from segsmith.engine.dispatch import RESUME, Pool, run_units
 from segsmith.engine.object_units import unit_store
@@ -32,6 +33,8 @@ from segsmith.engine.store import UnitStore
 from segsmith.engine.units import (
     DrawItem,
     DrawUnit,
+    HearItem,
+    HearUnit,
     LabelItem,
     MaskItem,
     MaskUnit,
@@ -44,7 +47,16 @@ from segsmith.errors import SegsmithError
 from segsmith.events import WorkersBusy
 from segsmith.files import FORMS, sha256_of
 from segsmith.ids import make_id
-from segsmith.memory.ledger import ImageRow, Ledger, MaskRow, PromptRow, UndrawnRow
+from segsmith.memory.ledger import (
+    ImageRow,
+    Ledger,
+    MaskRow,
+    PromptRow,
+    TestimonyRow,
+    UndrawnRow,
+    WitnessKind,
+    testimony_of,
+)
 from segsmith.memory.real_images import RealImage
 from segsmith.memory.run_folder import RunFolder
 from segsmith.protocols import OnMaps
@@ -69,14 +81,18 @@ class DataPlane:
         *,
         limits: Limits | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        tell: Callable[[WorkersBusy], None] = lambda progress: None,
+        warn: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`stopped` returns True once the user has asked the run to stop."""
+        """`stopped` returns True once the user has asked the run to stop. For `tell` and `warn` see `run_units`."""
         self._pool = pool
         self._run = run
         self._ledger = ledger
         self._config = config
         self._limits = limits
         self._stopped = stopped
+        self._tell = tell
+        self._warn = warn
         self.unfinished: set[str] = set()
         """Units whose results are used together with those of others that are not done yet."""
         self._store = unit_store(run)
@@ -92,8 +108,6 @@ class DataPlane:
         *,
         limit: int | None = None,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
-        tell: Callable[[WorkersBusy], None] = lambda progress: None,
-        warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Draw and measure all that a round lacks, as `ImageAgent.draw` and `JudgeAgent.measure` would.
 
@@ -115,7 +129,7 @@ class DataPlane:
             done += len(unit.items)
             on_batch(done, total)
 
-        failed = self._run_units("images", units, fold, tell, warn)
+        failed = self._run_units("images", units, fold)
         agent.left_out |= {tasks[image_id].prompt.id for image_id in failed}
 
     def _draw_units(
@@ -176,6 +190,47 @@ class DataPlane:
             if new:
                 judge.add(new, [_measured(drawn[row.id]["measured"]) for row in new])
 
+    # -- witnesses --------------------------------------------------------------------------------
+
+    def hear(self, kind: WitnessKind, witness: str, rows: Sequence[ImageRow], on_answers: OnAnswers) -> None:
+        """Ask a witness about images, for `WitnessAgent.hear` (`AskElsewhere`). Raises what `run_units` raises.
+
+        Images whose units were set aside are asked about again the next time.
+        """
+        units = self._hear_units(kind, witness, rows)
+        # What others said is kept: their units are planned when their turn comes.
+        adopt(self._run, self._ledger, keep={unit.id for unit in units}, images_only=True)
+
+        def fold(unit: Unit) -> None:
+            said = self._store.result(unit.id)["testimonies"]
+            answers = [
+                TestimonyRow(image_id, kind, witness, testimony_of(*columns))
+                for image_id, columns in said.items()
+                if columns is not None
+            ]
+            on_answers(len(said), answers)
+            self._store.empty(unit.id)
+
+        self._run_units("testimonies", units, fold)
+
+    def _hear_units(self, kind: WitnessKind, witness: str, rows: Sequence[ImageRow]) -> list[HearUnit]:
+        """Shards of the accepted images, without those that are not in `rows`.
+
+        A shard does not depend on what was answered in others, so what an ended session committed is used.
+        """
+        config = self._config
+        shape = [config.classes, config.seed, config.images.size, config.witnesses.model_dump(mode="json")]
+        shards = {row.id: n // MEASURED_TOGETHER for n, row in enumerate(self._ledger.accepted())}
+        units = []
+        for _, shard in groupby(rows, key=lambda row: shards[row.id]):
+            items = tuple(
+                HearItem(row.id, row.sha256, self._ledger.prompt(row.prompt_id).text, row.seed)
+                for row in shard
+            )
+            name = unit_id(kind, shape, witness, images=[item.id for item in items])
+            units.append(HearUnit(name, items, witness, kind))
+        return units
+
     # -- labels -----------------------------------------------------------------------------------
 
     def out_of_fold(
@@ -184,9 +239,6 @@ class DataPlane:
         targets: NDArray[np.float32],
         groups: Sequence[str],
         on_maps: OnMaps,
-        *,
-        tell: Callable[[WorkersBusy], None] = lambda progress: None,
-        warn: Callable[[str], None] = lambda line: None,
     ) -> NDArray[np.float32]:
         """What `PatchClassifier.out_of_fold` returns and passes on, for `LabelerAgent.relabel`.
 
@@ -225,8 +277,8 @@ class DataPlane:
 
         patient = replace(self._limits or Limits(), timeout_s=None, first_timeout_s=TEACH_S)
         todo = [unit for unit in teaching if not self._run.weights(unit.id).exists()]
-        self._run_units("models", todo, keep_weights, tell, warn, limits=patient, needed=True)
-        self._run_units("labels", units, fold_scores, tell, warn, needed=True)
+        self._run_units("models", todo, keep_weights, limits=patient, needed=True)
+        self._run_units("labels", units, fold_scores, needed=True)
         self._run.drop_weights()
         self.unfinished = set()
         return probabilities
@@ -254,19 +306,17 @@ class DataPlane:
         labeler: LabelerAgent,
         *,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
-        tell: Callable[[WorkersBusy], None] = lambda progress: None,
-        warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Make the masks that `LabelerAgent.segment` would make. Raises what `run_units` raises.
 
         `on_batch` is called with (masks done, masks in all).
         """
-        todo = labeler.prepare_masks(partial(self.out_of_fold, tell=tell, warn=warn))
+        todo = labeler.prepare_masks()
         if not todo:
             return
         if self._run.remote is not None:
             self._run.remote.share(self._run.patch_scores, self._ledger.patch_scores_sha256)
-        centre = self._region_centre(labeler, tell, warn)
+        centre = self._region_centre(labeler)
         units = self._mask_units(labeler, todo, "masks", centre)
         adopt(self._run, self._ledger, keep={unit.id for unit in units})
         done = 0
@@ -281,7 +331,7 @@ class DataPlane:
             done += len(rows)
             on_batch(done, len(todo))
 
-        self._run_units("masks", units, fold, tell, warn)
+        self._run_units("masks", units, fold)
 
     def _mask_units(
         self,
@@ -307,9 +357,7 @@ class DataPlane:
             units.append(MaskUnit(name, items, scores, tuple(centre), kind))
         return units
 
-    def _region_centre(
-        self, labeler: LabelerAgent, tell: Callable[[WorkersBusy], None], warn: Callable[[str], None]
-    ) -> Sequence[float]:
+    def _region_centre(self, labeler: LabelerAgent) -> Sequence[float]:
         """The centre of the region check, measured on the run's first images once a run; () for no check."""
         if not self._config.labeler.region_doubt:
             return ()
@@ -321,7 +369,7 @@ class DataPlane:
                 found = self._store.result(unit.id)["regions"]
                 cosines.extend(np.asarray(rows, np.float64) for rows in found.values() if rows)
 
-            self._run_units("regions", units, fold, tell, warn, needed=True)
+            self._run_units("regions", units, fold, needed=True)
             self._ledger.region_centre = centre_of(cosines)
         return self._ledger.region_centre or ()
 
@@ -332,8 +380,6 @@ class DataPlane:
         what: str,
         units: Sequence[Unit],
         fold: Callable[[Unit], None],
-        tell: Callable[[WorkersBusy], None],
-        warn: Callable[[str], None],
         *,
         limits: Limits | None = None,
         needed: bool = False,
@@ -348,8 +394,8 @@ class DataPlane:
             self._pool,
             self._store,
             fold,
-            tell=tell,
-            warn=warn,
+            tell=self._tell,
+            warn=self._warn,
             stopped=self._stopped,
             limits=limits or self._limits,
         )
@@ -369,7 +415,7 @@ class DataPlane:
             )
             counts = self._ledger.set_aside
             self._ledger.set_aside = {**counts, what: counts.get(what, 0) + len(failed)}
-            warn(
+            self._warn(
                 f"{len(failed)} {what} could not be made and are tried again when the command is rerun: {why}"
             )
         if batch.left_out:

@@ -302,11 +302,16 @@ def _connection_error(address: str | None, error: Exception) -> SegsmithError:
                 "Ray could not be started: this machine was too busy, or lacks memory.",
                 "Run the same command again when other programs have ended, or without --engine ray.",
             )
-        return SegsmithError(f"Ray could not be started: {first_line(error):.200}", RESUME)
+        return SegsmithError(f"Ray could not be started: {said(error)}.", RESUME)
     return SegsmithError(
-        f"No Ray cluster answers at {address} ({first_line(error):.160}).",
+        f"No Ray cluster answers at {address} ({said(error)}).",
         "Start one with `ray start --head`, check --address, or leave it out to start Ray on this machine.",
     )
+
+
+def said(error: BaseException) -> str:
+    """The first line of an error, as a part of a sentence: without the mark at its end."""
+    return first_line(error, 200).rstrip(" .:;,") or type(error).__name__
 
 
 def reason_of(error: Any) -> str:

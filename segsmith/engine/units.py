@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from segsmith.ids import make_id
+from segsmith.memory.ledger import WitnessKind
 
-Kind = Literal["draw", "teach", "relabel", "regions", "masks"]
+Kind = Literal["draw", "teach", "relabel", "regions", "masks"] | WitnessKind
+"""Units of a witness are of its kind."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,30 @@ class RelabelUnit:
     kind: Literal["relabel"] = "relabel"
 
 
-Unit = DrawUnit | MaskUnit | TeachUnit | RelabelUnit
+@dataclass(frozen=True)
+class HearItem:
+    """An accepted image that a witness is asked about."""
+
+    id: str
+    sha256: str
+    """Of its file."""
+    prompt: str
+    seed: int
+    """Prompt and seed are for the simulator's stand-ins alone."""
+
+
+@dataclass(frozen=True)
+class HearUnit:
+    """A witness is asked about images."""
+
+    id: str
+    items: tuple[HearItem, ...]
+    witness: str
+    """Its name (`Witness.name`)."""
+    kind: WitnessKind
+
+
+Unit = DrawUnit | MaskUnit | TeachUnit | RelabelUnit | HearUnit
 
 
 def unit_id(kind: Kind, *depends_on: object, images: Sequence[str]) -> str:

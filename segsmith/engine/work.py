@@ -21,18 +21,22 @@ from segsmith.agents.image import WRITERS, encoded, smaller_batch
 from segsmith.agents.judge.measure import directions, measure_images
 from segsmith.agents.labeler import mask_file, plan_of_image
 from segsmith.agents.region_check import region_beliefs, region_cosines
+from segsmith.agents.witnesses.agent import chunks
 from segsmith.config import Config
+from segsmith.device_memory import free_device_memory
 from segsmith.engine.models import (
     open_classifier,
     open_encoder,
     open_image_backend,
     open_segmenter,
+    open_witness,
     synonyms_for,
 )
 from segsmith.engine.object_units import unit_store
 from segsmith.engine.units import (
     DrawItem,
     DrawUnit,
+    HearUnit,
     Kind,
     LabelItem,
     MaskItem,
@@ -43,12 +47,31 @@ from segsmith.engine.units import (
 )
 from segsmith.errors import OutOfMemory, SegsmithError
 from segsmith.files import SUFFIXES, read_image, write_atomic
+from segsmith.memory.ledger import WitnessKind, testimony_columns
 from segsmith.memory.patch_scores import PatchScoreFile
 from segsmith.memory.remote_run import scratch_folder
 from segsmith.memory.run_folder import RunFolder, read_verified
-from segsmith.protocols import ImageBackend, ImageTextEncoder, PatchClassifier, PointSegmenter
+from segsmith.protocols import (
+    ImageBackend,
+    ImageTextEncoder,
+    PatchClassifier,
+    PointSegmenter,
+    Releasable,
+    Witness,
+)
 from segsmith.segmentation.masks import MaskSettings, Outlined, merge_outlined, outline
 from segsmith.types import Drawn, Image, ImageRequest, PatchScores, Vectors
+
+MODELS: Mapping[Kind, str] = {
+    "teach": "classifier",
+    "relabel": "classifier",
+    "regions": "segmenter",
+    "masks": "segmenter",
+    "detector": "detector",
+    "vlm": "vlm",
+    "attention": "attention",
+}
+"""Kind of unit -> the model that no other kind uses."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +103,30 @@ class Workshop:
         self._scores: tuple[str, PatchScoreFile] | None = None
         self._features: tuple[str, Any] | None = None
         self._scorer: tuple[str, Callable[[Sequence[Image]], PatchScores]] | None = None
+        self._requests: dict[str, ImageRequest] = {}
+        """What the images of the unit that a witness is asked about were drawn from."""
         self.batch_size = self.config.images.batch_size
         """Images drawn at once; smaller after memory ran out."""
 
     def prepare(self, kind: Kind) -> None:
         """Load what a kind of unit needs, and free what it does not. Raises what a model raises."""
-        if kind == "draw":
-            self._drop("segmenter", "classifier")
-            _ = self.backend, self.encoder, self.texts
-            return
-        if "backend" in self._made:
+        if kind != "draw" and "backend" in self._made:
             self._made["backend"].close()
-        if kind in ("teach", "relabel"):
-            self._drop("segmenter")
-            _ = self.classifier
-            return
-        self._drop("classifier")
-        if self.config.labeler.use_sam:
-            _ = self.segmenter
-        if self.config.labeler.region_doubt:
-            _ = self.encoder, self.texts
+        self._drop(*{*MODELS.values()} - {MODELS.get(kind)})
+        match kind:
+            case "draw":
+                _ = self.backend, self.encoder, self.texts
+            case "teach" | "relabel":
+                _ = self.classifier
+            case "regions" | "masks":
+                if self.config.labeler.use_sam:
+                    _ = self.segmenter
+                if self.config.labeler.region_doubt:
+                    _ = self.encoder, self.texts
+            case "detector" | "vlm" | "attention":
+                if isinstance(self._made.get("encoder"), Releasable):
+                    self._made["encoder"].release()
+                self.witness(kind)
 
     def do(self, unit: Unit, attempt: str) -> int:
         """Do a unit and commit it, unless another attempt was committed before; returns the images this one made."""
@@ -126,6 +153,8 @@ class Workshop:
                 return relabel(self, unit, folder)
             case MaskUnit():
                 return make_masks(self, unit, folder)
+            case HearUnit():
+                return hear(self, unit)
 
     def _drop_fetched(self) -> None:
         """Remove images that were read from an object store: a worker seldom needs one again."""
@@ -147,6 +176,14 @@ class Workshop:
     @property
     def classifier(self) -> PatchClassifier:
         return self._part("classifier", lambda: open_classifier(self.config, lambda: self.encoder))
+
+    def witness(self, kind: WitnessKind) -> Witness:
+        """A witness; the simulator's stand-ins know the images of the unit that is being done."""
+        return self._part(kind, lambda: open_witness(kind, self.config, lambda i: self._requests[i]))
+
+    def about_to_ask(self, unit: HearUnit) -> None:
+        """Tell the simulator's stand-ins what the images of a unit were drawn from."""
+        self._requests = {item.id: ImageRequest(item.prompt, item.seed) for item in unit.items}
 
     def features(self, unit: TeachUnit) -> Any:
         """What models are trained on; it is computed once for all folds that this process trains."""
@@ -183,11 +220,13 @@ class Workshop:
 
     def _drop(self, *names: str) -> None:
         """Free models that the next units do not need, and what was made with them."""
-        for name in names:
-            if name not in self._given:
-                self._made.pop(name, None)
+        loaded = [name for name in names if name in self._made and name not in self._given]
+        for name in loaded:
+            del self._made[name]
         if "classifier" in names:
             self._features = self._scorer = None
+        if loaded:
+            free_device_memory()
 
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._made:
@@ -308,6 +347,30 @@ def _read(shop: Workshop, item: LabelItem) -> Image:
     if not item.real:
         return _stored_image(shop, item.id, item.sha256)
     return read_image(read_verified(shop.run.real / item.real, item.sha256, f"real image {item.id}"))
+
+
+# -- witnesses ----------------------------------------------------------------------------------------
+
+
+def hear(shop: Workshop, unit: HearUnit) -> dict[str, Any]:
+    """Ask a witness about the images of a unit, as many at a time as `WitnessAgent` does.
+
+    The result has an entry for each image, in order: what is stored of its testimony, or None without an answer.
+    """
+    witness = shop.witness(unit.kind)
+    if witness.name != unit.witness:
+        raise SegsmithError(
+            f"The {unit.kind} is {witness.name} on this machine, and {unit.witness} on the command's.",
+            "Pull the same models on every machine: segsmith models pull.",
+        )
+    shop.about_to_ask(unit)
+    said: dict[str, Any] = {}
+    for items in chunks(unit.items):
+        images = [_stored_image(shop, item.id, item.sha256) for item in items]
+        testimonies = witness.testify(images, [item.id for item in items])
+        for item, testimony in zip(items, testimonies, strict=True):
+            said[item.id] = None if testimony is None else testimony_columns(testimony)
+    return {"testimonies": said}
 
 
 # -- masks --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -22,12 +22,21 @@ from segsmith.agents.region_check import RegionCheck
 from segsmith.agents.witnesses.agent import WitnessAgent
 from segsmith.config import Config, ImagesConfig, LLMConfig, api_key
 from segsmith.device_memory import DeviceUse
-from segsmith.engine.models import open_encoder, open_image_backend, open_segmenter, synonyms_for
+from segsmith.engine.models import (
+    computes_here,
+    open_encoder,
+    open_image_backend,
+    open_segmenter,
+    open_witness,
+    synonyms_for,
+    witness_name,
+)
 from segsmith.engine.options import EngineOptions
 from segsmith.engine.plane import DataPlane, adopt
 from segsmith.engine.scheduler import Limits
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
+from segsmith.events import Event, Notice
 from segsmith.graph.finalize import Finalizer
 from segsmith.memory.ledger import Ledger, UsageRow, WitnessKind
 from segsmith.memory.real_images import RealSet
@@ -40,12 +49,11 @@ from segsmith.types import ImageRequest
 
 if TYPE_CHECKING:
     from segsmith.engine.dispatch import Pool
-    from segsmith.tools.images.simulator import Drawing
     from segsmith.tools.llm.chat import OpenAIChat
     from segsmith.tools.llm.usage import Spent
 
 Made = TypeVar("Made")
-REMOTE_PARTS = ("backend", "encoder", "classifier", "segmenter")
+REMOTE_PARTS = ("backend", "encoder", "classifier", "segmenter", "detector", "attention")
 """Models that workers use."""
 
 VLM_TOKENS = 256
@@ -103,6 +111,8 @@ class RunContext:
         self._made: dict[str, Any] = dict(self.parts)
         self.device_use = DeviceUse()
         """Held while images are drawn and measured, so that an LLM server that died restarts between two batches."""
+        self.show: Callable[[Event], None] = lambda event: None
+        """Where the progress and the warnings of workers go; each node sets it."""
         self.told = SimpleQueue[str]()
         """What happened to servers, for the user; `build_run` passes it on."""
         self.stopping = threading.Event()
@@ -136,7 +146,7 @@ class RunContext:
         """
         with self._opening:
             takes_turns = stage is GpuStage.WRITE and self.gpu_plan.alternates
-            if takes_turns or stage in (GpuStage.HEAR, GpuStage.TRAIN):
+            if takes_turns or stage is GpuStage.TRAIN:
                 self._end_workers()  # they hold the GPUs that this process or its LLM is about to use
             keeps = self.gpu_plan.keeps
             chat = self._made.get("chat")
@@ -335,6 +345,7 @@ class RunContext:
                 self.encoder, self.ledger, self.config.classes, synonyms_for(self.config)
             ),
             witnesses=self.config.witnesses,
+            out_of_fold=None if self.is_alone else lambda *asked: self._workers.out_of_fold(*asked),
         )
 
     @property
@@ -363,7 +374,15 @@ class RunContext:
             self.config,
             limits=Limits(timeout_s=self.engine.unit_timeout_s),
             stopped=self.stopping.is_set,
+            tell=lambda progress: self.show(progress),
+            warn=lambda line: self.show(Notice(line, warning=True)),
         )
+
+    @property
+    def _workers(self) -> DataPlane:
+        plane = self.data_plane
+        assert plane is not None
+        return plane
 
     @once
     def witness_agent(self) -> WitnessAgent:
@@ -371,11 +390,30 @@ class RunContext:
         opened: dict[WitnessKind, Callable[[], Witness]] = {}
         if settings.detector != "off":
             opened["detector"] = lambda: self.detector
-        if settings.vlm != "off":
-            opened["vlm"] = lambda: self.vlm
         if settings.attention != "off":
             opened["attention"] = lambda: self.attention
-        return WitnessAgent(opened, self.ledger, self.run, self.config.classes)
+        if settings.vlm != "off":  # the last one: workers end before its server starts
+            opened["vlm"] = self._vlm_alone
+        return WitnessAgent(
+            opened,
+            self.ledger,
+            self.run,
+            self.config.classes,
+            elsewhere=None if self.is_alone else lambda *asked: self._workers.hear(*asked),
+            names={
+                kind: partial(self._witness_name, kind) for kind in opened if computes_here(kind, self.config)
+            },
+        )
+
+    def _witness_name(self, kind: WitnessKind) -> str:
+        part: Witness | None = self.parts.get(kind)
+        return witness_name(kind, self.config) if part is None else part.name
+
+    def _vlm_alone(self) -> Witness:
+        """The VLM, for which workers are ended if its server is started here: they hold the GPUs that it needs."""
+        if self.config.witnesses.vlm == "llm" and self.config.llm.server == "vllm":
+            self._end_workers()
+        return self.vlm
 
     @once
     def finalizer(self) -> Finalizer:
@@ -419,23 +457,14 @@ class RunContext:
     @once
     def detector(self) -> Witness:
         """The open-vocabulary detector of `witnesses.detector`."""
-        config = self.config
-        if config.witnesses.detector == "simulated":
-            from segsmith.tools.images.simulated_witnesses import SimulatedDetector
-
-            return SimulatedDetector(config.classes, self._truth, config.seed)
-        from segsmith.tools.vision.detector import open_detector
-
-        return open_detector(config)
+        return open_witness("detector", self.config, self._request_of)
 
     @once
     def vlm(self) -> Witness:
         """The vision-language model of `witnesses.vlm`."""
         config = self.config
-        if config.witnesses.vlm == "simulated":
-            from segsmith.tools.images.simulated_witnesses import SimulatedVlm
-
-            return SimulatedVlm(config.classes, self._truth, config.seed)
+        if computes_here("vlm", config):
+            return open_witness("vlm", config, self._request_of)
         from segsmith.tools.llm.image_questions import VlmWitness
 
         chat = self.chat if config.witnesses.vlm == "llm" else self._vlm_chat
@@ -445,33 +474,17 @@ class RunContext:
     @once
     def attention(self) -> Witness:
         """The image model's attention."""
-        config = self.config
-        if config.witnesses.attention == "simulated":
-            from segsmith.tools.images.simulated_witnesses import SimulatedAttention
-
-            return SimulatedAttention(config.classes, self._truth, config.seed)
-        from segsmith.tools.images.attention import open_attention
-
-        return open_attention(config.model_copy(update={"images": self._images_settings()}))
+        config = self.config.model_copy(update={"images": self._images_settings()})
+        return open_witness("attention", config, self._request_of)
 
     @once
     def _vlm_chat(self) -> OpenAIChat:
         return self._open_chat(vlm_settings(self.config))
 
-    @once
-    def _truth(self) -> Callable[[str], Drawing]:
-        """What the simulator drew, by image id; for its stand-ins of witnesses, which no agent can look behind."""
-        from segsmith.tools.images.simulator import Simulator
-
-        images = self.config.images
-        simulator = Simulator(images.faults, self.config.classes, images.size)
-
-        @lru_cache(maxsize=64)
-        def truth(image_id: str) -> Drawing:
-            row = self.ledger.image(image_id)
-            return simulator.truth(ImageRequest(self.ledger.prompt(row.prompt_id).text, row.seed))
-
-        return truth
+    def _request_of(self, image_id: str) -> ImageRequest:
+        """What an image was drawn from."""
+        row = self.ledger.image(image_id)
+        return ImageRequest(self.ledger.prompt(row.prompt_id).text, row.seed)
 
 
 def vlm_settings(config: Config) -> LLMConfig:

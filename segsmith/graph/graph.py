@@ -8,9 +8,8 @@ runs again, which is harmless because ids follow from content and every write to
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from functools import partial
 from typing import Any, Literal
 
 from langgraph.config import get_stream_writer
@@ -22,7 +21,7 @@ from segsmith.agents.director import ClassProgress, cap_reached, plan_round, spe
 from segsmith.agents.judge.agent import update_verdicts
 from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.agents.prompt.draft import Draft
-from segsmith.events import ImagesDrawn, MasksMade, Notice, RoundJudged, Stage, StageStarted
+from segsmith.events import Event, ImagesDrawn, MasksMade, RoundJudged, Stage, StageStarted
 from segsmith.graph.context import RunContext
 from segsmith.graph.retries import RETRY
 from segsmith.graph.review_nodes import pause
@@ -193,9 +192,16 @@ def route_plan(state: RunState, runtime: Context) -> list[str | Send]:
     return [Send("draw", round_), *([] if runtime.context.gpu_plan.alternates else writers)]
 
 
+def _entered(runtime: Context) -> tuple[RunContext, Callable[[Event], None]]:
+    """The context, in which workers from now on report to this node's stream, and the stream."""
+    emit = get_stream_writer()
+    runtime.context.show = emit
+    return runtime.context, emit
+
+
 def draw(state: RunState, runtime: Context) -> dict[str, Any]:
     """Draw this round's prompts; images are written and measured while the next ones are drawn."""
-    context, emit = runtime.context, get_stream_writer()
+    context, emit = _entered(runtime)
     context.enter(GpuStage.DRAW, asks=bool(state["write"]))
     limit = context.config.budget.max_images
     left = None if limit is None else max(0, limit - context.ledger.drawn)
@@ -224,8 +230,6 @@ def draw(state: RunState, runtime: Context) -> dict[str, Any]:
                 state.get("round", 0),
                 limit=left,
                 on_batch=on_batch,
-                tell=emit,
-                warn=lambda line: emit(Notice(line, warning=True)),
             )
     else:
         ahead = None
@@ -275,7 +279,7 @@ def judge(state: RunState, runtime: Context) -> dict[str, Any]:
 
 def hear(state: RunState, runtime: Context) -> dict[str, Any]:
     """Ask the witnesses about accepted images that they have not spoken about, and decide about the images again."""
-    context, emit = runtime.context, get_stream_writer()
+    context, emit = _entered(runtime)
     config = context.config
     if not context.witness_agent.enabled:
         return {"denied": 0}
@@ -295,20 +299,17 @@ def route_heard(state: RunState, runtime: Context) -> Literal["all_stand", "imag
 
 def label(state: RunState, runtime: Context) -> dict[str, Any]:
     """Relabel every accepted image by a ViT that was not trained on it."""
-    context, emit = runtime.context, get_stream_writer()
+    context, emit = _entered(runtime)
     context.enter(GpuStage.LABEL)
     emit(StageStarted(Stage.RELABELLING))
-    elsewhere = None
-    if plane := context.data_plane:
-        elsewhere = partial(plane.out_of_fold, tell=emit, warn=lambda line: emit(Notice(line, warning=True)))
-    changed = context.labeler_agent.relabel(elsewhere)
+    changed = context.labeler_agent.relabel()
     context.ledger.log("relabelled", changed=changed)
     return {}
 
 
 def segment(state: RunState, runtime: Context) -> dict[str, Any]:
     """Make masks from patch scores and SAM."""
-    context, emit = runtime.context, get_stream_writer()
+    context, emit = _entered(runtime)
     context.enter(GpuStage.SEGMENT)
     emit(StageStarted(Stage.SEGMENTING))
 
@@ -316,12 +317,7 @@ def segment(state: RunState, runtime: Context) -> dict[str, Any]:
         emit(MasksMade(done, total))
 
     if plane := context.data_plane:
-        plane.make_masks(
-            context.labeler_agent,
-            on_batch=on_batch,
-            tell=emit,
-            warn=lambda line: emit(Notice(line, warning=True)),
-        )
+        plane.make_masks(context.labeler_agent, on_batch=on_batch)
     else:
         context.labeler_agent.segment(on_batch=on_batch)
     return {}

@@ -563,12 +563,7 @@ class Ledger:
             self._db.execute("DELETE FROM labels WHERE source=?", (source,))
 
     def add_testimonies(self, rows: Iterable[TestimonyRow]) -> None:
-        values = [
-            (r.image_id, r.witness, r.model, _dump(r.testimony.scores), _dump(r.testimony.counts),
-             _dump([[s.class_name, s.score, s.box_xyxy] for s in r.testimony.sightings]),
-             _dump({name: _dump_map(of_class) for name, of_class in r.testimony.maps.items()}))
-            for r in rows
-        ]  # fmt: skip
+        values = [(r.image_id, r.witness, r.model, *map(_dump, testimony_columns(r.testimony))) for r in rows]
         with self.transaction():
             self._upsert("testimonies", values)
             self.testimonies_made += len(values)
@@ -853,7 +848,7 @@ class Ledger:
         sql = "SELECT image_id, witness, scores, counts, sightings FROM testimonies WHERE image_id"
         for part in _parts(ids):
             for image_id, witness, *said in self._all(_among(sql, part), *part):
-                found.setdefault(image_id, {})[witness] = _testimony(*map(json.loads, said))
+                found.setdefault(image_id, {})[witness] = testimony_of(*map(json.loads, said))
         return found
 
     def attention_maps(self, ids: Sequence[str]) -> dict[str, dict[str, NDArray[np.uint8]]]:
@@ -1464,10 +1459,18 @@ def _decision(row: Sequence[Any]) -> DecisionRow:
     return DecisionRow(row[0], row[1], row[2], json.loads(row[3]), row[4], row[5])
 
 
-def _testimony(scores: dict[str, float], counts: dict[str, int], sightings: list[Any]) -> Testimony:
-    return Testimony(
-        scores, counts, tuple(Sighting(name, score, tuple(box)) for name, score, box in sightings)
-    )
+def testimony_columns(said: Testimony) -> tuple[Any, Any, Any, Any]:
+    """What is stored of a testimony, as values of JSON: scores, counts, sightings and maps."""
+    sightings = [[s.class_name, s.score, s.box_xyxy] for s in said.sightings]
+    return said.scores, said.counts, sightings, {name: _dump_map(m) for name, m in said.maps.items()}
+
+
+def testimony_of(
+    scores: dict[str, float], counts: dict[str, int], sightings: list[Any], maps: Mapping[str, Any] = {}
+) -> Testimony:
+    """The reverse of `testimony_columns`, with or without maps."""
+    located = tuple(Sighting(name, score, tuple(box)) for name, score, box in sightings)
+    return Testimony(scores, counts, located, {name: _read_map(*stored) for name, stored in maps.items()})
 
 
 def _dump_map(of_class: NDArray[np.uint8]) -> tuple[int, int, str]:

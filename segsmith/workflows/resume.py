@@ -111,6 +111,8 @@ def reentry(context: RunContext, snapshot: Any, added: Sequence[str] = ()) -> Re
         known = snapshot.values.get("missing", {})
         more = any(n > known.get(name, 0) for name, n in missing(context).items())
         again = bool(context.ledger.set_aside.get("images") and missing(context))
+        if context.ledger.set_aside.get("testimonies"):  # witnesses are asked when drawing has ended
+            return Reentry("judge", {"idle": {}})
         if added or ((more or again) and not (capped and cap)):
             return Reentry("judge", {"idle": {}})
     if finished and (changed := stale(context.ledger)):

@@ -1,7 +1,6 @@
 """A build whose images and masks are made by workers is the build of one process, whatever happens to the workers."""
 
 from contextlib import closing
-from functools import partial
 
 import pytest
 
@@ -10,7 +9,7 @@ from segsmith.engine.plane import adopt
 from segsmith.engine.store import UnitStore
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
-from segsmith.events import WorkersBusy
+from segsmith.events import Notice, WorkersBusy
 from segsmith.files import read_index_map
 from segsmith.graph.context import REMOTE_PARTS, RunContext
 from segsmith.memory.ledger import LabelRow, Ledger, PromptRow
@@ -36,23 +35,22 @@ def stages(out, pool=None, config=CONFIG, between=lambda ledger: None):
     with RunContext(config, run, parts=parts) as context:
         if not context.ledger.has_prompts:
             context.ledger.add_prompts(prompts())
+        context.show = events.append
         plane, ledger = context.data_plane, context.ledger
-        telling = {"tell": events.append, "warn": events.append}
         todo = ledger.prompts()
         if plane is None:
             adopt(run, ledger)
             with MeasuringAhead(context.judge_agent, ledger, run) as measuring:
                 context.image_agent.draw(todo, 0, on_images=measuring.add)
         else:
-            plane.draw_round(context.image_agent, context.judge_agent, todo, 0, **telling)
+            plane.draw_round(context.image_agent, context.judge_agent, todo, 0)
         context.judge_agent.judge()
-        elsewhere = None if plane is None else partial(plane.out_of_fold, **telling)
-        context.labeler_agent.relabel(elsewhere)
+        context.labeler_agent.relabel()
         between(ledger)
         if plane is None:
             context.labeler_agent.segment()
         else:
-            plane.make_masks(context.labeler_agent, **telling)
+            plane.make_masks(context.labeler_agent)
     return events
 
 
@@ -67,11 +65,13 @@ def prompts():
 
 def pool_for(out, config=CONFIG, **options):
     parts = instant_parts(config, out)
-    return InlinePool(Setup(config, out, {name: parts[name] for name in REMOTE_PARTS}), **options)
+    return InlinePool(
+        Setup(config, out, {name: part for name, part in parts.items() if name in REMOTE_PARTS}), **options
+    )
 
 
 def warnings(events):
-    return [event for event in events if isinstance(event, str)]
+    return [event.message for event in events if isinstance(event, Notice) and event.warning]
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def ray():
 
 
 def pool_for(out, workers=2):
-    parts = {name: instant_parts(CONFIG, out)[name] for name in REMOTE_PARTS}
+    parts = {name: part for name, part in instant_parts(CONFIG, out).items() if name in REMOTE_PARTS}
     # "auto" joins the Ray of the fixture, which `close` then leaves alone.
     options = EngineOptions("ray", "auto", workers)
     return engine.RayPool(options, Setup(CONFIG, out, parts))
@@ -149,9 +149,7 @@ def test_an_address_that_does_not_answer_is_one_line(monkeypatch, ray):
     monkeypatch.setattr(ray, "init", unreachable)
     with pytest.raises(SegsmithError) as caught:
         engine.connect(EngineOptions("ray", "10.0.0.9:6379"))
-    assert str(caught.value).startswith(
-        "No Ray cluster answers at 10.0.0.9:6379 (Failed to connect to GCS.)."
-    )
+    assert str(caught.value).startswith("No Ray cluster answers at 10.0.0.9:6379 (Failed to connect to GCS).")
     assert "\n" not in str(caught.value)
 
 
@@ -174,6 +172,24 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch, ray):
     raised = KeyError("a bug")
     with pytest.raises(KeyError):
         engine.connect(EngineOptions("ray"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (RuntimeError("Cannot bind the port"), "Cannot bind the port"),
+        (RuntimeError("Failed to start the GCS.\nSee the logs."), "Failed to start the GCS"),
+        (OSError("The command failed:\n  /usr/bin/raylet --x"), "The command failed"),
+        (ValueError(" . "), "ValueError"),
+        (TimeoutError(), "TimeoutError"),
+        (RuntimeError("x" * 500), "x" * 200),
+    ],
+)
+def test_any_other_failure_to_start_ray_is_one_sentence_and_what_to_do(raised, told):
+    error = engine._connection_error(None, raised)
+    assert str(error) == (
+        f"Ray could not be started: {told}. Fix that, then run the same command again; it resumes from here."
+    )
 
 
 def test_a_cluster_of_other_versions_is_named_with_both():

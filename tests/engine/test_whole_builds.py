@@ -35,7 +35,7 @@ def build(out: Path, *, remote: bool):
         return ""
 
     if remote:
-        setup = Setup(CONFIG, out, {name: parts[name] for name in REMOTE_PARTS})
+        setup = Setup(CONFIG, out, {name: part for name, part in parts.items() if name in REMOTE_PARTS})
         parts["pool"] = InlinePool(setup, workers=2, faults=seen)
     config = CONFIG if not (out / "run.toml").exists() else None
     segsmith.build(out=out, config=config, parts=parts, progress=False)
@@ -96,7 +96,7 @@ def test_a_vllm_that_dies_while_workers_draw_is_restarted_or_ends_the_build_with
 
         def build_with_server():
             parts = {**instant_parts(CONFIG, out), "chat": chat}
-            setup = Setup(CONFIG, out, {name: parts[name] for name in REMOTE_PARTS})
+            setup = Setup(CONFIG, out, {name: part for name, part in parts.items() if name in REMOTE_PARTS})
             parts["pool"] = InlinePool(setup, workers=2)
             segsmith.build(out=out, config=CONFIG, parts=parts, on_event=chat.on_event)
 
@@ -139,7 +139,6 @@ def with_workers(folder, plan):
 @pytest.mark.parametrize(
     ("stage", "plan"),
     [
-        (GpuStage.HEAR, GpuPlan()),
         (GpuStage.TRAIN, GpuPlan()),
         (GpuStage.WRITE, TURNS),
     ],

@@ -6,19 +6,10 @@ import pytest
 
 from segsmith.errors import SegsmithError
 from segsmith.memory.object_store import ObjectStore, store_url
+from tests import s3_server as fixtures
 from tests.s3_server import reached, s3_server
 
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as environment:
-        yield environment
-
-
-@pytest.fixture
-def fs(server, monkeypatch):
-    with reached(monkeypatch, server) as found:
-        yield found
+server, fs = fixtures.server, fixtures.fs
 
 
 def test_objects_come_back_and_folders_are_listed(fs, tmp_path):

@@ -19,22 +19,13 @@ from segsmith.memory.remote_run import working_folder
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import InstantScenes, fingerprint, instant_config, instant_parts
 from segsmith.workflows.verify import verify
+from tests import s3_server as fixtures
 from tests.engine.inline_pool import InlinePool
-from tests.s3_server import reached, s3_server
 
 CONFIG = instant_config(("cat", "dog"), 6)
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as environment:
-        yield environment
-
-
-@pytest.fixture
-def fs(server, monkeypatch):
-    with reached(monkeypatch, server) as found:
-        yield found
+server, fs = fixtures.server, fixtures.fs
 
 
 @pytest.fixture

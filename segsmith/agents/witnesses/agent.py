@@ -6,7 +6,9 @@ What a witness says is stored once, so that verdicts and labels can be decided a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,11 @@ LABELLED, UNLABELLED = 0.95, 0.02
 
 OnImages = Callable[[int, int], None]
 """Takes the number of images a witness was asked about, and that of all."""
+OnAnswers = Callable[[int, Sequence[TestimonyRow]], None]
+"""Takes the number of further images that a witness was asked about, and its answers."""
+AskElsewhere = Callable[[WitnessKind, str, Sequence[ImageRow], OnAnswers], None]
+"""Asks a witness, of which it is told kind and name, about images, in their order."""
+Item = TypeVar("Item")
 Scores = Mapping[str, float | None]
 """Source (`LEVELS`) -> score of one class in one image, in [0, 1]; None where the source said nothing."""
 
@@ -39,7 +46,12 @@ class WitnessAgent:
         ledger: Ledger,
         run: RunFolder,
         classes: Sequence[str],
+        elsewhere: AskElsewhere | None = None,
+        names: Mapping[WitnessKind, Callable[[], str]] | None = None,
     ) -> None:
+        """With `elsewhere`, others ask the witnesses of `names`, which are then not opened here."""
+        self._elsewhere = elsewhere
+        self._names = names or {}
         self._witnesses = witnesses
         self._ledger = ledger
         self._run = run
@@ -61,24 +73,55 @@ class WitnessAgent:
         """
         heard = 0
         for kind, open_witness in self._witnesses.items():
+            if self._elsewhere is not None and kind in self._names:
+                name = self._names[kind]()
+                heard += self._hear(kind, name, partial(self._elsewhere, kind, name), on_images)
+                continue
             witness = open_witness()
-            rows = self._ledger.unheard(kind, witness.name, self._classes)
-            silent = done = 0
-            for chunk in _chunks(rows):
-                if stopped():
-                    break
-                answers = self._ask(kind, witness, chunk)
-                self._ledger.add_testimonies(answers)
-                heard, silent = heard + len(answers), silent + len(chunk) - len(answers)
-                done += len(chunk)
-                on_images(done, len(rows))
-            if rows:
-                self._ledger.log(
-                    "witness", witness=kind, model=witness.name, images=done, without_answer=silent
-                )
+            heard += self._hear(
+                kind, witness.name, partial(self._ask_all, kind, witness, stopped=stopped), on_images
+            )
             if isinstance(witness, Releasable):
                 witness.release()
         return heard
+
+    def _hear(
+        self,
+        kind: WitnessKind,
+        name: str,
+        ask: Callable[[Sequence[ImageRow], OnAnswers], None],
+        on_images: OnImages,
+    ) -> int:
+        """Let `ask` ask a witness about all images that it is to speak about; returns the number of answers."""
+        rows = self._ledger.unheard(kind, name, self._classes)
+        if not rows:
+            return 0
+        done = heard = 0
+
+        def keep(asked: int, answers: Sequence[TestimonyRow]) -> None:
+            nonlocal done, heard
+            self._ledger.add_testimonies(answers)
+            done, heard = done + asked, heard + len(answers)
+            on_images(done, len(rows))
+
+        ask(rows, keep)
+        self._ledger.log("witness", witness=kind, model=name, images=done, without_answer=done - heard)
+        return heard
+
+    def _ask_all(
+        self,
+        kind: WitnessKind,
+        witness: Witness,
+        rows: Sequence[ImageRow],
+        keep: OnAnswers,
+        *,
+        stopped: Callable[[], bool],
+    ) -> None:
+        """Ask a witness in this process, until the user stops the run."""
+        for chunk in chunks(rows):
+            if stopped():
+                break
+            keep(len(chunk), self._ask(kind, witness, chunk))
 
     def _ask(self, kind: WitnessKind, witness: Witness, rows: Sequence[ImageRow]) -> list[TestimonyRow]:
         said = witness.testify([self._run.read_image(row) for row in rows], [row.id for row in rows])
@@ -124,7 +167,8 @@ def doubted(probabilities: Mapping[str, float], doubt: float) -> tuple[str, ...]
     return tuple(name for name, p in probabilities.items() if doubt < p < 1 - doubt)
 
 
-def _chunks(rows: Sequence[ImageRow]) -> Iterator[list[ImageRow]]:
-    remaining = iter(rows)
+def chunks(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """The images that a witness is asked about at once."""
+    remaining = iter(items)
     while chunk := list(islice(remaining, CHUNK)):
         yield chunk

@@ -7,7 +7,7 @@ kinder than real models: their errors are independent of one another, of the cla
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,6 +169,14 @@ class SimulatedAttention(_SimulatedWitness):
                 blurred = gaussian_filter(np.maximum(there, LEAK * everything), 1.0) + ATTENTION_NOISE * noise
                 maps[name] = np.round(255 * blurred / blurred.max()).astype(np.uint8)
         return Testimony(scores, maps=maps)
+
+
+STAND_INS: Mapping[str, type[_SimulatedWitness]] = {
+    "detector": SimulatedDetector,
+    "vlm": SimulatedVlm,
+    "attention": SimulatedAttention,
+}
+"""Kind of witness -> its stand-in."""
 
 
 def _cells(mask: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ class DetectorWitness:
         device: str = "cpu",
         precision: str = "auto",
     ) -> None:
-        self.name = f"{name}@{min_score:g}"
+        self.name = witness_name(name, min_score)
         self._model = model.eval().requires_grad_(False)
         self._processor = processor
         self._classes = tuple(classes)
@@ -131,6 +131,11 @@ class DetectorWitness:
             outputs, threshold=self._min_score, target_sizes=sizes, text_labels=[queries] * len(images)
         )
         return [_sightings(result, classes, size) for result, size in zip(results, sizes, strict=True)]
+
+
+def witness_name(name: str, min_score: float) -> str:
+    """What is recorded with what a detector says; no model is loaded to know it."""
+    return f"{name}@{min_score:g}"
 
 
 def open_detector(config: Config) -> DetectorWitness:
