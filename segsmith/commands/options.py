@@ -69,6 +69,10 @@ TrainWorkers = Annotated[
         "for each CPU but one"
     ),
 ]
+ExportEngine = Annotated[
+    str,
+    typer.Option(help="local: in this process, with a thread for each CPU; ray: on the CPUs of a cluster"),
+]
 UnitTimeout = Annotated[
     float | None,
     typer.Option(
@@ -80,7 +84,6 @@ UnitTimeout = Annotated[
 
 ELSEWHERE = {
     "rejudge": "; workers make the masks with segsmith build --out RUN --engine ray",
-    "export": "; it copies files, with a thread for each CPU",
 }
 """Command that works in one process -> what is done on several GPUs instead."""
 

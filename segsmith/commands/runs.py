@@ -12,7 +12,16 @@ import typer
 from rich.table import Table
 
 from segsmith.commands.console import app, busy, err, out, print_path, quiet_libraries, settings_of
-from segsmith.commands.options import AsJson, Lock, OneProcess, RunArgument
+from segsmith.commands.options import (
+    Address,
+    AsJson,
+    ExportEngine,
+    Lock,
+    OneProcess,
+    RunArgument,
+    UnitTimeout,
+    Workers,
+)
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import shown
 
@@ -221,16 +230,21 @@ def export(
             help="folder or s3:// URL to write; default: dataset/FORMAT in the run folder or below its URL",
         ),
     ] = None,
+    engine: ExportEngine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    unit_timeout: UnitTimeout = None,
     lock: Lock = "auto",
-    engine: OneProcess = "local",
 ) -> None:
     """Write the dataset of a run in a format that other tools read."""
     quiet_libraries()
     with busy("loading"):
+        from segsmith.engine.options import engine_options
         from segsmith.workflows.run import open_run
 
+    where = engine_options(engine, address, workers, unit_timeout)
     with busy("writing the dataset"):
-        summary = open_run(run).export_summary(format_, out_dir)
+        summary = open_run(run).export_summary(format_, out_dir, where)
     splits = ", ".join(f"{name} {n}" for name, n in summary.splits.items())
     out.print(f"{summary.images} images: {splits}{'' if summary.written else ' (already exported)'}")
     for note in summary.notes:

@@ -19,8 +19,7 @@ from segsmith.datasets.formats import (
 )
 from segsmith.datasets.near_misses import reject_near_miss
 from segsmith.datasets.records import DataError, LabelledDataset
-from segsmith.datasets.run_dataset import RunDataset
-from segsmith.datasets.staging import Sink
+from segsmith.datasets.writing import Writer
 from segsmith.errors import SegsmithError
 
 
@@ -28,7 +27,6 @@ from segsmith.errors import SegsmithError
 class Format:
     """`write` fills a folder; `read` opens one.
 
-    `write` returns what a user should know of the export, a sentence each.
     `version` goes up when the files change, so that an export by an older segsmith is written again.
     `read` raises `DataError` if nothing can be read at all. A format without `write` is only imported.
     """
@@ -36,23 +34,23 @@ class Format:
     name: str
     recognises: Callable[[Path], bool]
     read: Callable[[Path], LabelledDataset]
-    write: Callable[[Sink, RunDataset], list[str]] | None = None
+    write: Writer | None = None
     version: int = 1
 
 
 FORMATS = {
     f.name: f
     for f in (
-        Format("voc", voc.recognises, voc.read, voc.write, version=4),
-        Format("voc2012", voc.recognises, voc.read, voc.write_devkit),
-        Format("coco", coco.recognises, coco.read, coco.write, version=3),
-        Format("coco-stuff", coco.recognises, coco.read, coco.write_stuff),
-        Format("yolo", yolo.recognises, yolo.read, yolo.write, version=2),
-        Format("cvat", cvat.recognises, cvat.read, cvat.write, version=2),
-        Format("webdataset", webdataset.recognises, webdataset.read, webdataset.write, version=2),
-        Format("hf", huggingface.recognises, huggingface.read, huggingface.write, version=2),
-        Format("fiftyone", fiftyone.recognises, fiftyone.read, fiftyone.write),
-        Format("label-studio", label_studio.recognises, label_studio.read, label_studio.write),
+        Format("voc", voc.recognises, voc.read, voc.WRITER, version=4),
+        Format("voc2012", voc.recognises, voc.read, voc.DEVKIT_WRITER),
+        Format("coco", coco.recognises, coco.read, coco.WRITER, version=3),
+        Format("coco-stuff", coco.recognises, coco.read, coco.STUFF_WRITER),
+        Format("yolo", yolo.recognises, yolo.read, yolo.WRITER, version=2),
+        Format("cvat", cvat.recognises, cvat.read, cvat.WRITER, version=2),
+        Format("webdataset", webdataset.recognises, webdataset.read, webdataset.WRITER, version=2),
+        Format("hf", huggingface.recognises, huggingface.read, huggingface.WRITER, version=2),
+        Format("fiftyone", fiftyone.recognises, fiftyone.read, fiftyone.WRITER),
+        Format("label-studio", label_studio.recognises, label_studio.read, label_studio.WRITER),
         Format("folders", folder.recognises, folder.read),
     )
 }

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,7 +200,7 @@ class ObjectCache:
         self._new: dict[str, bytes] = {}
         self._db: sqlite3.Connection | None = None
 
-    def __enter__(self) -> ObjectCache:
+    def __enter__(self) -> Self:
         try:
             self._db = self._opened()
         except sqlite3.Error as error:
@@ -238,9 +238,16 @@ class ObjectCache:
 
     def add(self, mask_sha256: str, found: MaskObjects) -> None:
         """Keep what was found in a mask."""
-        if self._db is None or self._read_only:
-            return
-        data = pack(found)
+        if self.is_kept:
+            self.add_packed(mask_sha256, pack(found))
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what is added is of use later."""
+        return self._db is not None and not self._read_only
+
+    def add_packed(self, mask_sha256: str, data: bytes) -> None:
+        """As `add`, with what `pack` returned, where entries are kept (`is_kept`)."""
         with self._lock:
             self._new[mask_sha256] = data
             if len(self._new) >= BATCH:
@@ -306,3 +313,15 @@ class ObjectCache:
         if not self._read_only:
             with suppress(OSError):
                 self._path.unlink()
+
+
+class FoundObjects(ObjectCache):
+    """Reads a cache that another process keeps, and collects what that process is to add to it (`add_packed`)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, read_only=True)
+        self.packed: dict[str, bytes] = {}
+        """SHA-256 of a mask -> what `pack` made of its objects."""
+
+    def add(self, mask_sha256: str, found: MaskObjects) -> None:
+        self.packed[mask_sha256] = pack(found)

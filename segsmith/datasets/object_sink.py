@@ -23,6 +23,10 @@ class ObjectSink(Sink):
         super().__init__(scratch)
         self._store = store
 
+    @property
+    def place(self) -> str:
+        return self._store.url
+
     def put(self, name: str, data: bytes, sha256: str = "") -> None:
         self._store.put(name, data)
         self._note(name, data, sha256)

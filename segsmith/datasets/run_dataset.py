@@ -175,12 +175,13 @@ class RunDataset:
         return digest.hexdigest()
 
 
-def collect(run: RunFolder, ledger: Ledger, config: Config) -> RunDataset:
+def collect(run: RunFolder, ledger: Ledger, config: Config, *, fetch: bool = True) -> RunDataset:
     """Accepted, masked images in the order they were drawn; splits keep prompt families together.
 
     A run that enlarges a dataset has the real images first, in their own splits, and all generated ones in
     train, so that val and test hold real images only. Image labels are the relabeller's, else CLIP's, else
-    the prompt's. Raises `SegsmithError` when there is no image to export.
+    the prompt's. Files that are in the run's store alone are fetched, unless others read them. Raises
+    `SegsmithError` when there is no image to export.
     """
     prompts = {p.id: p for p in ledger.prompts()}
     families = prompt_families(prompts.values())
@@ -204,12 +205,14 @@ def collect(run: RunFolder, ledger: Ledger, config: Config) -> RunDataset:
         for split, ids in split_by_group(groups, labels, config.splits, config.seed).items():
             split_of |= dict.fromkeys(ids, split)
     records, stored = _real_records(real, config.classes)
-    run.fetch((image.id for image in images), masks=True)
+    if fetch:
+        run.fetch((image.id for image in images), masks=True)
     for image in images:
         prompt = prompts[image.prompt_id]
         scores = verdicts[image.id].scores if image.id in verdicts else {}
         origin = Origin(prompt.text, prompt.id, groups[image.id], image.seed, image.backend, scores)
-        files = StoredImage(run.image(image.id), run.mask(image.id), image.sha256, masks[image.id])
+        paths = run.image(image.id, fetch=fetch), run.mask(image.id, fetch=fetch)
+        files = StoredImage(*paths, image.sha256, masks[image.id])
         stored[image.id] = files
         records.append(_record(image.id, split_of[image.id], labels[image.id], origin, files, config.classes))
     return RunDataset(config.classes, tuple(records), stored)

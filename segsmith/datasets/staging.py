@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -25,6 +25,16 @@ class Sink:
         self.root = root
         self._files: dict[str, str] = {}
         self._made: set[str] = set()
+
+    @property
+    def place(self) -> str:
+        """Where the files are stored: a folder, or a URL."""
+        return str(self.root.absolute())
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Path -> SHA-256 of what was stored so far."""
+        return self._files
 
     def put(self, name: str, data: bytes, sha256: str = "") -> None:
         """Store a file under a path relative to the dataset; `sha256` of the data where it is known.
@@ -59,6 +69,10 @@ class Sink:
         """List a file that was not written by `put`; `sha256` where it is known."""
         self._files[name] = sha256 or sha256_of(self.root / name)
 
+    def list(self, files: Mapping[str, str]) -> None:
+        """List files that other processes stored at `place`, with their SHA-256."""
+        self._files.update(files)
+
     def close(self, digest: str) -> None:
         """Write the manifest, which is the last file of an export."""
         (self.root / MANIFEST).write_bytes(self.manifest(digest))
@@ -66,6 +80,24 @@ class Sink:
     def manifest(self, digest: str) -> bytes:
         """The manifest of what was stored so far."""
         return json.dumps({"digest": digest, "files": dict(sorted(self._files.items()))}, indent=1).encode()
+
+
+class SharedSink(Sink):
+    """Takes the files of some images of an export; other processes write into the same folder.
+
+    A file appears whole, so that several processes may write the same one, and one of them may be killed.
+    """
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        """`scratch` is a folder for this alone, on the same file system. Once it is gone, nothing is stored."""
+        super().__init__(root)
+        self._scratch = scratch
+
+    def put(self, name: str, data: bytes, sha256: str = "") -> None:
+        temporary = f"{self._scratch}/{hashlib.sha256(name.encode()).hexdigest()}"
+        write_new(temporary, data)
+        os.replace(temporary, self._place(name))
+        self._note(name, data, sha256)
 
 
 def replace_folder(out: Path, digest: str, write: Callable[[Sink], None]) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segsmith.engine.store import COMMIT, RESULT, UnitStore, checked_attempt
-from segsmith.memory.object_store import in_parallel
+from segsmith.memory.object_store import ObjectStore, in_parallel
 from segsmith.memory.remote_run import RemoteRun
 from segsmith.memory.run_folder import RunFolder
 
@@ -26,16 +26,14 @@ UNITS = "units"
 
 def unit_store(run: RunFolder) -> UnitStore:
     """Where the results of a run's units are."""
-    return UnitStore(run.root) if run.remote is None else ObjectUnitStore(run.remote)
+    return UnitStore(run.root) if run.remote is None else RemoteUnitStore(run.remote)
 
 
 class ObjectUnitStore(UnitStore):
-    """The folder ``units/`` of a run in an object store."""
+    """The folder ``units/`` of an export that is written to an object store."""
 
-    def __init__(self, remote: RemoteRun) -> None:
-        super().__init__(remote.folder)
-        self._remote = remote
-        self._store = remote.store
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
         self._begun: dict[tuple[str, str], Path] = {}
         self._attempts: dict[str, str] = {}
 
@@ -73,13 +71,13 @@ class ObjectUnitStore(UnitStore):
     # -- for the process that holds the run -------------------------------------------------------
 
     def check(self) -> None:
-        """Whoever holds the run has checked its store (`RemoteRun.held`)."""
+        self._store.check()
 
     def units(self) -> list[str]:
         return self._store.names(UNITS)
 
     def committed(self) -> set[str]:
-        units = [unit for unit in self.units() if unit not in self._remote.folded]
+        units = self.units()
         results = in_parallel(self._has_result, units)
         found = {unit for unit, there in zip(units, results, strict=True) if there}
         in_parallel(lambda unit: self._store.delete_folder(_key(unit)), [u for u in units if u not in found])
@@ -98,6 +96,45 @@ class ObjectUnitStore(UnitStore):
     def files(self, unit: str) -> list[str]:
         names = self._store.names(_key(unit, self._attempt_of(unit)))
         return sorted(name for name in names if name != RESULT)
+
+    def take(self, unit: str, name: str, target: Path) -> None:
+        raise NotImplementedError("the files of an export are stored in their places")
+
+    def empty(self, unit: str) -> None:
+        """Does nothing: the files of a unit are removed with it."""
+
+    def forget(self, units: Iterator[str] | list[str]) -> None:
+        in_parallel(lambda unit: self._store.delete_folder(_key(unit)), units)
+
+    def _has_result(self, unit: str) -> bool:
+        try:
+            return self._store.get(_key(unit, self._attempt_of(unit), RESULT)) is not None
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def _attempt_of(self, unit: str) -> str:
+        """The attempt that was committed; a commit never changes, so it is read once."""
+        if unit not in self._attempts:
+            data = self._store.get(_key(unit, COMMIT))
+            if data is None:
+                raise FileNotFoundError(f"{self._store.url}/{_key(unit, COMMIT)}")
+            self._attempts[unit] = checked_attempt(unit, data.decode("utf-8"))
+        return self._attempts[unit]
+
+
+class RemoteUnitStore(ObjectUnitStore):
+    """The folder ``units/`` of a run in an object store."""
+
+    def __init__(self, remote: RemoteRun) -> None:
+        super().__init__(remote.store)
+        self._remote = remote
+
+    def check(self) -> None:
+        """Whoever holds the run has checked its store (`RemoteRun.held`)."""
+
+    def units(self) -> list[str]:
+        """Without those that were folded and wait for a snapshot."""
+        return [unit for unit in super().units() if unit not in self._remote.folded]
 
     def take(self, unit: str, name: str, target: Path) -> None:
         """Copy a file of a committed unit to its final place in the store.
@@ -120,21 +157,6 @@ class ObjectUnitStore(UnitStore):
     def _remove(self, unit: str) -> None:
         self._store.delete_folder(_key(unit))
         self._remote.folded.discard(unit)
-
-    def _has_result(self, unit: str) -> bool:
-        try:
-            return self._store.get(_key(unit, self._attempt_of(unit), RESULT)) is not None
-        except (FileNotFoundError, ValueError):
-            return False
-
-    def _attempt_of(self, unit: str) -> str:
-        """The attempt that was committed; a commit never changes, so it is read once."""
-        if unit not in self._attempts:
-            data = self._store.get(_key(unit, COMMIT))
-            if data is None:
-                raise FileNotFoundError(f"{self._store.url}/{_key(unit, COMMIT)}")
-            self._attempts[unit] = checked_attempt(unit, data.decode("utf-8"))
-        return self._attempts[unit]
 
 
 def _key(*parts: str) -> str:

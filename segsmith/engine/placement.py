@@ -67,6 +67,8 @@ def needs_gpu(kind: Kind, config: Config) -> bool:
     """Whether a kind of unit runs a model that a GPU makes faster."""
     if kind in ("detector", "vlm", "attention"):
         return not is_stand_in(kind, config)
+    if kind == "export":
+        return False
     return kind != "masks" or config.labeler.use_sam or config.labeler.region_doubt > 0
 
 

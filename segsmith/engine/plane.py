@@ -26,13 +26,17 @@ from segsmith.agents.labeler import CALIBRATION, LabelerAgent, mask_chunks
 from segsmith.agents.region_check import centre_of
 from segsmith.agents.witnesses.agent import OnAnswers
 from segsmith.config import Config
-from segsmith.engine.dispatch import RESUME, Pool, run_units
+from segsmith.datasets.run_dataset import RunDataset
+from segsmith.datasets.staging import Sink
+from segsmith.engine.dispatch import RESUME, Batch, Pool, run_units
+from segsmith.engine.exports import write_records
 from segsmith.engine.object_units import unit_store
 from segsmith.engine.scheduler import Limits
 from segsmith.engine.store import UnitStore
 from segsmith.engine.units import (
     DrawItem,
     DrawUnit,
+    ExportUnit,
     HearItem,
     HearUnit,
     LabelItem,
@@ -373,7 +377,26 @@ class DataPlane:
             self._ledger.region_centre = centre_of(cosines)
         return self._ledger.region_centre or ()
 
-    # -- both -------------------------------------------------------------------------------------
+    # -- exports ----------------------------------------------------------------------------------
+
+    def write_records(self, sink: Sink, data: RunDataset, form: str) -> Iterator[Any]:
+        """Write the files of a dataset's images, for `export_dataset` (`WriteElsewhere`); see `exports`."""
+
+        def run_batch(units: list[ExportUnit], store: UnitStore, fold: Callable[[Unit], None]) -> Batch:
+            return run_units(
+                units,
+                self._pool,
+                store,
+                fold,
+                tell=self._tell,
+                warn=self._warn,
+                stopped=self._stopped,
+                limits=self._limits,
+            )
+
+        return write_records(self._run, sink, data, form, run_batch)
+
+    # -- all --------------------------------------------------------------------------------------
 
     def _run_units(
         self,

@@ -28,10 +28,10 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class UnitStore:
-    """The folder ``units/`` of a run."""
+    """The folder ``units/`` of a run, or of an export that is being written."""
 
     def __init__(self, root: Path) -> None:
-        """`root` is the run folder."""
+        """`root` is the folder that holds it."""
         self._folder = root / "units"
 
     # -- for workers ------------------------------------------------------------------------------
@@ -136,6 +136,17 @@ class UnitStore:
     def _attempt(self, unit: str) -> Path:
         name = (self._folder / unit / COMMIT).read_text("utf-8")
         return self._folder / unit / checked_attempt(unit, name)
+
+
+class StagedUnitStore(UnitStore):
+    """Of an export: it is gone once the files of the images are complete, and then no late attempt begins."""
+
+    def begin(self, unit: str, attempt: str) -> Path:
+        folder = self._folder / unit / attempt
+        for part in (self._folder, folder.parent):  # not the root, as `mkdir` with parents would
+            part.mkdir(exist_ok=True)
+        folder.mkdir()
+        return folder
 
 
 def checked_attempt(unit: str, name: str) -> str:

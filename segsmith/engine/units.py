@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from segsmith.datasets.records import Origin
 from segsmith.ids import make_id
 from segsmith.memory.ledger import WitnessKind
 
-Kind = Literal["draw", "teach", "relabel", "regions", "masks"] | WitnessKind
+Kind = Literal["draw", "teach", "relabel", "regions", "masks", "export"] | WitnessKind
 """Units of a witness are of its kind."""
 
 
@@ -131,7 +132,37 @@ class HearUnit:
     kind: WitnessKind
 
 
-Unit = DrawUnit | MaskUnit | TeachUnit | RelabelUnit | HearUnit
+@dataclass(frozen=True)
+class ExportItem:
+    """An image of the dataset."""
+
+    id: str
+    split: str
+    labels: tuple[str, ...]
+    origin: Origin
+    sha256: str
+    """Of its file; "" where that is not known."""
+    mask_sha256: str
+    real: tuple[str, str] | None = None
+    """Image and mask of a real image, relative to the run folder; None for one that was generated."""
+
+
+@dataclass(frozen=True)
+class ExportUnit:
+    """Images whose files of an export are written."""
+
+    id: str
+    items: tuple[ExportItem, ...]
+    form: str
+    """A format of `datasets.detect.EXPORTS`."""
+    place: str
+    """The folder or the URL that the export is written to (`Sink.place`)."""
+    keeps_objects: bool
+    """Whether the command wants to know the objects that were found in masks."""
+    kind: Literal["export"] = "export"
+
+
+Unit = DrawUnit | MaskUnit | TeachUnit | RelabelUnit | HearUnit | ExportUnit
 
 
 def unit_id(kind: Kind, *depends_on: object, images: Sequence[str]) -> str:

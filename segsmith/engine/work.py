@@ -24,6 +24,7 @@ from segsmith.agents.region_check import region_beliefs, region_cosines
 from segsmith.agents.witnesses.agent import chunks
 from segsmith.config import Config
 from segsmith.device_memory import free_device_memory
+from segsmith.engine.exports import export_store, write_unit
 from segsmith.engine.models import (
     open_classifier,
     open_encoder,
@@ -36,6 +37,7 @@ from segsmith.engine.object_units import unit_store
 from segsmith.engine.units import (
     DrawItem,
     DrawUnit,
+    ExportUnit,
     HearUnit,
     Kind,
     LabelItem,
@@ -130,17 +132,18 @@ class Workshop:
 
     def do(self, unit: Unit, attempt: str) -> int:
         """Do a unit and commit it, unless another attempt was committed before; returns the images this one made."""
-        if self.store.is_committed(unit.id):
+        store = export_store(unit.place) if isinstance(unit, ExportUnit) else self.store
+        if store.is_committed(unit.id):
             return 0
-        folder = self.store.begin(unit.id, attempt)
+        folder = store.begin(unit.id, attempt)
         try:
             result = self._result(unit, folder)
         except BaseException:
-            self.store.drop(unit.id, attempt)
+            store.drop(unit.id, attempt)
             raise
         finally:
             self._drop_fetched()
-        won = self.store.commit(unit.id, attempt, result)
+        won = store.commit(unit.id, attempt, result)
         return len(unit.items) if won and unit.kind != "teach" else 0
 
     def _result(self, unit: Unit, folder: Path) -> dict[str, Any]:
@@ -155,6 +158,8 @@ class Workshop:
                 return make_masks(self, unit, folder)
             case HearUnit():
                 return hear(self, unit)
+            case ExportUnit():
+                return write_unit(self.run, self.config.classes, unit, folder)
 
     def _drop_fetched(self) -> None:
         """Remove images that were read from an object store: a worker seldom needs one again."""

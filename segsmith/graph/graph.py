@@ -361,7 +361,7 @@ def route_masks(state: RunState, runtime: Context) -> Literal["masks_stand", "la
 
 def export(state: RunState, runtime: Context) -> dict[str, Any]:
     """Write the dataset in PASCAL VOC's layout, split by prompt family."""
-    context, emit = runtime.context, get_stream_writer()
+    context, emit = _entered(runtime)
     emit(StageStarted(Stage.EXPORTING))
     run = context.run
     masks = run.check_now()  # `segment` or the export reads them

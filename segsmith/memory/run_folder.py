@@ -163,9 +163,9 @@ class RunFolder:
         """Where to write a new image; creates the sub-folder."""
         return _place(self.images, image_id, SUFFIXES[form])
 
-    def mask(self, image_id: str) -> Path:
-        """The palette PNG file of an image's mask; it may not exist."""
-        return self._file(self.masks, image_id, (".png",), True)
+    def mask(self, image_id: str, *, fetch: bool = True) -> Path:
+        """The palette PNG file of an image's mask; it may not exist. `fetch` as for `image`."""
+        return self._file(self.masks, image_id, (".png",), fetch)
 
     def missing(self, images: Iterable[str], masks: Iterable[str]) -> tuple[int, int]:
         """How many of these images and masks have no file in this folder; nothing is fetched or opened."""

@@ -117,7 +117,7 @@ def build(
         reviewer: called at each pause with a `Pause`; returning False stops the build. Without one, `step` asks in
             the terminal. A reviewer implies `step`.
         engine: ``local`` does all work in this process; with ``ray``, all GPUs of this machine or a cluster draw,
-            relabel and mask images and ask witnesses. The result is the same, and a run may resume with another engine.
+            relabel and mask images and ask witnesses. The result is the same; a run may resume with another engine.
         address: ray: ``auto``, ``host:port`` or ``ray://host:port`` of a running cluster; None starts Ray here.
         workers: ray: number of workers at most; None: one for each GPU, or else for each CPU but one.
         unit_timeout_s: ray: seconds that a worker may take for a unit of images before it is replaced and another one

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segsmith.config import Config
+from segsmith.engine.options import EngineOptions, engine_options
 from segsmith.events import SessionEnded
 from segsmith.files import local_folder
 from segsmith.memory.ledger import Ledger, RunSummary
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from segsmith.datasets.export import ExportSummary
     from segsmith.datasets.records import Origin, Record
     from segsmith.datasets.run_dataset import RunDataset
+    from segsmith.datasets.staging import Sink
     from segsmith.memory.funnel import Funnel
     from segsmith.workflows.estimate import Figures
 
@@ -251,7 +254,16 @@ class Run:
 
     # -- files ----------------------------------------------------------------------------------------
 
-    def export(self, format: str = "voc", out: str | Path | None = None) -> Path | str:
+    def export(
+        self,
+        format: str = "voc",
+        out: str | Path | None = None,
+        *,
+        engine: str | EngineOptions = "local",
+        address: str | None = None,
+        workers: int | None = None,
+        unit_timeout_s: float | None = None,
+    ) -> Path | str:
         """Write the dataset in a format that other tools read, and return its folder, or its URL.
 
         Args:
@@ -259,22 +271,57 @@ class Run:
                 ``yolo``, ``cvat``, ``webdataset``, ``hf`` (Hugging Face), ``fiftyone`` or ``label-studio``.
             out: folder to write, or a URL such as ``s3://bucket/pets``; None writes ``dataset/FORMAT`` in the run
                 folder, or below the run's URL.
+            engine: ``local`` writes in this process; with ``ray``, workers on this machine or a cluster write the
+                same files, which all machines must see under the same path, or at a URL.
+            address, workers, unit_timeout_s: as for `build`.
 
         An identical export is left alone. Raises `SegsmithError` where nothing can be exported yet, a file of the run
         is missing or has changed, or `out` holds files that no export wrote.
         """
-        return self.export_summary(format, out).folder
+        return self.export_summary(
+            format, out, engine_options(engine, address, workers, unit_timeout_s)
+        ).folder
 
-    def export_summary(self, format: str = "voc", out: str | Path | None = None) -> ExportSummary:
-        """As `export`, with what was written."""
-        from segsmith.datasets.export import export_dataset
+    def export_summary(
+        self, format: str = "voc", out: str | Path | None = None, engine: EngineOptions | None = None
+    ) -> ExportSummary:
+        """As `export`, with what was written, and with what happened to workers in the notes."""
+        from segsmith.datasets.export import check_splits_work, export_dataset
 
         remote = self._folder.remote
         if out is None and remote is not None:
             out = f"{remote.store.url}/dataset/{format}"
         target = None if out is None else store_url(out) or local_folder(out)
+        notes: list[str] = []
         with self._folder.held_for_reading(), self._ledger() as ledger:
-            return export_dataset(self._folder, ledger, self.config, format, target)
+            elsewhere = None
+            if engine is not None and engine.name == "ray":
+                check_splits_work(format)
+                elsewhere = partial(self._write_with_workers, engine, ledger, notes.append)
+            summary = export_dataset(self._folder, ledger, self.config, format, target, elsewhere)
+        return replace(summary, notes=(*summary.notes, *notes))
+
+    def _write_with_workers(
+        self,
+        engine: EngineOptions,
+        ledger: Ledger,
+        warn: Callable[[str], None],
+        sink: Sink,
+        data: RunDataset,
+        form: str,
+    ) -> Iterator[Any]:
+        """Start workers for an export (`WriteElsewhere`), which end when all images are written."""
+        from segsmith.engine.plane import DataPlane
+        from segsmith.engine.ray import RayPool
+        from segsmith.engine.scheduler import Limits
+        from segsmith.engine.work import Setup
+
+        remote = self._folder.remote
+        url = "" if remote is None else remote.store.url
+        limits = Limits(timeout_s=engine.unit_timeout_s)
+        with closing(RayPool(engine, Setup(self.config, self._folder.root.resolve(), {}, url))) as pool:
+            plane = DataPlane(pool, self._folder, ledger, self.config, limits=limits, warn=warn)
+            return plane.write_records(sink, data, form)
 
     def push(self, to: str, *, private: bool = True) -> str:
         """Export the dataset for Hugging Face, upload it to the Hub, and return its address.

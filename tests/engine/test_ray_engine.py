@@ -15,9 +15,11 @@ from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
 from segsmith.events import EpochFinished
 from segsmith.graph.context import REMOTE_PARTS
+from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import fingerprint, instant_parts, leftovers
 from segsmith.workflows.train import train
 from tests.engine.test_data_plane import CONFIG, stages
+from tests.engine.test_exports_on_workers import content, export
 from tests.segmentation.squares_dataset import write_squares
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra segsmith[ray])")
@@ -54,10 +56,12 @@ def test_a_run_of_actors_one_of_which_is_killed_is_that_of_one_process(tmp_path,
 
         pool.submit = kill_on_the_third
         stages(out, pool)
+        written = export((RunFolder(out), CONFIG), tmp_path / "workers", "coco", pool)
     assert len(killed) > 3
     assert fingerprint(out) == fingerprint(tmp_path / "local")
     assert leftovers(out) == []
     assert not (out / "units").exists()
+    assert content(written) == content(export((RunFolder(out), CONFIG), tmp_path / "alone", "coco"))
 
 
 def curve(out):
@@ -234,10 +238,6 @@ def test_without_ray_the_line_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "instead"),
     [
-        (
-            ("export", "run", "--engine", "ray", "--workers", 2),
-            "Leave out --engine, --address and --workers; it copies files, with a thread for each CPU.",
-        ),
         (("rejudge", "run", "--threshold", 0.4, "--engine", "ray"), "segsmith build --out RUN --engine ray"),
     ],
 )

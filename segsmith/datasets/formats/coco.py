@@ -15,7 +15,6 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,11 @@ from segsmith.datasets.formats.voc import speck_notes
 from segsmith.datasets.mask_objects import MaskObjects, Region, region_of
 from segsmith.datasets.objects import present_classes
 from segsmith.datasets.palette import VOID
-from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
+from segsmith.datasets.writing import Writer, Written
 from segsmith.files import MAX_IMAGE_BYTES, MAX_PIXELS
 
 FILES = """- `images/<split>/`: the images, byte for byte as the run stored them.
@@ -67,44 +66,43 @@ BOX_SLACK = 2.0
 Table = dict[str, list[dict[str, Any]]]
 
 
-def write(sink: Sink, data: RunDataset) -> list[str]:
-    """``images/<split>/<id>`` and ``annotations/instances_<split>.json``."""
-    specks = _write(sink, data, INSTANCES)
+Entry = tuple[dict[str, Any], list[dict[str, Any]], int]
+"""What an image adds to the annotation file of its split: itself, its annotations; and its number of specks."""
+
+
+def _write_one(style: str, sink: Sink, data: RunDataset, record: Record) -> Entry:
+    files = data.read(record)
+    name = f"{record.id}{files.suffix}"
+    sink.put(f"images/{record.split}/{name}", files.image, files.image_sha256)
+    found = data.objects(files)
+    height, width = found.size
+    image = {"file_name": name, "height": height, "width": width, "segsmith": record.provenance()}
+    present = [data.classes.index(label) + 1 for label in record.labels or ()]
+    if style == STUFF:
+        return image, class_annotations(files.label_map, present, len(data.classes)), 0
+    return image, object_annotations(found, present, len(data.classes)), found.specks
+
+
+def _finish(sink: Sink, data: RunDataset, written: Written) -> list[str]:
+    specks = _write_annotations(sink, data, written, INSTANCES)
     sink.put("README.md", data.readme(FILES))
     return speck_notes(specks, "are unknown regions")
 
 
-def write_stuff(sink: Sink, data: RunDataset) -> list[str]:
-    """``images/<split>/<id>`` and ``annotations/stuff_<split>.json``."""
-    _write(sink, data, STUFF)
+def _finish_stuff(sink: Sink, data: RunDataset, written: Written) -> list[str]:
+    _write_annotations(sink, data, written, STUFF)
     sink.put("README.md", data.readme(STUFF_FILES))
     return []
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """What an image adds to the annotation file of its split."""
-
-    image: dict[str, Any]
-    annotations: list[dict[str, Any]]
-    specks: int
+WRITER = Writer(partial(_write_one, INSTANCES), _finish)
+"""``images/<split>/<id>`` and ``annotations/instances_<split>.json``."""
+STUFF_WRITER = Writer(partial(_write_one, STUFF), _finish_stuff)
+"""``images/<split>/<id>`` and ``annotations/stuff_<split>.json``."""
 
 
-def _write(sink: Sink, data: RunDataset, style: str) -> int:
-    """Write images and annotation files; returns the number of specks."""
-
-    def write_one(record: Record) -> _Entry:
-        files = data.read(record)
-        name = f"{record.id}{files.suffix}"
-        sink.put(f"images/{record.split}/{name}", files.image, files.image_sha256)
-        found = data.objects(files)
-        height, width = found.size
-        image = {"file_name": name, "height": height, "width": width, "segsmith": record.provenance()}
-        present = [data.classes.index(label) + 1 for label in record.labels or ()]
-        if style == STUFF:
-            return _Entry(image, class_annotations(files.label_map, present, len(data.classes)), 0)
-        return _Entry(image, object_annotations(found, present, len(data.classes)), found.specks)
-
+def _write_annotations(sink: Sink, data: RunDataset, written: Written, style: str) -> int:
+    """Write the annotation files; returns the number of specks."""
     categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(data.classes, 1)]
     specks = 0
     with ExitStack() as stack:
@@ -112,11 +110,9 @@ def _write(sink: Sink, data: RunDataset, style: str) -> int:
             split: stack.enter_context(_AnnotationFile(sink, f"annotations/{style}_{split}.json", categories))
             for split in SPLITS
         }
-        for number, (record, entry) in enumerate(
-            zip(data.records, in_order(write_one, data.records), strict=True), 1
-        ):
-            tables[record.split].add(number, entry)
-            specks += entry.specks
+        for number, (record, (image, annotations, found)) in enumerate(written, 1):
+            tables[record.split].add(number, image, annotations)
+            specks += found
     return specks
 
 
@@ -139,11 +135,11 @@ class _AnnotationFile:
         )
         return self
 
-    def add(self, number: int, entry: _Entry) -> None:
+    def add(self, number: int, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> None:
         """Append an image, whose id is `number`, and its annotations."""
-        self._file.write(",\n" * bool(self._images) + _json({"id": number, **entry.image}))
+        self._file.write(",\n" * bool(self._images) + _json({"id": number, **image}))
         self._images += 1
-        for annotation in entry.annotations:
+        for annotation in annotations:
             self._waiting.write(",\n" * bool(self._annotations))
             self._annotations += 1
             self._waiting.write(_json({"id": self._annotations, "image_id": number, **annotation}))

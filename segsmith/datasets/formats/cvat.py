@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from segsmith.datasets.dataset_files import DatasetFiles, header_of
 from segsmith.datasets.objects import object_map
 from segsmith.datasets.palette import VOID, voc_palette
-from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.splits import SPLITS
@@ -30,6 +29,7 @@ from segsmith.datasets.voc_layout import (
     labelmap_names,
     labelmap_text,
 )
+from segsmith.datasets.writing import Writer, Written
 from segsmith.files import MASK_FORMATS, MAX_IMAGE_BYTES, png_bytes
 
 FILES = """Zip the content of this folder and upload it as "Segmentation mask 1.1"; create the labels of the
@@ -41,17 +41,17 @@ project first, by pasting `labels.json` into the label constructor ("Raw").
 SUFFIXES = (".png", ".jpg", ".webp")
 
 
-def write(sink: Sink, data: RunDataset) -> list[str]:
-    """Write the dataset; unknown pixels get the label "ignored"."""
+def _write_one(sink: Sink, data: RunDataset, record: Record) -> None:
+    palette, files = voc_palette(), data.read(record)
+    sink.put(f"{IMAGES}/{record.id}{files.suffix}", files.image, files.image_sha256)
+    sink.put(f"{CLASSES}/{record.id}.png", png_bytes(palette[files.label_map]))
+    sink.put(f"{OBJECTS}/{record.id}.png", png_bytes(palette[object_map(files.label_map)]))
+
+
+def _finish(sink: Sink, data: RunDataset, written: Written) -> list[str]:
+    """Unknown pixels get the label "ignored"."""
     palette = voc_palette()
-
-    def write_one(record: Record) -> None:
-        files = data.read(record)
-        sink.put(f"{IMAGES}/{record.id}{files.suffix}", files.image, files.image_sha256)
-        sink.put(f"{CLASSES}/{record.id}.png", png_bytes(palette[files.label_map]))
-        sink.put(f"{OBJECTS}/{record.id}.png", png_bytes(palette[object_map(files.label_map)]))
-
-    for _ in in_order(write_one, data.records):
+    for _ in written:
         pass
     for split in SPLITS:
         if names := [r.id for r in data.records if r.split == split]:
@@ -66,6 +66,9 @@ def write(sink: Sink, data: RunDataset) -> list[str]:
     sink.put("metadata.jsonl", data.metadata_lines())
     sink.put("README.md", data.readme(FILES))
     return []
+
+
+WRITER = Writer(_write_one, _finish)
 
 
 def recognises(root: Path) -> bool:

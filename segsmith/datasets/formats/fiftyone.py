@@ -12,7 +12,6 @@ from pathlib import Path
 
 from segsmith.datasets.dataset_files import DatasetFiles
 from segsmith.datasets.palette import VOID
-from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import (
     IMAGE_SUFFIXES,
     DataError,
@@ -25,6 +24,7 @@ from segsmith.datasets.records import (
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
+from segsmith.datasets.writing import Writer, Written
 
 TARGETS = "mask_targets.json"
 BACKGROUND, UNKNOWN = "background", "unknown"
@@ -40,21 +40,24 @@ dataset.default_mask_targets = {int(k): v for k, v in json.loads((root / "mask_t
 ```"""
 
 
-def write(sink: Sink, data: RunDataset) -> list[str]:
-    """Write the dataset; unknown pixels are a value of their own, 255."""
+def _write_one(sink: Sink, data: RunDataset, record: Record) -> None:
+    files = data.read(record)
+    sink.put(f"{record.split}/data/{record.id}{files.suffix}", files.image, files.image_sha256)
+    sink.put(f"{record.split}/labels/{record.id}.png", files.grey_mask)
 
-    def write_one(record: Record) -> None:
-        files = data.read(record)
-        sink.put(f"{record.split}/data/{record.id}{files.suffix}", files.image, files.image_sha256)
-        sink.put(f"{record.split}/labels/{record.id}.png", files.grey_mask)
 
-    for _ in in_order(write_one, data.records):
+def _finish(sink: Sink, data: RunDataset, written: Written) -> list[str]:
+    """Unknown pixels are a value of their own, 255."""
+    for _ in written:
         pass
     targets = {**dict(enumerate((BACKGROUND, *data.classes))), VOID: UNKNOWN}
     sink.put(TARGETS, json.dumps(targets, indent=1, ensure_ascii=False).encode())
     sink.put("metadata.jsonl", data.metadata_lines())
     sink.put("README.md", data.readme(FILES))
     return []
+
+
+WRITER = Writer(_write_one, _finish)
 
 
 def recognises(root: Path) -> bool:

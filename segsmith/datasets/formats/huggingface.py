@@ -20,7 +20,6 @@ from segsmith.datasets.dataset_files import (
     parse_json,
     parse_yaml,
 )
-from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import (
     IMAGE_SUFFIXES,
     DataError,
@@ -32,6 +31,7 @@ from segsmith.datasets.records import (
 )
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.staging import Sink
+from segsmith.datasets.writing import Writer, Written
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 METADATA = "metadata.jsonl"
@@ -42,32 +42,36 @@ FILES = """`datasets.load_dataset(<this folder>)` gives the columns `image`, `ma
 dataset), `prompt`, `prompt_family`, `seed`, `backend`, `scores` (JSON). Images are as the run stored them."""
 
 
-def write(sink: Sink, data: RunDataset) -> list[str]:
-    """Write the dataset; the card's metadata names the classes and the files of each split."""
+def _write_one(sink: Sink, data: RunDataset, record: Record) -> str:
+    """Store image and mask; returns the line of the metadata."""
+    files = data.read(record)
+    folder = FOLDERS[record.split]
+    image, mask = f"images/{record.id}{files.suffix}", f"masks/{record.id}.png"
+    sink.put(f"{folder}/{image}", files.image, files.image_sha256)
+    sink.put(f"{folder}/{mask}", files.grey_mask)
+    # Scores are text: pyarrow would want the same keys in every row of every split.
+    origin = record.provenance()
+    stated = {**origin, "scores": json.dumps(origin["scores"]), "original": origin.get("original", "")}
+    return json.dumps({"file_name": image, "mask_file_name": mask, **stated}, ensure_ascii=False)
 
-    def write_one(record: Record) -> dict[str, Any]:
-        files = data.read(record)
-        folder = FOLDERS[record.split]
-        image, mask = f"images/{record.id}{files.suffix}", f"masks/{record.id}.png"
-        sink.put(f"{folder}/{image}", files.image, files.image_sha256)
-        sink.put(f"{folder}/{mask}", files.grey_mask)
-        # Scores are text: pyarrow would want the same keys in every row of every split.
-        origin = record.provenance()
-        stated = {**origin, "scores": json.dumps(origin["scores"]), "original": origin.get("original", "")}
-        return {"file_name": image, "mask_file_name": mask, **stated}
 
+def _finish(sink: Sink, data: RunDataset, written: Written) -> list[str]:
+    """The card's metadata names the classes and the files of each split."""
     with ExitStack() as stack:
         tables = {
             split: stack.enter_context(sink.path(f"{folder}/{METADATA}").open("w", encoding="utf-8"))
             for split, folder in FOLDERS.items()
             if data.counts[split]
         }
-        for record, row in zip(data.records, in_order(write_one, data.records), strict=True):
-            tables[record.split].write(json.dumps(row, ensure_ascii=False) + "\n")
+        for record, line in written:
+            tables[record.split].write(f"{line}\n")
     for split in tables:
         sink.adopt(f"{FOLDERS[split]}/{METADATA}")
     sink.put(CARD, _card(data, [FOLDERS[split] for split in tables]))
     return []
+
+
+WRITER = Writer(_write_one, _finish)
 
 
 def _card(data: RunDataset, folders: list[str]) -> bytes:

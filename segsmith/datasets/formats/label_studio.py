@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from segsmith.datasets.dataset_files import DatasetFiles, header_of, labels_in, name_problem, sample_of
 from segsmith.datasets.formats import brush_rle
 from segsmith.datasets.palette import VOID, voc_palette
-from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import DataError, LabelledDataset, Problem, Record, Sample, lossless
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.staging import Sink
+from segsmith.datasets.writing import Writer, Written
 from segsmith.files import MAX_IMAGE_BYTES, png_bytes
 
 TASKS, CLASSES, LABELLING = "tasks.json", "classes.txt", "labelling.xml"
@@ -42,25 +42,26 @@ to this folder. Create a project, paste `labelling.xml` into Settings, Labeling 
 `images` as a source storage of type "Local files" without syncing it, and import `tasks.json`."""
 
 
-def write(sink: Sink, data: RunDataset) -> list[str]:
-    """Write the dataset; tasks are written one after the other, so that they are never all in memory."""
+def _write_one(sink: Sink, data: RunDataset, record: Record) -> str:
+    """Store the image and its masks; returns its task."""
+    files = data.read(record)
+    image = f"images/{record.id}{files.suffix}"
+    sink.put(image, files.image, files.image_sha256)
+    found = []
+    for index in np.unique(files.label_map).tolist():
+        if index:
+            mask = files.label_map == index
+            sink.put(_mask(record.id, index), png_bytes(mask * np.uint8(255)))
+            name = UNKNOWN if index == VOID else data.classes[index - 1]
+            found.append(_brush(f"{record.id}-{index}", name, mask))
+    stated = {"image": SERVED + quote(image), **record.provenance()}
+    return json.dumps({"data": stated, "annotations": [{"result": found}]}, ensure_ascii=False)
 
-    def write_one(record: Record) -> str:
-        files = data.read(record)
-        image = f"images/{record.id}{files.suffix}"
-        sink.put(image, files.image, files.image_sha256)
-        found = []
-        for index in np.unique(files.label_map).tolist():
-            if index:
-                mask = files.label_map == index
-                sink.put(_mask(record.id, index), png_bytes(mask * np.uint8(255)))
-                name = UNKNOWN if index == VOID else data.classes[index - 1]
-                found.append(_brush(f"{record.id}-{index}", name, mask))
-        stated = {"image": SERVED + quote(image), **record.provenance()}
-        return json.dumps({"data": stated, "annotations": [{"result": found}]}, ensure_ascii=False)
 
+def _finish(sink: Sink, data: RunDataset, written: Written) -> list[str]:
+    """Tasks are written one after the other, so that they are never all in memory."""
     with sink.path(TASKS).open("w", encoding="utf-8") as file:
-        for number, task in enumerate(in_order(write_one, data.records)):
+        for number, (_, task) in enumerate(written):
             file.write(("[\n" if number == 0 else ",\n") + task)
         file.write("\n]\n")
     sink.adopt(TASKS)
@@ -69,6 +70,9 @@ def write(sink: Sink, data: RunDataset) -> list[str]:
     sink.put("metadata.jsonl", data.metadata_lines())
     sink.put("README.md", data.readme(FILES))
     return []
+
+
+WRITER = Writer(_write_one, _finish)
 
 
 def _mask(image_id: str, index: int) -> str:

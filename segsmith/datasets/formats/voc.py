@@ -18,7 +18,6 @@ from PIL import Image as PILImage
 
 from segsmith.datasets.dataset_files import DatasetFiles
 from segsmith.datasets.mask_objects import MaskObjects
-from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import (
     IMAGE_SUFFIXES,
     DataError,
@@ -43,6 +42,7 @@ from segsmith.datasets.voc_layout import (
     image_labels,
     labelmap_text,
 )
+from segsmith.datasets.writing import Writer, Written
 from segsmith.files import read_image
 
 JPEG_QUALITY = 95
@@ -80,21 +80,6 @@ VOC_CLASSES = (
 """Indices 1 to 20 of the VOC 2007 to 2012 challenges, which are distributed without a list of names."""
 
 
-def write(sink: Sink, data: RunDataset) -> list[str]:
-    """Write the dataset; ``labels.csv`` holds image labels and provenance."""
-    notes = _write(sink, data, "", _stored_image)
-    sink.put("README.md", data.readme(FILES))
-    return notes
-
-
-def write_devkit(sink: Sink, data: RunDataset) -> list[str]:
-    """As `write`, with JPEG images and in the folders of the VOC 2012 development kit, which torchvision reads."""
-    notes = _write(sink, data, f"{DEVKIT}/", _jpeg_image)
-    sink.link(DEVKIT_2007, Path(DEVKIT).name)
-    sink.put("README.md", data.readme(DEVKIT_FILES))
-    return notes
-
-
 EncodedImage = tuple[str, bytes, str]
 """Suffix, content, and SHA-256 of the content where it is known."""
 
@@ -109,27 +94,52 @@ def _jpeg_image(files: StoredFiles) -> EncodedImage:
     return ".jpg", jpeg_bytes(read_image(files.image)), ""
 
 
-def _write(
-    sink: Sink, data: RunDataset, folder: str, encode: Callable[[StoredFiles], EncodedImage]
-) -> list[str]:
-    def put(name: str, content: bytes, sha256: str = "") -> None:
-        sink.put(f"{folder}{name}", content, sha256)
+def _write_one(
+    folder: str,
+    encode: Callable[[StoredFiles], EncodedImage],
+    sink: Sink,
+    data: RunDataset,
+    record: Record,
+) -> int:
+    """Store the files of an image below `folder`, "" or a path that ends with "/"; returns its number of specks."""
+    files = data.read(record)
+    suffix, image, sha256 = encode(files)
+    found = data.objects(files)
+    sink.put(f"{folder}{IMAGES}/{record.id}{suffix}", image, sha256)
+    mask = files.palette_mask
+    sink.put(f"{folder}{CLASSES}/{record.id}.png", mask, files.mask_sha256 if mask is files.mask else "")
+    sink.put(f"{folder}{OBJECTS}/{record.id}.png", found.numbers)
+    xml = _annotation(f"{record.id}{suffix}", found, data.classes)
+    sink.put(f"{folder}{ANNOTATIONS}/{record.id}.xml", xml)
+    return found.specks
 
-    def write_one(record: Record) -> int:
-        """Store the files of an image; returns its number of specks."""
-        files = data.read(record)
-        suffix, image, sha256 = encode(files)
-        found = data.objects(files)
-        put(f"{IMAGES}/{record.id}{suffix}", image, sha256)
-        mask = files.palette_mask
-        put(f"{CLASSES}/{record.id}.png", mask, files.mask_sha256 if mask is files.mask else "")
-        put(f"{OBJECTS}/{record.id}.png", found.numbers)
-        put(f"{ANNOTATIONS}/{record.id}.xml", _annotation(f"{record.id}{suffix}", found, data.classes))
-        return found.specks
+
+def _finish(sink: Sink, data: RunDataset, written: Written) -> list[str]:
+    """Write the lists; ``labels.csv`` holds image labels and provenance."""
+    notes = _write_lists(sink, data, written, "")
+    sink.put("README.md", data.readme(FILES))
+    return notes
+
+
+def _finish_devkit(sink: Sink, data: RunDataset, written: Written) -> list[str]:
+    notes = _write_lists(sink, data, written, f"{DEVKIT}/")
+    sink.link(DEVKIT_2007, Path(DEVKIT).name)
+    sink.put("README.md", data.readme(DEVKIT_FILES))
+    return notes
+
+
+WRITER = Writer(partial(_write_one, "", _stored_image), _finish)
+DEVKIT_WRITER = Writer(partial(_write_one, f"{DEVKIT}/", _jpeg_image), _finish_devkit)
+"""With JPEG images, and in the folders of the VOC 2012 development kit, which torchvision reads."""
+
+
+def _write_lists(sink: Sink, data: RunDataset, written: Written, folder: str) -> list[str]:
+    def put(name: str, content: bytes) -> None:
+        sink.put(f"{folder}{name}", content)
 
     layout = VocLayout(put, SPLITS)
     specks = 0
-    for record, count in zip(data.records, in_order(write_one, data.records), strict=True):
+    for record, count in written:
         layout.list(record.split, record.id)
         specks += count
     layout.finish(data.classes)

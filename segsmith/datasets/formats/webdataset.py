@@ -23,10 +23,10 @@ from segsmith.datasets.dataset_files import (
 )
 from segsmith.datasets.formats.tar_reader import TarError, members
 from segsmith.datasets.palette import VOID
-from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import IMAGE_SUFFIXES, DataError, LabelledDataset, Problem, Record, Sample
 from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.staging import Sink
+from segsmith.datasets.writing import Writer, Written
 from segsmith.files import MAX_IMAGE_BYTES
 from segsmith.ids import seed_of
 
@@ -44,12 +44,11 @@ FILES = """- `<split>-<number>.tar`: shards of at most 10,000 samples or about 1
 `webdataset.WebDataset(shards).decode("pil")` turns the mask into RGB of three equal channels; take one of them."""
 
 
-def write(sink: Sink, data: RunDataset) -> list[str]:
+def _finish(sink: Sink, data: RunDataset, written: Written) -> list[str]:
     """Write the shards, one stream per split."""
     with ExitStack() as stack:
         writers = {split: stack.enter_context(_Shards(sink, split)) for split, n in data.counts.items() if n}
-        ordered = sorted(data.records, key=lambda r: (seed_of(r.id), r.id))
-        for record, sample in zip(ordered, in_order(partial(_sample, data), ordered), strict=True):
+        for record, sample in written:
             writers[record.split].write(sample)
     shards = {name: count for writer in writers.values() for name, count in writer.counts.items()}
     index = {"classes": list(data.classes), "shards": shards}
@@ -58,7 +57,8 @@ def write(sink: Sink, data: RunDataset) -> list[str]:
     return []
 
 
-def _sample(data: RunDataset, record: Record) -> dict[str, Any]:
+def _sample(sink: Sink, data: RunDataset, record: Record) -> dict[str, Any]:
+    """What a shard holds of an image; stores nothing, because a shard is one file."""
     files = data.read(record)
     return {
         "__key__": record.id,
@@ -66,6 +66,14 @@ def _sample(data: RunDataset, record: Record) -> dict[str, Any]:
         "mask.png": files.grey_mask,
         "json": json.dumps(record.provenance(), ensure_ascii=False).encode(),
     }
+
+
+WRITER = Writer(
+    _sample,
+    _finish,
+    order=lambda data: sorted(data.records, key=lambda r: (seed_of(r.id), r.id)),
+    splits_work=False,  # only when its samples are read is it known where a shard ends
+)
 
 
 class _Shards:

@@ -9,7 +9,6 @@ holds a polygon for each object, and class 0 is the first class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from segsmith.datasets.instances import find_instances
 from segsmith.datasets.mask_objects import MaskObjects
 from segsmith.datasets.outlines import joined
 from segsmith.datasets.palette import VOID
-from segsmith.datasets.parallel import in_order
 from segsmith.datasets.records import (
     IMAGE_SUFFIXES,
     DataError,
@@ -37,6 +35,7 @@ from segsmith.datasets.records import (
 from segsmith.datasets.run_dataset import RunDataset, StoredFiles
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
+from segsmith.datasets.writing import Writer, Written
 
 BACKGROUND = "background"
 SEGMENT = "segment.yaml"
@@ -53,39 +52,31 @@ FILES = """- `data.yaml`: for the semantic task: `yolo semantic train data=data.
 - `metadata.jsonl`: the origin of each image."""
 
 
-@dataclass(frozen=True)
-class _Written:
-    image: str
-    """Path of the image in the dataset."""
-    specks: int
-    is_complete: bool
-    """Does every class that the image is labelled with have a polygon?"""
+def _write_one(sink: Sink, data: RunDataset, record: Record) -> tuple[str, int, bool]:
+    """The image's path in the dataset, its specks, and whether each class that it is labelled with has a polygon."""
+    files = data.read(record)
+    image = f"images/{record.split}/{record.id}{files.suffix}"
+    found = data.objects(files)
+    sink.put(image, files.image, files.image_sha256)
+    sink.put(f"masks/{record.split}/{record.id}.png", files.grey_mask)
+    lines = "".join(
+        _line(item.index, polygons, found.size)
+        for item, polygons in zip(found.objects, _polygons(found, files), strict=True)
+    )
+    sink.put(f"labels/{record.split}/{record.id}.txt", lines.encode())
+    drawn = {data.classes[instance.index - 1] for instance in found.objects}
+    return image, found.specks, drawn >= set(record.labels or ())
 
 
-def write(sink: Sink, data: RunDataset) -> list[str]:
-    """Write the dataset. ``path`` is left out of the YAML: Ultralytics then takes the YAML's own folder."""
-
-    def write_one(record: Record) -> _Written:
-        files = data.read(record)
-        image = f"images/{record.split}/{record.id}{files.suffix}"
-        found = data.objects(files)
-        sink.put(image, files.image, files.image_sha256)
-        sink.put(f"masks/{record.split}/{record.id}.png", files.grey_mask)
-        lines = "".join(
-            _line(item.index, polygons, found.size)
-            for item, polygons in zip(found.objects, _polygons(found, files), strict=True)
-        )
-        sink.put(f"labels/{record.split}/{record.id}.txt", lines.encode())
-        drawn = {data.classes[instance.index - 1] for instance in found.objects}
-        return _Written(image, found.specks, drawn >= set(record.labels or ()))
-
+def _finish(sink: Sink, data: RunDataset, written: Written) -> list[str]:
+    """``path`` is left out of the YAML: Ultralytics then takes the YAML's own folder."""
     used = [split for split in SPLITS if data.counts[split] or split == "val"]
     complete: dict[str, list[str]] = {split: [] for split in used}
     specks = 0
-    for record, written in zip(data.records, in_order(write_one, data.records), strict=True):
-        specks += written.specks
-        if written.is_complete:
-            complete[record.split].append(written.image)
+    for record, (image, found, is_complete) in written:
+        specks += found
+        if is_complete:
+            complete[record.split].append(image)
     sink.path("images/val/x")  # the YAML must name a val, even an empty one
     semantic = {
         **{split: f"images/{split}" for split in used},
@@ -109,6 +100,9 @@ def write(sink: Sink, data: RunDataset) -> list[str]:
             f"{left_out} images are left out of the segment task: a class they are labelled with is unknown."
         )
     return notes
+
+
+WRITER = Writer(_write_one, _finish)
 
 
 def _polygons(found: MaskObjects, files: StoredFiles) -> list[list[NDArray[np.int32]]]:
