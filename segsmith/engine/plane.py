@@ -59,7 +59,7 @@ from segsmith.memory.ledger import (
     TestimonyRow,
     UndrawnRow,
     WitnessKind,
-    testimony_of,
+    read_testimony,
 )
 from segsmith.memory.real_images import RealImage
 from segsmith.memory.run_folder import RunFolder
@@ -208,7 +208,7 @@ class DataPlane:
         def fold(unit: Unit) -> None:
             said = self._store.result(unit.id)["testimonies"]
             answers = [
-                TestimonyRow(image_id, kind, witness, testimony_of(*columns))
+                TestimonyRow(image_id, kind, witness, read_testimony(*columns))
                 for image_id, columns in said.items()
                 if columns is not None
             ]

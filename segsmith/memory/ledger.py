@@ -848,7 +848,7 @@ class Ledger:
         sql = "SELECT image_id, witness, scores, counts, sightings FROM testimonies WHERE image_id"
         for part in _parts(ids):
             for image_id, witness, *said in self._all(_among(sql, part), *part):
-                found.setdefault(image_id, {})[witness] = testimony_of(*map(json.loads, said))
+                found.setdefault(image_id, {})[witness] = read_testimony(*map(json.loads, said))
         return found
 
     def attention_maps(self, ids: Sequence[str]) -> dict[str, dict[str, NDArray[np.uint8]]]:
@@ -1465,7 +1465,7 @@ def testimony_columns(said: Testimony) -> tuple[Any, Any, Any, Any]:
     return said.scores, said.counts, sightings, {name: _dump_map(m) for name, m in said.maps.items()}
 
 
-def testimony_of(
+def read_testimony(
     scores: dict[str, float], counts: dict[str, int], sightings: list[Any], maps: Mapping[str, Any] = {}
 ) -> Testimony:
     """The reverse of `testimony_columns`, with or without maps."""
