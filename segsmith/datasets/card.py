@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from segsmith.config import Config
 from segsmith.datasets.records import Record
@@ -31,13 +32,8 @@ def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str
     evaluation = ledger.evaluation
     # Prompts are what models wrote: as one line of an indented block they cannot become Markdown.
     texts = dict.fromkeys(" ".join(r.origin.prompt.split()) for r in generated if r.origin is not None)
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
-    )
-    environment.filters["cell"] = _cell
-    template = resources.files("segsmith.datasets").joinpath("card.md.jinja").read_text("utf-8")
     verdicts = ledger.decisions("verdict")
-    return environment.from_string(template).render(
+    return _template().render(
         images=len(records),
         real=len(records) - len(generated),
         splits=", ".join(f"{split} {sum(r.split == split for r in records)}" for split in SPLITS),
@@ -55,6 +51,17 @@ def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str
         decisions=sum(r.id in verdicts for r in records),
         missing=[_missing(d) for _, _, d in ledger.events("missing")],
     )
+
+
+@cache
+def _template() -> Template:
+    """Compiled once, which takes as long as exporting a hundred small images."""
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
+    environment.filters["cell"] = _cell
+    text = resources.files("segsmith.datasets").joinpath("card.md.jinja").read_text("utf-8")
+    return environment.from_string(text)
 
 
 def _class(

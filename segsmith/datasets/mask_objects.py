@@ -1,13 +1,14 @@
 """What exports state of a mask: its objects with areas, boxes and outlines, and its unknown pixels.
 
 Finding them takes longer than copying image and mask, so a build finds them once, when it writes its own dataset, and
-keeps them in `ObjectCache` for all later exports.
+keeps them in `ObjectCache` for all later exports. It also keeps which files were read and had the right hash.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 import struct
 import threading
@@ -28,12 +29,12 @@ from segsmith.datasets.instances import EIGHT, find_instances, instance_map
 from segsmith.datasets.objects import present_classes
 from segsmith.datasets.outlines import outlines
 from segsmith.datasets.palette import voc_palette
-from segsmith.files import png_bytes
+from segsmith.files import clock_of, png_bytes
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Changes whenever `find_objects` gives other results, or `pack` another form."""
+VERSION = 2
+"""Changes whenever `find_objects` gives other results, `pack` another form, or a table other columns."""
 MAX_PACKED = 64 << 20
 """Bytes that an entry of the cache may unpack to; the objects of the noisiest mask take less."""
 BATCH = 500
@@ -180,11 +181,35 @@ def _numbers(values: Any, length: int | None = None) -> Any:
     return found
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """What the file system says of files that are to have certain hashes (the idea of git's index).
+
+    Whoever writes, replaces or restores a file changes its change time, which programs cannot choose; a copy of a run
+    has other inodes. So a file with the same stamp has not changed. Damage by the disk itself is not noticed.
+    """
+
+    text: str
+    changed_at: int
+    """Nanoseconds, by the clock of the file system: when the last of them changed."""
+
+    @classmethod
+    def of(cls, sha256s: Mapping[str, str]) -> Stamp:
+        """The stamp of files, given as path -> SHA-256. Raises `OSError` where one is missing."""
+        texts, changed_at = [], 0
+        for path, sha256 in sha256s.items():
+            about = os.stat(path)
+            texts.append(f"{sha256} {about.st_dev} {about.st_ino} {about.st_size} {about.st_ctime_ns}")
+            changed_at = max(changed_at, about.st_ctime_ns)
+        return cls(" ".join(texts), changed_at)
+
+
 class ObjectCache:
     """What `find_objects` found in masks, by the SHA-256 of their files, so that no entry can be out of date.
 
-    It may be deleted at any time: what is missing, damaged or of another version is found again. Safe to share
-    between threads; entries that were added are stored in batches and when the context ends.
+    And the stamps that files had when an export read them and they were those that the run wrote. The cache may be
+    deleted at any time: what is missing, damaged or of another version is found again. Safe to share between threads;
+    entries that were added are stored in batches and when the context ends.
     """
 
     def __init__(self, path: Path, *, read_only: bool, entries: int = 1 << 40) -> None:
@@ -198,6 +223,9 @@ class ObjectCache:
         self._entries = entries
         self._lock = threading.Lock()
         self._new: dict[str, bytes] = {}
+        self._verified: dict[str, str] = {}
+        self._began = 0
+        """A file that changed later, in nanoseconds, may have changed after it was read, in the same tick."""
         self._db: sqlite3.Connection | None = None
 
     def __enter__(self) -> Self:
@@ -207,6 +235,8 @@ class ObjectCache:
             self._give_up(error)
             with suppress(sqlite3.Error):
                 self._db = None if self._read_only else self._created()
+        if self._db is not None and not self._read_only:
+            self._began = clock_of(self._path.parent)
         return self
 
     def __exit__(
@@ -235,6 +265,27 @@ class ObjectCache:
         except ValueError as error:
             log.warning("%s: %s; the objects are found again", self._path, error)
             return None
+
+    def is_verified(self, name: str, stamp: Stamp) -> bool:
+        """Whether the files of this image had this stamp when they were found to have the right hashes."""
+        with self._lock:
+            if self._db is None:
+                return False
+            try:
+                row = self._db.execute("SELECT stamp FROM verified WHERE name=?", (name,)).fetchone()
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return False
+        return row is not None and row[0] == stamp.text
+
+    def add_verified(self, name: str, stamp: Stamp) -> None:
+        """Keep that files whose stamp was taken before they were read have the right hashes."""
+        if self._db is None or self._read_only or stamp.changed_at >= self._began:
+            return
+        with self._lock:
+            self._verified[name] = stamp.text
+            if len(self._verified) >= BATCH:
+                self._store()
 
     def add(self, mask_sha256: str, found: MaskObjects) -> None:
         """Keep what was found in a mask."""
@@ -287,6 +338,7 @@ class ObjectCache:
                 db.execute(
                     "CREATE TABLE objects (mask_sha256 TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID"
                 )
+                db.execute("CREATE TABLE verified (name TEXT PRIMARY KEY, stamp TEXT NOT NULL) WITHOUT ROWID")
                 db.execute(f"PRAGMA user_version={VERSION}")
                 db.commit()
         except BaseException:
@@ -295,14 +347,15 @@ class ObjectCache:
         return db
 
     def _store(self) -> None:
-        if self._db is None or not self._new:
+        if self._db is None or not (self._new or self._verified):
             return
         try:
             with self._db:
                 self._db.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?)", self._new.items())
+                self._db.executemany("INSERT OR REPLACE INTO verified VALUES (?, ?)", self._verified.items())
         except sqlite3.Error as error:
             self._give_up(error)
-        self._new = {}
+        self._new, self._verified = {}, {}
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """Go on without the cache; a file that cannot be used is removed where that is allowed."""

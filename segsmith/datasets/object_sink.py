@@ -31,6 +31,10 @@ class ObjectSink(Sink):
         self._store.put(name, data)
         self._note(name, data, sha256)
 
+    def copy(self, name: str, source: str, sha256: str) -> None:
+        self._store.put_file(name, Path(source))
+        self._files[name] = sha256
+
     def link(self, name: str, target: str) -> None:
         """Does nothing: there are no links in a store."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.config import Config
-from segsmith.datasets.mask_objects import MaskObjects, ObjectCache, find_objects
+from segsmith.datasets.mask_objects import MaskObjects, ObjectCache, Stamp, find_objects
 from segsmith.datasets.palette import VOID, voc_palette
 from segsmith.datasets.png_chunks import grey_png, has_palette
 from segsmith.datasets.records import Origin, Record, Sample
 from segsmith.datasets.splits import SPLITS, split_by_group
+from segsmith.datasets.staging import Sink
 from segsmith.errors import SegsmithError
 from segsmith.files import open_image, png_bytes, read_header, read_index_map, read_whole, sha256_of
 from segsmith.memory.ledger import Ledger, prompt_families
@@ -29,15 +31,33 @@ REDO = "Restore the file from a copy, or build again into another folder with --
 
 @dataclass(frozen=True)
 class StoredFiles:
-    """The bytes of one image of a run and of its mask, as stored, checked to be those that the run wrote."""
+    """One image of a run and its mask, as stored, checked to be those that the run wrote."""
 
     name: str
-    image: bytes
+    path: str
+    """Of the image's file."""
     image_sha256: str
-    suffix: str
-    """Of the image's file, such as ".png"."""
     mask: bytes
     mask_sha256: str
+    content: bytes | None = None
+    """Of the image, where it had to be read to be checked."""
+
+    @property
+    def suffix(self) -> str:
+        """Of the image's file, such as ".png"."""
+        return os.path.splitext(self.path)[1]
+
+    @property
+    def image(self) -> bytes:
+        """The bytes of the image."""
+        return read_whole(self.path) if self.content is None else self.content
+
+    def store_image(self, sink: Sink, name: str) -> None:
+        """Store the image in an export under a name; it is not read where it need not be checked."""
+        if self.content is None:
+            sink.copy(name, self.path, self.image_sha256)
+        else:
+            sink.put(name, self.content, self.image_sha256)
 
     @cached_property
     def label_map(self) -> NDArray[np.uint8]:
@@ -70,22 +90,33 @@ class StoredImage:
     mask_sha256: str = ""
     """Of the mask; "" where the ledger does not state it."""
 
-    def read(self, name: str, classes: int) -> StoredFiles:
-        """The bytes of both; `SegsmithError` when a file is missing, damaged, another one, or does not fit.
+    def read(self, name: str, classes: int, cache: ObjectCache | None = None) -> StoredFiles:
+        """Both files; `SegsmithError` when one is missing, damaged, another one, or does not fit.
 
-        Files whose hashes the ledger knows are what the run wrote, so they are not decoded to be checked.
+        Files whose hashes the ledger knows are what the run wrote, so they are not decoded to be checked. Those that
+        have not changed since an earlier export checked them, which `cache` knows, are not hashed, and the image is
+        not even read.
         """
+        path, mask_path = str(self.image), str(self.mask)
+        stated = bool(self.sha256 and self.mask_sha256)
+        stamp = None
         try:
-            data, mask = read_whole(str(self.image)), read_whole(str(self.mask))
+            if stated and cache is not None:
+                stamp = Stamp.of({path: self.sha256, mask_path: self.mask_sha256})
+                if cache.is_verified(name, stamp):
+                    return StoredFiles(name, path, self.sha256, read_whole(mask_path), self.mask_sha256)
+            data, mask = read_whole(path), read_whole(mask_path)
         except FileNotFoundError as error:
             raise _missing(error.filename) from None
         except OSError as error:
             raise SegsmithError(f"Image {name} or its mask cannot be read: {error}.", REDO) from None
         found = hashlib.sha256(data).hexdigest(), hashlib.sha256(mask).hexdigest()
         self._check(name, *found)
-        files = StoredFiles(name, data, found[0], self.image.suffix, mask, found[1])
-        if not (self.sha256 and self.mask_sha256):
+        files = StoredFiles(name, path, found[0], mask, found[1], data)
+        if not stated:
             self._check_pixels(files, classes)
+        if cache is not None and stamp is not None:
+            cache.add_verified(name, stamp)
         return files
 
     def load(self, name: str, classes: int) -> Sample:
@@ -146,7 +177,7 @@ class RunDataset:
 
     def read(self, record: Record) -> StoredFiles:
         """The stored bytes of an image and its mask; errors as of `StoredImage.read`."""
-        return self.stored[record.id].read(record.id, len(self.classes))
+        return self.stored[record.id].read(record.id, len(self.classes), self.cache)
 
     def objects(self, files: StoredFiles) -> MaskObjects:
         """The objects of a mask, from the cache where it has them. Raises `SegsmithError` for one of no class."""

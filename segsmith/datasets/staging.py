@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from segsmith.errors import SegsmithError
-from segsmith.files import sha256_of, write_new
+from segsmith.files import copy_new, sha256_of, write_new
 from segsmith.locks import NO_LOCKS, exclusive_file, lock_mode
 
 MANIFEST = "manifest.json"
@@ -43,6 +43,11 @@ class Sink:
         """
         write_new(self._place(name), data)
         self._note(name, data, sha256)
+
+    def copy(self, name: str, source: str, sha256: str) -> None:
+        """As `put`, with the content of a file, whose hash is known."""
+        copy_new(source, self._place(name))
+        self._files[name] = sha256
 
     def _note(self, name: str, data: bytes, sha256: str) -> None:
         self._files[name] = sha256 or hashlib.sha256(data).hexdigest()

@@ -1,7 +1,11 @@
 """The objects of masks that are kept for later exports."""
 
+import errno
 import hashlib
+import os
+import shutil
 import sqlite3
+import time
 from contextlib import closing
 
 import numpy as np
@@ -10,8 +14,11 @@ import pytest
 from segsmith.datasets import mask_objects
 from segsmith.datasets.export import export_dataset
 from segsmith.datasets.mask_objects import ObjectCache, find_objects, pack, unpack
+from segsmith.datasets.staging import Sink
 from segsmith.errors import SegsmithError
+from segsmith.files import copy_new
 from segsmith.memory.ledger import Ledger
+from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import made_up_run
 
 FORMS = ("voc", "coco", "yolo")
@@ -91,6 +98,53 @@ def test_a_damaged_cache_is_not_used(tmp_path, searched, how):
         # The session that may write has made the cache anew.
         assert hashes(export_dataset(run, ledger, config, "coco", tmp_path / "last").folder) == whole
         assert len(searched) == before
+
+
+def copied_by(monkeypatch):
+    """Names of the files that exports copy as they are, instead of reading and hashing them."""
+    names = []
+    copy = Sink.copy
+    monkeypatch.setattr(Sink, "copy", lambda self, name, *how: names.append(name) or copy(self, name, *how))
+    return names
+
+
+def test_files_that_have_not_changed_since_an_export_are_not_hashed_again(tmp_path, monkeypatch):
+    copied = copied_by(monkeypatch)
+    run, ledger, config = made_up_run(tmp_path / "run", IMAGES, 64)
+    time.sleep(0.05)  # files as young as the export are hashed the next time, too
+    with closing(ledger):
+        first = hashes(export_dataset(run, ledger, config, "voc", tmp_path / "first").folder)
+        assert not copied
+        for form in ("voc", "voc2012", "coco", "yolo", "hf", "cvat", "fiftyone", "label-studio"):
+            export_dataset(run, ledger, config, form, tmp_path / form)
+            assert len(copied) == (0 if form == "voc2012" else IMAGES)
+            copied.clear()
+        assert hashes(tmp_path / "voc") == first
+        shutil.copytree(run.root, tmp_path / "copy")
+        with closing(Ledger(tmp_path / "copy" / "ledger.db", read_only=True)) as other:
+            export_dataset(RunFolder(tmp_path / "copy"), other, config, "hf", tmp_path / "of-copy")
+        assert not copied, "a copy may have been damaged"
+        path = next(run.image_files())
+        before, data = path.stat(), path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(SegsmithError, match="not the file that the run drew"):
+            export_dataset(run, ledger, config, "hf", tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 3_000_000])
+@pytest.mark.parametrize("how", ["kernel", "no such call", "other file system", "nothing copied"])
+def test_files_are_copied_whatever_the_kernel_can_do(tmp_path, monkeypatch, data, how):
+    def fail(*_):
+        raise OSError(errno.EXDEV, "other file system")
+
+    if how == "no such call":
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    elif how != "kernel":
+        monkeypatch.setattr(os, "copy_file_range", fail if how == "other file system" else lambda *_: 0)
+    (tmp_path / "a").write_bytes(data)
+    copy_new(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (tmp_path / "b").read_bytes() == data
 
 
 NOISE = np.random.default_rng(0).choice([0, 1, 2, 255], (70, 50)).astype(np.uint8)

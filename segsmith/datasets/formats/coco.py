@@ -73,7 +73,7 @@ Entry = tuple[dict[str, Any], list[dict[str, Any]], int]
 def _write_one(style: str, sink: Sink, data: RunDataset, record: Record) -> Entry:
     files = data.read(record)
     name = f"{record.id}{files.suffix}"
-    sink.put(f"images/{record.split}/{name}", files.image, files.image_sha256)
+    files.store_image(sink, f"images/{record.split}/{name}")
     found = data.objects(files)
     height, width = found.size
     image = {"file_name": name, "height": height, "width": width, "segsmith": record.provenance()}

@@ -43,7 +43,7 @@ SUFFIXES = (".png", ".jpg", ".webp")
 
 def _write_one(sink: Sink, data: RunDataset, record: Record) -> None:
     palette, files = voc_palette(), data.read(record)
-    sink.put(f"{IMAGES}/{record.id}{files.suffix}", files.image, files.image_sha256)
+    files.store_image(sink, f"{IMAGES}/{record.id}{files.suffix}")
     sink.put(f"{CLASSES}/{record.id}.png", png_bytes(palette[files.label_map]))
     sink.put(f"{OBJECTS}/{record.id}.png", png_bytes(palette[object_map(files.label_map)]))
 

@@ -42,7 +42,7 @@ dataset.default_mask_targets = {int(k): v for k, v in json.loads((root / "mask_t
 
 def _write_one(sink: Sink, data: RunDataset, record: Record) -> None:
     files = data.read(record)
-    sink.put(f"{record.split}/data/{record.id}{files.suffix}", files.image, files.image_sha256)
+    files.store_image(sink, f"{record.split}/data/{record.id}{files.suffix}")
     sink.put(f"{record.split}/labels/{record.id}.png", files.grey_mask)
 
 

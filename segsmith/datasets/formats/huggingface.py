@@ -47,7 +47,7 @@ def _write_one(sink: Sink, data: RunDataset, record: Record) -> str:
     files = data.read(record)
     folder = FOLDERS[record.split]
     image, mask = f"images/{record.id}{files.suffix}", f"masks/{record.id}.png"
-    sink.put(f"{folder}/{image}", files.image, files.image_sha256)
+    files.store_image(sink, f"{folder}/{image}")
     sink.put(f"{folder}/{mask}", files.grey_mask)
     # Scores are text: pyarrow would want the same keys in every row of every split.
     origin = record.provenance()

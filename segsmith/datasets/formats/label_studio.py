@@ -46,7 +46,7 @@ def _write_one(sink: Sink, data: RunDataset, record: Record) -> str:
     """Store the image and its masks; returns its task."""
     files = data.read(record)
     image = f"images/{record.id}{files.suffix}"
-    sink.put(image, files.image, files.image_sha256)
+    files.store_image(sink, image)
     found = []
     for index in np.unique(files.label_map).tolist():
         if index:

@@ -80,32 +80,34 @@ VOC_CLASSES = (
 """Indices 1 to 20 of the VOC 2007 to 2012 challenges, which are distributed without a list of names."""
 
 
-EncodedImage = tuple[str, bytes, str]
-"""Suffix, content, and SHA-256 of the content where it is known."""
+StoreImage = Callable[[StoredFiles, Sink, str], str]
+"""Stores an image under a path without suffix, and returns the suffix."""
 
 
-def _stored_image(files: StoredFiles) -> EncodedImage:
-    return files.suffix, files.image, files.image_sha256
+def _stored_image(files: StoredFiles, sink: Sink, stem: str) -> str:
+    files.store_image(sink, f"{stem}{files.suffix}")
+    return files.suffix
 
 
-def _jpeg_image(files: StoredFiles) -> EncodedImage:
+def _jpeg_image(files: StoredFiles, sink: Sink, stem: str) -> str:
     if files.suffix in (".jpg", ".jpeg"):
-        return ".jpg", files.image, files.image_sha256
-    return ".jpg", jpeg_bytes(read_image(files.image)), ""
+        files.store_image(sink, f"{stem}.jpg")
+    else:
+        sink.put(f"{stem}.jpg", jpeg_bytes(read_image(files.image)))
+    return ".jpg"
 
 
 def _write_one(
     folder: str,
-    encode: Callable[[StoredFiles], EncodedImage],
+    store_image: StoreImage,
     sink: Sink,
     data: RunDataset,
     record: Record,
 ) -> int:
     """Store the files of an image below `folder`, "" or a path that ends with "/"; returns its number of specks."""
     files = data.read(record)
-    suffix, image, sha256 = encode(files)
     found = data.objects(files)
-    sink.put(f"{folder}{IMAGES}/{record.id}{suffix}", image, sha256)
+    suffix = store_image(files, sink, f"{folder}{IMAGES}/{record.id}")
     mask = files.palette_mask
     sink.put(f"{folder}{CLASSES}/{record.id}.png", mask, files.mask_sha256 if mask is files.mask else "")
     sink.put(f"{folder}{OBJECTS}/{record.id}.png", found.numbers)

@@ -57,7 +57,7 @@ def _write_one(sink: Sink, data: RunDataset, record: Record) -> tuple[str, int, 
     files = data.read(record)
     image = f"images/{record.split}/{record.id}{files.suffix}"
     found = data.objects(files)
-    sink.put(image, files.image, files.image_sha256)
+    files.store_image(sink, image)
     sink.put(f"masks/{record.split}/{record.id}.png", files.grey_mask)
     lines = "".join(
         _line(item.index, polygons, found.size)
