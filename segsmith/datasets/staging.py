@@ -41,13 +41,17 @@ class Sink:
 
         Several threads may do so at once.
         """
-        write_new(self._place(name), data)
+        self._fill(name, lambda path: write_new(path, data))
         self._note(name, data, sha256)
 
     def copy(self, name: str, source: str, sha256: str) -> None:
         """As `put`, with the content of a file, whose hash is known."""
-        copy_new(source, self._place(name))
+        self._fill(name, lambda path: copy_new(source, path))
         self._files[name] = sha256
+
+    def _fill(self, name: str, write: Callable[[str], None]) -> None:
+        """Let `write` create the file that belongs at `name`."""
+        write(self._place(name))
 
     def _note(self, name: str, data: bytes, sha256: str) -> None:
         self._files[name] = sha256 or hashlib.sha256(data).hexdigest()
@@ -98,11 +102,10 @@ class SharedSink(Sink):
         super().__init__(root)
         self._scratch = scratch
 
-    def put(self, name: str, data: bytes, sha256: str = "") -> None:
+    def _fill(self, name: str, write: Callable[[str], None]) -> None:
         temporary = f"{self._scratch}/{hashlib.sha256(name.encode()).hexdigest()}"
-        write_new(temporary, data)
+        write(temporary)
         os.replace(temporary, self._place(name))
-        self._note(name, data, sha256)
 
 
 def replace_folder(out: Path, digest: str, write: Callable[[Sink], None]) -> bool:
