@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 
@@ -29,6 +29,9 @@ READ_ERRORS = (
 )
 """Errors of open_clip, timm and transformers for a missing, truncated, invalid or mismatched file, and of the hub's
 client, whose timeouts are no OSError, for a hub that does not answer."""
+
+ANSWER_TIMEOUT_S = 20
+"""Seconds without an answer after which the hub is taken to be silent."""
 
 _switching = threading.RLock()
 
@@ -51,7 +54,9 @@ def cached_files_only() -> Iterator[None]:
 def cached_first(load: Callable[[], Loaded]) -> Loaded:
     """`load()` from the hub's cache; only where that fails, and requests are allowed, once more with requests.
 
-    So a model that is in the cache loads although the hub does not answer. Raises what `load` raises.
+    So a model that is in the cache loads although the hub does not answer. Raises what `load` raises, and an error of
+    the hub's client within `ANSWER_TIMEOUT_S` if the hub is silent: `load` would ask for each file again and again,
+    for six minutes and more.
     """
     try:
         with cached_files_only():
@@ -59,4 +64,5 @@ def cached_first(load: Callable[[], Loaded]) -> Loaded:
     except READ_ERRORS:
         if constants.HF_HUB_OFFLINE:
             raise
+    get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT_S)  # any answer will do
     return load()

@@ -38,9 +38,10 @@ WEIGHTS = {"lab/clip": "open_clip_model.safetensors"}
 
 
 @contextmanager
-def hanging_up():
-    """A server that accepts connections and closes them without an answer."""
+def mute(*, hangs_up):
+    """A server that accepts connections and never answers: it closes them, or keeps them open."""
     listener = socket.create_server(("127.0.0.1", 0))
+    kept = []
 
     def serve():
         while True:
@@ -48,13 +49,18 @@ def hanging_up():
                 connection, _ = listener.accept()
             except OSError:
                 return
-            connection.close()
+            if hangs_up:
+                connection.close()
+            else:
+                kept.append(connection)
 
     threading.Thread(target=serve, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         listener.close()
+        for connection in kept:
+            connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +102,16 @@ def test_a_model_in_the_cache_needs_no_hub(name, repositories, point_at):
         hub.asked.clear()
         LOADS[name]()
         assert hub.asked == []
-    with hanging_up() as url:
+    with mute(hangs_up=True) as url:
         point_at(url)
         LOADS[name]()
 
 
+@pytest.mark.parametrize("hangs_up", [True, False])
 @pytest.mark.parametrize("name", LOADS)
-def test_a_hub_that_does_not_answer_costs_one_line(name, point_at):
-    with hanging_up() as url:
+def test_a_hub_that_does_not_answer_costs_one_line(name, hangs_up, point_at, monkeypatch):
+    monkeypatch.setattr("segsmith.model_loading.ANSWER_TIMEOUT_S", 0.5)
+    with mute(hangs_up=hangs_up) as url:
         point_at(url)
         with pytest.raises(SegsmithError) as error:
             LOADS[name]()
