@@ -34,7 +34,7 @@ test-s3: setup ## install s3fs and moto (a server with S3's protocol), and run t
 	$(BIN)/python -m pip install --quiet 's3fs>=2025.12' 'moto[server]>=5.1' 'kubernetes<37'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/memory/test_object_store.py tests/workflows/test_remote_runs.py
 
-test-long: setup ## run the tests that take minutes each: training on a Ray whose worker dies
+test-long: setup ## run the tests that take minutes: training on a Ray whose worker dies, the notebook, the recipe for VOC
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 check: setup ## run the linter and the type checker

@@ -33,7 +33,13 @@ def notebook_cells():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [readme_snippet, notebook_cells], ids=["README", "notebook"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(readme_snippet, id="README"),
+        pytest.param(notebook_cells, id="notebook", marks=pytest.mark.long),
+    ],
+)
 def test_an_example_runs_offline(source, tmp_path):
     pytest.importorskip("xllamacpp")
     code, replaced = re.subn(r"per_class=\d+", "per_class=3", source())
@@ -69,7 +75,7 @@ def voc_folder(folder):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recipe_for_voc_runs_to_its_row_on_stand_ins(tmp_path):
     pytest.importorskip("xllamacpp")
     command = tmp_path / "segsmith"
