@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -31,7 +32,7 @@ from segsmith.errors import OutOfMemory
 from segsmith.tools.images.diffusion import DiffusionBackend
 from segsmith.tools.vision.clip import OpenClipEncoder
 from segsmith.tools.vision.sam import SamSegmenter
-from segsmith.types import ImageRequest
+from segsmith.types import Drawn, ImageRequest
 from tests import tiny_pipelines
 
 
@@ -128,6 +129,46 @@ def diffusion(folder: Path, size: int, steps: int, batch: int, repeats: int) -> 
         out_of_memory(backend, requests)
 
 
+OPTIONS: dict[str, dict[str, bool]] = {
+    "channels_last": {"channels_last": True},
+    "fuse_qkv": {"fuse_qkv": True},
+    "channels_last and fuse_qkv": {"channels_last": True, "fuse_qkv": True},
+    "compile": {"compile": True},
+    "all three": {"channels_last": True, "fuse_qkv": True, "compile": True},
+}
+"""Settings of `images` that change speed alone. The first two are what the preset `gpu` has."""
+
+
+def ablation(folder: Path, size: int, steps: int, batch: int, repeats: int, *, compiles: bool) -> None:
+    """Each option against the pipeline without any, two pipelines at a time."""
+
+    def backend(**options: bool) -> DiffusionBackend:
+        return DiffusionBackend(ImagesConfig(
+            backend="diffusion", model=str(folder), size=size, steps=steps, guidance=5.0, **options
+        ))  # fmt: skip
+
+    requests = [ImageRequest(f"a photo of thing {i}", i) for i in range(batch)]
+
+    def draw(drawing: DiffusionBackend) -> list[Drawn]:
+        return list(drawing.draw(requests))
+
+    plain = backend()
+    for name, options in OPTIONS.items():
+        if options.get("compile") and not compiles:
+            continue
+        faster = backend(**options)
+        against(
+            f"  {name}",
+            partial(draw, faster),
+            partial(draw, plain),
+            batch,
+            repeats,
+            other="without",
+        )
+        faster.close()
+    plain.close()
+
+
 def out_of_memory(backend: DiffusionBackend, requests: list[ImageRequest]) -> None:
     """Occupy the GPU's memory until a batch fails, then check that a single image can still be drawn."""
     hoard, unit = [], 2**30
@@ -180,6 +221,9 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--repeats", type=int, default=3)
+    options.add_argument(
+        "--compile", action="store_true", help="also try images.compile, which takes minutes"
+    )
     given = options.parse_args()
     if not given.tiny and not torch.cuda.is_available():
         raise SystemExit("No CUDA device; --tiny runs small models on the CPU.")
@@ -191,6 +235,7 @@ def main() -> None:
         else:
             pipeline, size = save_sdxl(folder / "p"), 1024
         diffusion(pipeline, size, given.steps, given.batch, given.repeats)
+        ablation(pipeline, size, given.steps, given.batch, given.repeats, compiles=given.compile)
         clip("mini" if given.tiny else save_clip("ViT-L-14", folder), 16, given.repeats)
         sam("mini" if given.tiny else save_sam("vit_h", folder), given.repeats)
         if given.tiny:
