@@ -25,7 +25,7 @@ from segsmith.workflows.progress import Callback, Screen, open_display
 from segsmith.workflows.resume import check_folder
 from segsmith.workflows.reviewing import Reviewer, terminal_reviewer
 from segsmith.workflows.run import Run
-from segsmith.workflows.settings import Settings, check_used, overrides, resolve
+from segsmith.workflows.settings import Settings, check_used, check_used_with, overrides, resolve
 
 CARTOONS = (
     "The simulator draws the images to add: cartoons, labelled by models that know cartoons. Masks and scores that "
@@ -111,6 +111,7 @@ def augment(
     check_folder(RunFolder(out))
     with open_display(on_event, progress, screen) as display:
         settled, choice = resolve(preset=preset, config=config, changes=changes, run=out)
+        check_used_with(settled, settings, parts or ())
         plan = plan_enlargement(settled, root, out)
         check_classes(plan.config)
         resumed = RunFolder(out).config.exists()

@@ -43,7 +43,7 @@ from segsmith.workflows.resume import (
 )
 from segsmith.workflows.reviewing import Reviewer, ask, terminal_reviewer
 from segsmith.workflows.run import Run
-from segsmith.workflows.settings import Settings, check_reach, check_used, overrides, resolve
+from segsmith.workflows.settings import Settings, check_reach, check_used, check_used_with, overrides, resolve
 
 LOCAL = EngineOptions()
 THREAD = "build"
@@ -163,6 +163,7 @@ def build(
             settled, choice = resolve(preset=preset, config=config, changes=changes, run=Path(out))
             if choice.why:
                 display.show(Notice(f"preset {choice.preset}: {choice.why}"))
+        check_used_with(settled, settings, parts or ())
         return run_with_display(
             settled,
             Path(out),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,26 @@ UNUSED_BY: dict[str, tuple[str, ...]] = {
     "augment": (*ONLY_SAM, "augment.dataset", "labeler.min_sam_agreement", "classes", "per_class"),
 }  # fmt: skip
 """Command -> sections and settings that have no effect in it."""
+BACKEND, SERVER = "images.backend", "llm.server"
+USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "images.faults": (BACKEND, ("simulator",)),
+    "images.hosted": (BACKEND, ("hosted",)),
+    "images.model": (BACKEND, ("diffusion", "hosted")),
+    **dict.fromkeys(
+        (
+            "images.revision", "images.variant", "images.unet", "images.steps", "images.guidance",
+            "images.negative_prompt", "images.scheduler", "images.timestep_spacing", "images.device", "images.dtype",
+            "images.offload", "images.compile", "images.channels_last", "images.fuse_qkv", "images.models",
+            "images.filter",
+        ),
+        (BACKEND, ("diffusion",)),
+    ),
+    "llm.gguf": (SERVER, ("llamacpp",)),
+    "llm.base_url": (SERVER, ("openai",)),
+    **dict.fromkeys(("llm.vllm_command", "llm.vllm_flags", "llm.gpu_memory_share"), (SERVER, ("vllm",))),
+    **dict.fromkeys(("llm.context_tokens", "llm.start_timeout_s"), (SERVER, ("llamacpp", "vllm"))),
+}  # fmt: skip
+"""Section or setting -> the setting that chooses whether it is used, and with which values it is."""
 REACHING_OUTSIDE = {
     "llm.vllm_command": "a program to run",
     "llm.vllm_flags": "options of a program",
@@ -83,6 +103,23 @@ def check_used(command: str, settings: Settings | None, unused: Mapping[str, str
                 reason = f" {why}" if why else ""
                 raise SegsmithError(
                     f"{key} has no effect in `segsmith {command}`{reason}.", f"Leave out --set {key}=..."
+                )
+
+
+def check_used_with(config: Config, settings: Settings | None, replaced: Collection[str] = ()) -> None:
+    """Raise `SegsmithError` for a setting that the caller passes and that another backend or server would use.
+
+    `replaced` are names of `RunContext`'s properties that the caller brings, whose settings are the caller's matter.
+    """
+    brought = {BACKEND: "backend" in replaced, SERVER: "chat" in replaced}
+    for key in _leaves(nested(settings or {})):
+        for pattern, (chooser, values) in USED_WITH.items():
+            chosen = attrgetter(chooser)(config)
+            if _within(key, pattern) and chosen not in values and not brought[chooser]:
+                others = " or ".join(values)
+                raise SegsmithError(
+                    f"{key} has no effect with {chooser} = {chosen!r}.",
+                    f"Leave out --set {key}=..., or set {chooser} to {others}.",
                 )
 
 

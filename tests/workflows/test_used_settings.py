@@ -10,7 +10,7 @@ import segsmith as api
 from segsmith.config import Config, Section, load_config
 from segsmith.datasets.voc_layout import write_voc
 from segsmith.errors import SegsmithError
-from segsmith.workflows.settings import UNUSED_BY, USED_BY, check_used
+from segsmith.workflows.settings import UNUSED_BY, USED_BY, USED_WITH, check_used, check_used_with, nested
 from segsmith.workflows.weaken import weaken_dataset
 
 
@@ -115,6 +115,28 @@ def test_every_command_rejects_what_it_does_not_use(streets, tmp_path):
             with pytest.raises(SegsmithError, match=f"{key} has no effect in `segsmith {command}`"):
                 calls[command](key)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("pattern", USED_WITH)
+def test_what_another_backend_or_server_would_use_is_rejected(pattern, tmp_path):
+    keys = [key for key in SETTINGS if key == pattern or key.startswith(f"{pattern}.")]
+    assert keys
+    chooser, values = USED_WITH[pattern]
+    others = {
+        "images.backend": ("simulator", "diffusion", "hosted"),
+        "llm.server": ("llamacpp", "vllm", "openai"),
+    }
+    for other in set(others[chooser]) - set(values):
+        config = load_config(flags={**nested({chooser: other, "images.model": "m"})})
+        message = f"{keys[0]} has no effect with {chooser} = '{other}'"
+        with pytest.raises(SegsmithError, match=message):
+            check_used_with(config, {keys[0]: default(keys[0])})
+        check_used_with(config, {keys[0]: default(keys[0])}, replaced=("backend", "chat"))
+    for used in values:
+        check_used_with(load_config(flags=nested({chooser: used})), {keys[0]: default(keys[0])})
+    with pytest.raises(SegsmithError, match="has no effect with"):
+        api.build(["cat"], out=tmp_path / "r", preset="sim", settings={"images.steps": 3}, progress=False)
+    assert not (tmp_path / "r").exists()
 
 
 def default(key):
