@@ -1,6 +1,7 @@
 """How the data plane scales: measured on a Ray of this machine with backends that sleep, and simulated beyond it.
 
     python -m benchmarks.cluster measure --workers 1 2 4 8 16 --out cluster.json
+    python -m benchmarks.cluster export --workers 2 --images 512 --format coco
     python -m benchmarks.cluster simulate --workers 16 100 1000 --images 1000000
 
 `measure` draws with an image model that sleeps, as a GPU would keep a process waiting, so many workers fit on few
@@ -25,6 +26,7 @@ from typing import Any
 from segsmith.engine.dispatch import Finished, Lost, Ready, run_units
 from segsmith.engine.scheduler import Limits
 from segsmith.engine.units import DrawUnit
+from segsmith.memory.ledger import Ledger
 
 UNIT = 32
 
@@ -74,9 +76,9 @@ def new_run(root: Path, images: int, seconds: float) -> tuple[Any, dict[str, Any
     return config, parts
 
 
-def all_ready(pool: Any, workers: int) -> None:
-    """Wait until the workers have loaded their models."""
-    pool.prepare("draw")
+def all_ready(pool: Any, workers: int, kind: Any = "draw") -> None:
+    """Wait until the workers have loaded what a kind of unit needs."""
+    pool.prepare(kind)
     ready = 0
     while ready < workers:
         ready += sum(isinstance(event, Ready) for event in pool.poll(1.0))
@@ -111,6 +113,51 @@ def measure(workers: int, units_each: int, seconds: float) -> dict[str, Any]:
         "seconds of the round": round(wall, 2),
         "efficiency": round(images * seconds / (workers * wall), 3),
         "driver, CPU milliseconds per image": round(1000 * busy / images, 3),
+    }
+
+
+def measure_export(workers: int, images: int, form: str) -> dict[str, Any]:
+    """Export a made-up run in this process, then with workers of a new Ray; objects of masks are not known."""
+    from contextlib import closing
+
+    from segsmith.datasets.export import export_dataset
+    from segsmith.engine.options import EngineOptions
+    from segsmith.engine.plane import DataPlane
+    from segsmith.engine.ray import RayPool
+    from segsmith.engine.work import Setup
+    from segsmith.testing import made_up_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder).resolve()
+        run, ledger, config = made_up_run(root / "run", images, size=256)
+        ledger.close()
+        spent: dict[str, tuple[float, float]] = {}
+
+        def export(name: str, elsewhere: Any = None) -> bytes:
+            run.objects.unlink(missing_ok=True)
+            started, busy = time.monotonic(), time.process_time()
+            with closing(Ledger(run.ledger)) as ledger:
+                export_dataset(run, ledger, config, form, root / name, elsewhere)
+            spent[name] = time.monotonic() - started, time.process_time() - busy
+            return (root / name / "manifest.json").read_bytes()
+
+        alone = export("alone")
+        with (
+            closing(RayPool(EngineOptions("ray", workers=workers), Setup(config, run.root, {}))) as pool,
+            closing(Ledger(run.ledger)) as ledger,
+        ):
+            all_ready(pool, workers, "export")
+            together = export("workers", DataPlane(pool, run, ledger, config).write_records)
+    assert together == alone
+    (wall, busy), (wall_alone, busy_alone) = spent["workers"], spent["alone"]
+    return {
+        "format": form,
+        "workers": workers,
+        "images": images,
+        "one process, CPU milliseconds per image": round(1000 * busy_alone / images, 2),
+        "driver, CPU milliseconds per image": round(1000 * busy / images, 2),
+        "driver's share of the CPU time of one process": round(busy / busy_alone, 3),
+        "wall time, relative to one process": round(wall / wall_alone, 2),
     }
 
 
@@ -246,11 +293,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("measure", "simulate"))
+    parser.add_argument("what", choices=("measure", "export", "simulate"))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--seconds", type=float, default=0.25, help="of an image (default 0.25)")
     parser.add_argument("--units", type=int, default=6, help="measure: units for each worker (default 6)")
-    parser.add_argument("--images", type=int, default=1_000_000, help="simulate: images (default a million)")
+    parser.add_argument(
+        "--images", type=int, default=1_000_000, help="export, simulate: images (default a million)"
+    )
+    parser.add_argument("--format", default="coco", help="export: format (default coco)")
     parser.add_argument("--fold-ms", type=float, default=1.0, help="simulate: driver's time per image")
     parser.add_argument("--no-faults", action="store_true", help="simulate: no stragglers, no lost workers")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
@@ -259,6 +309,8 @@ def main() -> None:
     for workers in given.workers:
         if given.what == "measure":
             figures.append(measure(workers, given.units, given.seconds))
+        elif given.what == "export":
+            figures.append(measure_export(workers, given.images, given.format))
         else:
             faults = {"spread": 0.0, "straggling": 0.0, "lost_per_hour": 1e-9} if given.no_faults else {}
             figures.append(simulate(workers, given.images, given.seconds, given.fold_ms, **faults))

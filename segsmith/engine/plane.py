@@ -30,6 +30,7 @@ from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.staging import Sink
 from segsmith.engine.dispatch import RESUME, Batch, Pool, run_units
 from segsmith.engine.exports import write_records
+from segsmith.engine.models import is_stand_in
 from segsmith.engine.object_units import unit_store
 from segsmith.engine.scheduler import Limits
 from segsmith.engine.store import UnitStore
@@ -225,10 +226,13 @@ class DataPlane:
         config = self._config
         shape = [config.classes, config.seed, config.images.size, config.witnesses.model_dump(mode="json")]
         shards = {row.id: n // MEASURED_TOGETHER for n, row in enumerate(self._ledger.accepted())}
+        knows = is_stand_in(kind, config)
         units = []
         for _, shard in groupby(rows, key=lambda row: shards[row.id]):
             items = tuple(
-                HearItem(row.id, row.sha256, self._ledger.prompt(row.prompt_id).text, row.seed)
+                HearItem(
+                    row.id, row.sha256, self._ledger.prompt(row.prompt_id).text if knows else "", row.seed
+                )
                 for row in shard
             )
             name = unit_id(kind, shape, witness, images=[item.id for item in items])

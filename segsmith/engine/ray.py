@@ -259,6 +259,8 @@ def connect(options: EngineOptions) -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray would print the errors of attempts that came too late. Those of all others are read.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
     if ray.is_initialized():
@@ -270,7 +272,14 @@ def connect(options: EngineOptions) -> Any:
         if options.address is None:
             # A node has as many workers as asked for, even where it has fewer CPUs.
             cpus = max(os.cpu_count() or 1, options.workers or 1)
-            ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            # Without "local", Ray joins any cluster that it finds on this machine, such as that of another command.
+            ray.init(
+                "local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
         else:
             ray.init(address=options.address, **quiet)
     except Exception as error:

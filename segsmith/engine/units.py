@@ -118,7 +118,7 @@ class HearItem:
     """Of its file."""
     prompt: str
     seed: int
-    """Prompt and seed are for the simulator's stand-ins alone."""
+    """Prompt and seed are for the simulator's stand-ins; for others the prompt is ""."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +48,8 @@ from segsmith.tools.machine import this_gpu
 from segsmith.types import ImageRequest
 
 if TYPE_CHECKING:
+    from segsmith.datasets.run_dataset import RunDataset
+    from segsmith.datasets.staging import Sink
     from segsmith.engine.dispatch import Pool
     from segsmith.tools.llm.chat import OpenAIChat
     from segsmith.tools.llm.usage import Spent
@@ -383,6 +385,10 @@ class RunContext:
         plane = self.data_plane
         assert plane is not None
         return plane
+
+    def write_records(self, sink: Sink, data: RunDataset, form: str) -> Iterator[Any]:
+        """Let workers write the files of an export (`WriteElsewhere`); they are started if they are not there yet."""
+        return self._workers.write_records(sink, data, form)
 
     @once
     def witness_agent(self) -> WitnessAgent:

@@ -34,8 +34,8 @@ class Finalizer:
 
         context = self._context
         # The working folder of a run in an object store is one that workers do not see.
-        plane = context.data_plane if context.run.remote is None else None
-        elsewhere = None if plane is None else plane.write_records
+        alone = context.is_alone or context.run.remote is not None
+        elsewhere = None if alone else context.write_records
         summary = export_dataset(context.run, context.ledger, context.config, elsewhere=elsewhere)
         write_provenance(self._context.run, self._context.ledger, self._context.ledger.versions)
         self._context.ledger.log("exported", path=str(self._context.run.voc), splits=dict(summary.splits))

@@ -17,6 +17,7 @@ from segsmith.datasets.mask_objects import ObjectCache
 from segsmith.datasets.palette import voc_palette
 from segsmith.engine.dispatch import Failed
 from segsmith.engine.exports import WORK
+from segsmith.engine.options import EngineOptions
 from segsmith.engine.plane import DataPlane
 from segsmith.engine.store import StagedUnitStore
 from segsmith.engine.work import Setup
@@ -262,3 +263,6 @@ def test_a_build_exports_with_its_workers(made, local, tmp_path):
         context.finalizer.export()
     assert content(run.voc) == local["voc"]
     assert len(pool.done) == 3
+    with RunContext(made[1], run, engine=EngineOptions("ray")) as context:
+        context.finalizer.export()
+        assert "pool" not in context._made, "it is there already, so that no worker is started"

@@ -146,7 +146,7 @@ def test_a_node_of_another_version_is_named_with_both(tmp_path, ray, monkeypatch
 
 @needs_ray
 def test_an_address_that_does_not_answer_is_one_line(monkeypatch, ray):
-    def unreachable(**options):
+    def unreachable(*address, **options):
         raise ConnectionError("Failed to connect to GCS.\nmore lines")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -164,7 +164,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch, ray):
         "The current node timed out during startup. This could happen because some of the raylet"
     )
 
-    def failing(**options):
+    def failing(*address, **options):
         raise raised
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -176,6 +176,17 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch, ray):
     raised = KeyError("a bug")
     with pytest.raises(KeyError):
         engine.connect(EngineOptions("ray"))
+
+
+@needs_ray
+def test_a_ray_of_another_command_on_this_machine_is_not_joined(monkeypatch, ray):
+    given = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        ray, "init", lambda address, **options: given.append((address, "num_cpus" in options))
+    )
+    engine.connect(EngineOptions("ray"))
+    assert given == [("local", True)]
 
 
 @pytest.mark.parametrize(

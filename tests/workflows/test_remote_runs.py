@@ -5,15 +5,22 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import segsmith as library
+from segsmith.datasets.export import export_dataset
+from segsmith.engine.options import EngineOptions
+from segsmith.engine.plane import DataPlane
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
+from segsmith.events import WorkersBusy
 from segsmith.graph.context import REMOTE_PARTS
 from segsmith.memory import remote_run
+from segsmith.memory.ledger import Ledger
 from segsmith.memory.object_store import ObjectStore
 from segsmith.memory.remote_run import working_folder
 from segsmith.memory.run_folder import RunFolder
@@ -194,6 +201,82 @@ def test_the_dataset_is_exported_to_a_url_and_read_by_webdataset(fs, machine, se
     (first, *_) = run.images
     assert segsmith("why", url, first.id)[0] == segsmith("report", url)[0] == segsmith("verify", url)[0] == 0
     assert "cannot be repaired" in segsmith("verify", url, "--repair")[2]
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra segsmith[ray])")
+@pytest.mark.long
+def test_a_real_ray_builds_and_exports_a_run_in_a_store_as_one_process_does_in_a_folder(
+    fs, machine, local, tmp_path
+):
+    """Long: workers are processes that import segsmith and reach the store by themselves."""
+    from segsmith.engine.ray import connect, disconnect
+
+    url, copy = "s3://bucket/ray", "s3://bucket/ray-coco"
+    ray = connect(EngineOptions("ray", workers=2))
+    cluster = {"engine": "ray", "address": "auto", "workers": 2}
+    workers = set()
+    try:
+        out = working_folder(url, new=True)
+
+        def see(event):
+            if isinstance(event, WorkersBusy):
+                workers.update(event.per_worker)
+
+        run = library.build(out=url, config=CONFIG, parts=instant_parts(CONFIG, out), on_event=see, **cluster)
+        assert len(workers) == 2
+        machine("reader")
+        exported = library.open_run(url)
+        assert exported.export("coco", copy, **cluster) == copy
+        folder = exported.export("yolo", tmp_path / "yolo", **cluster)
+        assert not list(RunFolder(exported.path).image_files()), "the command reads no image"
+    finally:
+        disconnect(ray)
+    store = ObjectStore(url)
+    assert store.names("units") == []
+    for form, found in (("coco", content_at(copy)), ("yolo", content_of_folder(folder))):
+        assert found == content_of_folder(exported.export(form, tmp_path / f"{form}-alone"))
+    machine("first")
+    for key in (*store.keys("images"), *store.keys("masks")):
+        RunFolder(run.path).remote.fetch(run.path / key)
+    assert fingerprint(run.path) == local
+
+
+def content_at(url):
+    store = ObjectStore(url)
+    return dict(zip(store.keys(), map(store.get, store.keys()), strict=True))
+
+
+def content_of_folder(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()
+    }
+
+
+def test_an_export_to_a_url_that_was_interrupted_is_written_anew(fs, machine, tmp_path):
+    url, copy = "s3://bucket/interrupted", "s3://bucket/interrupted-voc"
+    run = build(url)
+    alone = content_of_folder(run.export("voc", tmp_path / "alone"))
+
+    def export(faults):
+        pool = InlinePool(Setup(CONFIG, run.path, {}, url), workers=2, latest_first=True, faults=faults)
+        folder = RunFolder(run.path)
+        with closing(Ledger(folder.ledger, read_only=True)) as ledger:
+            plane = DataPlane(pool, folder, ledger, CONFIG)
+            export_dataset(folder, ledger, CONFIG, "voc", copy, plane.write_records)
+        return pool.done
+
+    def stops(unit, worker):
+        raise ZeroDivisionError
+
+    machine("exporting")
+    with pytest.raises(ZeroDivisionError):
+        export(stops)
+    store = ObjectStore(copy)
+    assert json.loads(store.get("manifest.json"))["files"] == {}
+    store.put("units/u-0/commit", b"of a command that was killed")
+    store.put("JPEGImages/strange.png", b"of another export")
+    assert export(lambda unit, worker: "")
+    assert content_at(copy) == alone
 
 
 def test_a_run_is_held_in_its_store(fs, machine, monkeypatch):
