@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,7 +29,7 @@ from segsmith.engine.object_units import ObjectUnitStore
 from segsmith.engine.store import StagedUnitStore, UnitStore
 from segsmith.engine.units import ExportItem, ExportUnit, Unit, unit_id
 from segsmith.errors import SegsmithError
-from segsmith.memory.object_store import ObjectStore, store_url
+from segsmith.memory.object_store import ObjectStore, in_parallel, store_url
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import MEASURED_TOGETHER
 
@@ -168,10 +169,14 @@ def write_unit(run: RunFolder, classes: tuple[str, ...], unit: ExportUnit, folde
     with FoundObjects(run.objects) as cache:
         stored = {record.id: files for record, files in pairs}
         data = RunDataset(classes, tuple(record for record, _ in pairs), stored, cache=cache)
-        written = [json.dumps(writer.write_one(sink, data, record)) for record in data.records]
+        write = partial(writer.write_one, sink, data)
+        # A store answers many requests at once; files are written by as many workers as there are CPUs.
+        results = (
+            [write(record) for record in data.records] if url is None else in_parallel(write, data.records)
+        )
     found = cache.packed if unit.keeps_objects else {}
     packed = {mask: base64.b64encode(entry).decode() for mask, entry in found.items()}
-    return {"files": sink.files, "written": written, "objects": packed}
+    return {"files": sink.files, "written": [json.dumps(result) for result in results], "objects": packed}
 
 
 def _record(run: RunFolder, item: ExportItem) -> tuple[Record, StoredImage]:

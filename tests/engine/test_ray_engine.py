@@ -3,18 +3,20 @@
 import json
 import os
 import signal
+import sqlite3
 from contextlib import closing
 from importlib.util import find_spec
 
 import pytest
 
+from segsmith.config import WitnessesConfig
 from segsmith.engine import ray as engine
 from segsmith.engine.options import EngineOptions, engine_options
 from segsmith.engine.ray_group import group_size
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
 from segsmith.events import EpochFinished
-from segsmith.graph.context import REMOTE_PARTS
+from segsmith.graph.context import REMOTE_PARTS, RunContext
 from segsmith.memory.run_folder import RunFolder
 from segsmith.testing import fingerprint, instant_parts, leftovers
 from segsmith.workflows.train import train
@@ -33,11 +35,23 @@ def ray():
     engine.disconnect(ray)
 
 
+HEARING = CONFIG.model_copy(update={"witnesses": WitnessesConfig(detector="simulated")})
+
+
+def heard(out, pool=None):
+    """What the witnesses say about the images of a run."""
+    parts = {**instant_parts(HEARING, out), **({} if pool is None else {"pool": pool})}
+    with RunContext(HEARING, RunFolder(out), parts=parts) as context:
+        context.witness_agent.hear()
+    with closing(sqlite3.connect(out / "ledger.db")) as db:
+        return db.execute("SELECT * FROM testimonies ORDER BY rowid").fetchall()
+
+
 def pool_for(out, workers=2):
     parts = {name: part for name, part in instant_parts(CONFIG, out).items() if name in REMOTE_PARTS}
     # "auto" joins the Ray of the fixture, which `close` then leaves alone.
     options = EngineOptions("ray", "auto", workers)
-    return engine.RayPool(options, Setup(CONFIG, out, parts))
+    return engine.RayPool(options, Setup(HEARING, out, parts))
 
 
 @needs_ray
@@ -56,11 +70,13 @@ def test_a_run_of_actors_one_of_which_is_killed_is_that_of_one_process(tmp_path,
 
         pool.submit = kill_on_the_third
         stages(out, pool)
+        said = heard(out, pool)
         written = export((RunFolder(out), CONFIG), tmp_path / "workers", "coco", pool)
     assert len(killed) > 3
     assert fingerprint(out) == fingerprint(tmp_path / "local")
     assert leftovers(out) == []
     assert not (out / "units").exists()
+    assert said == heard(tmp_path / "local")
     assert content(written) == content(export((RunFolder(out), CONFIG), tmp_path / "alone", "coco"))
 
 
