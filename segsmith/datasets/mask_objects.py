@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,23 +27,22 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segsmith.datasets.formats.coco_masks import MAX_OUTLINE, encode
+from segsmith.datasets.formats.yolo_lines import line_of
 from segsmith.datasets.instances import EIGHT, find_instances, instance_map
 from segsmith.datasets.objects import present_classes
 from segsmith.datasets.outlines import outlines
 from segsmith.datasets.palette import voc_palette
+from segsmith.errors import SegsmithError
 from segsmith.files import clock_of, png_bytes
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Changes whenever `find_objects` gives other results, `pack` another form, or a table other columns."""
 MAX_PACKED = 64 << 20
-"""Bytes that an entry of the cache may unpack to; the objects of the noisiest mask take less."""
+"""Bytes that a part of an entry may unpack to; the objects of the noisiest mask take less."""
 BATCH = 500
 """Entries that are added in one transaction."""
-
-Segmentation = list[list[int]] | dict[str, Any]
-"""As in COCO: polygons in the image that give back its pixels exactly, or RLE where they would be too long."""
 
 
 @dataclass(frozen=True)
@@ -50,127 +51,168 @@ class Region:
 
     area: int
     box: tuple[int, int, int, int]
-    segmentation: Segmentation
+    segmentation: str
+    """JSON as in COCO: polygons that give back the pixels exactly, or RLE where they would be too long."""
 
 
 @dataclass(frozen=True)
-class MaskObject(Region):
-    """An object, and the index of its class."""
+class Place:
+    """An object: the index of its class, its number of pixels, and its box (x, y, width, height)."""
 
     index: int
+    area: int
+    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class MaskObjects:
-    """The objects of a mask (`find_instances`) and its unknown pixels, those of specks among them."""
+    """The objects of a mask (`find_instances`) and its unknown pixels, those of specks among them.
+
+    Outlines are kept as the text that formats want, compressed, because decoding and encoding them again takes longer
+    than copying the mask. Reading them raises `SegsmithError` where a cache holds something else.
+    """
 
     size: tuple[int, int]
     """(H, W)."""
     present: tuple[int, ...]
     """Class indices that occur, ascending."""
-    objects: tuple[MaskObject, ...]
-    unknown: Region | None
+    objects: tuple[Place, ...]
+    unknown: Place | None
+    """The unknown pixels; the index is 0."""
     specks: int
     """Number of objects that are too small; their pixels are unknown."""
     numbers: bytes
     """PNG of `instance_map` with VOC's palette."""
+    packed_outlines: bytes
+    packed_lines: bytes
+
+    @property
+    def regions(self) -> list[Region]:
+        """The objects with their outlines."""
+        return [
+            Region(place.area, place.box, text)
+            for place, text in zip(self.objects, self._outlines, strict=False)
+        ]
+
+    @property
+    def unknown_region(self) -> Region | None:
+        """The unknown pixels with their outlines."""
+        if self.unknown is None:
+            return None
+        return Region(self.unknown.area, self.unknown.box, self._outlines[-1])
+
+    @property
+    def lines(self) -> bytes:
+        """The label file of Ultralytics."""
+        lines = _decompressed(self.packed_lines)
+        if lines.translate(None, b"0123456789.e- \n"):
+            raise _foreign()
+        return lines
+
+    @cached_property
+    def _outlines(self) -> list[str]:
+        """The segmentation of each object, then that of the unknown pixels if there are any."""
+        lines = _decompressed(self.packed_outlines).splitlines()
+        if len(lines) != len(self.objects) + (self.unknown is not None):
+            raise _foreign()
+        if any(line.translate(None, b"0123456789, []") and not _is_rle(line) for line in lines):
+            raise _foreign()
+        return [line.decode("ascii") for line in lines]
 
 
 def find_objects(label_map: NDArray[np.uint8]) -> MaskObjects:
     """The objects of an (H, W) label map: 0 is background, 255 unknown."""
     found = find_instances(label_map)
     size = (label_map.shape[0], label_map.shape[1])
-    objects = tuple(
-        MaskObject(
-            instance.area,
-            instance.box,
-            _polygons(instance.polygons, size) or encode(found.numbers == number),
-            instance.index,
-        )
-        for number, instance in enumerate(found.objects, 1)
-    )
+    rings = [instance.polygons for instance in found.objects]
+    texts = [
+        _polygons(polygons, size) or _json(encode(found.numbers == number))
+        for number, polygons in enumerate(rings, 1)
+    ]
     unknown = (found.numbers == 0) & (label_map != 0)
     pieces, _ = ndimage.label(unknown, EIGHT)
     # As polygons, too: several importers take every list for polygons and fail on RLE.
-    polygons = _polygons([outline.polygon() for outline in outlines(pieces)], size)
+    region = region_of(unknown, _polygons([outline.polygon() for outline in outlines(pieces)], size))
+    texts += [region.segmentation] if region else []
+    lines = "".join(line_of(o.index, p, size) for o, p in zip(found.objects, rings, strict=True))
     return MaskObjects(
         size,
         present_classes(label_map),
-        objects,
-        region_of(unknown, polygons),
+        tuple(Place(instance.index, instance.area, instance.box) for instance in found.objects),
+        None if region is None else Place(0, region.area, region.box),
         found.specks,
         png_bytes(instance_map(label_map, found), voc_palette()),
+        zlib.compress("\n".join(texts).encode(), 1),
+        zlib.compress(lines.encode(), 1),
     )
 
 
-def region_of(pixels: NDArray[np.bool_], polygons: list[list[int]] | None = None) -> Region | None:
+def region_of(pixels: NDArray[np.bool_], polygons: str = "") -> Region | None:
     """The region of an (H, W) mask, as RLE without `polygons`; None for an empty mask."""
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     if not rows.size:
         return None
     left, top = int(columns[0]), int(rows[0])
     box = (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
-    return Region(int(np.count_nonzero(pixels)), box, polygons or encode(pixels))
+    return Region(int(np.count_nonzero(pixels)), box, polygons or _json(encode(pixels)))
 
 
-def _polygons(polygons: Sequence[NDArray[np.int32]], size: tuple[int, int]) -> list[list[int]]:
+def _polygons(polygons: Sequence[NDArray[np.int32]], size: tuple[int, int]) -> str:
     """Polygons as COCO lists them; empty for outlines so long that readers reject them (noise)."""
     outline = sum(int(np.abs(np.diff(p, axis=0, append=p[:1])).sum()) for p in polygons)
-    return [] if outline > MAX_OUTLINE * sum(size) // 2 else [p.ravel().tolist() for p in polygons]
+    return "" if outline > MAX_OUTLINE * sum(size) // 2 else _json([p.ravel().tolist() for p in polygons])
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 # -- the cache --------------------------------------------------------------------------------------------
 
+HEADER = struct.Struct(">4I")
+"""CRC-32 of what follows it; the lengths of the facts (JSON), of the outlines and of the lines. The PNG is last."""
+
 
 def pack(found: MaskObjects) -> bytes:
-    """The bytes of an entry: the length of the JSON, the JSON, and the PNG; all of it compressed."""
-    stated = {
+    """The bytes of an entry."""
+    facts = {
         "size": found.size,
         "present": found.present,
-        "objects": [vars(item) for item in found.objects],
-        "unknown": None if found.unknown is None else vars(found.unknown),
+        "objects": [(o.index, o.area, *o.box) for o in found.objects],
+        "unknown": found.unknown and (0, found.unknown.area, *found.unknown.box),
         "specks": found.specks,
     }
-    text = json.dumps(stated, separators=(",", ":")).encode()
-    return zlib.compress(struct.pack(">I", len(text)) + text + found.numbers, 1)
+    parts = json.dumps(facts, separators=(",", ":")).encode(), found.packed_outlines, found.packed_lines
+    content = b"".join((*parts, found.numbers))
+    return HEADER.pack(zlib.crc32(content), *map(len, parts)) + content
 
 
 def unpack(data: bytes) -> MaskObjects:
-    """The reverse of `pack`. Raises `ValueError` for bytes that it did not make."""
-    unpacker = zlib.decompressobj()
+    """The reverse of `pack`. Raises `ValueError` for bytes that it did not make, except for outlines."""
     try:
-        content = unpacker.decompress(data, MAX_PACKED)
-        if not unpacker.eof:
-            raise ValueError("an entry is too long, or breaks off")
-        (length,) = struct.unpack_from(">I", content)
-        stated = json.loads(content[4 : 4 + length])
+        checksum, *lengths = HEADER.unpack_from(data)
+        if zlib.crc32(memoryview(data)[HEADER.size :]) != checksum:
+            raise ValueError("an entry is damaged")
+        ends = list(accumulate(lengths, initial=HEADER.size))
+        facts, outlined, lines = (data[start:end] for start, end in pairwise(ends))
+        stated = json.loads(facts)
         return MaskObjects(
             size=_numbers(stated["size"], 2),
             present=_numbers(stated["present"]),
-            objects=tuple(MaskObject(**_region(o), index=_number(o["index"])) for o in stated["objects"]),
-            unknown=None if stated["unknown"] is None else Region(**_region(stated["unknown"])),
-            specks=_number(stated["specks"]),
-            numbers=content[4 + length :],
+            objects=tuple(map(_place, stated["objects"])),
+            unknown=None if stated["unknown"] is None else _place(stated["unknown"]),
+            specks=_numbers([stated["specks"]])[0],
+            numbers=data[ends[-1] :],
+            packed_outlines=outlined,
+            packed_lines=lines,
         )
-    except (zlib.error, struct.error, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (struct.error, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"an entry is damaged ({error})") from None
 
 
-def _region(stated: Mapping[str, Any]) -> dict[str, Any]:
-    segmentation = stated["segmentation"]
-    if isinstance(segmentation, list):
-        segmentation = [list(_numbers(polygon)) for polygon in segmentation]
-    elif not isinstance(segmentation["counts"], str) or len(_numbers(segmentation["size"])) != 2:
-        raise TypeError("no RLE")
-    return {
-        "area": _number(stated["area"]),
-        "box": _numbers(stated["box"], 4),
-        "segmentation": segmentation,
-    }
-
-
-def _number(value: Any) -> int:
-    return _numbers([value])[0]
+def _place(stated: Any) -> Place:
+    index, area, *box = _numbers(stated, 6)
+    return Place(index, area, (box[0], box[1], box[2], box[3]))
 
 
 def _numbers(values: Any, length: int | None = None) -> Any:
@@ -179,6 +221,36 @@ def _numbers(values: Any, length: int | None = None) -> Any:
     if {*map(type, found)} - {int} or (length is not None and len(found) != length):
         raise TypeError("no list of whole numbers")
     return found
+
+
+def _decompressed(data: bytes) -> bytes:
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(data, MAX_PACKED)
+    except zlib.error:
+        raise _foreign() from None
+    if not unpacker.eof:
+        raise _foreign()
+    return content
+
+
+def _is_rle(text: bytes) -> bool:
+    try:
+        stated = json.loads(text)
+        return (
+            stated.keys() == {"size", "counts"}
+            and isinstance(stated["counts"], str)
+            and len(_numbers(stated["size"])) == 2
+        )
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return False
+
+
+def _foreign() -> SegsmithError:
+    return SegsmithError(
+        "The run's objects.db holds outlines that segsmith did not write.",
+        "Delete objects.db and export again.",
+    )
 
 
 @dataclass(frozen=True)
@@ -196,12 +268,12 @@ class Stamp:
     @classmethod
     def of(cls, sha256s: Mapping[str, str]) -> Stamp:
         """The stamp of files, given as path -> SHA-256. Raises `OSError` where one is missing."""
-        texts, changed_at = [], 0
+        text, changed_at = "", 0
         for path, sha256 in sha256s.items():
             about = os.stat(path)
-            texts.append(f"{sha256} {about.st_dev} {about.st_ino} {about.st_size} {about.st_ctime_ns}")
+            text += f"{sha256} {about.st_dev} {about.st_ino} {about.st_size} {about.st_ctime_ns} "
             changed_at = max(changed_at, about.st_ctime_ns)
-        return cls(" ".join(texts), changed_at)
+        return cls(text, changed_at)
 
 
 class ObjectCache:

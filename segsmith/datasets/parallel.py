@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import statistics
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,15 +20,31 @@ TOGETHER = 4
 """Items that a thread takes at a time: handing over one takes as long as writing a small file."""
 
 
+WORTH_A_THREAD = 0.002
+"""Seconds that an item must take. Copies of small files are slower in threads, which wait for Python's lock."""
+TRIED = 9
+"""Items that are timed first."""
+
+
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Results of `work` in the order of the items, computed by threads a little ahead of the consumer.
 
     Threads suffice because reading, writing, hashing and the codecs of images release Python's lock. The first
-    error ends the iteration.
+    `TRIED` items are done by the caller, and all others, too, if most of them were quick. The first error ends the
+    iteration.
     """
     cores = os.cpu_count() or 1
     pending: deque[Future[list[R]]] = deque()
     left = iter(items)
+    took = []
+    for item in islice(left, TRIED):
+        start = time.perf_counter()
+        result = work(item)
+        took.append(time.perf_counter() - start)
+        yield result
+    if not took or statistics.median(took) < WORTH_A_THREAD:
+        yield from map(work, left)
+        return
     with ThreadPoolExecutor(cores) as pool:
         try:
             while part := list(islice(left, TOGETHER)):

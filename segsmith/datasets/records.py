@@ -116,7 +116,7 @@ class Record:
     """One labelled image. `load` reads its pixels, or raises `DataError`.
 
     `labels` are the image labels where the format states them. `where` names the record in messages.
-    `image_path` is None inside a shard, `origin` None in datasets that segsmith did not make.
+    `image_path` is None inside a shard and for images of a run, `origin` None in datasets that segsmith did not make.
     """
 
     id: str

@@ -37,10 +37,10 @@ class StoredFiles:
     path: str
     """Of the image's file."""
     image_sha256: str
-    mask: bytes
+    mask_path: str
     mask_sha256: str
-    content: bytes | None = None
-    """Of the image, where it had to be read to be checked."""
+    content: tuple[bytes, bytes] | None = None
+    """Of image and mask, where they had to be read to be checked."""
 
     @property
     def suffix(self) -> str:
@@ -50,14 +50,19 @@ class StoredFiles:
     @property
     def image(self) -> bytes:
         """The bytes of the image."""
-        return read_whole(self.path) if self.content is None else self.content
+        return read_whole(self.path) if self.content is None else self.content[0]
+
+    @cached_property
+    def mask(self) -> bytes:
+        """The bytes of the mask."""
+        return read_whole(self.mask_path) if self.content is None else self.content[1]
 
     def store_image(self, sink: Sink, name: str) -> None:
         """Store the image in an export under a name; it is not read where it need not be checked."""
         if self.content is None:
             sink.copy(name, self.path, self.image_sha256)
         else:
-            sink.put(name, self.content, self.image_sha256)
+            sink.put(name, self.image, self.image_sha256)
 
     @cached_property
     def label_map(self) -> NDArray[np.uint8]:
@@ -83,8 +88,10 @@ class StoredFiles:
 class StoredImage:
     """Files of one image of a run."""
 
-    image: Path
-    mask: Path
+    image: str
+    """Path of its file."""
+    mask: str
+    """Path of its file."""
     sha256: str
     """Of the image; "" where the ledger does not state it."""
     mask_sha256: str = ""
@@ -94,25 +101,23 @@ class StoredImage:
         """Both files; `SegsmithError` when one is missing, damaged, another one, or does not fit.
 
         Files whose hashes the ledger knows are what the run wrote, so they are not decoded to be checked. Those that
-        have not changed since an earlier export checked them, which `cache` knows, are not hashed, and the image is
-        not even read.
+        have not changed since an earlier export checked them, which `cache` knows, are neither hashed nor read here.
         """
-        path, mask_path = str(self.image), str(self.mask)
         stated = bool(self.sha256 and self.mask_sha256)
         stamp = None
         try:
             if stated and cache is not None:
-                stamp = Stamp.of({path: self.sha256, mask_path: self.mask_sha256})
+                stamp = Stamp.of({self.image: self.sha256, self.mask: self.mask_sha256})
                 if cache.is_verified(name, stamp):
-                    return StoredFiles(name, path, self.sha256, read_whole(mask_path), self.mask_sha256)
-            data, mask = read_whole(path), read_whole(mask_path)
+                    return StoredFiles(name, self.image, self.sha256, self.mask, self.mask_sha256)
+            data, mask = read_whole(self.image), read_whole(self.mask)
         except FileNotFoundError as error:
             raise _missing(error.filename) from None
         except OSError as error:
             raise SegsmithError(f"Image {name} or its mask cannot be read: {error}.", REDO) from None
         found = hashlib.sha256(data).hexdigest(), hashlib.sha256(mask).hexdigest()
         self._check(name, *found)
-        files = StoredFiles(name, path, found[0], mask, found[1], data)
+        files = StoredFiles(name, self.image, found[0], self.mask, found[1], (data, mask))
         if not stated:
             self._check_pixels(files, classes)
         if cache is not None and stamp is not None:
@@ -128,7 +133,7 @@ class StoredImage:
     def hashes(self) -> tuple[str, str]:
         """SHA-256 of the image and of the mask, as the ledger states them, else of the files."""
         try:
-            return self.sha256 or sha256_of(self.image), self.mask_sha256 or sha256_of(self.mask)
+            return self.sha256 or sha256_of(Path(self.image)), self.mask_sha256 or sha256_of(Path(self.mask))
         except FileNotFoundError as error:
             raise _missing(error.filename) from None
 
@@ -242,7 +247,7 @@ def collect(run: RunFolder, ledger: Ledger, config: Config, *, fetch: bool = Tru
         prompt = prompts[image.prompt_id]
         scores = verdicts[image.id].scores if image.id in verdicts else {}
         origin = Origin(prompt.text, prompt.id, groups[image.id], image.seed, image.backend, scores)
-        paths = run.image(image.id, fetch=fetch), run.mask(image.id, fetch=fetch)
+        paths = run.image_file(image.id, fetch=fetch), run.mask_file(image.id, fetch=fetch)
         files = StoredImage(*paths, image.sha256, masks[image.id])
         stored[image.id] = files
         records.append(_record(image.id, split_of[image.id], labels[image.id], origin, files, config.classes))
@@ -259,7 +264,8 @@ def _real_records(
         assert real is not None
         if real.mask(item).exists():
             origin = Origin(family=item.id, source="real", original=item.original)
-            files = StoredImage(real.image(item), real.mask(item), item.sha256, item.mask_sha256)
+            paths = str(real.image(item)), str(real.mask(item))
+            files = StoredImage(*paths, item.sha256, item.mask_sha256)
             stored[item.id] = files
             records.append(_record(item.id, item.split, item.labels, origin, files, classes))
     return records, stored
@@ -273,7 +279,8 @@ def _record(
     files: StoredImage,
     classes: tuple[str, ...],
 ) -> Record:
-    return Record(name, split, name, partial(files.load, name, len(classes)), labels, files.image, origin)
+    load = partial(files.load, name, len(classes))
+    return Record(name, split, name, load, labels, origin=origin)
 
 
 def _missing(path: object) -> SegsmithError:

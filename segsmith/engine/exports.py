@@ -128,7 +128,8 @@ def _item(run: RunFolder, record: Record, stored: StoredImage) -> ExportItem:
     assert record.origin is not None
     real = None
     if record.origin.source == "real":
-        real = str(stored.image.relative_to(run.root)), str(stored.mask.relative_to(run.root))
+        image, mask = (Path(path).relative_to(run.root) for path in (stored.image, stored.mask))
+        real = str(image), str(mask)
     return ExportItem(
         record.id,
         record.split,
@@ -181,11 +182,11 @@ def write_unit(run: RunFolder, classes: tuple[str, ...], unit: ExportUnit, folde
 
 def _record(run: RunFolder, item: ExportItem) -> tuple[Record, StoredImage]:
     if item.real is None:
-        image, mask = run.image(item.id), run.mask(item.id)
+        image, mask = run.image_file(item.id), run.mask_file(item.id)
     else:
-        image, mask = (run.root / path for path in item.real)
+        image, mask = (str(run.root / path) for path in item.real)
     files = StoredImage(image, mask, item.sha256, item.mask_sha256)
-    return Record(item.id, item.split, item.id, _not_loaded, item.labels, image, item.origin), files
+    return Record(item.id, item.split, item.id, _not_loaded, item.labels, origin=item.origin), files
 
 
 def _not_loaded() -> Any:

@@ -53,6 +53,9 @@ def _checked_id(name: str) -> str:
     return name
 
 
+IMAGE_SUFFIXES, MASK_SUFFIXES = tuple(SUFFIXES.values()), (".png",)
+
+
 def _sub_folder(folder: Path, image_id: str) -> str:
     """``images/ab`` for ``i-ab12...``: ids are hashes, so the files spread evenly over 256 folders."""
     return f"{folder}/{_checked_id(image_id).rpartition('-')[2][:2]}"
@@ -60,20 +63,16 @@ def _sub_folder(folder: Path, image_id: str) -> str:
 
 def _place(folder: Path, image_id: str, suffix: str) -> Path:
     """The path of a new file; one that an earlier version wrote without a sub-folder is replaced in its place."""
-    before = _stored(folder, image_id, (suffix,))
+    before = Path(
+        _existing(folder, image_id, (suffix,)) or f"{_sub_folder(folder, image_id)}/{image_id}{suffix}"
+    )
     if not before.parent.exists():
         make_folder(before.parent)
     return before
 
 
-def _stored(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> Path:
-    """The file of an image with one of `suffixes`; where there is none, the path with the first of them."""
-    found = _existing(folder, image_id, suffixes)
-    return Path(found or f"{_sub_folder(folder, image_id)}/{image_id}{suffixes[0]}")
-
-
 def _existing(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> str | None:
-    # Strings, because a path of pathlib takes as long as the question to the file system.
+    """The file of an image with one of `suffixes`; None where there is none."""
     stem = f"{_sub_folder(folder, image_id)}/{image_id}"
     for suffix in suffixes:
         if os.path.exists(f"{stem}{suffix}"):
@@ -157,7 +156,11 @@ class RunFolder:
 
         An image that is in the run's store alone is fetched from there first.
         """
-        return self._file(self.images, image_id, tuple(SUFFIXES.values()), fetch)
+        return Path(self.image_file(image_id, fetch=fetch))
+
+    def image_file(self, image_id: str, *, fetch: bool = True) -> str:
+        """As `image`: a string, because a path of pathlib takes as long as the question to the file system."""
+        return self._file(self.images, image_id, IMAGE_SUFFIXES, fetch)
 
     def new_image(self, image_id: str, form: ImageFormat) -> Path:
         """Where to write a new image; creates the sub-folder."""
@@ -165,14 +168,17 @@ class RunFolder:
 
     def mask(self, image_id: str, *, fetch: bool = True) -> Path:
         """The palette PNG file of an image's mask; it may not exist. `fetch` as for `image`."""
-        return self._file(self.masks, image_id, (".png",), fetch)
+        return Path(self.mask_file(image_id, fetch=fetch))
+
+    def mask_file(self, image_id: str, *, fetch: bool = True) -> str:
+        """As `mask`: a string."""
+        return self._file(self.masks, image_id, MASK_SUFFIXES, fetch)
 
     def missing(self, images: Iterable[str], masks: Iterable[str]) -> tuple[int, int]:
         """How many of these images and masks have no file in this folder; nothing is fetched or opened."""
-        suffixes = tuple(SUFFIXES.values())
         return (
-            sum(_existing(self.images, image_id, suffixes) is None for image_id in images),
-            sum(_existing(self.masks, image_id, (".png",)) is None for image_id in masks),
+            sum(_existing(self.images, image_id, IMAGE_SUFFIXES) is None for image_id in images),
+            sum(_existing(self.masks, image_id, MASK_SUFFIXES) is None for image_id in masks),
         )
 
     def new_mask(self, image_id: str) -> Path:
@@ -190,13 +196,15 @@ class RunFolder:
         if self.remote is not None:
             in_parallel(lambda i: (self.image(i), masks and self.mask(i)), image_ids)
 
-    def _file(self, folder: Path, image_id: str, suffixes: tuple[str, ...], fetch: bool) -> Path:
-        found = _stored(folder, image_id, suffixes)
-        if not fetch or self.remote is None or found.exists():
+    def _file(self, folder: Path, image_id: str, suffixes: tuple[str, ...], fetch: bool) -> str:
+        found = _existing(folder, image_id, suffixes)
+        if found is not None:
             return found
         stem = f"{_sub_folder(folder, image_id)}/{image_id}"
-        paths = (Path(f"{stem}{suffix}") for suffix in suffixes)
-        return next((path for path in paths if self.remote.fetch(path)), found)
+        paths = [f"{stem}{suffix}" for suffix in suffixes]
+        if not fetch or self.remote is None:
+            return paths[0]
+        return next((path for path in paths if self.remote.fetch(Path(path))), paths[0])
 
     def weights(self, unit: str) -> Path:
         """The weights that a worker trained in a unit of relabelling; the file may not exist."""

@@ -55,7 +55,8 @@ def test_coco_annotations_give_the_label_map_back_with_right_areas_and_boxes(hei
     )
     label_map = np.array(rows, np.uint8)
     rebuilt = np.zeros_like(label_map)
-    for a in coco.object_annotations(unpack(pack(find_objects(label_map))), [1], 2):
+    for members in coco.object_annotations(unpack(pack(find_objects(label_map))), [1], 2):
+        a = json.loads(f"{{{members}}}")
         mask = pixels_of(a["segmentation"], height, width)
         ys, xs = np.nonzero(mask)
         assert a["area"] == len(xs)
@@ -63,7 +64,8 @@ def test_coco_annotations_give_the_label_map_back_with_right_areas_and_boxes(hei
         rebuilt[mask] = 255 if a["iscrowd"] else a["category_id"]
     np.testing.assert_array_equal(rebuilt, without_specks(label_map))
     rebuilt = np.zeros_like(label_map)
-    for a in coco.class_annotations(label_map, [1], 2):
+    for members in coco.class_annotations(label_map, [1], 2):
+        a = json.loads(f"{{{members}}}")
         rebuilt[pixels_of(a["segmentation"], height, width)] = 255 if a["iscrowd"] else a["category_id"]
     np.testing.assert_array_equal(rebuilt, label_map)
 

@@ -6,7 +6,9 @@ import os
 import shutil
 import sqlite3
 import time
+import zlib
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,13 +79,14 @@ def spoilt(run, how):
                 db.execute("DROP TABLE objects")
             else:
                 entry = pack(find_objects(np.full((4, 4), 3, np.uint8)))
-                damaged = {"not compressed": b"x", "shorter": entry[:-5], "empty": b""}[how]
+                changed = entry[:-9] + bytes([entry[-9] ^ 1]) + entry[-8:]
+                damaged = {"another byte": changed, "shorter": entry[:-5], "empty": b""}[how]
                 db.execute("UPDATE objects SET data=?", (damaged,))
 
 
 @pytest.mark.parametrize(
     "how",
-    ["no database", "broken off", "other version", "other table", "not compressed", "shorter", "empty"],
+    ["no database", "broken off", "other version", "other table", "another byte", "shorter", "empty"],
 )
 def test_a_damaged_cache_is_not_used(tmp_path, searched, how):
     run, ledger, config = made_up_run(tmp_path / "run", IMAGES, 64)
@@ -120,6 +123,10 @@ def test_files_that_have_not_changed_since_an_export_are_not_hashed_again(tmp_pa
             assert len(copied) == (0 if form == "voc2012" else IMAGES)
             copied.clear()
         assert hashes(tmp_path / "voc") == first
+        written = [
+            export_dataset(run, ledger, config, "webdataset", tmp_path / "tars").written for _ in range(2)
+        ]
+        assert written == [True, False], "the manifest has the hashes of the tars"
         shutil.copytree(run.root, tmp_path / "copy")
         with closing(Ledger(tmp_path / "copy" / "ledger.db", read_only=True)) as other:
             export_dataset(RunFolder(tmp_path / "copy"), other, config, "hf", tmp_path / "of-copy")
@@ -153,21 +160,24 @@ NOISE = np.random.default_rng(0).choice([0, 1, 2, 255], (70, 50)).astype(np.uint
 @pytest.mark.parametrize("label_map", [np.zeros((3, 5), np.uint8), np.full((2, 9), 7, np.uint8), NOISE])
 def test_an_entry_comes_back_as_it_went_in(label_map):
     found = find_objects(label_map)
-    assert unpack(pack(found)) == found
+    again = unpack(pack(found))
+    assert again == found
+    assert (again.regions, again.unknown_region, again.lines) == (
+        found.regions,
+        found.unknown_region,
+        found.lines,
+    )
     assert found.size == label_map.shape
 
+
+FULL = find_objects(np.full((4, 4), 3, np.uint8))
 
 HOSTILE = [
     {"size": [4]},
     {"size": ["4", 4]},
     {"present": [True]},
-    {"objects": [{"area": 1, "box": [0, 0, 1], "segmentation": [], "index": 1}]},
-    {"objects": [{"area": 1, "box": [0, 0, 1, 1], "segmentation": [["<x>"]], "index": 1}]},
-    {
-        "objects": [
-            {"area": 1, "box": [0, 0, 1, 1], "segmentation": {"counts": 3, "size": [1, 1]}, "index": 1}
-        ]
-    },
+    {"objects": [[1, 1, 0, 0, 1]]},
+    {"objects": [[1, 1, 0, 0, 1, "1"]]},
     {"objects": 3},
     {"unknown": [1]},
     {"specks": "many"},
@@ -178,15 +188,35 @@ HOSTILE = [
 def test_an_entry_of_other_values_is_rejected(monkeypatch, change):
     dumps = mask_objects.json.dumps
     monkeypatch.setattr(mask_objects.json, "dumps", lambda stated, **how: dumps({**stated, **change}, **how))
-    entry = pack(find_objects(np.full((4, 4), 3, np.uint8)))
+    entry = pack(FULL)
     with pytest.raises(ValueError, match="damaged"):
         unpack(entry)
 
 
+@pytest.mark.parametrize(
+    "outline",
+    [
+        '[["<x>"]]',
+        '[[1]], "id": 7',
+        '{"counts": 3, "size": [1, 1]}',
+        '{"counts": "3", "size": [1, "1"]}',
+        "[[1]]\n[[2]]",
+    ],
+)
+def test_outlines_that_are_none_reach_no_export(outline):
+    found = unpack(pack(replace(FULL, packed_outlines=zlib.compress(outline.encode()))))
+    with pytest.raises(SegsmithError, match="outlines that segsmith did not write"):
+        assert found.regions
+    found = unpack(pack(replace(FULL, packed_lines=b"x" + FULL.packed_lines)))
+    with pytest.raises(SegsmithError, match="outlines that segsmith did not write"):
+        assert found.lines
+
+
 def test_an_entry_cannot_fill_the_memory(monkeypatch):
+    found = unpack(pack(find_objects(NOISE)))
     monkeypatch.setattr(mask_objects, "MAX_PACKED", 100)
-    with pytest.raises(ValueError, match="too long"):
-        unpack(pack(find_objects(NOISE)))
+    with pytest.raises(SegsmithError, match="outlines that segsmith did not write"):
+        assert found.regions
 
 
 def test_an_entry_with_an_index_of_no_class_is_an_error(tmp_path):

@@ -66,7 +66,7 @@ BOX_SLACK = 2.0
 Table = dict[str, list[dict[str, Any]]]
 
 
-Entry = tuple[dict[str, Any], list[dict[str, Any]], int]
+Entry = tuple[dict[str, Any], list[str], int]
 """What an image adds to the annotation file of its split: itself, its annotations; and its number of specks."""
 
 
@@ -135,14 +135,14 @@ class _AnnotationFile:
         )
         return self
 
-    def add(self, number: int, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> None:
+    def add(self, number: int, image: Mapping[str, Any], annotations: Sequence[str]) -> None:
         """Append an image, whose id is `number`, and its annotations."""
         self._file.write(",\n" * bool(self._images) + _json({"id": number, **image}))
         self._images += 1
         for annotation in annotations:
             self._waiting.write(",\n" * bool(self._annotations))
             self._annotations += 1
-            self._waiting.write(_json({"id": self._annotations, "image_id": number, **annotation}))
+            self._waiting.write(f'{{"id": {self._annotations}, "image_id": {number}, {annotation}}}')
 
     def __exit__(self, error: object, *_: object) -> None:
         with self._file, self._waiting:
@@ -159,42 +159,41 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def object_annotations(found: MaskObjects, present: Sequence[int], classes: int) -> list[dict[str, Any]]:
-    """The annotations of a mask without ids: its objects, then its unknown pixels and specks.
+def object_annotations(found: MaskObjects, present: Sequence[int], classes: int) -> list[str]:
+    """The annotations of a mask: its objects, then its unknown pixels and specks.
+
+    Each is the members of a JSON object, without braces and ids.
 
     `present` are the indices of the classes that the image is labelled with, of `classes` in all.
     """
-    annotations = [{"category_id": item.index, **_stated(item), "iscrowd": 0} for item in found.objects]
-    return annotations + _unknown(found.unknown, {*present, *found.present}, classes)
+    annotations = [
+        _annotation(place.index, region) for place, region in zip(found.objects, found.regions, strict=True)
+    ]
+    return annotations + _unknown(found.unknown_region, {*present, *found.present}, classes)
 
 
-def class_annotations(
-    label_map: NDArray[np.uint8], present: Sequence[int], classes: int
-) -> list[dict[str, Any]]:
-    """One annotation for each class of an (H, W) label map, and those of its unknown pixels; without ids."""
+def class_annotations(label_map: NDArray[np.uint8], present: Sequence[int], classes: int) -> list[str]:
+    """One annotation for each class of an (H, W) label map, and those of its unknown pixels; no braces and ids."""
     drawn = present_classes(label_map)
     regions = [(index, region_of(label_map == index)) for index in drawn]
-    annotations = [{"category_id": i, **_stated(region), "iscrowd": 0} for i, region in regions if region]
+    annotations = [_annotation(index, region) for index, region in regions if region]
     return annotations + _unknown(region_of(label_map == VOID), {*present, *drawn}, classes)
 
 
-def _unknown(region: Region | None, shown: Collection[int], classes: int) -> list[dict[str, Any]]:
+def _unknown(region: Region | None, shown: Collection[int], classes: int) -> list[str]:
     """Unknown pixels as a region of each class that they may show: those of `shown`, or else all."""
     if region is None:
         return []
-    stated = _stated(region)
-    return [
-        {"category_id": index, **stated, "iscrowd": 1, "unknown": True}
-        for index in sorted(shown) or range(1, classes + 1)
-    ]
+    indices = sorted(shown) or range(1, classes + 1)
+    return [_annotation(index, region, '"iscrowd": 1, "unknown": true') for index in indices]
 
 
-def _stated(region: Region) -> dict[str, Any]:
-    return {
-        "segmentation": region.segmentation,
-        "area": region.area,
-        "bbox": [float(v) for v in region.box],
-    }
+def _annotation(index: int, region: Region, crowd: str = '"iscrowd": 0') -> str:
+    x, y, width, height = region.box
+    return (
+        f'"category_id": {index}, "segmentation": {region.segmentation}, "area": {region.area}, '
+        f'"bbox": [{x}.0, {y}.0, {width}.0, {height}.0], {crowd}'
+    )
 
 
 # -- reading --------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ ids, so that every shard is a fair mixture of the classes. ``dataset.json`` list
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from segsmith.datasets.dataset_files import (
     DatasetFiles,
@@ -84,7 +86,7 @@ class _Shards:
 
         self.counts: dict[str, int] = {}
         self._sink = sink
-        self._file: IO[bytes] | None = None
+        self._file: _Hashed | None = None
         self._name = ""
         self._writer = ShardWriter(
             f"{split}-%06d.tar",
@@ -108,8 +110,8 @@ class _Shards:
         self._writer.write(dict(sample))
         self.counts[self._name] += 1
 
-    def _open(self, name: str) -> IO[bytes]:
-        self._file = self._sink.path(name).open("wb")
+    def _open(self, name: str) -> _Hashed:
+        self._file = _Hashed(self._sink.path(name))
         self._name = name
         self.counts[name] = 0
         return self._file
@@ -117,7 +119,24 @@ class _Shards:
     def _finished(self, name: str) -> None:
         assert self._file is not None
         self._file.close()
-        self._sink.adopt(name)
+        self._sink.adopt(name, self._file.sha256)
+
+
+class _Hashed(io.BufferedWriter):
+    """A new file, hashed as it is written, so that it need not be read again. It is written from start to end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("wb", buffering=0))
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return super().write(data)
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of what was written so far."""
+        return self._digest.hexdigest()
 
 
 # -- reading --------------------------------------------------------------------------------------------

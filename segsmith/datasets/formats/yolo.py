@@ -8,20 +8,14 @@ holds a polygon for each object, and class 0 is the first class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from segsmith.datasets.dataset_files import DatasetFiles
 from segsmith.datasets.formats.voc import speck_notes
-from segsmith.datasets.instances import find_instances
-from segsmith.datasets.mask_objects import MaskObjects
-from segsmith.datasets.outlines import joined
 from segsmith.datasets.palette import VOID
 from segsmith.datasets.records import (
     IMAGE_SUFFIXES,
@@ -32,7 +26,7 @@ from segsmith.datasets.records import (
     Sample,
     lossless,
 )
-from segsmith.datasets.run_dataset import RunDataset, StoredFiles
+from segsmith.datasets.run_dataset import RunDataset
 from segsmith.datasets.splits import SPLITS
 from segsmith.datasets.staging import Sink
 from segsmith.datasets.writing import Writer, Written
@@ -59,11 +53,7 @@ def _write_one(sink: Sink, data: RunDataset, record: Record) -> tuple[str, int, 
     found = data.objects(files)
     files.store_image(sink, image)
     sink.put(f"masks/{record.split}/{record.id}.png", files.grey_mask)
-    lines = "".join(
-        _line(item.index, polygons, found.size)
-        for item, polygons in zip(found.objects, _polygons(found, files), strict=True)
-    )
-    sink.put(f"labels/{record.split}/{record.id}.txt", lines.encode())
+    sink.put(f"labels/{record.split}/{record.id}.txt", found.lines)
     drawn = {data.classes[instance.index - 1] for instance in found.objects}
     return image, found.specks, drawn >= set(record.labels or ())
 
@@ -103,21 +93,6 @@ def _finish(sink: Sink, data: RunDataset, written: Written) -> list[str]:
 
 
 WRITER = Writer(_write_one, _finish)
-
-
-def _polygons(found: MaskObjects, files: StoredFiles) -> list[list[NDArray[np.int32]]]:
-    """The polygons of each object, also of those whose outlines are too long for COCO."""
-    if any(isinstance(item.segmentation, dict) for item in found.objects):
-        return [instance.polygons for instance in find_instances(files.label_map).objects]
-    return [[np.array(p, np.int32).reshape(-1, 2) for p in item.segmentation] for item in found.objects]
-
-
-def _line(index: int, polygons: Sequence[NDArray[np.int32]], size: tuple[int, int]) -> str:
-    """Class and polygon of an object, in shares of width and height."""
-    first, *rest = polygons
-    polygon = reduce(joined, rest, first)
-    shares = (polygon / np.array([size[1], size[0]], np.float64)).ravel().tolist()
-    return f"{index - 1}{' %.6g' * len(shares)}\n" % tuple(shares)
 
 
 def recognises(root: Path) -> bool:
