@@ -24,7 +24,7 @@ from segsmith.datasets.object_sink import ObjectSink
 from segsmith.datasets.records import Record
 from segsmith.datasets.run_dataset import RunDataset, StoredImage
 from segsmith.datasets.staging import SharedSink, Sink
-from segsmith.engine.dispatch import RESUME, Batch
+from segsmith.engine.dispatch import Batch
 from segsmith.engine.object_units import ObjectUnitStore
 from segsmith.engine.store import StagedUnitStore, UnitStore
 from segsmith.engine.units import ExportItem, ExportUnit, Unit, unit_id
@@ -89,7 +89,7 @@ def _run(units: list[ExportUnit], sink: Sink, run_batch: RunBatch, results: Text
         reasons = "; ".join(sorted({item.reason.rstrip(".") for item in batch.set_aside}))
         raise SegsmithError(
             f"{len(batch.set_aside)} of {len(units)} units of the export could not be done: {reasons}.",
-            RESUME,
+            "Fix that, then run the same command again.",
         )
 
 

@@ -47,6 +47,7 @@ def test_nodes_without_a_gpu_take_part_where_none_is_needed():
     found = placement("masks", config_of(use_sam=False, region_doubt=0.0), MIXED, LARGE)
     assert found == Placement(63, 0.0)
     assert found.cpus == 1
+    assert placement("export", config_of(), MIXED, LARGE) == found
 
 
 @pytest.mark.parametrize("kind", ["draw", "masks"])
