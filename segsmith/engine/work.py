@@ -162,9 +162,10 @@ class Workshop:
                 return write_unit(self.run, self.config.classes, unit, folder)
 
     def _drop_fetched(self) -> None:
-        """Remove images that were read from an object store: a worker seldom needs one again."""
+        """Remove images and masks that were read from an object store: a worker seldom needs one again."""
         if self._scratch is not None:
-            shutil.rmtree(self.run.images, ignore_errors=True)
+            for folder in (self.run.images, self.run.masks):
+                shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def backend(self) -> ImageBackend:

@@ -263,6 +263,8 @@ def test_an_export_to_a_url_that_was_interrupted_is_written_anew(fs, machine, tm
         with closing(Ledger(folder.ledger, read_only=True)) as ledger:
             plane = DataPlane(pool, folder, ledger, CONFIG)
             export_dataset(folder, ledger, CONFIG, "voc", copy, plane.write_records)
+        kept = RunFolder(pool._shop.run.root)
+        assert not [*kept.image_files(), *kept.mask_files()], "workers keep nothing"
         return pool.done
 
     def stops(unit, worker):
