@@ -12,13 +12,14 @@ machine does.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -38,13 +39,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--formats", nargs="+", choices=EXPORTS, default=EXPORTS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="segsmith-exports-") as name:
         folder = Path(name)
-        throughput(folder, given.images, given.size)
+        throughput(folder, given.images, given.size, given.formats)
 
 
-def throughput(folder: Path, images: int, size: int) -> None:
+def throughput(folder: Path, images: int, size: int, formats: Sequence[str]) -> None:
     small = made_up_run(folder / "warm-up", 4, size)
     for form in EXPORTS:
         export_dataset(*small, form)
@@ -57,7 +59,7 @@ def throughput(folder: Path, images: int, size: int) -> None:
         f"{images} images of {size} px; work: ms of processor time an image\n\n"
         "format      files    MB  export s   copy s  ratio  export work  copy work  ratio  validate s"
     )
-    for form in EXPORTS:
+    for form in formats:
         exported, _ = timed(partial(export_dataset, run, ledger, config, form))
         out = run.dataset / form
         copy = packed if form == "webdataset" else copied
@@ -99,6 +101,9 @@ class Took(NamedTuple):
 
 
 def timed(work: Callable[[], Value]) -> tuple[Took, Value]:
+    # An export has a process of its own: it does not search what earlier measurements left for garbage.
+    gc.collect()
+    gc.freeze()
     start, since = time.perf_counter(), time.process_time()
     made = work()
     return Took(time.perf_counter() - start, time.process_time() - since), made

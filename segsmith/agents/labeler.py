@@ -352,13 +352,22 @@ class LabelerAgent:
         return {i: classes for i, classes in found.items() if classes}
 
     def _finished_masks(self) -> set[str]:
-        """Images whose mask was made for the labels and doubts they have now, and whose file is intact."""
+        """Accepted images whose mask was made for the labels and doubts they have now, and whose file is intact.
+
+        All rows are read, since any label may have been edited; but only the files that have changed since this was
+        last asked, or since the run's dataset was made.
+        """
+        checked, now = self._ledger.checked, self._run.check_now()
+        since = self._run.still_known(checked.get("masks"), now).at
+        damaged = set(self._run.damaged_masks(self._ledger.mask_hashes(), since))
+        if not damaged:
+            self._ledger.checked = {**checked, "masks": now}
         labels = self._ledger.label_sets("relabel")
         doubts = self.doubted(list(labels))
         finished = set()
         for mask in self._ledger.each_mask():
             classes = labels.get(mask.image_id)
-            if classes is None or not made_for(mask, classes) or not self._run.has_mask(mask):
+            if classes is None or not made_for(mask, classes) or mask.image_id in damaged:
                 continue
             if tuple(mask.sources.get("doubted", ())) != doubts.get(mask.image_id, ()):
                 continue

@@ -41,6 +41,8 @@ VERSION = 3
 """Changes whenever `find_objects` gives other results, `pack` another form, or a table other columns."""
 MAX_PACKED = 64 << 20
 """Bytes that a part of an entry may unpack to; the objects of the noisiest mask take less."""
+PAGE_BYTES = 16_384
+"""Of the database: entries of large masks are tens of kilobytes."""
 BATCH = 500
 """Entries that are added in one transaction."""
 
@@ -406,6 +408,7 @@ class ObjectCache:
         db = sqlite3.connect(self._path, check_same_thread=False)
         try:
             db.execute("PRAGMA synchronous=OFF")  # a cache that is lost in a power failure is made again
+            db.execute(f"PRAGMA page_size={PAGE_BYTES}")  # of a new file
             if not db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
                 db.execute(
                     "CREATE TABLE objects (mask_sha256 TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID"

@@ -20,8 +20,9 @@ TOGETHER = 4
 """Items that a thread takes at a time: handing over one takes as long as writing a small file."""
 
 
-WORTH_A_THREAD = 0.002
-"""Seconds that an item must take. Copies of small files are slower in threads, which wait for Python's lock."""
+WORK_S, WAIT_S = 0.002, 0.01
+"""Seconds of processor time, or on the clock, that an item must take. Copies of files on a local disk take less, and
+are slower in threads, which wait for Python's lock."""
 TRIED = 9
 """Items that are timed first."""
 
@@ -36,13 +37,14 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     cores = os.cpu_count() or 1
     pending: deque[Future[list[R]]] = deque()
     left = iter(items)
-    took = []
+    worked, took = [0.0], [0.0]
     for item in islice(left, TRIED):
-        start = time.perf_counter()
+        since, start = time.thread_time(), time.perf_counter()
         result = work(item)
+        worked.append(time.thread_time() - since)
         took.append(time.perf_counter() - start)
         yield result
-    if not took or statistics.median(took) < WORTH_A_THREAD:
+    if statistics.median(worked) < WORK_S and statistics.median(took) < WAIT_S:
         yield from map(work, left)
         return
     with ThreadPoolExecutor(cores) as pool:

@@ -30,7 +30,7 @@ from segsmith.files import (
     write_atomic,
 )
 from segsmith.locks import folder_lock
-from segsmith.memory.ledger import FileCheck, ImageRow, MaskRow
+from segsmith.memory.ledger import FileCheck, ImageRow
 from segsmith.memory.object_store import in_parallel
 from segsmith.memory.remote_run import remote_of
 
@@ -231,10 +231,6 @@ class RunFolder:
         """(H, W, 3) uint8 RGB. Raises `SegsmithError` unless the file is the one that was drawn."""
         return read_image(read_verified(self.image(row.id), row.sha256, f"image {row.id}"))
 
-    def has_mask(self, row: MaskRow) -> bool:
-        """Whether the mask's file is there, and the one that the labeler wrote where its hash is known."""
-        return not any(self.damaged_masks([(row.image_id, row.sha256)]))
-
     def damaged_masks(self, hashes: Iterable[tuple[str, str]], since: int = 0) -> Iterator[str]:
         """Ids whose mask is missing or is not the one with the given hash; `hashes` are (image id, SHA-256 or "").
 
@@ -251,6 +247,13 @@ class RunFolder:
     def check_now(self) -> FileCheck:
         """What to record of a check of files that begins now."""
         return FileCheck(clock_of(self.root), self.root.stat().st_ino)
+
+    @staticmethod
+    def still_known(check: FileCheck | None, now: FileCheck) -> FileCheck:
+        """An earlier check as of `now`; it knows of no file if the folder is a copy or the clock was set back."""
+        if check is not None and check.inode == now.inode and check.at < now.at:
+            return check
+        return FileCheck(0, 0)
 
     def counted(self, folder: Path, check: FileCheck) -> FileCheck:
         """A check of a folder that has ended, with the number of files."""

@@ -149,13 +149,8 @@ def lost_result(context: RunContext) -> str:
     if ledger.set_aside.get("masks"):
         return "review_labels"
     now = run.check_now()
-    known = {
-        part: check
-        for part, check in ledger.checked.items()
-        if check.inode == now.inode and check.at < now.at  # neither a copy, nor was the clock set back
-    }
-    unchecked = FileCheck(0, 0)
-    masks, dataset = known.get("masks", unchecked), known.get("dataset", unchecked)
+    checked = ledger.checked
+    masks, dataset = (run.still_known(checked.get(part), now) for part in ("masks", "dataset"))
     if not _as_counted(run.masks, masks) and any(run.damaged_masks(ledger.mask_hashes(), masks.at)):
         return "review_labels"
     # A store does not hold the dataset: on another machine it is written again when it is needed.

@@ -1,6 +1,8 @@
 """The labeler's decisions, and masks from maps with a segmenter that only knows squares."""
 
+import os
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ from segsmith.agents.labeler import LabelerAgent, decide_labels
 from segsmith.config import LabelerConfig
 from segsmith.errors import SegsmithError
 from segsmith.files import png_bytes, read_index_map, sha256_of
+from segsmith.memory import run_folder
 from segsmith.memory.ledger import ImageRow, LabelRow, Ledger, PromptRow, VerdictRow
 from segsmith.memory.run_folder import RunFolder
 from segsmith.types import MaskCandidates, PatchScores
@@ -174,6 +177,26 @@ def test_a_mask_that_is_gone_or_has_changed_is_made_again(place, how):
     spoil(run.mask("i1"), how)
     assert it.segment() == 1
     assert run.mask("i1").read_bytes() == before
+
+
+def test_masks_that_have_not_changed_are_not_read_again(place, monkeypatch):
+    run, _ = place
+    it = labeler(place)
+    it.relabel()
+    made = it.segment()
+    time.sleep(0.05)  # a mask as young as the check is read the next time, too
+    read = []
+    monkeypatch.setattr(run_folder, "sha256_of", lambda path: read.append(path.stem) or sha256_of(path))
+    assert it.segment() == 0
+    assert len(read) == made
+    read.clear()
+    assert it.segment() == 0
+    assert not read
+    path, before = run.mask("i1"), run.mask("i1").stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert it.segment() == 1
+    assert read == ["i1"]
 
 
 def test_masks_of_a_ledger_without_hashes_get_them(place):
