@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -26,9 +28,15 @@ TESTED_ON = {
 
 def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str:
     """Markdown without a front matter. Nothing in it depends on when it is written."""
-    masks, tallies = ledger.masks(), ledger.tallies()
+    tallies = ledger.tallies()
     generated = [r for r in records if r.origin is not None and r.origin.source == "generated"]
-    rows = [masks[r.id] for r in generated]
+    pixels: Counter[str] = Counter()
+    ignored = []
+    for mask in ledger.mask_pixels([r.id for r in generated]):
+        pixels.update(mask.pixels)
+        ignored.append(mask.ignore_share)
+    labelled = Counter(name for r in generated for name in set(r.labels or ()))
+    splits = Counter(r.split for r in records)
     evaluation = ledger.evaluation
     # Prompts are what models wrote: as one line of an indented block they cannot become Markdown.
     texts = dict.fromkeys(" ".join(r.origin.prompt.split()) for r in generated if r.origin is not None)
@@ -36,11 +44,20 @@ def write_card(ledger: Ledger, config: Config, records: Sequence[Record]) -> str
     return _template().render(
         images=len(records),
         real=len(records) - len(generated),
-        splits=", ".join(f"{split} {sum(r.split == split for r in records)}" for split in SPLITS),
-        classes=[_class(i, name, generated, rows, tallies) for i, name in enumerate(config.classes, 1)],
-        unknown=sum(row.ignore_share for row in rows) / len(rows),
-        prompts=len(ledger.prompts("admitted")),
-        drawn=len(ledger.images()),
+        splits=", ".join(f"{split} {splits[split]}" for split in SPLITS),
+        classes=[
+            {
+                "index": index,
+                "name": _cell(name),
+                "images": labelled[name],
+                "pixels": pixels[name] / max(1, pixels.total()),
+                "yield_": _yield(tallies.get(name, ClassTally())),
+            }
+            for index, name in enumerate(config.classes, 1)
+        ],
+        unknown=math.fsum(ignored) / len(ignored),
+        prompts=len(ledger.admitted()),
+        drawn=sum(1 for _ in ledger.each_drawn()),
         sam=config.labeler.use_sam,
         seed=config.seed,
         size=config.images.size,
@@ -64,19 +81,8 @@ def _template() -> Template:
     return environment.from_string(text)
 
 
-def _class(
-    index: int, name: str, records: Sequence[Record], masks: Sequence[Any], tallies: Mapping[str, ClassTally]
-) -> Any:
-    tally = tallies.get(name, ClassTally())
-    known = [sum(m.pixels.values()) for m in masks]
-    share = sum(m.pixels.get(name, 0) for m in masks) / max(1, sum(known))
-    return {
-        "index": index,
-        "name": _cell(name),
-        "images": sum(name in (r.labels or ()) for r in records),
-        "pixels": share,
-        "yield_": f"{tally.accepted} of {tally.judged}" if tally.judged else "-",
-    }
+def _yield(tally: ClassTally) -> str:
+    return f"{tally.accepted} of {tally.judged}" if tally.judged else "-"
 
 
 def _missing(detail: dict[str, Any]) -> str:
