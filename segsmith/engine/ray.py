@@ -261,6 +261,10 @@ def connect(options: EngineOptions) -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray would print the errors of attempts that came too late. Those of all others are read.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    if options.address is not None:
+        # Ray would ask a head that does not answer twenty times, for 30 s each, and print a warning for each.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     import ray
 
     if ray.is_initialized():
