@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from huggingface_hub import constants, get_session
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 from safetensors import SafetensorError
+
+from segsmith.errors import causes
 
 Loaded = TypeVar("Loaded")
 
@@ -61,8 +63,10 @@ def cached_first(load: Callable[[], Loaded]) -> Loaded:
     try:
         with cached_files_only():
             return load()
-    except READ_ERRORS:
+    except READ_ERRORS as error:
         if constants.HF_HUB_OFFLINE:
             raise
-    get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT_S)  # any answer will do
+        wanted_the_hub = any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error))
+    if wanted_the_hub:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT_S)  # any answer will do
     return load()

@@ -177,7 +177,7 @@ def test_a_run_broken_off_goes_on_without_the_dataset_and_ends_with_both(
             PILImage.fromarray(scene.image).save(folder / f"{number}.png")
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(LabelerAgent, "relabel", lambda self, elsewhere: 1 / 0)
+        patch.setattr(LabelerAgent, "relabel", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             list(enlarge(tmp_path / "real", out))
     (tmp_path / "real").rename(tmp_path / "gone")

@@ -9,7 +9,7 @@ import heapq
 import statistics
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -238,7 +238,7 @@ def _read(run: RunFolder, ledger: Ledger, reader: Reader) -> RunData:
         image_counts=image_counts,
         chosen=chosen,
         prompts=prompts,
-        yields=reader.value("yields", lambda: ledger.yields_of(list(prompts)), NOTHING),
+        yields=_yields(ledger, reader, prompts),
         undrawn=_undrawn(ledger, reader),
         thresholds={str(k): v for k, v in ((k, finite(v)) for k, v in thresholds.items()) if v is not None},
         summary=reader.value("summary", lambda: ledger.summary, RunSummary()),
@@ -277,6 +277,14 @@ def _prompts(ledger: Ledger, reader: Reader, chosen: Chosen) -> tuple[PromptCoun
     listed = [*wanted, *others[: max(PROMPT_CAP - len(wanted), 0)]]
     rows = reader.each("prompts", lambda: ledger.prompts_of(listed), prompt_ok, count=False)
     return counts, {prompt.id: prompt for prompt in rows}
+
+
+def _yields(ledger: Ledger, reader: Reader, prompts: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """`RunData.yields`. The ledger sums them, so that one damaged verdict can make them infinite."""
+    found = reader.value("yields", lambda: ledger.yields_of(list(prompts)), NOTHING)
+    usable = {name: counts for name, counts in found.items() if all(isinstance(n, int) for n in counts)}
+    reader.count("yields", DAMAGE, len(found) - len(usable), len(found))
+    return usable
 
 
 def _undrawn(ledger: Ledger, reader: Reader) -> dict[str, int]:

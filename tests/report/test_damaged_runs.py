@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from make_run import make_run, remember
 from PIL import Image as PILImage
@@ -254,6 +254,7 @@ cells = st.tuples(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(cells, min_size=1, max_size=4))
+@example([("verdicts", 1, None, 1e308)])
 def test_no_value_in_the_ledger_breaks_the_report(intact, config, tmp_path_factory, damage):
     root = tmp_path_factory.mktemp("damaged") / "run"
     shutil.copytree(intact, root, ignore=shutil.ignore_patterns("memory"))
