@@ -39,7 +39,10 @@ def check_classes(config: Config) -> list[str]:
 
 
 def check_engine(config: Config, engine: EngineOptions) -> None:
-    """Raise `SegsmithError` where an engine cannot do what the settings ask for."""
+    """Raise `SegsmithError` where an engine cannot do what the settings ask for, or its cluster does not answer.
+
+    A cluster stays connected, so that its workers start without waiting.
+    """
     if engine.name == "local":
         return
     if config.images.backend == "hosted":
@@ -52,6 +55,10 @@ def check_engine(config: Config, engine: EngineOptions) -> None:
             "The online filter needs --engine local: it counts good previews over a whole round.",
             "Set images.filter.enabled = false, or leave out --engine ray.",
         )
+    if engine.address is not None:
+        from segsmith.engine.ray import connect
+
+        connect(engine)
 
 
 def check_witnesses(config: Config) -> None:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
+import segsmith as api
 from segsmith.config import WitnessesConfig
 from segsmith.engine import ray as engine
 from segsmith.engine.options import EngineOptions, engine_options
@@ -161,7 +162,7 @@ def test_a_node_of_another_version_is_named_with_both(tmp_path, ray, monkeypatch
 
 
 @needs_ray
-def test_an_address_that_does_not_answer_is_one_line(monkeypatch, ray):
+def test_an_address_that_does_not_answer_is_one_line_before_anything_is_written(monkeypatch, ray, tmp_path):
     def unreachable(*address, **options):
         raise ConnectionError("Failed to connect to GCS.\nmore lines")
 
@@ -171,6 +172,10 @@ def test_an_address_that_does_not_answer_is_one_line(monkeypatch, ray):
         engine.connect(EngineOptions("ray", "10.0.0.9:6379"))
     assert str(caught.value).startswith("No Ray cluster answers at 10.0.0.9:6379 (Failed to connect to GCS).")
     assert "\n" not in str(caught.value)
+    out = tmp_path / "run"
+    with pytest.raises(SegsmithError, match="No Ray cluster answers"):
+        api.build(["cat"], out=out, preset="sim", engine="ray", address="10.0.0.9:6379", progress=False)
+    assert not out.exists()
 
 
 @needs_ray
