@@ -225,6 +225,7 @@ class DataPlane:
         """
         config = self._config
         shape = [config.classes, config.seed, config.images.size, config.witnesses.model_dump(mode="json")]
+        # All accepted images, once for each witness: an image's shard is its place among them.
         shards = {row.id: n // MEASURED_TOGETHER for n, row in enumerate(self._ledger.accepted())}
         knows = is_stand_in(kind, config)
         units = []

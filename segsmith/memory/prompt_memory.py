@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,13 +241,14 @@ class PromptMemory:
         """
         from chromadb.errors import InternalError
 
+        search = partial(
+            self._prompts.query, query_embeddings=vectors, n_results=count, include=["distances"]
+        )
         with self._readable():
             try:
-                return self._prompts.query(query_embeddings=vectors, n_results=count, include=["distances"])
+                return search()
             except InternalError:
-                if not self._prompts.get(limit=1, include=[])["ids"]:
-                    return None
-            return self._prompts.query(query_embeddings=vectors, n_results=count, include=["distances"])
+                return search() if self._prompts.get(limit=1, include=[])["ids"] else None
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
