@@ -251,7 +251,7 @@ class RunFolder:
     @staticmethod
     def still_known(check: FileCheck | None, now: FileCheck) -> FileCheck:
         """An earlier check as of `now`; it knows of no file if the folder is a copy or the clock was set back."""
-        if check is not None and check.inode == now.inode and check.at < now.at:
+        if check is not None and check.inode == now.inode and check.at <= now.at:
             return check
         return FileCheck(0, 0)
 

@@ -356,7 +356,8 @@ def _resolve(host: str, port: int, timeout: float | None) -> list[str]:
     expired = httpcore.ConnectTimeout
     left = _time_left(timeout, expired)
     started = time.monotonic()
-    if not _LOOKUPS.acquire(timeout=left):
+    lookups = _LOOKUPS
+    if not lookups.acquire(timeout=left):
         raise expired(f"the lookup of {host} has to wait for too many others")
     answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
 
@@ -366,7 +367,7 @@ def _resolve(host: str, port: int, timeout: float | None) -> list[str]:
         except (OSError, UnicodeError) as error:
             answers.put(httpcore.ConnectError(str(error)))
         finally:
-            _LOOKUPS.release()
+            lookups.release()
 
     threading.Thread(target=look_up, name=f"lookup of {host}", daemon=True).start()
     try:

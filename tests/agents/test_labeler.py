@@ -199,6 +199,19 @@ def test_masks_that_have_not_changed_are_not_read_again(place, monkeypatch):
     assert read == ["i1"]
 
 
+def test_two_checks_within_one_tick_of_the_clock_read_no_mask_twice(place, monkeypatch):
+    it = labeler(place)
+    it.relabel()
+    it.segment()
+    tick = time.time_ns() + 10**9
+    monkeypatch.setattr(run_folder, "clock_of", lambda folder: tick)
+    assert it.segment() == 0
+    read = []
+    monkeypatch.setattr(run_folder, "sha256_of", lambda path: read.append(path.stem) or sha256_of(path))
+    assert it.segment() == 0
+    assert not read
+
+
 def test_masks_of_a_ledger_without_hashes_get_them(place):
     _, ledger = place
     it = labeler(place)

@@ -8,6 +8,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler
 
+import httpcore
 import httpx
 import pytest
 
@@ -242,3 +243,21 @@ def test_lookups_that_never_end_do_not_fill_the_memory_with_threads(slow_resolve
         with limited_client("http://a.example", limits) as client, pytest.raises(httpx.ConnectTimeout):
             client.get(f"http://host{number}.example/x")
     assert slow_resolver == ["host0.example", "host1.example", "host2.example"]
+
+
+def test_a_lookup_that_ends_late_frees_the_place_that_it_took(monkeypatch):
+    end, taken = threading.Event(), threading.BoundedSemaphore(1)
+
+    def waiting(host, port, flags=0):
+        if flags:
+            raise OSError("not an address")
+        end.wait(60)
+        return []
+
+    monkeypatch.setattr(http, "_addresses", waiting)
+    monkeypatch.setattr(http, "_LOOKUPS", taken)
+    with pytest.raises(httpcore.ConnectTimeout):
+        http._resolve("slow.example", 80, 0.05)
+    monkeypatch.setattr(http, "_LOOKUPS", threading.BoundedSemaphore(1))
+    end.set()
+    assert taken.acquire(timeout=30)
