@@ -48,7 +48,7 @@ from segsmith.engine.units import (
     Unit,
     unit_id,
 )
-from segsmith.errors import SegsmithError
+from segsmith.errors import Cancelled, SegsmithError
 from segsmith.events import WorkersBusy
 from segsmith.files import FORMS, sha256_of
 from segsmith.ids import make_id
@@ -99,7 +99,7 @@ class DataPlane:
         self._tell = tell
         self._warn = warn
         self.unfinished: set[str] = set()
-        """Units whose results are used together with those of others that are not done yet."""
+        """Units of which the next session uses what is committed: it waits for others that are not done yet."""
         self._store = unit_store(run)
 
     # -- drawing ----------------------------------------------------------------------------------
@@ -417,16 +417,20 @@ class DataPlane:
         With `needed`, such a unit is an error, and the others need not be done again.
         """
         self._store.check()
-        batch = run_units(
-            units,
-            self._pool,
-            self._store,
-            fold,
-            tell=self._tell,
-            warn=self._warn,
-            stopped=self._stopped,
-            limits=limits or self._limits,
-        )
+        try:
+            batch = run_units(
+                units,
+                self._pool,
+                self._store,
+                fold,
+                tell=self._tell,
+                warn=self._warn,
+                stopped=self._stopped,
+                limits=limits or self._limits,
+            )
+        except (Cancelled, SegsmithError):  # the session ends, and the next one goes on with these units
+            self.unfinished |= {unit.id for unit in units}
+            raise
         reasons = {item.unit: item.reason for item in batch.set_aside}
         if needed and reasons:
             raise SegsmithError(

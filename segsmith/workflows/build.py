@@ -34,6 +34,7 @@ from segsmith.workflows.preflight import (
 from segsmith.workflows.progress import Callback, Display, Screen, open_display
 from segsmith.workflows.rejudge import settled
 from segsmith.workflows.resume import (
+    finished_as,
     record_for,
     reentry,
     settings_of_run,
@@ -189,7 +190,7 @@ def run_with_display(
     """Check, fetch models and build, with every event on `display`; the figures are kept for `plan`."""
     for warning in (*check_classes(config), *check_tracing(config)):
         display.show(Notice(warning, warning=True))
-    check_engine(config, engine)
+    check_engine(config, engine, connects=not finished_as(config, RunFolder(out)))
     check_machine(config, tuple(parts or ()), ask_llm=not RunFolder(out).config.exists())
     fetch_missing(config, display.show)
 

@@ -38,10 +38,10 @@ def check_classes(config: Config) -> list[str]:
     return [f"The mini CLIP was not trained on {', '.join(unknown)}; expect few accepted images of them."]
 
 
-def check_engine(config: Config, engine: EngineOptions) -> None:
+def check_engine(config: Config, engine: EngineOptions, *, connects: bool = True) -> None:
     """Raise `SegsmithError` where an engine cannot do what the settings ask for, or its cluster does not answer.
 
-    A cluster stays connected, so that its workers start without waiting.
+    A cluster stays connected, so that its workers start without waiting. Without `connects` it is not asked.
     """
     if engine.name == "local":
         return
@@ -55,7 +55,7 @@ def check_engine(config: Config, engine: EngineOptions) -> None:
             "The online filter needs --engine local: it counts good previews over a whole round.",
             "Set images.filter.enabled = false, or leave out --engine ray.",
         )
-    if engine.address is not None:
+    if engine.address is not None and connects:
         from segsmith.engine.ray import connect
 
         connect(engine)

@@ -39,6 +39,14 @@ def starts_over(run: RunFolder, config: Config) -> bool:
         return not (ledger.has_prompts or ledger.guidance(active_only=False))
 
 
+def finished_as(config: Config, run: RunFolder) -> bool:
+    """Whether the run was finished with these settings, so that little or nothing is left to do."""
+    if not run.config.exists() or not run.ledger.exists() or read_record(run.config).asked != config:
+        return False
+    with closing(Ledger(run.ledger, read_only=True)) as ledger:
+        return ledger.finished_at is not None
+
+
 def settings_of_run(run: RunFolder, changes: Settings) -> Config | None:
     """The settings that a run was started with, the environment and `changes` applied; None without prompts."""
     if not run.config.exists() or not run.ledger.exists():

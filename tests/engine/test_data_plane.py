@@ -8,7 +8,7 @@ from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.engine.plane import adopt
 from segsmith.engine.store import UnitStore
 from segsmith.engine.work import Setup
-from segsmith.errors import SegsmithError
+from segsmith.errors import Cancelled, SegsmithError
 from segsmith.events import Notice, WorkersBusy
 from segsmith.files import read_index_map
 from segsmith.graph.context import REMOTE_PARTS, RunContext
@@ -23,16 +23,18 @@ PROMPTS = 70
 """Two images each: five units of drawing, the last one smaller."""
 
 
-def stages(out, pool=None, config=CONFIG, between=lambda ledger: None):
+def stages(out, pool=None, config=CONFIG, between=lambda ledger: None, opened=lambda context: None):
     """Draw, judge, relabel and make masks in `out`, as a build does; returns its events.
 
-    `pool` are the workers, None for the local engine. The same call resumes. `between` is called with the ledger before masks.
+    `pool` are the workers, None for the local engine. The same call resumes. `opened` is called with the context first, and
+    `between` with the ledger before masks.
     """
     run = RunFolder(out)
     run.create()
     events = []
     parts = {**instant_parts(config, out), **({} if pool is None else {"pool": pool})}
     with RunContext(config, run, parts=parts) as context:
+        opened(context)
         if not context.ledger.has_prompts:
             context.ledger.add_prompts(prompts())
         context.show = events.append
@@ -137,6 +139,43 @@ def test_a_driver_that_ends_at_any_moment_is_resumed_by_either_engine(out, local
     assert not (out / "units").exists()
     if pool is not None:
         assert not set(committed) & {unit for _, unit in pool.done}, "no committed unit is done again"
+
+
+def stops_after_two(kind, out, contexts, done):
+    """Workers that do the last units first, so that what is committed waits for others, until the user stops the run."""
+
+    def stops(unit, worker):
+        if unit.kind == kind:
+            done.append(unit.id)
+            if len(done) == 2:
+                contexts[0].stopping.set()
+        return ""
+
+    return pool_for(out, workers=2, latest_first=True, faults=stops)
+
+
+def test_images_committed_before_the_user_stopped_the_run_are_not_drawn_again(out, local):
+    contexts, done = [], []
+    with pytest.raises(Cancelled):
+        stages(out, stops_after_two("draw", out, contexts, done), opened=contexts.append)
+    again = pool_for(out)
+    stages(out, again)
+    assert not {unit for _, unit in again.done} & set(done)
+    assert fingerprint(out) == local
+    assert leftovers(out) == []
+
+
+def test_masks_committed_before_the_user_stopped_the_run_are_not_made_again(out, local):
+    contexts, done = [], []
+    with pytest.raises(Cancelled):
+        stages(out, stops_after_two("masks", out, contexts, done), opened=contexts.append)
+    again = pool_for(out)
+    parts = {**instant_parts(CONFIG, out), "pool": again}
+    with RunContext(CONFIG, RunFolder(out), parts=parts) as context:  # as the graph does: it has its labels
+        context.data_plane.make_masks(context.labeler_agent)
+    assert not {unit for _, unit in again.done} & set(done)
+    assert fingerprint(out) == local
+    assert leftovers(out) == []
 
 
 def test_a_run_of_one_process_is_resumed_by_workers(out, local, monkeypatch):

@@ -16,10 +16,11 @@ from segsmith.engine.options import EngineOptions, engine_options
 from segsmith.engine.ray_group import group_size
 from segsmith.engine.work import Setup
 from segsmith.errors import SegsmithError
-from segsmith.events import EpochFinished
+from segsmith.events import EpochFinished, Status
 from segsmith.graph.context import REMOTE_PARTS, RunContext
 from segsmith.memory.run_folder import RunFolder
-from segsmith.testing import fingerprint, instant_parts, leftovers
+from segsmith.testing import fingerprint, instant_config, instant_parts, leftovers
+from segsmith.workflows.build import build_run
 from segsmith.workflows.train import train
 from tests.engine.test_data_plane import CONFIG, stages
 from tests.engine.test_exports_on_workers import content, export
@@ -176,6 +177,28 @@ def test_an_address_that_does_not_answer_is_one_line_before_anything_is_written(
     with pytest.raises(SegsmithError, match="No Ray cluster answers"):
         api.build(["cat"], out=out, preset="sim", engine="ray", address="10.0.0.9:6379", progress=False)
     assert not out.exists()
+
+
+@needs_ray
+def test_a_finished_run_needs_no_cluster_to_say_so(monkeypatch, ray, tmp_path):
+    def unreachable(*address, **options):
+        raise ConnectionError("Failed to connect to GCS.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", unreachable)
+    out, config = tmp_path / "run", instant_config(("cat", "dog"), 4)
+    *_, ended = build_run(config, out, parts=instant_parts(config, out))
+    assert ended.status is Status.FINISHED
+    asked = {
+        "parts": instant_parts(config, out),
+        "engine": "ray",
+        "address": "10.0.0.9:6379",
+        "progress": False,
+    }
+    assert api.build(config=config, out=out, **asked).is_finished
+    with pytest.raises(SegsmithError, match="No Ray cluster answers"):
+        api.build(config=config, out=out, per_class=8, **asked)
+    assert api.open_run(out).is_finished  # it stays as it is
 
 
 @needs_ray
