@@ -33,7 +33,8 @@ from segsmith.workflows.weaken import weaken_dataset
 
 ROOT = Path("runs/photos")
 BATCH = 8
-SHARED: dict[str, Any] = {"trainer.epochs": 12, "trainer.batch_size": BATCH, "trainer.save_every": 1000}
+EPOCHS = 12
+SHARED: dict[str, Any] = {"trainer.epochs": EPOCHS, "trainer.batch_size": BATCH, "trainer.save_every": 1000}
 ALONE: dict[str, Any] = {"trainer.sam_weight": 0, "trainer.teacher_weight": 0}
 KINDS = ("scribbles", "points")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -111,7 +112,7 @@ def bare(dataset: Path, seed: int) -> float:
         without_background(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
     per_epoch = -(-len(data) // BATCH)
-    for step in range(config.epochs * per_epoch):
+    for step in range(EPOCHS * per_epoch):
         if step % per_epoch == 0:
             order = torch.randperm(len(data)).repeat(2)
         first = step % per_epoch * BATCH
@@ -123,7 +124,7 @@ def bare(dataset: Path, seed: int) -> float:
         padding = (0, -width % 32, 0, -height % 32)
         batch, truth = F.pad(batch, padding), F.pad(truth, padding, value=255)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.epochs * per_epoch, config.learning_rate)
+            group["lr"] = learning_rate(step, EPOCHS * per_epoch, config.learning_rate)
         loss = F.cross_entropy(model(normalise(model, batch)), truth, ignore_index=255)
         optimizer.zero_grad()
         loss.backward()

@@ -38,6 +38,7 @@ from segsmith.segmentation.network import (
     set_normalisation,
     without_background,
 )
+from segsmith.terminal_text import first_line, printable
 
 WEIGHTS = "segmenter.safetensors"
 META = "segmenter.json"
@@ -189,7 +190,7 @@ def load_segmenter(path: Path) -> tuple[nn.Module, SegmenterMeta]:
             f"{meta_path} does not describe a segmenter ({first_problem(error)}).", remedy
         ) from None
     except SafetensorError as error:
-        raise SegsmithError(f"{weights_path} is damaged: {_one_line(error)}.", remedy) from None
+        raise SegsmithError(f"{weights_path} is damaged: {first_line(error, 200)}.", remedy) from None
     except _OtherNetwork:
         raise SegsmithError(f"{weights_path} holds the weights of another network.", remedy) from None
     model = bare_segmenter(*architecture)
@@ -251,7 +252,9 @@ def load_state(folder: Path, model: nn.Module) -> TrainingState | None:
 
 def damaged_state(folder: Path, error: Exception | str) -> SegsmithError:
     """The error for a training folder that cannot be used."""
-    reason = error if isinstance(error, str) else f"{type(error).__name__.lstrip('_')}: {_one_line(error)}"
+    reason = (
+        error if isinstance(error, str) else f"{type(error).__name__.lstrip('_')}: {first_line(error, 200)}"
+    )
     return SegsmithError(f"The training state in {folder} is damaged ({reason}).", start_over(folder))
 
 
@@ -322,7 +325,7 @@ def _load_optimizer(path: Path, parameters: list[Tensor]) -> Mapping[int, Mappin
         content.seek(0)
         saved = torch.load(content, map_location="cpu", weights_only=True)
     except DAMAGED_PICKLE as error:
-        raise _OtherNetwork(f"an optimizer state that cannot be read, {_one_line(error)}") from None
+        raise _OtherNetwork(f"an optimizer state that cannot be read, {first_line(error, 200)}") from None
     state = saved.get("state") if isinstance(saved, dict) else None
     if not isinstance(state, dict) or not state:
         raise _OtherNetwork("an optimizer state of another network")
@@ -364,9 +367,5 @@ def _safetensors(weights: Mapping[str, Tensor]) -> bytes:
 def first_problem(error: ValidationError) -> str:
     """The field of the first problem and what is wrong with it."""
     problem = error.errors(include_url=False)[0]
-    place = ".".join(map(str, problem["loc"]))[:60] or "JSON"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ').partition(chr(10))[0][:200]}"
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    place = printable(".".join(map(str, problem["loc"])))[:60] or "JSON"  # the keys of the file are in it
+    return f"{place}: {first_line(problem['msg'].removeprefix('Value error, '), 200)}"

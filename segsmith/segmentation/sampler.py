@@ -35,6 +35,7 @@ class EpochSampler(Sampler[int]):
         labels: Sequence[Collection[int]] = (),
     ) -> None:
         self.epoch = 0
+        self.batch_size = batch_size
         self._seed = seed
         self._labels = labels
         self._length = length

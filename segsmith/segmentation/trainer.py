@@ -203,15 +203,9 @@ class _Run:
         self.steps = epoch_steps(config, len(data))
         share = real_share(config, data.real)
         self.sampler = EpochSampler(len(data), batch, seed, self.steps, data.real, share, labels)
-        loader = DataLoader(
-            self.sources,
-            batch_size=batch,
-            sampler=self.sampler,
-            collate_fn=partial(stack, size=self.size),
-            num_workers=0 if data.in_memory else WORKERS,
-        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.loader = self._open_loader(batch)
         self.ema = Ema(self._bare(), config.ema)
         self.reports: list[EpochReport] = []
         self.epoch = 0
@@ -376,6 +370,24 @@ class _Run:
             logits: Tensor = model(normalise(self._bare(), images).to(memory_format=torch.channels_last))
         return logits.float()
 
+    def _open_loader(self, batch: int) -> DataLoader[Sample]:
+        """What reads and batches an epoch's images; above `RAM_BYTES` with processes that live as long as it does.
+
+        These have a copy of `sources`, so new labels need a new loader. It draws from a generator of its own when its
+        processes start: with torch's, from which dropout draws, a resumed training would differ from a whole one.
+        """
+        loader = DataLoader(
+            self.sources,
+            batch_size=batch,
+            sampler=self.sampler,
+            collate_fn=partial(stack, size=self.size),
+            num_workers=0 if self.data.in_memory else WORKERS,
+            persistent_workers=not self.data.in_memory,
+            generator=torch.Generator(),
+        )
+        prepared: DataLoader[Sample] = self.accelerator.prepare(loader)
+        return prepared
+
     def _sam_is_due(self, epoch: int) -> bool:
         every = self.config.refresh_every
         return self.sam is not None and (epoch == 0 or (every > 0 and epoch % every == 0))
@@ -392,6 +404,8 @@ class _Run:
 
     def _use_sam(self, round_: int) -> None:
         self.sources.use(self._sam_file(round_))
+        if not self.data.in_memory:
+            self.loader = self._open_loader(self.sampler.batch_size)
         self.sam_round = round_
         self.weights = self._class_weights()
 

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from squares_dataset import TINY, write_squares
 
@@ -252,6 +252,7 @@ def test_what_is_no_regular_file_is_not_opened(checkpoint):
 @given(
     st.sampled_from(["segmenter.json", "segmenter.safetensors"]), st.integers(0, 2000), st.binary(max_size=40)
 )
+@example("segmenter.json", 244, b"  \\")  # a key with a line break
 def test_any_damage_gives_one_line_or_a_network(finished, tmp_path, name, at, what):
     for file in ("segmenter.json", "segmenter.safetensors"):
         shutil.copy(finished / file, tmp_path)

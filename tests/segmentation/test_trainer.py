@@ -1,6 +1,7 @@
 import json
 import shutil
 from functools import partial
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from squares_dataset import TINY, write_item, write_squares
 from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
 from segsmith.segmentation.trainer import (
+    WORKERS,
     evaluate,
     load_segmenter,
     predict,
@@ -284,6 +286,17 @@ def test_a_killed_loop_resumes_to_the_same_loss_curve_and_weights(drawn_on, tmp_
     first, second = load_file(whole.checkpoint), load_file(resumed.checkpoint)
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_processes_that_read_a_large_dataset_live_until_sams_labels_change(drawn_on, tmp_path, monkeypatch):
+    whole = train(drawn_on, tmp_path / "memory", config(**LOOP), seed=3, sam=HalfSam())
+    monkeypatch.setattr("segsmith.datasets.voc_folder.RAM_BYTES", 0)
+    started, start = [], BaseProcess.start
+    monkeypatch.setattr(BaseProcess, "start", lambda process: started.append(process) or start(process))
+    read = train(drawn_on, tmp_path / "read", config(**LOOP), seed=3, sam=HalfSam())
+    assert [r.loss for r in read.reports] == pytest.approx([r.loss for r in whole.reports], rel=1e-4)
+    assert len(started) == 2 * WORKERS  # SAM runs before epochs 1 and 3 of 4
+    assert not any(process.is_alive() for process in started)
 
 
 @pytest.mark.parametrize(
