@@ -1052,13 +1052,13 @@ class Ledger:
 
     def dataset_inputs(self) -> DatasetInputs:
         """What a dataset would be made from now."""
-        accepted = "SELECT image_id FROM verdicts WHERE accepted"
-        labels = self._each(
-            f"""SELECT image_id, classes FROM labels WHERE source='relabel' AND image_id IN ({accepted})
-                AND image_id > ? ORDER BY image_id LIMIT ?"""
+        labels = self._each(  # a subquery of all accepted images would be read again for each page
+            """SELECT v.image_id, l.classes
+               FROM verdicts v CROSS JOIN labels l ON l.image_id=v.image_id AND l.source='relabel'
+               WHERE v.accepted AND v.image_id > ? ORDER BY v.image_id LIMIT ?"""
         )
         dropped = self.rejected("mask")
-        ids = f"{accepted} AND image_id > ? ORDER BY image_id LIMIT ?"
+        ids = "SELECT image_id FROM verdicts WHERE accepted AND image_id > ? ORDER BY image_id LIMIT ?"
         return DatasetInputs(
             accepted=_hash_of(row[0] for row in self._each(ids)),
             labels=_hash_of(_labelled(*row) for row in labels),

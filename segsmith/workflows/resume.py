@@ -159,13 +159,18 @@ def lost_result(context: RunContext) -> str:
     now = run.check_now()
     checked = ledger.checked
     masks, dataset = (run.still_known(checked.get(part), now) for part in ("masks", "dataset"))
-    if not _as_counted(run.masks, masks) and any(run.damaged_masks(ledger.mask_hashes(), masks.at)):
-        return "review_labels"
+    new = {}
+    if not _as_counted(run.masks, masks):
+        if any(run.damaged_masks(ledger.mask_hashes(), masks.at)):
+            return "review_labels"
+        new["masks"] = run.counted(run.masks, now)
     # A store does not hold the dataset: on another machine it is written again when it is needed.
-    kept = run.remote is None or run.voc.exists()
-    if kept and not _as_counted(run.voc, dataset) and any(damaged_files(run.voc, dataset.at)):
-        return "segment"
-    ledger.checked = {"masks": run.counted(run.masks, now), "dataset": run.counted(run.voc, now)}
+    if (run.remote is None or run.voc.exists()) and not _as_counted(run.voc, dataset):
+        if any(damaged_files(run.voc, dataset.at)):
+            return "segment"
+        new["dataset"] = run.counted(run.voc, now)
+    if new:
+        ledger.checked = {**checked, **new}
     segmenter = run.segmenter
     if not segmenter.exists() or not segmenter.with_suffix(".json").exists():
         return "export"

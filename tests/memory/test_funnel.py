@@ -1,5 +1,6 @@
 """The funnel counts every prompt and image once, under the class that the prompt was written for."""
 
+import itertools
 from contextlib import closing
 
 import pytest
@@ -85,3 +86,47 @@ def test_the_inputs_of_a_dataset_change_with_verdicts_labels_and_rejected_masks(
     assert rejected.masked != first.masked
     ledger.add_verdicts([VerdictRow("i5", True, "ok", {})])
     assert ledger.dataset_inputs().accepted != first.accepted
+
+
+READ_IN_PAGES = {
+    "inputs of a dataset": lambda ledger: ledger.dataset_inputs(),
+    "hashes of masks": lambda ledger: list(ledger.mask_hashes()),
+    "masks": lambda ledger: list(ledger.each_mask()),
+    "verdicts": lambda ledger: list(ledger.each_verdict()),
+    "images": lambda ledger: list(ledger.each_image()),
+    "drawn images": lambda ledger: list(ledger.each_drawn()),
+    "prompts": lambda ledger: list(ledger.each_prompt()),
+}
+
+
+@pytest.fixture(scope="module")
+def large_ledgers(tmp_path_factory):
+    found = []
+    for size in (200, 800):
+        ledger = Ledger(tmp_path_factory.mktemp("ledger") / "ledger.db")
+        names = [f"i{n:04d}" for n in range(size)]
+        ledger.add_prompts(
+            PromptRow(f"p{n:04d}", "cat", "a cat", ("cat",), {}, None, 0, "admitted", {}) for n in range(size)
+        )
+        ledger.add_images([ImageRow(name, f"p{n:04d}", n, "x", 0, "00") for n, name in enumerate(names)])
+        ledger.add_verdicts([VerdictRow(name, True, "ok", {}) for name in names])
+        for source in ("clip", "relabel"):
+            ledger.add_labels([LabelRow(name, source, ("cat",)) for name in names])
+        ledger.add_masks([MaskRow(name, {"cat": 9}, 0.1, {}, name) for name in names])
+        found.append(ledger)
+    yield found
+    for ledger in found:
+        ledger.close()
+
+
+@pytest.mark.parametrize("read", READ_IN_PAGES.values(), ids=READ_IN_PAGES)
+def test_reading_in_pages_costs_as_much_for_each_row_of_a_large_run(large_ledgers, monkeypatch, read):
+    monkeypatch.setattr("segsmith.memory.ledger.PAGE", 10)
+    steps = []
+    for ledger in large_ledgers:
+        count = itertools.count()
+        ledger._db.set_progress_handler(lambda count=count: next(count) and None, 20)
+        read(ledger)
+        ledger._db.set_progress_handler(None, 0)
+        steps.append(next(count))
+    assert steps[1] < 5 * steps[0]  # of SQLite's virtual machine, for four times the rows
