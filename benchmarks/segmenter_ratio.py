@@ -44,16 +44,16 @@ N_TRAIN = 256
 """Images in split train of 320; a run's own number is used where there is a run."""
 N_TEST = 300
 SIZE_PX = 128
-JUDGE = {"encoder": "judge", "freeze_encoder": True, "learning_rate": 2e-3}
+OWN = {"encoder": "tu-resnet10t", "freeze_encoder": False, "learning_rate": 1e-3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "preset": {},
-    "preset_250": {"steps": 250},
-    "judge": {**JUDGE, "steps": 250},
-    "judge_100": {**JUDGE, "steps": 100},
-    "no_texts": {**JUDGE, "steps": 250},
-    "trained_tower": {"encoder": "judge", "steps": 250},
-    "plain_view": {**JUDGE, "steps": 250, "strong_view": "off"},
-    "photo_view": {**JUDGE, "steps": 250, "strong_view": "photographs"},
+    "preset_100": {"steps": 100},
+    "resnet": OWN,
+    "resnet_100": {**OWN, "steps": 100},
+    "trained_tower": {"freeze_encoder": False, "learning_rate": 5e-4},
+    "no_texts": {},
+    "plain_view": {"strong_view": "off"},
+    "photo_view": {"strong_view": "photographs"},
 }
 """Changes of section trainer of the preset sim; `no_texts` leaves out CLIP's text features."""
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--style", choices=(*STYLES[1:], TEST_STYLE), default=TEST_STYLE)
     parser.add_argument("--exact", action="store_true", help="exact masks in place of a run's")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["preset", "judge"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["preset", "resnet"])
     parser.add_argument("--table", action="store_true", help="print the table from results already there")
     arguments = parser.parse_args()
     folder = ROOT / arguments.style / ("exact" if arguments.exact else "run")
@@ -98,7 +98,7 @@ def measured(folder: Path, variant: str, seed: int, style: Style, exact: bool) -
 
 def trained(variant: str, dataset: Path, tested: Path, out: Path, seed: int) -> float:
     """mIoU on the images in `tested` of a segmenter trained on split train of `dataset`."""
-    # By itself the trainer takes this view for what the simulator drew, which these datasets do not say of themselves.
+    # The trainer takes this view for what the simulator drew, which these datasets do not say of themselves.
     settings = {"strong_view": "sprites", **VARIANTS[variant], "save_every": 1000}
     config = load_config(flags={"trainer": settings}).trainer
     directions = None if variant == "no_texts" else partial(class_directions, judge())

@@ -97,8 +97,8 @@ def build_segmenter(
     H and W must be multiples of `STRIDE`; channel 0 is background. ``encoder_init = "clip"`` copies every weight of
     `clip_tower`'s convolutional stem whose name and shape match into the encoder; "pretrained" loads timm's weights
     for a ``tu-`` encoder from the hub or its cache. The encoder ``judge`` is the whole of `clip_tower`; `directions`,
-    (n_classes, D) in the space of its patches, then start its classifier (`class_directions` makes them). Raises
-    `SegsmithError` for an unknown architecture or encoder, and if no weight matches.
+    (n_classes, D) in the space of its patches, then start its classifier (`class_directions` makes them), which is
+    frozen with the encoder. Raises `SegsmithError` for an unknown architecture or encoder, and if no weight matches.
     """
     if config.freeze_encoder and config.encoder_init == "none":
         raise SegsmithError(
@@ -108,7 +108,7 @@ def build_segmenter(
     encoder = encoder_of(config, clip_tower)
     model = bare_segmenter(config.architecture, encoder, n_classes, decoder_of(config.architecture))
     if isinstance(model, TextGuided) and directions is not None:
-        model.start_from_texts(directions)
+        model.start_from_texts(directions, frozen=config.freeze_encoder)
     if config.encoder_init == "clip":
         if clip_tower is None:
             raise SegsmithError(
@@ -168,6 +168,8 @@ def without_background(model: nn.Module) -> None:
     The channel stays, so that the index of a channel is that of its class in every label map. Its probability is 0 in
     every softmax, so no gradient reaches it.
     """
+    if isinstance(model, TextGuided):
+        model.has_background = False
     head = [part for part in model.modules() if isinstance(part, nn.Conv2d)][-1]
     assert head.bias is not None
     with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segsmith.segmentation.mini_tower import TOWER
 
-TEXT_SCALE = 10.0
+TEXT_SCALE = 20.0
 """Logit of a patch that points exactly into the direction of its class (ours)."""
 
 
@@ -63,15 +63,21 @@ class TowerEncoder(nn.Module, EncoderMixin):
 
 
 class TextGuided(nn.Module):
-    """A segmentation network whose logits are added to those of a linear classifier of its encoder's patches.
+    """A segmentation network whose decoder says where objects are, and its encoder's patches which class they show.
 
-    The classifier can start from a CLIP's text features, so that it knows the classes before any training, as in
-    MaskCLIP (Zhou et al. 2022); the decoder then learns what the coarse patches lack.
+    The patches are scored by a linear classifier that can start from a CLIP's text features, so that it knows the
+    classes before any training (MaskCLIP, Zhou et al. 2022). The decoder only divides each pixel's probability
+    between background and objects. So if the classifier is frozen with the encoder, only outlines are learnt from
+    the training images, and these differ less between styles than what objects look like: grouping and classifying
+    are decoupled as in ZegFormer (Ding et al. 2022).
+
+    Where background is no class there is nothing to divide: the decoder's logits are added to the classifier's.
     """
 
     def __init__(self, network: nn.Module, n_outputs: int) -> None:
         super().__init__()
         self.network = network
+        self.has_background = True
         width = self.encoder.out_channels[-1]
         self.classifier = nn.Conv2d(width, n_outputs, 1)
         nn.init.zeros_(self.classifier.weight)
@@ -82,20 +88,28 @@ class TextGuided(nn.Module):
     def encoder(self) -> Any:
         return self.network.encoder
 
-    def start_from_texts(self, directions: Tensor) -> None:
-        """Let patches that point into a row of `directions` (C, D) score high for that class."""
+    def start_from_texts(self, directions: Tensor, *, frozen: bool) -> None:
+        """Let patches that point into a row of `directions` (C, D) score high for that class.
+
+        They always will if the classifier is `frozen`.
+        """
         with torch.no_grad():
-            unit = F.normalize(directions, dim=1)
-            self.classifier.weight[1:, :, 0, 0] = TEXT_SCALE * unit
-            # At first the decoder, which has random weights, only adds a little.
-            self.network.segmentation_head[0].weight.mul_(0.1)  # type: ignore[index, union-attr]
+            self.classifier.weight[1:, :, 0, 0] = TEXT_SCALE * F.normalize(directions, dim=1)
+        self.classifier.requires_grad_(not frozen)
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, C + 1, H, W); with background they are logarithms of probabilities."""
         network: Any = self.network
         features = network.encoder(images)
         fine = network.segmentation_head(network.decoder(features))
-        coarse = self.classifier(F.normalize(features[-1], dim=1))
-        return fine + F.interpolate(coarse, images.shape[-2:], mode="bilinear")
+        coarse = F.interpolate(
+            self.classifier(F.normalize(features[-1], dim=1)), images.shape[-2:], mode="bilinear"
+        )
+        if not self.has_background:
+            return fine + coarse
+        shares = fine.log_softmax(1)
+        objects = shares[:, 1:].logsumexp(1, keepdim=True)
+        return torch.cat([shares[:, :1], objects + coarse[:, 1:].log_softmax(1)], 1)
 
 
 smp.encoders.encoders[TOWER] = {"encoder": TowerEncoder, "pretrained_settings": {}, "params": {}}

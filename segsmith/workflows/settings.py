@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from segsmith.config import PRESETS, Config, load_config, merged_config, with_environment
+from segsmith.config import PRESETS, Config, TrainerConfig, load_config, merged_config, with_environment
 from segsmith.errors import SegsmithError
 from segsmith.workflows.preset_selection import Choice, pick
 
@@ -81,7 +81,7 @@ def nested(settings: Settings) -> dict[str, Any]:
         if isinstance(value, Mapping):
             value = nested(value)
             if isinstance(node.get(last), dict):
-                value = _merged(node[last], value)
+                value = merged(node[last], value)
         node[last] = value
     return tree
 
@@ -123,20 +123,31 @@ def check_used_with(config: Config, settings: Settings | None, replaced: Collect
                 )
 
 
+def own_network() -> dict[str, Any]:
+    """What a command that is given labelled images puts in place of preset ``sim``'s segmenter.
+
+    That one takes the classes from the mini CLIP, which knows sprites only; labelled images can teach a network.
+    """
+    names = ("encoder", "freeze_encoder", "learning_rate")
+    return {"trainer": {name: TrainerConfig.model_fields[name].default for name in names}}
+
+
 def segmenter_config(
     command: str, settings: Settings | None, defaults: Settings, preset: str | None = None
 ) -> Config:
     """The config of a command that trains on a dataset: preset, then `defaults`, environment and `settings`.
 
-    The CLIP of the preset ``sim`` (the default) knows sprites only, so the encoder starts from random weights there.
+    With the preset ``sim`` (the default) the network is `own_network`'s, and starts from random weights.
     Raises `SegsmithError` for an unknown preset, a bad value, and a setting that has no effect in `command`.
     """
     known = load_config(flags=nested(settings or {}))  # names the keys that do not exist
     del known
     check_used(command, settings)
     name = "sim" if preset is None else pick(preset).preset
-    own = {**defaults, **({"trainer.encoder_init": "none"} if name == "sim" else {})}
-    return load_config(preset=name, flags=_merged(nested(own), with_environment(nested(settings or {}))))
+    own = nested(defaults)
+    if name == "sim":
+        own = merged(merged(own, own_network()), {"trainer": {"encoder_init": "none"}})
+    return load_config(preset=name, flags=merged(own, with_environment(nested(settings or {}))))
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -229,9 +240,10 @@ def check_reach(config: Config, given: Settings, source: Path) -> None:
             )
 
 
-def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
+def merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees of settings in one; those of `high` win."""
+    found = dict(low)
     for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else value
+    return found

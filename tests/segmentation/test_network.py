@@ -6,7 +6,7 @@ from torch import nn
 
 from segsmith.config import TrainerConfig
 from segsmith.errors import SegsmithError
-from segsmith.segmentation.network import build_segmenter, copy_tower, normalise
+from segsmith.segmentation.network import build_segmenter, copy_tower, normalise, without_background
 from segsmith.tools.vision.clip import OpenClipEncoder
 from segsmith.tools.vision.clip_to_timm import class_directions, tower_as_timm
 
@@ -65,6 +65,30 @@ def test_the_judges_whole_tower_is_an_encoder_whose_patches_are_scored_by_the_te
     assert torch.allclose(F.cosine_similarity(rows, directions), torch.ones(3), atol=1e-5)
     assert logits.shape == (2, 4, 128, 128)
     assert model(images[..., :96, :]).shape == (2, 4, 96, 128)
+    assert torch.allclose(logits.exp().sum(1), torch.ones(2, 128, 128), atol=1e-5)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_the_decoder_says_where_objects_are_and_the_frozen_texts_say_which(background):
+    """Only where background is no class, the decoder may tell the classes apart."""
+    encoder = OpenClipEncoder.load("mini", "cpu")
+    directions = class_directions(encoder, ["cat", "bus", "boat"])
+    model = build_segmenter(
+        TrainerConfig(encoder="judge", freeze_encoder=True), 3, encoder.tower, directions
+    ).eval()
+    assert not model.classifier.weight.requires_grad
+    if not background:
+        without_background(model)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen, head = [], model.network.segmentation_head[0]
+    with torch.no_grad():
+        for _ in range(2):
+            logits = model(images)
+            seen.append((logits.softmax(1)[:, 0], logits[:, 1:].softmax(1)))
+            head.bias[2] += 5  # the decoder prefers the class bus
+    (nothing, classes), (nothing_then, classes_then) = seen
+    assert torch.allclose(classes, classes_then, atol=1e-5) == background
+    assert bool((nothing_then < nothing).all()) == background
 
 
 @pytest.mark.parametrize(
