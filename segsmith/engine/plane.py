@@ -226,7 +226,7 @@ class DataPlane:
         config = self._config
         shape = [config.classes, config.seed, config.images.size, config.witnesses.model_dump(mode="json")]
         # All accepted images, once for each witness: an image's shard is its place among them.
-        shards = {row.id: n // MEASURED_TOGETHER for n, row in enumerate(self._ledger.accepted())}
+        shards = {image_id: n // MEASURED_TOGETHER for n, image_id in enumerate(self._ledger.accepted_ids())}
         knows = is_stand_in(kind, config)
         units = []
         for _, shard in groupby(rows, key=lambda row: shards[row.id]):

@@ -286,10 +286,10 @@ def hear(state: RunState, runtime: Context) -> dict[str, Any]:
     context.enter(GpuStage.HEAR)
     emit(StageStarted(Stage.HEARING))
     # All accepted images, as each of them may be asked about here; this happens once or twice a run.
-    before = {row.id for row in context.ledger.accepted()}
+    before = set(context.ledger.accepted_ids())
     context.witness_agent.hear(stopped=context.stopping.is_set)
     update_verdicts(context.ledger, config.classes, config.judge, config.wanted)
-    return {"denied": len(before - {row.id for row in context.ledger.accepted()})}
+    return {"denied": len(before.difference(context.ledger.accepted_ids()))}
 
 
 def route_heard(state: RunState, runtime: Context) -> Literal["all_stand", "images_denied"]:

@@ -782,6 +782,11 @@ class Ledger:
         )
         return [ImageRow(*row) for row in rows]
 
+    def accepted_ids(self) -> list[str]:
+        """Ids of the accepted images in the order they were drawn."""
+        sql = "SELECT i.id FROM images i JOIN verdicts v ON v.image_id=i.id WHERE v.accepted ORDER BY i.rowid"
+        return [image_id for (image_id,) in self._all(sql)]
+
     def verdicts(self) -> dict[str, VerdictRow]:
         return {verdict.image_id: verdict for verdict in self.each_verdict()}
 

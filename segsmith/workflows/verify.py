@@ -194,7 +194,7 @@ def _references(ledger: Ledger) -> Iterator[Finding]:
 
 
 def _images(folder: RunFolder, ledger: Ledger) -> Iterator[Finding]:
-    accepted = {row.id for row in ledger.accepted()}
+    accepted = set(ledger.accepted_ids())
     known = {folder.image(id_) for id_ in ledger.pending_images()}
     for row in ledger.images():
         path = folder.image(row.id)
@@ -275,7 +275,7 @@ def _results(folder: RunFolder, ledger: Ledger) -> Iterator[Finding]:
     yield from (Finding(Defect.DATASET, f"dataset/voc/{name}") for name in damaged)
     if kept and not damaged:
         exported = _exported(folder)
-        wanted = {row.id for row in ledger.accepted()} & (ledger.masks().keys() - ledger.rejected("mask"))
+        wanted = set(ledger.accepted_ids()) & (ledger.masks().keys() - ledger.rejected("mask"))
         if exported is not None and exported != wanted:
             detail = f"{len(exported - wanted)} too many, {len(wanted - exported)} missing"
             yield Finding(Defect.COUNT, "dataset/provenance.jsonl", detail)
