@@ -10,7 +10,15 @@ import segsmith as api
 from segsmith.config import Config, Section, load_config
 from segsmith.datasets.voc_layout import write_voc
 from segsmith.errors import SegsmithError
-from segsmith.workflows.settings import UNUSED_BY, USED_BY, USED_WITH, check_used, check_used_with, nested
+from segsmith.workflows.settings import (
+    UNUSED_BY,
+    USED_BY,
+    USED_WITH,
+    check_used,
+    check_used_with,
+    nested,
+    segmenter_config,
+)
 from segsmith.workflows.weaken import weaken_dataset
 
 
@@ -86,6 +94,33 @@ def test_refine_reads_every_setting_that_it_accepts(streets, tmp_path, read):
     for kind, changes in (("scribbles", FROM_CLIP), ("image", {"labeler.epochs": 1, "labeler.folds": 2})):
         api.refine(streets / kind, tmp_path / kind, settings=QUICK | changes, progress=False)
     assert accepted("refine") - read == set()
+
+
+def network_of(config):
+    trainer = config.trainer
+    return trainer.encoder, trainer.freeze_encoder, trainer.learning_rate
+
+
+def test_given_labels_teach_a_network_of_their_own_unless_the_user_wants_the_judges(
+    streets, tmp_path, monkeypatch
+):
+    """The mini CLIP, from which `build` takes the classes, knows sprites only."""
+    own = ("tu-resnet10t", False, 0.001)
+    assert network_of(load_config(preset="sim")) == ("judge", True, 0.002)
+    assert network_of(segmenter_config("train", {}, {})) == own
+    judges = {"trainer.encoder": "judge", "trainer.encoder_init": "clip", "trainer.freeze_encoder": True}
+    assert network_of(segmenter_config("train", judges, {})) == ("judge", True, 0.001)
+    built = []
+    monkeypatch.setattr(
+        "segsmith.workflows.augment.check_classes", lambda config: None
+    )  # it draws no streets
+    monkeypatch.setattr(
+        "segsmith.workflows.augment.run_with_display", lambda config, *more, **named: built.append(config)
+    )
+    asked = {"add_per_class": 1, "preset": "sim", "allow_simulator": True, "progress": False}
+    api.augment(streets / "full", tmp_path / "a", **asked)
+    api.augment(streets / "full", tmp_path / "b", **asked, settings={"trainer.encoder": "judge"})
+    assert [network_of(config) for config in built] == [own, ("judge", False, 0.001)]
 
 
 @pytest.mark.parametrize("command", USED_BY)
