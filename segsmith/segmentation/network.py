@@ -150,7 +150,8 @@ def encoder_of(config: TrainerConfig, clip_tower: nn.Module | None) -> str:
     if name != TOWER or config.architecture.lower() != "deeplabv3plus":
         raise SegsmithError(
             "trainer.encoder is 'judge', which needs judge.clip 'mini' and trainer.architecture DeepLabV3Plus.",
-            "Set trainer.encoder to an encoder of segmentation-models-pytorch, or 'tu-' and a timm model.",
+            "Set trainer.freeze_encoder to false, and trainer.encoder to an encoder of segmentation-models-pytorch, "
+            "or 'tu-' and a timm model.",
         )
     return TOWER
 
