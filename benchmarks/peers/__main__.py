@@ -40,7 +40,7 @@ HERE = Path(__file__).parent
 CLASSES = ("cat", "dog", "bus", "bicycle")
 REQUIREMENTS = {
     "datadreamer": ("torch", "torchvision", "datadreamer==0.2.3"),
-    "distilabel": ("distilabel[openai]==1.5.3",),
+    "distilabel": ("distilabel[openai]==1.5.3", "requests"),  # which it imports, and does not ask for
 }
 IMAGES = {".png", ".jpg"}
 
