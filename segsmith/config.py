@@ -1001,18 +1001,19 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
 
 def _overlaid(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """`low` overridden by `high`. ``trainer.steps`` in `high` also replaces ``trainer.epochs`` in `low`."""
-    merged = _deep_merge(low, high)
+    merged = deep_merge(low, high)
     given = high.get("trainer")
     if isinstance(given, Mapping) and "steps" in given and "epochs" not in given:
         merged["trainer"] = {key: value for key, value in merged["trainer"].items() if key != "epochs"}
     return merged
 
 
-def _deep_merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+def deep_merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees of settings in one; those of `high` win."""
     merged = dict(low)
     for key, value in high.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _deep_merge(merged[key], value)
+            merged[key] = deep_merge(merged[key], value)
         else:
             merged[key] = value
     return merged

@@ -428,7 +428,7 @@ class DataPlane:
                 stopped=self._stopped,
                 limits=limits or self._limits,
             )
-        except (Cancelled, SegsmithError):  # the session ends, and the next one goes on with these units
+        except (Cancelled, SegsmithError):  # this session ends, and the next one resumes with these units
             self.unfinished |= {unit.id for unit in units}
             raise
         reasons = {item.unit: item.reason for item in batch.set_aside}

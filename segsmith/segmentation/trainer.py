@@ -19,8 +19,9 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, broadcast
+from accelerate.utils import broadcast
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -169,10 +170,8 @@ class _Run:
         self.state = out / "training"
         # accelerate keeps one precision per process; a second training in this process may need another.
         AcceleratorState._reset_state()
-        # Each batch is split between the processes, so that their number does not change the training.
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.precision),
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
             log_with=config.tracker,
             project_dir=tracking.tracking_folder(out) if config.tracker else None,
         )
@@ -205,7 +204,7 @@ class _Run:
         self.sampler = EpochSampler(len(data), batch, seed, self.steps, data.real, share, labels)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.loader = self._open_loader(batch)
+        self.loader = self._open_loader()
         self.ema = Ema(self._bare(), config.ema)
         self.reports: list[EpochReport] = []
         self.epoch = 0
@@ -370,23 +369,24 @@ class _Run:
             logits: Tensor = model(normalise(self._bare(), images).to(memory_format=torch.channels_last))
         return logits.float()
 
-    def _open_loader(self, batch: int) -> DataLoader[Sample]:
+    def _open_loader(self) -> DataLoader[Sample]:
         """What reads and batches an epoch's images; above `RAM_BYTES` with processes that live as long as it does.
 
         These have a copy of `sources`, so new labels need a new loader. It draws from a generator of its own when its
         processes start: with torch's, from which dropout draws, a resumed training would differ from a whole one.
+        Each batch is split between the processes of a training, so that their number does not change it.
         """
         loader = DataLoader(
             self.sources,
-            batch_size=batch,
+            batch_size=self.sampler.batch_size,
             sampler=self.sampler,
             collate_fn=partial(stack, size=self.size),
             num_workers=0 if self.data.in_memory else WORKERS,
             persistent_workers=not self.data.in_memory,
             generator=torch.Generator(),
         )
-        prepared: DataLoader[Sample] = self.accelerator.prepare(loader)
-        return prepared
+        # The accelerator's own `prepare` would keep every loader, and with it the processes of a replaced one.
+        return prepare_data_loader(loader, self.accelerator.device, split_batches=True, put_on_device=True)
 
     def _sam_is_due(self, epoch: int) -> bool:
         every = self.config.refresh_every
@@ -405,7 +405,7 @@ class _Run:
     def _use_sam(self, round_: int) -> None:
         self.sources.use(self._sam_file(round_))
         if not self.data.in_memory:
-            self.loader = self._open_loader(self.sampler.batch_size)
+            self.loader = self._open_loader()
         self.sam_round = round_
         self.weights = self._class_weights()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segsmith.agents.prompt.label_sets import count_classes, rare_pairs, share_out
-from segsmith.config import Config, merged_config, with_environment
+from segsmith.config import Config, merged_config
 from segsmith.engine.options import EngineOptions, engine_options
 from segsmith.errors import SegsmithError
 from segsmith.events import Notice, RealImagesRead
@@ -25,15 +25,7 @@ from segsmith.workflows.progress import Callback, Screen, open_display
 from segsmith.workflows.resume import check_folder
 from segsmith.workflows.reviewing import Reviewer, terminal_reviewer
 from segsmith.workflows.run import Run
-from segsmith.workflows.settings import (
-    Settings,
-    check_used,
-    check_used_with,
-    merged,
-    overrides,
-    own_network,
-    resolve,
-)
+from segsmith.workflows.settings import Settings, check_used, check_used_with, overrides, resolve
 
 CARTOONS = (
     "The simulator draws the images to add: cartoons, labelled by models that know cartoons. Masks and scores that "
@@ -118,10 +110,7 @@ def augment(
     root, out = Path(dataset), Path(out)
     check_folder(RunFolder(out))
     with open_display(on_event, progress, screen) as display:
-        settled, choice = resolve(preset=preset, config=config, changes=changes, run=out)
-        if choice.preset == "sim" and config is None:
-            asked = merged(own_network(), with_environment(changes))
-            settled, choice = resolve(preset=preset, changes=asked, run=out)
+        settled, choice = resolve(preset=preset, config=config, changes=changes, run=out, labelled=True)
         check_used_with(settled, settings, parts or ())
         plan = plan_enlargement(settled, root, out)
         check_classes(plan.config)

@@ -26,6 +26,7 @@ from segsmith.workflows.model_provenance import model_rows
 from segsmith.workflows.models import fetch_missing
 from segsmith.workflows.preflight import (
     check_classes,
+    check_cluster,
     check_engine,
     check_machine,
     check_models,
@@ -190,7 +191,9 @@ def run_with_display(
     """Check, fetch models and build, with every event on `display`; the figures are kept for `plan`."""
     for warning in (*check_classes(config), *check_tracing(config)):
         display.show(Notice(warning, warning=True))
-    check_engine(config, engine, connects=not finished_as(config, RunFolder(out)))
+    check_engine(config, engine)
+    if engine.address is not None and not finished_as(config, RunFolder(out)):
+        check_cluster(engine)
     check_machine(config, tuple(parts or ()), ask_llm=not RunFolder(out).config.exists())
     fetch_missing(config, display.show)
 

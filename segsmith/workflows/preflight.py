@@ -38,11 +38,8 @@ def check_classes(config: Config) -> list[str]:
     return [f"The mini CLIP was not trained on {', '.join(unknown)}; expect few accepted images of them."]
 
 
-def check_engine(config: Config, engine: EngineOptions, *, connects: bool = True) -> None:
-    """Raise `SegsmithError` where an engine cannot do what the settings ask for, or its cluster does not answer.
-
-    A cluster stays connected, so that its workers start without waiting. Without `connects` it is not asked.
-    """
+def check_engine(config: Config, engine: EngineOptions) -> None:
+    """Raise `SegsmithError` where an engine cannot do what the settings ask for."""
     if engine.name == "local":
         return
     if config.images.backend == "hosted":
@@ -55,10 +52,16 @@ def check_engine(config: Config, engine: EngineOptions, *, connects: bool = True
             "The online filter needs --engine local: it counts good previews over a whole round.",
             "Set images.filter.enabled = false, or leave out --engine ray.",
         )
-    if engine.address is not None and connects:
-        from segsmith.engine.ray import connect
 
-        connect(engine)
+
+def check_cluster(engine: EngineOptions) -> None:
+    """Connect to the cluster at the engine's address; its workers start without waiting then.
+
+    Raises `SegsmithError` where none answers.
+    """
+    from segsmith.engine.ray import connect
+
+    connect(engine)
 
 
 def check_witnesses(config: Config) -> None:

@@ -8,7 +8,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from segsmith.config import PRESETS, Config, TrainerConfig, load_config, merged_config, with_environment
+from segsmith.config import (
+    PRESETS,
+    Config,
+    TrainerConfig,
+    deep_merge,
+    load_config,
+    merged_config,
+    with_environment,
+)
 from segsmith.errors import SegsmithError
 from segsmith.workflows.preset_selection import Choice, pick
 
@@ -81,7 +89,7 @@ def nested(settings: Settings) -> dict[str, Any]:
         if isinstance(value, Mapping):
             value = nested(value)
             if isinstance(node.get(last), dict):
-                value = merged(node[last], value)
+                value = deep_merge(node[last], value)
         node[last] = value
     return tree
 
@@ -146,8 +154,8 @@ def segmenter_config(
     name = "sim" if preset is None else pick(preset).preset
     own = nested(defaults)
     if name == "sim":
-        own = merged(merged(own, own_network()), {"trainer": {"encoder_init": "none"}})
-    return load_config(preset=name, flags=merged(own, with_environment(nested(settings or {}))))
+        own = deep_merge(deep_merge(own, own_network()), {"trainer": {"encoder_init": "none"}})
+    return load_config(preset=name, flags=deep_merge(own, with_environment(nested(settings or {}))))
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -198,8 +206,11 @@ def resolve(
     config: str | Path | Config | None = None,
     changes: Settings | None = None,
     run: Path | None = None,
+    labelled: bool = False,
 ) -> tuple[Config, Choice]:
     """The resolved config and the preset it starts from; `changes` are what `overrides` returns.
+
+    With `labelled`, the command is given labelled images, and preset ``sim`` alone has the network of `own_network`.
 
     `config` is a TOML file laid over the preset, or a finished `Config`, which needs no preset. Without a preset the
     one of the existing run folder `run` is taken, else the best one for this machine. Raises `SegsmithError` for an
@@ -220,6 +231,8 @@ def resolve(
         run=run,
         configs=lambda name: load_config(preset=name, file=file, flags=changes),
     )
+    if labelled and choice.preset == "sim" and file is None:
+        changes = deep_merge(own_network(), with_environment(changes))
     return load_config(preset=choice.preset, file=file, flags=changes), choice
 
 
@@ -238,12 +251,3 @@ def check_reach(config: Config, given: Settings, source: Path) -> None:
                 f"{source} sets {key} to {json.dumps(value)}, which is {meaning}.",
                 f"Type --trust if you trust that file, or --set {key}=... to name your own.",
             )
-
-
-def merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees of settings in one; those of `high` win."""
-    found = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-        found[key] = merged(found[key], value) if both else value
-    return found

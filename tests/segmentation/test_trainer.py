@@ -293,7 +293,16 @@ def test_processes_that_read_a_large_dataset_live_until_sams_labels_change(drawn
     monkeypatch.setattr("segsmith.datasets.voc_folder.RAM_BYTES", 0)
     started, start = [], BaseProcess.start
     monkeypatch.setattr(BaseProcess, "start", lambda process: started.append(process) or start(process))
-    read = train(drawn_on, tmp_path / "read", config(**LOOP), seed=3, sam=HalfSam())
+    alive = []
+    read = train(
+        drawn_on,
+        tmp_path / "read",
+        config(**LOOP),
+        seed=3,
+        sam=HalfSam(),
+        on_epoch=lambda report: alive.append(sum(process.is_alive() for process in started)),
+    )
+    assert alive == [WORKERS] * 4
     assert [r.loss for r in read.reports] == pytest.approx([r.loss for r in whole.reports], rel=1e-4)
     assert len(started) == 2 * WORKERS  # SAM runs before epochs 1 and 3 of 4
     assert not any(process.is_alive() for process in started)
