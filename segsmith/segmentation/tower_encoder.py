@@ -91,7 +91,7 @@ class TextGuided(nn.Module):
     def start_from_texts(self, directions: Tensor, *, frozen: bool) -> None:
         """Let patches that point into a row of `directions` (C, D) score high for that class.
 
-        They always will if the classifier is `frozen`.
+        With `frozen`, the classifier is not trained further.
         """
         with torch.no_grad():
             self.classifier.weight[1:, :, 0, 0] = TEXT_SCALE * F.normalize(directions, dim=1)

@@ -162,13 +162,17 @@ def test_a_node_of_another_version_is_named_with_both(tmp_path, ray, monkeypatch
     assert f"has segsmith {mine.segsmith}, and this machine has segsmith 9.9 (files 0)." in str(caught.value)
 
 
-@needs_ray
-def test_an_address_that_does_not_answer_is_one_line_before_anything_is_written(monkeypatch, ray, tmp_path):
+@pytest.fixture
+def no_cluster(monkeypatch, ray):
     def unreachable(*address, **options):
         raise ConnectionError("Failed to connect to GCS.\nmore lines")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", unreachable)
+
+
+@needs_ray
+def test_an_address_that_does_not_answer_is_one_line_before_anything_is_written(no_cluster, tmp_path):
     with pytest.raises(SegsmithError) as caught:
         engine.connect(EngineOptions("ray", "10.0.0.9:6379"))
     assert str(caught.value).startswith("No Ray cluster answers at 10.0.0.9:6379 (Failed to connect to GCS).")
@@ -180,12 +184,7 @@ def test_an_address_that_does_not_answer_is_one_line_before_anything_is_written(
 
 
 @needs_ray
-def test_a_finished_run_needs_no_cluster_to_say_so(monkeypatch, ray, tmp_path):
-    def unreachable(*address, **options):
-        raise ConnectionError("Failed to connect to GCS.")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", unreachable)
+def test_a_finished_run_needs_no_cluster_to_say_so(no_cluster, tmp_path):
     out, config = tmp_path / "run", instant_config(("cat", "dog"), 4)
     *_, ended = build_run(config, out, parts=instant_parts(config, out))
     assert ended.status is Status.FINISHED
