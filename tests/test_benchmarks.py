@@ -76,3 +76,10 @@ def test_the_peers_tables_state_what_was_measured(tmp_path):
     said = benchmark("peers", "--table", "--results", str(tmp_path / "peers.json"))
     assert "2 of 4 images are good" in said
     assert "| the judge | 0.500 | 0.250 | 0.500 |" in said
+
+
+def test_the_mini_clip_knows_the_words_of_every_set_of_classes():
+    from benchmarks.sim_quality import CLASS_SETS
+    from segsmith.tools.images.simulator import untaught
+
+    assert {name: untaught(classes) for name, classes in CLASS_SETS.items()} == dict.fromkeys(CLASS_SETS, [])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from segsmith.files import write_atomic
-from segsmith.memory.ledger import Ledger, ModelRow, prompt_families
+from segsmith.files import atomic_file
+from segsmith.memory.ledger import ImageRow, Ledger, ModelRow, prompt_families
 from segsmith.memory.run_folder import RunFolder
 
 FILE = "provenance.jsonl"
+READ = 1024
+"""Images whose rows are read together."""
 
 
 def write_provenance(run: RunFolder, ledger: Ledger, versions: Mapping[str, str]) -> Path:
@@ -21,16 +24,34 @@ def write_provenance(run: RunFolder, ledger: Ledger, versions: Mapping[str, str]
     A record has the prompt and its family, the seed, the image model (id, and revision and licence if the
     ledger has them), all models of the run, the judge's scores, the labels, and the software versions.
     """
-    prompts = {p.id: p for p in ledger.prompts()}
-    families = prompt_families(prompts.values())
-    verdicts, masks, labels = ledger.verdicts(), ledger.masks(), ledger.labels("relabel")
+    families = prompt_families(ledger.each_prompt())
     models = {role: _model(row) for role, row in ledger.models().items()}
-    lines, refused = [], ledger.rejected("mask")
-    for image in ledger.accepted():
-        if image.id not in masks or image.id in refused:
+    refused = ledger.rejected("mask")
+    path = run.dataset / FILE
+    with atomic_file(path) as file:
+        drawn = ledger.each_drawn()
+        while images := list(islice(drawn, READ)):
+            for record in _records(images, ledger, families, refused):
+                image_model = {"id": record["image_model"], **models.get("images", {})}
+                record |= {"image_model": image_model, "models": models, "versions": dict(versions)}
+                file.write(f"{json.dumps(record, ensure_ascii=False, sort_keys=True)}\n".encode())
+    return path
+
+
+def _records(
+    images: Sequence[ImageRow], ledger: Ledger, families: Mapping[str, str], refused: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    """What the ledger says of those of some images that are accepted, have a mask, and whose mask is not refused."""
+    ids = [image.id for image in images]
+    verdicts = {verdict.image_id: verdict for verdict in ledger.verdicts_of(ids) if verdict.accepted}
+    masks = {mask.image_id: mask for mask in ledger.mask_pixels(list(verdicts.keys() - refused))}
+    labels = ledger.label_sets("relabel", list(masks))
+    prompts = {p.id: p for p in ledger.prompts_of(sorted({i.prompt_id for i in images if i.id in masks}))}
+    for image in images:
+        if image.id not in masks:
             continue
-        prompt = prompts[image.prompt_id]
-        record: dict[str, Any] = {
+        prompt, verdict, mask = prompts[image.prompt_id], verdicts[image.id], masks[image.id]
+        yield {
             "image_id": image.id,
             "sha256": image.sha256,
             "class": prompt.class_name,
@@ -42,17 +63,11 @@ def write_provenance(run: RunFolder, ledger: Ledger, versions: Mapping[str, str]
                 "critique": dict(prompt.critique),
             },
             "seed": image.seed,
-            "image_model": {"id": image.backend, **models.get("images", {})},
-            "models": models,
-            "verdict": {"reason": verdicts[image.id].reason, "scores": dict(verdicts[image.id].scores)},
-            "labels": list(labels[image.id].classes) if image.id in labels else list(prompt.classes),
-            "mask": {"ignore_share": masks[image.id].ignore_share, "pixels": dict(masks[image.id].pixels)},
-            "versions": dict(versions),
+            "image_model": image.backend,
+            "verdict": {"reason": verdict.reason, "scores": dict(verdict.scores)},
+            "labels": list(labels.get(image.id, prompt.classes)),
+            "mask": {"ignore_share": mask.ignore_share, "pixels": dict(mask.pixels)},
         }
-        lines.append(json.dumps(record, ensure_ascii=False, sort_keys=True))
-    path = run.dataset / FILE
-    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
-    return path
 
 
 def _model(row: ModelRow) -> dict[str, str]:

@@ -24,6 +24,7 @@ from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.gpu_plan import GpuPlan, plan_gpu
 from segsmith.tools.weights.model_requirements import requirements_of
 from segsmith.tools.weights.store import find
+from segsmith.workflows.preflight import check_classes
 from segsmith.workflows.progress import Screen, open_display
 from segsmith.workflows.run import open_run
 from segsmith.workflows.settings import Settings, overrides, resolve
@@ -97,13 +98,12 @@ def plan_build(
     """Estimate what a build with these arguments takes (see `build`). Nothing is drawn, asked or fetched.
 
     `like` is a finished run whose figures are used. `gpu_memory` is the size of one card in GiB; None plans for cards
-    of several sizes. Raises `SegsmithError` for bad settings, or where `like` drew too
+    of several sizes. Raises `SegsmithError` for bad settings and classes, as a build does, or where `like` drew too
     little to measure anything.
     """
     changes = overrides(settings, classes=classes, per_class=per_class, offline=offline)
     settled, choice = resolve(preset=preset, config=config, changes=changes)
-    if not settled.classes:
-        raise SegsmithError("No classes are named.", "Type --classes cat,dog,bus")
+    doubts = check_classes(settled)
     with open_display(None, True, screen) as display:
         if choice.why:
             display.show(Notice(f"preset {choice.preset}: {choice.why}"))
@@ -114,7 +114,7 @@ def plan_build(
             raise SegsmithError(f"{like} drew too few images to measure anything.", "Name a finished run.")
     found = estimate(settled, figures, CARDS if gpu_memory is None else (gpu_memory,))
     with open_display(None, True, screen) as display:
-        for warning in found.warnings:
+        for warning in (*doubts, *found.warnings):
             display.show(Notice(warning, warning=True))
     return found
 

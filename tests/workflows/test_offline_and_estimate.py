@@ -12,7 +12,7 @@ from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.vision.mini_clip import packaged_checkpoint
 from segsmith.tools.weights.catalogue import SAM_FILES
 from segsmith.workflows import estimate as estimates
-from segsmith.workflows.estimate import OTHER_SECONDS, Figures, estimate, measure, recall, remember
+from segsmith.workflows.estimate import OTHER_SECONDS, Figures, estimate, measure, plan_build, recall, remember
 from segsmith.workflows.model_provenance import model_rows
 from segsmith.workflows.preflight import check_models
 
@@ -175,3 +175,10 @@ def test_the_cap_of_the_hosted_preset_is_in_the_plan():
     made = estimate(load_config(preset="hosted", flags={"classes": ("cat",), "per_class": 600}), None)
     assert made.usd > 10
     assert any("max_usd = 10" in line for line in made.warnings)
+
+
+def test_a_plan_refuses_a_class_and_doubts_a_class_as_a_build_does(capsys):
+    with pytest.raises(SegsmithError, match="no sprite for class 'axolotl'"):
+        plan_build(("cat", "axolotl"), preset="sim")
+    plan_build(("cat", "backpack"), preset="sim")
+    assert "was not trained on backpack" in capsys.readouterr().err
