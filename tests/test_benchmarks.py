@@ -82,4 +82,4 @@ def test_the_mini_clip_knows_the_words_of_every_set_of_classes():
     from benchmarks.sim_quality import CLASS_SETS
     from segsmith.tools.images.simulator import untaught
 
-    assert {name: untaught(classes) for name, classes in CLASS_SETS.items()} == dict.fromkeys(CLASS_SETS, [])
+    assert not any(untaught(classes) for classes in CLASS_SETS.values())

@@ -66,6 +66,7 @@ def print_summary(run: Run) -> None:
         f"{spent.wall_seconds / 60:.1f} min, peak memory {spent.peak_memory_mb / 1024:.1f} GiB"
     )
     _print_missing(run)
+    _print_doubts(run)
     for title, path in (("report", run.report), ("dataset", run.dataset), ("segmenter", run.segmenter)):
         if path.exists():
             out.print(f"{title:10}{shown(str(path))}", soft_wrap=True)
@@ -85,6 +86,13 @@ def _print_missing(run: Run) -> None:
             else Shortfall.wording_of(run.ended.reason)
         )
         out.print(f"[yellow]Images missing because {why}: {short}[/yellow]")
+
+
+def _print_doubts(run: Run) -> None:
+    from segsmith.agents.judge.agent import doubt
+
+    for name, auc in run.doubtful_classes.items():
+        out.print(f"[yellow]{doubt(shown(name), auc)}[/yellow]", soft_wrap=True)
 
 
 def print_how_to_continue(run: Path) -> None:

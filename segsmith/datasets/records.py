@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,6 +92,33 @@ class Sample:
 
     def _is_stored_as(self, form: str) -> bool:
         return self.format == form and not self.conversions
+
+
+class Scores(Mapping[str, float]):
+    """Numbers by name, of which a dataset holds millions: a tenth of a dict's memory."""
+
+    __slots__ = ("_names", "_values")
+
+    def __init__(self, scores: Mapping[str, float], names: dict[tuple[str, ...], tuple[str, ...]]) -> None:
+        """`names` is filled with the names that `Scores` have, which those of the same names share."""
+        own = tuple(scores)
+        self._names = names.setdefault(own, own)
+        self._values = array("d", scores.values())
+
+    def __getitem__(self, name: str) -> float:
+        try:
+            return self._values[self._names.index(name)]
+        except ValueError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"Scores({dict(self)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segsmith.config import Config
+from segsmith.datasets.dataset_rows import dataset_rows
 from segsmith.datasets.mask_objects import MaskObjects, ObjectCache, Stamp, find_objects
 from segsmith.datasets.palette import VOID, voc_palette
 from segsmith.datasets.png_chunks import grey_png, has_palette
-from segsmith.datasets.records import Origin, Record, Sample
+from segsmith.datasets.records import Origin, Record, Sample, Scores
 from segsmith.datasets.splits import SPLITS, split_by_group
 from segsmith.datasets.staging import Sink
 from segsmith.errors import SegsmithError
 from segsmith.files import open_image, png_bytes, read_header, read_index_map, read_whole, sha256_of
-from segsmith.memory.ledger import Ledger, prompt_families
+from segsmith.memory.ledger import Ledger
 from segsmith.memory.real_images import RealSet
 from segsmith.memory.run_folder import RunFolder
 
@@ -219,38 +220,33 @@ def collect(run: RunFolder, ledger: Ledger, config: Config, *, fetch: bool = Tru
     the prompt's. Files that are in the run's store alone are fetched, unless others read them. Raises
     `SegsmithError` when there is no image to export.
     """
-    prompts = {p.id: p for p in ledger.prompts()}
-    families = prompt_families(prompts.values())
-    masks, verdicts = dict(ledger.mask_hashes()), ledger.verdicts()
-    masked = masks.keys() - ledger.rejected("mask")
-    by_source = [ledger.label_sets(source) for source in ("relabel", "clip", "prompt")]
-    images = [image for image in ledger.accepted() if image.id in masked]
-    if not images:
+    drafts: list[tuple[str, tuple[str, ...], Origin, StoredImage]] = []
+    names: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for rows in dataset_rows(ledger):
+        if fetch:
+            run.fetch((row.image.id for row in rows), masks=True)
+        for row in rows:
+            image, prompt = row.image, row.prompt
+            scores = Scores(row.verdict.scores, names)
+            origin = Origin(prompt.text, prompt.id, row.family, image.seed, image.backend, scores)
+            paths = run.image_file(image.id, fetch=fetch), run.mask_file(image.id, fetch=fetch)
+            drafts.append((image.id, row.labels, origin, StoredImage(*paths, image.sha256, row.mask_sha256)))
+    if not drafts:
         raise SegsmithError(
             "No image is both accepted and masked yet, so there is nothing to export.",
             "Rerun the same `segsmith build` command to resume the run.",
         )
-    labels = {}
-    for image in images:
-        found = next((sets[image.id] for sets in by_source if image.id in sets), None)
-        labels[image.id] = prompts[image.prompt_id].classes if found is None else found
-    groups = {image.id: families[image.prompt_id] for image in images}
     real = RealSet.open(run.real)
-    split_of = dict.fromkeys(groups, "train")
+    split_of: dict[str, str] = {}
     if real is None:
+        groups = {name: origin.family for name, _, origin, _ in drafts}
+        labels = {name: classes for name, classes, _, _ in drafts}
         for split, ids in split_by_group(groups, labels, config.splits, config.seed).items():
             split_of |= dict.fromkeys(ids, split)
     records, stored = _real_records(real, config.classes)
-    if fetch:
-        run.fetch((image.id for image in images), masks=True)
-    for image in images:
-        prompt = prompts[image.prompt_id]
-        scores = verdicts[image.id].scores if image.id in verdicts else {}
-        origin = Origin(prompt.text, prompt.id, groups[image.id], image.seed, image.backend, scores)
-        paths = run.image_file(image.id, fetch=fetch), run.mask_file(image.id, fetch=fetch)
-        files = StoredImage(*paths, image.sha256, masks[image.id])
-        stored[image.id] = files
-        records.append(_record(image.id, split_of[image.id], labels[image.id], origin, files, config.classes))
+    for name, classes, origin, files in drafts:
+        stored[name] = files
+        records.append(_record(name, split_of.get(name, "train"), classes, origin, files, config.classes))
     return RunDataset(config.classes, tuple(records), stored)
 
 

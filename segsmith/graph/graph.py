@@ -18,7 +18,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from segsmith.agents.director import ClassProgress, cap_reached, plan_round, spent
-from segsmith.agents.judge.agent import update_verdicts
+from segsmith.agents.judge.agent import doubt, doubtful, update_verdicts
 from segsmith.agents.judge.ahead import MeasuringAhead
 from segsmith.agents.prompt.draft import Draft
 from segsmith.events import Event, ImagesDrawn, MasksMade, RoundJudged, Stage, StageStarted
@@ -263,7 +263,11 @@ def judge(state: RunState, runtime: Context) -> dict[str, Any]:
     """Measure the new images, decide about them, and return failed prompts to the prompt agent."""
     context, emit = runtime.context, get_stream_writer()
     context.enter(GpuStage.JUDGE)
+    known = doubtful(context.ledger.judgement)
     context.judge_agent.judge()
+    for name, auc in doubtful(context.ledger.judgement).items():
+        if name not in known:
+            context.told.put(doubt(name, auc))
     planned = _planned(state, context)
     asked = {context.ledger.prompt(p).class_name for p in planned}
     # By round, not by a count before and after, because a node that runs twice must return the same.

@@ -267,6 +267,8 @@ class Judgement:
     """Class -> probability by the classifier trained on real images that an image must reach."""
     sharpness: float
     """Median over images."""
+    auc: Mapping[str, float] = field(default_factory=dict)
+    """Class -> area under the ROC curve of CLIP's cosine with it, in [0, 1]; see `decision.class_auc`."""
     settings: str = ""
     """The judge's settings and the quotas, as JSON."""
     measured: int = 0

@@ -183,6 +183,8 @@ class RunData:
     undrawn: Mapping[str, int]
     """Reason -> number of requested images that were not drawn."""
     thresholds: Mapping[str, float]
+    auc: Mapping[str, float]
+    """Class -> `segsmith.agents.judge.decision.class_auc`."""
     summary: RunSummary
     evaluation: Mapping[str, Evaluation]
     versions: Mapping[str, str]
@@ -241,6 +243,7 @@ def _read(run: RunFolder, ledger: Ledger, reader: Reader) -> RunData:
         yields=_yields(ledger, reader, prompts),
         undrawn=_undrawn(ledger, reader),
         thresholds={str(k): v for k, v in ((k, finite(v)) for k, v in thresholds.items()) if v is not None},
+        auc=_auc(ledger, reader),
         summary=reader.value("summary", lambda: ledger.summary, RunSummary()),
         evaluation=_evaluation(ledger, reader),
         versions={str(name): str(version) for name, version in versions.items()},
@@ -256,6 +259,12 @@ def _read(run: RunFolder, ledger: Ledger, reader: Reader) -> RunData:
         real_images=None if real_set is None else len(real_set.images),
         problems=tuple(reader.problems),
     )
+
+
+def _auc(ledger: Ledger, reader: Reader) -> dict[str, float]:
+    judgement = reader.value("judgement", lambda: ledger.judgement, None)
+    found = NOTHING if judgement is None else judgement.auc
+    return {str(k): v for k, v in ((k, finite(v)) for k, v in found.items()) if v is not None}
 
 
 def _fetch(run: RunFolder, chosen: Chosen, reader: Reader) -> None:

@@ -44,6 +44,8 @@ class ClassRow:
     accepted: int
     acceptance: float | None
     """Accepted images as a share of those judged."""
+    auc: float | None
+    """How well the judge's CLIP tells it from the others."""
     pixel_share: float | None
     """Its pixels as a share of all mask pixels."""
     iou_held_out: float | None
@@ -145,6 +147,7 @@ def class_rows(data: RunData, config: Config) -> list[ClassRow]:
             images.drawn[name],
             images.accepted[name],
             ratio(images.accepted[name], images.judged[name]),
+            data.auc.get(name),
             ratio(images.pixels[name], area),
             held_out.get(name),
             test_set.get(name),

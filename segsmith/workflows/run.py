@@ -182,6 +182,17 @@ class Run:
         return {name: found.get(name, ClassTally()) for name in self.classes}
 
     @property
+    def doubtful_classes(self) -> Mapping[str, float]:
+        """Classes that the judge's CLIP hardly tells from the others, with the area under the ROC curve, in [0, 1].
+
+        Their accepted images may show something else. Classes with few images are not judged.
+        """
+        from segsmith.agents.judge.agent import doubtful
+
+        with self._ledger() as ledger:
+            return doubtful(ledger.judgement)
+
+    @property
     def missing(self) -> Mapping[str, int]:
         """Class -> accepted images short of what was wanted."""
         wanted, tallies = self.config.wanted, self.tallies

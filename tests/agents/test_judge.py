@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from segsmith.agents.judge import agent, decision, duplicates
 from segsmith.agents.judge.agent import JudgeAgent, reconsider, update_verdicts
-from segsmith.agents.judge.decision import calibrate, class_probabilities, decide
+from segsmith.agents.judge.decision import calibrate, class_auc, class_probabilities, decide
 from segsmith.agents.judge.duplicates import DuplicateIndex
 from segsmith.agents.prompt.space import with_article
 from segsmith.config import JudgeConfig
@@ -104,6 +104,26 @@ def test_a_class_name_close_to_every_image_gets_no_advantage():
     biased = [replace(e, cosines=(e.cosines[0] + 2.0, *e.cosines[1:])) for e in plain]
     even, uneven = judged(plain).probabilities, judged(biased).probabilities
     assert np.allclose(even, uneven)
+
+
+def test_auc_is_the_share_of_pairs_in_the_right_order():
+    rng = np.random.default_rng(0)
+    items = [
+        replace(seen(f"{target}{i}", target=target), cosines=tuple(rng.normal(size=3).round(1)))
+        for target in CLASSES
+        for i in range(30)
+    ]
+    own = [e.cosines[0] for e in items if e.target == "cat"]
+    others = [e.cosines[0] for e in items if e.target == "dog"]
+    pairs = [(a > b) + 0.5 * (a == b) for a in own for b in others]
+    assert class_auc(items, CLASSES)["cat"] == pytest.approx(np.mean(pairs))
+
+
+def test_auc_counts_neither_companions_nor_classes_of_few_images():
+    cats = [replace(seen(f"c{i}"), asked=("cat", "dog")) for i in range(30)]
+    dogs = [seen(f"d{i}", target="dog") for i in range(30)]
+    assert class_auc([*cats, *dogs], CLASSES) == {"cat": 1.0}
+    assert class_auc(cats[:19] + dogs, CLASSES) == {}
 
 
 def test_verdicts_carry_their_numbers():

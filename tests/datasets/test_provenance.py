@@ -27,7 +27,7 @@ def test_a_record_of_every_exported_image_in_drawing_order_however_many_are_read
             assert found["labels"] == list(record.labels)
             assert found["mask"]["pixels"] == dict(deps.ledger.mask(row.id).pixels)
             assert found["versions"] == {"segsmith": "1"}
-        monkeypatch.setattr("segsmith.datasets.provenance.READ", 7)
+        monkeypatch.setattr("segsmith.datasets.dataset_rows.READ", 7)
         assert write_provenance(deps.run, deps.ledger, {"segsmith": "1"}).read_bytes() == whole
     finally:
         deps.close()

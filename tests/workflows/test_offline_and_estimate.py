@@ -12,7 +12,15 @@ from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.vision.mini_clip import packaged_checkpoint
 from segsmith.tools.weights.catalogue import SAM_FILES
 from segsmith.workflows import estimate as estimates
-from segsmith.workflows.estimate import OTHER_SECONDS, Figures, estimate, measure, plan_build, recall, remember
+from segsmith.workflows.estimate import (
+    OTHER_SECONDS,
+    Figures,
+    estimate,
+    measure,
+    plan_build,
+    recall,
+    remember,
+)
 from segsmith.workflows.model_provenance import model_rows
 from segsmith.workflows.preflight import check_models
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from segsmith.agents.image import Preview, PreviewScore
 from segsmith.agents.judge.decision import (
     SAMPLE,
+    TELLS_APART,
     UNCALIBRATED,
     Decision,
     class_probabilities,
@@ -309,6 +310,20 @@ class _Deciding:
         shares = class_probabilities(items, self._classes, self._scale, self._judgement.centre)
         for item, row in zip(items, shares, strict=True):
             self._ledger.add_labels(_labels(item, row, self._classes, self._judgement, self._config))
+
+
+def doubtful(judgement: Judgement | None) -> dict[str, float]:
+    """Classes that CLIP hardly tells from the others, with their `class_auc`."""
+    found = {} if judgement is None else judgement.auc
+    return {name: auc for name, auc in found.items() if auc < TELLS_APART}
+
+
+def doubt(name: str, auc: float) -> str:
+    """What to say of such a class."""
+    return (
+        f"The judge's CLIP hardly tells images of {name} from those of other classes (AUC {auc:.2f}; guessing gives "
+        "0.5): look at its accepted images, and try another word for the class or another judge.clip."
+    )
 
 
 def _reviewed(ledger: Ledger) -> dict[str, bool]:
