@@ -1,10 +1,12 @@
 """Everything that docs/results.md shows, from the code as it is.
 
-    make results                                  # about four hours on two cores; rerun it to continue
+    make results                                  # about three hours on two cores; rerun it to continue
     python -m benchmarks.results --hours 2        # start no further part after two hours
+    python -m benchmarks.results --jobs 1         # one part after the other
     python -m benchmarks.results --page           # write the page from the results that are there
 
-Each part is a benchmark of its own, keeps its figures under ``runs/``, and measures nothing twice. The page is
+Each part is a benchmark of its own, keeps its figures under ``runs/``, and measures nothing twice. Two parts run at a
+time, each with half of the cores; those that measure seconds run alone, after the others. The page is
 `benchmarks/results.md` with the parts' tables filled in; a part that was not measured is named on it. A note in
 ``runs/results/measured.json`` says at which commit each part was measured, so that the page can say so.
 """
@@ -18,9 +20,12 @@ import platform
 import string
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from benchmarks.charts import bars
@@ -38,6 +43,8 @@ class Part:
     command: tuple[str, ...]
     table: tuple[str, ...] | None = None
     """None if the command's own output is the table."""
+    alone: bool = False
+    """Nothing may run beside it."""
 
 
 PARTS = (
@@ -52,11 +59,12 @@ PARTS = (
         ("sim_quality", "--classes", "nouns", "--only", "full", "exact", "sam"),
         ("sim_quality", "--classes", "nouns", "--table"),
     ),
-    Part("weak_labels", ("sesam", "--seeds", "3", "4", "5"), ("sesam", "--table")),
     Part("augment", ("iaa", "--seeds", "3", "4", "5"), ("iaa", "--table")),
+    Part("weak_labels", ("sesam", "--seeds", "3", "4", "5", "--only", "main"), ("sesam", "--table")),
     Part("kills", ("kill_anywhere", "--kills", "20", "--scenario", "all")),
-    Part("peers", ("peers",), ("peers", "--table")),
+    Part("peers", ("peers",), ("peers", "--table"), alone=True),
 )
+_note_lock = threading.Lock()
 
 
 def main() -> None:
@@ -64,27 +72,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hours", type=float, default=4.0, help="start no further part after so many hours")
+    parser.add_argument("--jobs", type=int, default=2, help="parts that run at a time (default 2)")
     parser.add_argument("--only", nargs="+", choices=[p.name for p in PARTS], help="parts to measure")
     parser.add_argument("--page", action="store_true", help="only write the page")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="the page to write")
     given = parser.parse_args()
     if not given.page:
+        if given.jobs < 1:
+            parser.error("--jobs must be at least 1")
         end = time.monotonic() + 3600 * given.hours
-        for part in PARTS:
-            if given.only and part.name not in given.only:
-                continue
-            if time.monotonic() > end:
-                print(
-                    f"{part.name}: not started, {given.hours:g} hours are over; rerun to continue", flush=True
-                )
-                continue
-            measure(part)
+        parts = [part for part in PARTS if not given.only or part.name in given.only]
+        for alone, jobs in ((False, given.jobs), (True, 1)):
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(partial(measure, jobs=jobs, end=end), (p for p in parts if p.alone is alone)))
     given.out.write_text(page(given.out.parent / "images"), "utf-8")
     print(given.out)
 
 
-def measure(part: Part) -> None:
-    """Run a part to its end; its output goes to a log, and to the page if it has no table of its own."""
+def measure(part: Part, jobs: int, end: float) -> None:
+    """Run a part to its end; its output goes to a log, and to the page if it has no table of its own.
+
+    It is not started after `end`, in seconds of `time.monotonic`.
+    """
+    if time.monotonic() > end:
+        print(f"{part.name}: not started, the time is over; rerun to continue", flush=True)
+        return
     ROOT.mkdir(parents=True, exist_ok=True)
     log = ROOT / f"{part.name}.log"
     print(f"{part.name}: python -m benchmarks.{' '.join(part.command)} (log: {log})", flush=True)
@@ -93,16 +105,18 @@ def measure(part: Part) -> None:
         done = subprocess.run(
             [sys.executable, "-m", f"benchmarks.{part.command[0]}", *part.command[1:]],
             stdout=lines, stderr=subprocess.STDOUT, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))},
         )  # fmt: skip
     if done.returncode:
         print(f"{part.name}: failed with exit code {done.returncode}; see {log}", flush=True)
         return
-    note = notes()
-    note[part.name] = {
-        "commit": commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "hours": round((time.monotonic() - started) / 3600, 2),
-    }  # fmt: skip
-    write_atomic(ROOT / "measured.json", json.dumps(note, indent=1).encode())
+    with _note_lock:
+        note = notes()
+        note[part.name] = {
+            "commit": commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "hours": round((time.monotonic() - started) / 3600, 2),
+        }  # fmt: skip
+        write_atomic(ROOT / "measured.json", json.dumps(note, indent=1).encode())
 
 
 def notes() -> dict[str, dict[str, object]]:

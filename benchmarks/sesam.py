@@ -1,6 +1,7 @@
 """SeSAM against full supervision in the simulator: weak labels of three kinds, and what each component adds.
 
     python -m benchmarks.sesam                           # three seeds, all parts
+    python -m benchmarks.sesam --only main               # without the ablations
     python -m benchmarks.sesam --seeds 0 --only full points/whole
     python -m benchmarks.sesam --table                   # print the tables again from results already there
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -81,25 +82,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", help="full, or KIND/VARIANT such as points/whole")
+    parser.add_argument("--only", nargs="+", help="full, main, or KIND/VARIANT such as points/whole")
     parser.add_argument("--table", action="store_true", help="print the tables from results already there")
     arguments = parser.parse_args()
     if not arguments.table:
         torch.set_num_threads(1)
         # All seeds of a part before the next part: stopped early, the first tables are whole.
-        for part in arguments.only or ordered_parts():
+        for part in chosen_parts(arguments.only):
             for seed in arguments.seeds:
                 measured(seed, part)
     print(tables())
 
 
-def ordered_parts() -> list[str]:
-    """What the comparison needs first, then the ablations."""
-    return [
-        "full",
-        *(f"{kind}/{name}" for name in MAIN for kind in KINDS),
-        *(f"{kind}/{name}" for kind in KINDS for name in ABLATIONS),
-    ]
+def chosen_parts(names: Sequence[str] | None) -> list[str]:
+    """The named parts, where ``main`` stands for what the comparison needs; by default that, then the ablations."""
+    main = ["full", *(f"{kind}/{name}" for name in MAIN for kind in KINDS)]
+    if names is None:
+        return [*main, *(f"{kind}/{name}" for kind in KINDS for name in ABLATIONS)]
+    return [part for name in names for part in (main if name == "main" else [name])]
 
 
 def measured(seed: int, part: str) -> None:

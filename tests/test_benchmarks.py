@@ -78,6 +78,27 @@ def test_the_peers_tables_state_what_was_measured(tmp_path):
     assert "| the judge | 0.500 | 0.250 | 0.500 |" in said
 
 
+def test_results_notes_each_part_that_ran_to_its_end_and_starts_none_when_the_time_is_over(
+    tmp_path, monkeypatch, capsys
+):
+    results = import_module("benchmarks.results")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.chdir(ROOT)
+    parts = [results.Part("good", ("scale", "--help")), results.Part("bad", ("scale", "--no-such-option"))]
+    monkeypatch.setattr(results, "PARTS", parts)
+    monkeypatch.setattr(results, "page", lambda images: "")
+    out = ["results", "--out", str(tmp_path / "results.md")]
+    monkeypatch.setattr(sys, "argv", [*out, "--hours", "-1"])
+    results.main()
+    assert not results.notes()
+    monkeypatch.setattr(sys, "argv", out)
+    results.main()
+    assert list(results.notes()) == ["good"]
+    said = capsys.readouterr().out
+    assert said.count("not started") == 2
+    assert "bad: failed with exit code 2" in said
+
+
 def test_the_mini_clip_knows_the_words_of_every_set_of_classes():
     from benchmarks.sim_quality import CLASS_SETS
     from segsmith.tools.images.simulator import untaught
