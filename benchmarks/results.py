@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from benchmarks.charts import bars
@@ -43,6 +44,8 @@ class Part:
     command: tuple[str, ...]
     table: tuple[str, ...] | None = None
     """None if the command's own output is the table."""
+    phase: int = 0
+    """Parts of a phase start when those of all earlier ones have ended."""
     alone: bool = False
     """Nothing may run beside it."""
 
@@ -61,8 +64,10 @@ PARTS = (
     ),
     Part("augment", ("iaa", "--seeds", "3", "4", "5"), ("iaa", "--table")),
     Part("weak_labels", ("sesam", "--seeds", "3", "4", "5", "--only", "main"), ("sesam", "--table")),
-    Part("kills", ("kill_anywhere", "--kills", "20", "--scenario", "all")),
-    Part("peers", ("peers",), ("peers", "--table"), alone=True),
+    # Trains on the runs of the first part.
+    Part("ratio", ("segmenter_ratio",), ("segmenter_ratio", "--table"), phase=1),
+    Part("kills", ("kill_anywhere", "--kills", "20", "--scenario", "all"), phase=1),
+    Part("peers", ("peers",), ("peers", "--table"), phase=2, alone=True),
 )
 _note_lock = threading.Lock()
 
@@ -82,9 +87,11 @@ def main() -> None:
             parser.error("--jobs must be at least 1")
         end = time.monotonic() + 3600 * given.hours
         parts = [part for part in PARTS if not given.only or part.name in given.only]
-        for alone, jobs in ((False, given.jobs), (True, 1)):
+        for _, phase in groupby(parts, key=lambda part: (part.phase, part.alone)):
+            together = list(phase)
+            jobs = 1 if together[0].alone else given.jobs
             with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(partial(measure, jobs=jobs, end=end), (p for p in parts if p.alone is alone)))
+                list(pool.map(partial(measure, jobs=jobs, end=end), together))
     given.out.write_text(page(given.out.parent / "images"), "utf-8")
     print(given.out)
 
