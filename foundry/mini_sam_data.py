@@ -9,19 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 from skimage.morphology import skeletonize
 from torch import Tensor
 
-from segsmith.tools.vision.sam_views import MARGIN, span
 from segsmith.world.language import SceneSpec
 from segsmith.world.nouns import NOUNS, VOC_CLASSES
 from segsmith.world.scene import compose, random_spec
 from segsmith.world.sprites import STYLES
 
 MIN_OBJECT_PX = 40
-ZOOMED = 0.5
-"""Share of training images that are crops around an object, as `ViewAveraging` decodes them."""
 
 
 def held_out_nouns() -> tuple[str, ...]:
@@ -134,10 +130,7 @@ def draw_batch(pool: Pool, batch: int, prompts: int, rng: np.random.Generator) -
     while len(images) < batch:
         slot = int(rng.integers(len(pool.images)))
         flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
-        image = pool.images[slot][:, flip]
         instances, skeletons = pool.instances[slot][:, flip], pool.skeletons[slot][:, flip]
-        if rng.random() < ZOOMED:
-            image, instances, skeletons = zoomed(image, instances, skeletons, rng)
         ids = np.unique(skeletons)[1:]
         if not len(ids):
             continue
@@ -148,45 +141,13 @@ def draw_batch(pool: Pool, batch: int, prompts: int, rng: np.random.Generator) -
             truths.append(mask)
             owners.append(len(images))
         layouts.append(layout_of(instances))
-        images.append(jitter(image, rng))
+        images.append(jitter(pool.images[slot][:, flip], rng))
     return Batch(
         images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
         owners=torch.tensor(owners),
         points=torch.from_numpy(np.stack(points)),
         truth=torch.from_numpy(np.stack(truths))[:, None].float(),
         layout=torch.from_numpy(np.stack(layouts)),
-    )
-
-
-def zoomed(
-    image: NDArray[np.uint8],
-    instances: NDArray[np.uint8],
-    skeletons: NDArray[np.uint8],
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """A box around a random object of the scene, enlarged to the scene's size; unchanged without objects.
-
-    The box is about as large as `segsmith.tools.vision.sam_views.crop_box` makes it. Half of the boxes are up to a
-    quarter longer on one side, which changes the proportions of what they show.
-    """
-    ids = np.unique(skeletons)[1:]
-    if not len(ids):
-        return image, instances, skeletons
-    ys, xs = np.nonzero(instances == rng.choice(ids))
-    side = (max(np.ptp(xs), np.ptp(ys)) + 1) * (1 + 2 * MARGIN) * rng.uniform(0.85, 1.5)
-    stretch = rng.uniform(0.8, 1.25) if rng.random() < 0.5 else 1.0
-    x0, x1 = span((xs.min() + xs.max() + 1) / 2, side * max(1.0, stretch), instances.shape[1])
-    y0, y1 = span((ys.min() + ys.max() + 1) / 2, side * max(1.0, 1 / stretch), instances.shape[0])
-    size = instances.shape[::-1]
-
-    def enlarged(array: NDArray[np.uint8], resample: PILImage.Resampling) -> NDArray[np.uint8]:
-        cut = PILImage.fromarray(np.ascontiguousarray(array[y0:y1, x0:x1]))
-        return np.asarray(cut.resize(size, resample))
-
-    return (
-        enlarged(image, PILImage.Resampling.BICUBIC),
-        enlarged(instances, PILImage.Resampling.NEAREST),
-        enlarged(skeletons, PILImage.Resampling.NEAREST),
     )
 
 

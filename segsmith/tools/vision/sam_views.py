@@ -98,12 +98,12 @@ def crop_box(view: MaskLogits, points: Points) -> Box:
     ys, xs = np.nonzero(view.logits[int(view.scores.argmax())].numpy() > 0)
     xs, ys = np.append(xs, points[:, 0]), np.append(ys, points[:, 1])
     side = (max(np.ptp(xs), np.ptp(ys)) + 1) * (1 + 2 * MARGIN)
-    x0, x1 = span((xs.min() + xs.max() + 1) / 2, side, width)
-    y0, y1 = span((ys.min() + ys.max() + 1) / 2, side, height)
+    x0, x1 = _span((xs.min() + xs.max() + 1) / 2, side, width)
+    y0, y1 = _span((ys.min() + ys.max() + 1) / 2, side, height)
     return x0, y0, x1, y1
 
 
-def span(centre: float, side: float, limit: int) -> tuple[int, int]:
+def _span(centre: float, side: float, limit: int) -> tuple[int, int]:
     """`side` pixels around `centre`, moved inside [0, `limit`] and no longer than that."""
     length = min(limit, max(1, round(side)))
     start = min(max(round(centre - length / 2), 0), limit - length)
