@@ -185,7 +185,8 @@ class Run:
     def doubtful_classes(self) -> Mapping[str, float]:
         """Classes that the judge's CLIP hardly tells from the others, with the area under the ROC curve, in [0, 1].
 
-        Their accepted images may show something else. Classes with few images are not judged.
+        Its accepted images are no better than those that were drawn, and its masks are poor. Classes with few images
+        are left out.
         """
         from segsmith.agents.judge.agent import doubtful
 

@@ -322,7 +322,7 @@ def doubt(name: str, auc: float) -> str:
     """What to say of such a class."""
     return (
         f"The judge's CLIP hardly tells images of {name} from those of other classes (AUC {auc:.2f}; guessing gives "
-        "0.5): look at its accepted images, and try another word for the class or another judge.clip."
+        "0.5): look at its images and masks, and try another word for the class or another judge.clip."
     )
 
 
