@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Estimate:
     sources: dict[str, str]
     """Where the ``yield`` and the ``time`` come from."""
     warnings: tuple[str, ...] = ()
-    """One line for each cap or setting with which the quotas cannot be reached."""
+    """One line for each cap or setting with which the quotas cannot be reached, and for classes in doubt."""
 
 
 def plan_build(
@@ -103,7 +103,7 @@ def plan_build(
     """
     changes = overrides(settings, classes=classes, per_class=per_class, offline=offline)
     settled, choice = resolve(preset=preset, config=config, changes=changes)
-    doubts = check_classes(settled)
+    doubts = tuple(check_classes(settled))
     with open_display(None, True, screen) as display:
         if choice.why:
             display.show(Notice(f"preset {choice.preset}: {choice.why}"))
@@ -114,9 +114,9 @@ def plan_build(
             raise SegsmithError(f"{like} drew too few images to measure anything.", "Name a finished run.")
     found = estimate(settled, figures, CARDS if gpu_memory is None else (gpu_memory,))
     with open_display(None, True, screen) as display:
-        for warning in (*doubts, *found.warnings):
+        for warning in doubts + found.warnings:
             display.show(Notice(warning, warning=True))
-    return found
+    return replace(found, warnings=doubts + found.warnings)
 
 
 def estimate(config: Config, figures: Figures | None, cards: Sequence[float] = CARDS) -> Estimate:

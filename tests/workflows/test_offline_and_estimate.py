@@ -188,5 +188,6 @@ def test_the_cap_of_the_hosted_preset_is_in_the_plan():
 def test_a_plan_refuses_a_class_and_doubts_a_class_as_a_build_does(capsys):
     with pytest.raises(SegsmithError, match="no sprite for class 'axolotl'"):
         plan_build(("cat", "axolotl"), preset="sim")
-    plan_build(("cat", "backpack"), preset="sim")
+    found = plan_build(("cat", "backpack"), preset="sim")
     assert "was not trained on backpack" in capsys.readouterr().err
+    assert "was not trained on backpack" in found.warnings[0]
