@@ -266,9 +266,8 @@ def overall() -> str:
         for other in ("real", "copies"):
             both = mious["iaa"].keys() & mious[other].keys()
             cells.append(spread([mious["iaa"][s] - mious[other][s] for s in sorted(both)], sign="+"))
-        gains = [
-            mious["iaa"][s] - mious["real"][s] if is_kept(found, s) else 0.0 for s in sorted(mious["iaa"])
-        ]
+        both = mious["iaa"].keys() & mious["real"].keys()
+        gains = [mious["iaa"][s] - mious["real"][s] if is_kept(found, s) else 0.0 for s in sorted(both)]
         cells.append(spread(gains, sign="+"))
         lines.append(f"| {count} ({share} %) | " + " | ".join(cells) + " |")
     return "\n".join(lines)

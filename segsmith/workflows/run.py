@@ -185,8 +185,8 @@ class Run:
     def doubtful_classes(self) -> Mapping[str, float]:
         """Classes that the judge's CLIP hardly tells from the others, with the area under the ROC curve, in [0, 1].
 
-        Its accepted images are no better than those that were drawn, and its masks are poor. Classes with few images
-        are left out.
+        Their accepted images are hardly better than all that were drawn, and their masks are poor. Classes with few
+        images are left out.
         """
         from segsmith.agents.judge.agent import doubtful
 

@@ -1,7 +1,6 @@
 """A class that the judge's CLIP does not know is named while images are drawn, at the end, and in the report."""
 
 import re
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -66,8 +65,7 @@ def test_the_run_the_closing_lines_and_the_report_name_it(run_and_events, capsys
     assert re.search(r"hardly tells images of dog .*judge\.clip", capsys.readouterr().out)
     page = run.report.read_text()
     assert "Told apart" in page
-    cells = Counter(re.findall(rf">{run.doubtful_classes['dog']:.2f}<", page))
-    assert cells
+    assert f">{run.doubtful_classes['dog']:.2f}<" in page
 
 
 def test_with_the_judge_off_nothing_is_doubted(tmp_path):

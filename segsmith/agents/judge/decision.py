@@ -284,11 +284,14 @@ def class_auc(evidence: Sequence[Evidence], classes: Sequence[str]) -> dict[str,
     near 1 where CLIP sees in the images what was asked for, and about 0.5 where CLIP does not know the class or the
     image model does not draw it. Classes with fewer than `MIN_NEGATIVES` images of either kind are left out. (Ours.)
     """
+    if len(evidence) < 2 * MIN_NEGATIVES:
+        return {}
     asked = _asked(evidence, classes)
+    targets = np.array([e.target for e in evidence])
+    cosines = np.array([e.cosines for e in evidence], dtype=np.float64)
     found = {}
     for index, name in enumerate(classes):
-        own = [e.cosines[index] for e in evidence if e.target == name]
-        others = [e.cosines[index] for e, asks in zip(evidence, asked[:, index], strict=True) if not asks]
+        own, others = cosines[targets == name, index], cosines[~asked[:, index], index]
         if min(len(own), len(others)) < MIN_NEGATIVES:
             continue
         rank_sum = float(rankdata([*own, *others])[: len(own)].sum())
