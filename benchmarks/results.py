@@ -8,7 +8,7 @@
 Each part is a benchmark of its own, keeps its figures under ``runs/``, and measures nothing twice. Two parts run at a
 time, each with half of the cores; those that measure seconds run alone, after the others. The page is
 `benchmarks/results.md` with the parts' tables filled in; a part that was not measured is named on it. A note in
-``runs/results/measured.json`` says at which commit each part was measured, so that the page can say so.
+``runs/results/measured.json`` says at which commits each part was measured, so that the page can say so.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from benchmarks.charts import bars
 from segsmith.files import write_atomic
@@ -54,12 +55,12 @@ PARTS = (
     Part("quality", ("sim_quality",), ("sim_quality", "--table")),
     Part(
         "quality_other",
-        ("sim_quality", "--classes", "voc-other", "--only", "full", "exact", "sam"),
+        ("sim_quality", "--classes", "voc-other", "--only", "full", "exact"),
         ("sim_quality", "--classes", "voc-other", "--table"),
     ),
     Part(
         "quality_nouns",
-        ("sim_quality", "--classes", "nouns", "--only", "full", "exact", "sam"),
+        ("sim_quality", "--classes", "nouns", "--only", "full", "exact"),
         ("sim_quality", "--classes", "nouns", "--table"),
     ),
     Part("augment", ("iaa", "--seeds", "3", "4", "5"), ("iaa", "--table")),
@@ -67,6 +68,7 @@ PARTS = (
     # Trains on the runs of the first part.
     Part("ratio", ("segmenter_ratio",), ("segmenter_ratio", "--table"), phase=1),
     Part("kills", ("kill_anywhere", "--kills", "20", "--scenario", "all"), phase=1),
+    Part("online_filter", ("online_filter",), phase=2, alone=True),
     Part("peers", ("peers",), ("peers", "--table"), phase=2, alone=True),
 )
 _note_lock = threading.Lock()
@@ -119,15 +121,17 @@ def measure(part: Part, jobs: int, end: float) -> None:
         return
     with _note_lock:
         note = notes()
+        earlier = note.get(part.name, {"commits": [], "hours": 0.0})
         note[part.name] = {
-            "commit": commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "hours": round((time.monotonic() - started) / 3600, 2),
-        }  # fmt: skip
+            "commits": list(dict.fromkeys([*earlier["commits"], commit()])),
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "hours": round(earlier["hours"] + (time.monotonic() - started) / 3600, 2),
+        }
         write_atomic(ROOT / "measured.json", json.dumps(note, indent=1).encode())
 
 
-def notes() -> dict[str, dict[str, object]]:
-    """Part -> commit, date and hours of its last complete measurement."""
+def notes() -> dict[str, dict[str, Any]]:
+    """Part -> commits, last date and hours of the calls that measured it."""
     path = ROOT / "measured.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -153,7 +157,7 @@ def page(images: Path) -> str:
         origin = measured[part.name]
         values[part.name] = shown(part)
         values[f"{part.name}_how"] = (
-            f"{how}; commit {origin['commit']}, {origin['date']}, {origin['hours']} hours"
+            f"{how}; commit {', '.join(origin['commits'])}, {origin['date']}, {origin['hours']} hours"
         )
     chart = quality_chart(images)
     values["chart"] = (
@@ -180,7 +184,7 @@ def quality_chart(images: Path) -> Path | None:
 
     names = {
         "full": "full pipeline", "exact": "exact masks", "judge_off": "judge off", "relabel_off": "relabelling off",
-        "sam_off": "SAM off", "check_off": "region check off",
+        "refiner_off": "mask refiner off", "sam_off": "SAM off", "check_off": "region check off",
     }  # fmt: skip
     rows = []
     for name, label in names.items():

@@ -35,7 +35,7 @@ from segsmith.segmentation.trainer import train
 from segsmith.segmentation.weak_refiner import WeakRefiner
 from segsmith.tools.images.simulator import unseen_scenes
 from segsmith.tools.vision.clip import OpenClipEncoder
-from segsmith.tools.vision.sam import SamSegmenter
+from segsmith.tools.vision.sam_views import open_segmenter
 from segsmith.workflows.refine import refine_config
 from segsmith.workflows.weaken import weaken_dataset
 
@@ -139,7 +139,7 @@ def refined(seed: int, kind: str, name: str) -> dict[str, Any]:
     """Weak labels of one kind under one variant of the method."""
     config = settings(VARIANTS[name])
     refiner = WeakRefiner(
-        SamSegmenter.load(config.labeler.sam, "cpu"),
+        open_segmenter(config.labeler, config.compute),
         MaskSettings.of(config.labeler),
         seed,
         threshold=config.trainer.teacher_threshold,

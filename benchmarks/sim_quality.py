@@ -3,7 +3,7 @@
     python -m benchmarks.sim_quality                           # eight VOC classes, three seeds, all ablations
     python -m benchmarks.sim_quality --classes nouns --only full exact
     python -m benchmarks.sim_quality --seeds 3                 # one seed
-    python -m benchmarks.sim_quality --table                   # print the table again from results already there
+    python -m benchmarks.sim_quality --table                   # print the tables again from results already there
 
 Seeds 0, 1 and 2 were used while thresholds and defaults were chosen; the default seeds were not. No threshold was
 chosen on the class sets `voc-other` and `nouns`. Runs and results lie under ``runs/quality``; what is there is not
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.sim_quality_table import tables
 from segsmith.agents.judge.agent import update_verdicts
 from segsmith.config import Config, load_config
 from segsmith.files import png_bytes, read_index_map, write_atomic
@@ -53,13 +54,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--classes", choices=CLASS_SETS, default="voc", help="set of eight classes")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure (default: all)")
-    parser.add_argument("--table", action="store_true", help="print the table from results already there")
+    parser.add_argument("--table", action="store_true", help="print the tables from results already there")
     arguments = parser.parse_args()
     if not arguments.table:
         for seed in arguments.seeds:
             for name in arguments.only or PARTS:
                 measured(Trial(arguments.classes, seed), name)
-    print(table(arguments.classes))
+    print(tables(figures_of(arguments.classes)))
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def judge_off(trial: Trial) -> dict[str, Any]:
     deps = built(trial, "judge_off", judge={"enabled": False})
     figures = {
         "precision": judge_figures(deps)["precision"],
-        "mask_miou": mask_figures(deps)["mask_miou"],
+        **label_figures(deps),
+        **mask_figures(deps),
         "real_miou": deps.ledger.evaluation["test_set"].miou,
     }
     deps.close()
@@ -143,6 +145,11 @@ def relabel_off(trial: Trial) -> dict[str, Any]:
 def sam_off(trial: Trial) -> dict[str, Any]:
     """Masks are the thresholded patch scores."""
     return variant(trial, "sam_off", relabel=False, labeler={"use_sam": False})
+
+
+def refiner_off(trial: Trial) -> dict[str, Any]:
+    """SAM's masks are not corrected."""
+    return variant(trial, "refiner_off", relabel=False, labeler={"mask_refiner": False})
 
 
 def check_off(trial: Trial) -> dict[str, Any]:
@@ -211,17 +218,21 @@ def diversity(trial: Trial) -> dict[str, Any]:
 def sam(trial: Trial) -> dict[str, Any]:
     """Mini SAM from five skeleton points on sprites it never saw."""
     from foundry.mini_sam import HELD_OUT, evaluate
-    from segsmith.tools.vision.sam import SamSegmenter
-    from segsmith.tools.vision.sam_views import ViewAveraging
+    from segsmith.tools.vision.sam_views import open_segmenter
     from segsmith.world.sprites import STYLES
 
-    plain = SamSegmenter.load("mini")
-    kinds = {"": ViewAveraging(plain), "_one_view": plain}
-    return {
-        f"{style}{kind}": evaluate(segmenter, 300, trial.seed + 10_000, style, HELD_OUT)["iou"]
-        for style in STYLES
-        for kind, segmenter in kinds.items()
+    kinds: dict[str, dict[str, Any]] = {
+        "": {},
+        "_no_refiner": {"mask_refiner": False},
+        "_one_view": {"mask_refiner": False, "sam_views": False},
     }
+    figures = {}
+    for kind, changes in kinds.items():
+        config = trial.settings(labeler=changes)
+        segmenter = open_segmenter(config.labeler, config.compute)
+        for style in STYLES:
+            figures[style + kind] = evaluate(segmenter, 300, trial.seed + 10_000, style, HELD_OUT)["iou"]
+    return figures
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -370,75 +381,15 @@ def mask_figures(deps: RunContext) -> dict[str, Any]:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def table(class_set: str) -> str:
-    """Markdown of all results of a set of classes: mean and spread (lowest to highest) over seeds."""
-    folder = ROOT / class_set
-    results: dict[str, list[dict[str, Any]]] = {
-        name: [json.loads(p.read_text()) for p in sorted(folder.glob(f"seed*/{name}.json"))] for name in PARTS
+def figures_of(class_set: str) -> dict[str, list[dict[str, Any]]]:
+    """Name of each part -> its figures and ``seed`` for every seed that is there."""
+    return {
+        name: [
+            {**json.loads(path.read_text()), "seed": path.parent.name}
+            for path in sorted((ROOT / class_set).glob(f"seed*/{name}.json"))
+        ]
+        for name in PARTS
     }
-
-    def figure(part: str, key: str) -> str:
-        values = [r[key] for r in results[part] if key in r]
-        if not values:
-            return "not measured"
-        return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-    def both(part: str) -> str:
-        return f"{figure(part, 'mask_miou')}; {figure(part, 'mask_ignore')}"
-
-    pairs = [
-        (f["real_miou"], e["real_miou"]) for f, e in zip(results["full"], results["exact"], strict=False)
-    ]
-    ratios = [f / e for f, e in pairs]
-    ratio = f"{np.mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else "not measured"
-    rows = [
-        ("judge: precision of acceptance", figure("full", "precision"), ">= 0.97"),
-        ("judge: recall", figure("full", "recall"), ">= 0.80"),
-        ("labels, micro-F1: prompt", figure("full", "f1_prompt"), ""),
-        ("labels, micro-F1: CLIP pseudo-labels", figure("full", "f1_clip"), ""),
-        ("labels, micro-F1: relabelled", figure("full", "f1_relabel"), ">= 0.95, best"),
-        ("mini SAM, five points, unseen sprites: twemoji", figure("sam", "twemoji"), ">= 0.92"),
-        ("mini SAM, five points, unseen sprites: openmoji", figure("sam", "openmoji"), ">= 0.92"),
-        ("the same with one view: twemoji", figure("sam", "twemoji_one_view"), ""),
-        ("the same with one view: openmoji", figure("sam", "openmoji_one_view"), ""),
-        ("with witnesses: precision of accepted images", figure("witnesses", "precision"), ""),
-        ("with witnesses: labels, micro-F1", figure("witnesses", "f1_relabel"), ">= 0.97"),
-        ("with witnesses: masks, mIoU; share of 255", both("witnesses"), ">= 0.90; <= 0.10"),
-        ("detector only: labels, micro-F1", figure("detector_only", "f1_relabel"), ""),
-        ("VLM only: labels, micro-F1", figure("vlm_only", "f1_relabel"), ""),
-        ("attention only: labels, micro-F1", figure("attention_only", "f1_relabel"), ""),
-        ("attention only: masks, mIoU; share of 255", both("attention_only"), ""),
-        ("with all three: labels, micro-F1", figure("three_witnesses", "f1_relabel"), ""),
-        ("with all three: masks, mIoU; share of 255", both("three_witnesses"), ""),
-        ("masks: mIoU without 255", figure("full", "mask_miou"), ">= 0.90"),
-        ("masks: share of 255", figure("full", "mask_ignore"), "<= 0.10"),
-        ("segmenter on the test set: mIoU", figure("full", "real_miou"), ""),
-        ("segmenter on the test set: mIoU with exact masks", figure("exact", "real_miou"), ""),
-        ("segmenter on the test set: ratio", ratio, ">= 0.95"),
-        ("prompts: nearest cosine with memory", figure("diversity", "nearest_cosine_with"), "lower"),
-        ("prompts: nearest cosine without", figure("diversity", "nearest_cosine_without"), ""),
-        ("prompts: distinct cells per prompt with memory", figure("diversity", "cells_with"), "higher"),
-        ("prompts: distinct cells per prompt without", figure("diversity", "cells_without"), ""),
-        (
-            "prompts: distinct cells per prompt, exploration off",
-            figure("diversity", "cells_no_exploration"),
-            "",
-        ),
-        (
-            "prompts: questions to the LLM for 240, refinement off",
-            figure("diversity", "calls_no_refinement"),
-            "",
-        ),
-        ("prompts: questions to the LLM for 240", figure("diversity", "calls_with"), ""),
-        ("test-set mIoU, judge off", figure("judge_off", "real_miou"), "below full"),
-        ("test-set mIoU, relabelling off", figure("relabel_off", "real_miou"), "below full"),
-        ("test-set mIoU, SAM off", figure("sam_off", "real_miou"), "below full"),
-        ("test-set mIoU, region check off", figure("check_off", "real_miou"), "below full"),
-        ("masks: mIoU and share of 255, SAM off", both("sam_off"), ""),
-        ("masks: mIoU and share of 255, second look off", both("check_off"), ""),
-    ]
-    lines = ["| figure | mean (spread) | reach |", "| --- | --- | --- |"]
-    return "\n".join(lines + [f"| {a} | {b} | {c} |" for a, b, c in rows])
 
 
 PARTS: dict[str, Callable[[Trial], dict[str, Any]]] = {
@@ -447,6 +398,7 @@ PARTS: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "judge_off": judge_off,
     "relabel_off": relabel_off,
     "sam_off": sam_off,
+    "refiner_off": refiner_off,
     "check_off": check_off,
     "witnesses": witnesses,
     "detector_only": detector_only,

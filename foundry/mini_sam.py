@@ -32,7 +32,7 @@ from foundry.mini_sam_loss import LayoutHead, decode_pairs, fuse_attention, loss
 from foundry.muon import Muon
 from segsmith.files import write_atomic
 from segsmith.protocols import PointSegmenter
-from segsmith.tools.vision.sam import SamSegmenter, SamSizes, build_sam, config_json
+from segsmith.tools.vision.sam import REFINER, SamSegmenter, SamSizes, build_sam, config_json
 from segsmith.world.scene import compose
 from segsmith.world.sprites import STYLES, Style
 
@@ -66,7 +66,8 @@ def train(out: Path, minutes: float, seed: int, pool_size: int, rate: float, ini
     sam = build_sam(SIZES).train()
     torch.nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
     if init is not None:
-        sam.load_state_dict({k: v.float() for k, v in load_file(init / "model.safetensors").items()})
+        state = load_file(init / "model.safetensors")
+        sam.load_state_dict({k: v.float() for k, v in state.items() if not k.startswith(REFINER)})
     log.info("%d parameters", sum(p.numel() for p in sam.parameters()))
     average = copy.deepcopy(sam).eval().requires_grad_(False)
     layout = LayoutHead(SIZES.decoder_width)

@@ -511,6 +511,11 @@ class LabelerConfig(Section):
         description="SAM's masks are averaged over the image, a crop around the object, and both mirrored, at about "
         "six times the cost; made for small SAMs (ours)",
     )
+    mask_refiner: bool = Field(
+        True,
+        description="SAM's masks are corrected by the network in its checkpoint, if it has one, as the mini SAM has "
+        "(ours, after CascadePSP)",
+    )
     points: int = Field(5, ge=1, description="number of points on the skeleton of a component (SeSAM: 5)")
     tau1: float = Field(
         0.3, ge=0, le=1, description="SeSAM tau1: minimum share of the seed that a mask covers (our reading)"

@@ -104,3 +104,24 @@ def test_the_mini_clip_knows_the_words_of_every_set_of_classes():
 
     sets = import_module("benchmarks.sim_quality").CLASS_SETS
     assert not any(untaught(classes) for classes in sets.values())
+
+
+def test_the_tables_of_quality_show_what_was_measured_and_divide_seed_by_seed():
+    tables = import_module("benchmarks.sim_quality_table").tables
+    full = [
+        {"seed": "seed3", "real_miou": 0.2, "precision": 0.5},
+        {"seed": "seed4", "real_miou": 0.4, "precision": 0.5},
+    ]
+    exact = [{"seed": "seed4", "real_miou": 0.5}]
+    said = tables({"full": full, "exact": exact, "witnesses": [], "diversity": []})
+    assert "| judge: precision of accepted images | 0.500 | >= 0.97 |" in said
+    assert "| segmenter: mIoU on the test set | 0.300 (0.200 to 0.400) |  |" in said
+    assert "| the same over that with exact masks | 0.800 | >= 0.95 |" in said
+    assert "witnesses |" not in said, "columns without figures are left out"
+    assert "variant" not in said, "two variants are no ablation"
+    assert "prompt agent" not in said
+    off = [{"seed": "seed3", "mask_miou": 0.4, "mask_ignore": 0.1}]
+    assert "| SAM off | 0.400 | 0.100 |" in "".join(
+        line.replace("|  ", "")
+        for line in tables({"full": full, "exact": exact, "sam_off": off}).splitlines()
+    )

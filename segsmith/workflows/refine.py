@@ -39,6 +39,7 @@ CLASSIFIER = ("judge.clip", "labeler.vit", "labeler.folds", "labeler.epochs", "l
 SAM = (
     "labeler.sam",
     "labeler.sam_views",
+    "labeler.mask_refiner",
     "labeler.points",
     "labeler.tau1",
     "labeler.tau2",

@@ -12,6 +12,7 @@ from segment_anything import build_sam_vit_b
 from segsmith.config import Config
 from segsmith.errors import SegsmithError
 from segsmith.protocols import PointSegmenter
+from segsmith.tools.vision.mask_refiner import MaskRefiner
 from segsmith.tools.vision.sam import SamSegmenter, check_sam, load_segmenter
 from segsmith.tools.vision.sam_views import ViewAveraging
 from segsmith.tools.weights.model_requirements import requirements_of
@@ -70,6 +71,7 @@ def hub_sam(folder, kind):
         "mini",
         "mini, bfloat16",
         "mini, views",
+        "mini, refined",
         "SAM 2.1",
         "SAM-HQ",
         pytest.param("vit_b", marks=pytest.mark.slow),
@@ -83,6 +85,8 @@ def segmenter(request, tmp_path_factory):
     if request.param == "vit_b":
         return SamSegmenter.load(str(request.getfixturevalue("official_file")), device="cpu")
     sam = SamSegmenter.load("mini", "cpu", "bfloat16" if "bfloat16" in request.param else "auto")
+    if "refined" in request.param:
+        return MaskRefiner(ViewAveraging(sam), sam.refiner)
     return ViewAveraging(sam) if "views" in request.param else sam
 
 
@@ -111,7 +115,7 @@ def test_candidates_have_the_images_size_and_scores_between_0_and_1(segmenter):
 
 
 def test_an_image_is_embedded_once_for_any_number_of_prompts(segmenter, monkeypatch):
-    if isinstance(segmenter, ViewAveraging):
+    if isinstance(segmenter, ViewAveraging | MaskRefiner):
         pytest.skip("each prompt has a crop of its own")
     calls = []
     model = getattr(segmenter, "_sam", None)
@@ -146,7 +150,7 @@ def test_no_prompt_no_candidates(segmenter):
 
 
 def test_several_images_give_what_each_gives_alone(segmenter):
-    if isinstance(segmenter, ViewAveraging):
+    if isinstance(segmenter, ViewAveraging | MaskRefiner):
         pytest.skip("it takes one image at a time")
     skip_full_size(segmenter)
     images = [random_image(0), random_image(1)[:40], random_image(2)[:, :50]]

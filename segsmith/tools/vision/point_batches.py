@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ MAX_POINT_SETS = 64
 
 
 Found = TypeVar("Found")
+PointSet = NDArray[np.float32]
+"""(N, 2) foreground points as (x, y) pixels."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,19 @@ class MaskLogits:
 
     logits: torch.Tensor
     scores: torch.Tensor
+
+
+class LogitsSource(Protocol):
+    """A `PointSegmenter` that also gives the logits of its masks."""
+
+    @property
+    def name(self) -> str: ...
+
+    def logits_many(
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[NDArray[np.float32]]]
+    ) -> list[list[MaskLogits]]:
+        """`PointSegmenter.segment_many` before the threshold; the tensors are in main memory."""
+        ...
 
 
 class PointBatches(ABC):
@@ -74,7 +89,7 @@ class PointBatches(ABC):
     def logits_many(
         self, images: Sequence[Image], point_sets: Sequence[Sequence[NDArray[np.float32]]]
     ) -> list[list[MaskLogits]]:
-        """`segment_many` before the threshold; the tensors are in main memory."""
+        """See `LogitsSource.logits_many`."""
         return self._predict(images, point_sets, _in_main_memory)
 
     @torch.inference_mode()
@@ -134,6 +149,13 @@ class PointBatches(ABC):
             if decoding.size < before:
                 self._decoding.size = decoding.size
         return [found[i] for i in range(len(point_sets))]
+
+
+def chunks_of(image: Image, point_sets: Sequence[PointSet]) -> Iterator[Sequence[PointSet]]:
+    """The sets in parts of so many that their logits, of four candidates each, have at most `MAX_PIXELS`."""
+    fits = max(1, MAX_PIXELS // (4 * image.shape[0] * image.shape[1]))
+    for start in range(0, len(point_sets), fits):
+        yield point_sets[start : start + fits]
 
 
 def logits_of(logits: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[MaskLogits]:

@@ -10,11 +10,11 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from segsmith.devices import autocast, choose_device, choose_dtype
 from segsmith.errors import SegsmithError
 from segsmith.terminal_text import first_line
+from segsmith.tools.vision.mask_refiner import RefinerNetwork, RefinerSizes
 from segsmith.tools.vision.point_batches import MaskLogits, PointBatches, logits_of
 from segsmith.tools.weights.model_requirements import is_hub_sam
 from segsmith.tools.weights.store import sam_file
@@ -37,6 +38,11 @@ from segsmith.types import Image
 MINI = Path(str(resources.files("segsmith"))) / "checkpoints" / "mini_sam"
 OFFICIAL: dict[int, Callable[[], Sam]] = {768: build_sam_vit_b, 1024: build_sam_vit_l, 1280: build_sam_vit_h}
 """Width of the image encoder -> builder, so that the variant is found even if the file was renamed."""
+
+
+REFINER = "refiner."
+"""Prefix of the names of the refiner's weights in a ``model.safetensors``."""
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class SamSizes:
     decoder_heads: int = 4
     decoder_mlp: int = 256
     candidates: int = 3
+    refiner: RefinerSizes | None = None
+    """Of the network that corrects the masks, if the checkpoint has one."""
 
 
 class ConvStem(nn.Module):
@@ -128,8 +136,16 @@ def config_json(sizes: SamSizes) -> str:
 class SamSegmenter(PointBatches):
     """A `PointSegmenter` around any `Sam`."""
 
-    def __init__(self, sam: Sam, name: str, device: str = "cpu", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        sam: Sam,
+        name: str,
+        device: str = "cpu",
+        precision: str = "auto",
+        refiner: RefinerNetwork | None = None,
+    ) -> None:
         super().__init__(name, sam.image_encoder.img_size, sam.mask_decoder.num_multimask_outputs)
+        self.refiner = refiner
         self._device = torch.device(device)
         self._dtype = choose_dtype(device, precision)
         self._sam = sam.eval().requires_grad_(False).to(self._device)
@@ -145,14 +161,15 @@ class SamSegmenter(PointBatches):
         architecture.
         """
         path = MINI if spec == "mini" else sam_file(spec) or Path(spec).expanduser()
+        refiner = None
         if path.is_dir():
-            sam = _load_folder(path)
+            sam, refiner = _load_folder(path)
         elif path.is_file():
             sam = _load_official(path)
         else:
             raise SegsmithError(f"SAM checkpoint {path} does not exist.", REMEDY)
         name = path.name if path.is_dir() else path.stem
-        return cls(sam, name, choose_device(device), precision)
+        return cls(sam, name, choose_device(device), precision, refiner)
 
     def _embed(self, images: Sequence[Image]) -> list[tuple[Tensor, tuple[int, int]]]:
         """Each image's (C, h, w) embedding, and its (H, W) in the model's input."""
@@ -235,11 +252,10 @@ def check_sam(spec: str) -> None:
         _load_official(path, map_location="meta", mmap=True)
 
 
-def _load_folder(folder: Path) -> Sam:
+def _load_folder(folder: Path) -> tuple[Sam, RefinerNetwork | None]:
     try:
-        values: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        sam = build_sam(SamSizes(**sizes))
+        sizes = sizes_of((folder / "config.json").read_text("utf-8"))
+        sam, refiner = build_sam(sizes), RefinerNetwork(sizes.refiner) if sizes.refiner else None
         state = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
     except FileNotFoundError as error:
         missing = Path(error.filename or "model.safetensors").name
@@ -247,7 +263,22 @@ def _load_folder(folder: Path) -> Sam:
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
             SafetensorError) as error:  # fmt: skip
         raise SegsmithError(f"SAM folder {folder} cannot be read: {error}.", REMEDY) from None
-    return _fill(sam, state, folder)
+    if refiner is not None:
+        names = [name for name in state if name.startswith(REFINER)]
+        _fill(refiner, {name.removeprefix(REFINER): state.pop(name) for name in names}, folder)
+    return _fill(sam, state, folder), refiner
+
+
+def sizes_of(text: str) -> SamSizes:
+    """The sizes in a ``config.json``. Raises `ValueError`, `TypeError` or `AttributeError` if it is damaged."""
+    values: dict[str, Any] = json.loads(text)
+    refiner = values.pop("refiner", None)
+    sizes = SamSizes(**_tuples(values))
+    return replace(sizes, refiner=RefinerSizes(**_tuples(refiner))) if refiner is not None else sizes
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _load_official(path: Path, map_location: str = "cpu", mmap: bool = False) -> Sam:
@@ -266,10 +297,10 @@ def _load_official(path: Path, map_location: str = "cpu", mmap: bool = False) ->
     return _fill(OFFICIAL[width](), state, path)
 
 
-def _fill(sam: Sam, state: dict[str, Tensor], source: Path) -> Sam:
+def _fill(model: Model, state: dict[str, Tensor], source: Path) -> Model:
     try:
-        sam.load_state_dict(state)
+        model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise SegsmithError(f"The weights in {source} do not fit the model: {reason:.160}.", REMEDY) from None
-    return sam
+    return model

@@ -8,17 +8,19 @@ IoU on unseen sprites (docs/results.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from segsmith.config import ComputeConfig, LabelerConfig
 from segsmith.protocols import PointSegmenter
 from segsmith.segmentation.seeds import resize_matrix
-from segsmith.tools.vision.point_batches import MaskLogits, PointBatches
-from segsmith.tools.vision.sam import load_segmenter
+from segsmith.tools.vision.mask_refiner import MaskRefiner
+from segsmith.tools.vision.point_batches import MaskLogits, PointBatches, candidates_of, chunks_of
+from segsmith.tools.vision.sam import SamSegmenter, load_segmenter
 from segsmith.types import Image, MaskCandidates
 
 MARGIN = 0.2
@@ -33,15 +35,20 @@ Box = tuple[int, int, int, int]
 
 
 def open_segmenter(labeler: LabelerConfig, compute: ComputeConfig) -> PointSegmenter:
-    """The SAM that the settings name. Raises `SegsmithError` as `load_segmenter` does."""
+    """The SAM that the settings name, with its views averaged and its masks corrected where they say so.
+
+    Raises `SegsmithError` as `load_segmenter` does.
+    """
     sam = load_segmenter(labeler.sam, compute.device, compute.precision)
-    return ViewAveraging(sam) if labeler.sam_views and isinstance(sam, PointBatches) else sam
+    views = ViewAveraging(sam) if labeler.sam_views else sam
+    refiner = sam.refiner if labeler.mask_refiner and isinstance(sam, SamSegmenter) else None
+    return MaskRefiner(views, refiner) if refiner else views
 
 
 class ViewAveraging:
     """A `PointSegmenter` that averages the logits of a SAM over four views; about six times its cost.
 
-    Logits of one set of points at a time are held, so memory does not grow with the number of sets.
+    Of a large image, few sets of points are decoded together, so memory does not grow with their number.
     """
 
     def __init__(self, sam: PointBatches) -> None:
@@ -57,17 +64,28 @@ class ViewAveraging:
     ) -> list[list[MaskCandidates]]:
         """See `PointSegmenter.segment_many`; images may differ in size."""
         return [
-            self._segment(image, sets) if len(sets) else []
+            list(map(candidates_of, self._views(image, sets)))
             for image, sets in zip(images, point_sets, strict=True)
         ]
 
-    def _segment(self, image: Image, sets: Sequence[Points]) -> list[MaskCandidates]:
-        whole = self._with_mirrored([image], [sets])[0]
-        boxes = [crop_box(view, points) for view, points in zip(whole, sets, strict=True)]
-        crops = [_crop(image, box, self._sam.side) for box in boxes]
-        moved = [_into_crop(points, box, crop) for points, box, crop in zip(sets, boxes, crops, strict=True)]
-        close = self._with_mirrored(crops, [[points] for points in moved])
-        return [_average(view, near[0], box) for view, near, box in zip(whole, close, boxes, strict=True)]
+    def logits_many(
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[Points]]
+    ) -> list[list[MaskLogits]]:
+        """See `LogitsSource.logits_many`."""
+        return [list(self._views(image, sets)) for image, sets in zip(images, point_sets, strict=True)]
+
+    def _views(self, image: Image, sets: Sequence[Points]) -> Iterator[MaskLogits]:
+        """The mean logits of each set."""
+        for part in chunks_of(image, sets):
+            whole = self._with_mirrored([image], [part])[0]
+            boxes = [crop_box(view, points) for view, points in zip(whole, part, strict=True)]
+            crops = [_crop(image, box, self._sam.side) for box in boxes]
+            moved = [
+                _into_crop(points, box, crop) for points, box, crop in zip(part, boxes, crops, strict=True)
+            ]
+            close = self._with_mirrored(crops, [[points] for points in moved])
+            for view, near, box in zip(whole, close, boxes, strict=True):
+                yield _average(view, near[0], box)
 
     def _with_mirrored(
         self, images: Sequence[Image], point_sets: Sequence[Sequence[Points]]
@@ -129,11 +147,11 @@ def _reflected(points: Points, width: int) -> Points:
     return np.stack([width - 1 - points[:, 0], points[:, 1]], axis=1).astype(np.float32)
 
 
-def _average(whole: MaskLogits, close: MaskLogits, box: Box) -> MaskCandidates:
-    """Candidates of the mean of both logits; candidate k of SAM's decoder plays the same part in each view."""
+def _average(whole: MaskLogits, close: MaskLogits, box: Box) -> MaskLogits:
+    """The mean of both logits; candidate k of SAM's decoder plays the same part in each view."""
     x0, y0, x1, y1 = box
     rows = resize_matrix(close.logits.shape[1], y1 - y0)
     columns = resize_matrix(close.logits.shape[2], x1 - x0)
     total = whole.logits.numpy() + OUTSIDE
     total[:, y0:y1, x0:x1] += rows @ close.logits.numpy() @ columns.T - OUTSIDE
-    return MaskCandidates(total > 0, ((whole.scores + close.scores) / 2).numpy())
+    return MaskLogits(torch.from_numpy(total / 2), (whole.scores + close.scores) / 2)

@@ -82,7 +82,7 @@ TIMM_REPOSITORIES: Mapping[str, str] = {"resnet50.a1_in1k": "timm/resnet50.a1_in
 CATALOGUE: Mapping[str, ModelFacts] = {
     # Part of segsmith
     "mini_clip": ModelFacts(APACHE, 9_406_442),
-    "mini_sam": ModelFacts(APACHE, 1_320_464),
+    "mini_sam": ModelFacts(APACHE, 2_930_546),
     "simulator": ModelFacts(
         "CC BY 4.0 (twemoji)", 0, seconds_per_image=0.06, seconds_source="measured on two cores"
     ),

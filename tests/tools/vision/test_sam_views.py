@@ -54,6 +54,19 @@ def test_the_crop_lies_inside_the_image(points, box):
     assert crop_box(nothing, np.array(points, np.float32)) == box
 
 
+def test_of_a_large_image_few_sets_are_decoded_together(monkeypatch):
+    monkeypatch.setattr("segsmith.tools.vision.point_batches.MAX_PIXELS", 4 * 40 * 60 * 2)
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[10:22, 30:40] = 255
+    sets = [np.array([[33, 12], [36, 20 - i]], np.float32) for i in range(5)]
+    sam = Shades()
+    together = ViewAveraging(sam).segment(image, sets)
+    assert len(sam.sizes) == (3 + 5) * 2, "the image three times, a crop for each set, all mirrored, too"
+    for one, points in zip(together, sets, strict=True):
+        (alone,) = ViewAveraging(Shades()).segment(image, [points])
+        assert np.array_equal(one.masks, alone.masks)
+
+
 def test_views_outline_unseen_sprites_better():
     from segsmith.world.nouns import VOC_CLASSES
     from segsmith.world.scene import compose, random_spec
@@ -77,5 +90,6 @@ def test_views_outline_unseen_sprites_better():
 
 @pytest.mark.parametrize("views", [False, True])
 def test_the_setting_decides(views):
-    config = load_config(flags={"labeler": {"sam_views": views}, "compute": {"device": "cpu"}})
+    labeler = {"sam_views": views, "mask_refiner": False}
+    config = load_config(flags={"labeler": labeler, "compute": {"device": "cpu"}})
     assert isinstance(open_segmenter(config.labeler, config.compute), ViewAveraging) is views
