@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
-from scipy.stats import rankdata
 
 from segsmith.agents.witnesses.agreement import answer
 from segsmith.config import JudgeConfig
@@ -295,8 +294,9 @@ def class_auc(evidence: Sequence[Evidence], classes: Sequence[str]) -> dict[str,
         own, others = cosines[targets == name, index], cosines[~asked[:, index], index]
         if min(len(own), len(others)) < MIN_NEGATIVES:
             continue
-        rank_sum = float(rankdata([*own, *others])[: len(own)].sum())
-        found[name] = (rank_sum - len(own) * (len(own) + 1) / 2) / (len(own) * len(others))
+        others.sort()
+        below, up_to = (np.searchsorted(others, own, side) for side in ("left", "right"))
+        found[name] = float((below + up_to).mean() / (2 * len(others)))  # a tie counts half
     return found
 
 

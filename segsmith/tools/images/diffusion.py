@@ -102,8 +102,9 @@ class DiffusionBackend:
 
     def close(self) -> None:
         """Release the pipeline and its device memory."""
-        self._pipe = self._decoder = None
-        free_device_memory()
+        if self._pipe is not None:
+            self._pipe = self._decoder = None
+            free_device_memory()
 
     def _run(self, pipe: Any, watch: StepWatch, **inputs: Any) -> tuple[list[Image], list[bool]]:
         """The finished images and, for each, whether the model's safety checker blacked it out."""

@@ -9,6 +9,7 @@ import torch
 from segsmith.config import ImagesConfig
 from segsmith.devices import choose_dtype
 from segsmith.errors import OutOfMemory, SegsmithError
+from segsmith.tools.images import diffusion
 from segsmith.tools.images.diffusion import (
     DiffusionBackend,
     check_diffusion,
@@ -141,6 +142,21 @@ def test_out_of_memory_is_raised_as_our_own_error(folder, monkeypatch):
         list(it.draw([ImageRequest("a cat", 1)]))
     monkeypatch.undo()
     assert next(iter(it.draw([ImageRequest("a cat", 1)]))).image is not None
+
+
+def test_a_model_that_is_closed_again_costs_no_second_collection(folder, monkeypatch):
+    """A full garbage collection takes half a second with torch and diffusers in memory."""
+    freed = []
+    monkeypatch.setattr(diffusion, "free_device_memory", lambda: freed.append(True))
+    backend, request = DiffusionBackend(config(folder)), [ImageRequest("a cat", 1)]
+    backend.close()
+    assert not freed
+    (first,) = backend.draw(request)
+    for _ in range(2):
+        backend.close()
+    assert len(freed) == 1
+    (again,) = backend.draw(request)
+    assert (again.image == first.image).all()
 
 
 @pytest.mark.parametrize(
