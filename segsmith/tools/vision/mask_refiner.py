@@ -135,7 +135,7 @@ def crop_of(image: Image, found: MaskLogits, points: Points) -> Crop:
         near[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 1
     stack = torch.cat(
         [
-            torch.from_numpy(np.ascontiguousarray(image[rows, columns])).permute(2, 0, 1).float(),
+            torch.from_numpy(image[rows, columns].transpose(2, 0, 1).astype(np.float32)),
             logits[:, rows, columns].float(),
             torch.from_numpy(near[rows, columns])[None],
         ]

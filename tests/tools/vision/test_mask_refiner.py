@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -100,6 +101,23 @@ def test_the_crop_has_the_points_too_and_stays_inside_the_image():
     assert crop.image.shape == (51, 80, 3)
     assert crop.logits.shape == (3, 51, 80)
     assert crop.points.sum() == 4 + 6
+
+
+@pytest.fixture
+def every_warning():
+    """Torch gives most of its warnings once in a process."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.usefixtures("every_warning")
+def test_a_read_only_image_that_is_its_own_crop_brings_no_warning():
+    image, corners = scene(60, 80), np.array([[0, 0], [79, 59]], np.float32)
+    image.setflags(write=False)  # as arrays of Pillow are
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MaskRefiner(Boxes(), Brightness()).segment(image, [corners])
 
 
 @pytest.mark.parametrize("style", ["twemoji", "openmoji"])
