@@ -15,14 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.remembered_masks import RememberedMasks
 from benchmarks.sim_quality_table import tables
 from segsmith.agents.judge.agent import update_verdicts
 from segsmith.config import Config, load_config
@@ -31,6 +34,7 @@ from segsmith.graph.context import RunContext
 from segsmith.graph.graph import build_prompt_graph
 from segsmith.memory.run_folder import RunFolder
 from segsmith.tools.images.simulator import Drawing, Simulator
+from segsmith.tools.vision.sam_views import open_segmenter
 from segsmith.types import IGNORE, ImageRequest
 from segsmith.workflows.build import build_run
 
@@ -121,7 +125,8 @@ def exact(trial: Trial) -> dict[str, Any]:
             if path.exists():
                 path.write_bytes(png_bytes(drawing.scene.class_mask(trial.classes)))
 
-    return {"real_miou": variant(trial, "exact", relabel=False, change_dataset=replace_masks)["real_miou"]}
+    found = variant(trial, "exact", relabel=False, segment=False, change_dataset=replace_masks)
+    return {"real_miou": found["real_miou"]}
 
 
 def judge_off(trial: Trial) -> dict[str, Any]:
@@ -218,7 +223,6 @@ def diversity(trial: Trial) -> dict[str, Any]:
 def sam(trial: Trial) -> dict[str, Any]:
     """Mini SAM from five skeleton points on sprites it never saw."""
     from foundry.mini_sam import HELD_OUT, evaluate
-    from segsmith.tools.vision.sam_views import open_segmenter
     from segsmith.world.sprites import STYLES
 
     kinds: dict[str, dict[str, Any]] = {
@@ -240,9 +244,18 @@ def sam(trial: Trial) -> dict[str, Any]:
 
 def built(trial: Trial, name: str, **changes: Any) -> RunContext:
     config, out = trial.settings(**changes), trial.folder / name
-    for _ in build_run(config, out):
+    for _ in build_run(config, out, parts=remembering(trial, config)):
         pass
     return RunContext(config, RunFolder(out))
+
+
+def remembering(trial: Trial, config: Config) -> Mapping[str, Any]:
+    """SAM, with its masks of all runs of a trial in one file."""
+    labeler = config.labeler
+    settings = f"{labeler.sam}, views: {labeler.sam_views}, refiner: {labeler.mask_refiner}"
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    load = partial(open_segmenter, labeler, config.compute)
+    return {"segmenter": RememberedMasks(trial.folder / "masks.db", settings, load)}
 
 
 def variant(
@@ -250,26 +263,33 @@ def variant(
     name: str,
     *,
     relabel: bool = True,
+    segment: bool = True,
     hear: bool = False,
     train: bool = True,
     change_dataset: Callable[[RunContext], None] = lambda deps: None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """The full run's images, labelled and trained with other settings."""
+    """The full run's images, labelled and trained with other settings; without `segment` the masks are its, too."""
     source, out = trial.folder / "full", trial.folder / name
+    if not (source / "dataset").exists():
+        built(trial, "full").close()  # its figures were taken over from another machine
     if not (out / "ledger.db").exists():
         out.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source / "images", out / "images", dirs_exist_ok=True)
         shutil.copy(source / "patch_scores.npz", out)
-        close_copy(source / "ledger.db", out / "ledger.db")
+        if not segment:
+            shutil.copytree(source / "masks", out / "masks", dirs_exist_ok=True)
+        copy_ledger(source / "ledger.db", out / "ledger.db", masks=not segment)
     run = RunFolder(out)
     run.create()
-    deps = RunContext(trial.settings(**changes), run)
+    config = trial.settings(**changes)
+    deps = RunContext(config, run, parts=remembering(trial, config))
     while hear and deps.witness_agent.hear():
         update_verdicts(deps.ledger, trial.classes, deps.config.judge, deps.config.wanted)
     if relabel:
         deps.labeler_agent.relabel()
-    deps.labeler_agent.segment()
+    if segment:
+        deps.labeler_agent.segment()
     figures = {"precision": judge_figures(deps)["precision"], **label_figures(deps), **mask_figures(deps)}
     if train:
         deps.finalizer.export()
@@ -280,13 +300,12 @@ def variant(
     return figures
 
 
-def close_copy(source: Path, target: Path) -> None:
-    """Copy a ledger without its masks."""
-    import sqlite3
-
+def copy_ledger(source: Path, target: Path, masks: bool) -> None:
+    """Copy a ledger, with what it says of masks or without."""
     with sqlite3.connect(source) as before, sqlite3.connect(target) as after:
         before.backup(after)
-        after.execute("DELETE FROM masks")
+        if not masks:
+            after.execute("DELETE FROM masks")
 
 
 def write_prompts(deps: RunContext, per_class: int) -> None:

@@ -6,7 +6,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from segsmith.types import MaskCandidates
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
@@ -66,7 +69,7 @@ def test_the_page_of_results_has_a_place_for_every_part(tmp_path):
     text = page.read_text("utf-8")
     assert text.startswith("# Results")
     assert "$" not in text
-    assert "`python -m benchmarks.kill_anywhere --kills 20 --scenario all`" in text
+    assert "`python -m benchmarks.kill_anywhere --kills 10 --scenario all`" in text
 
 
 def test_the_peers_tables_state_what_was_measured(tmp_path):
@@ -82,6 +85,7 @@ def test_results_notes_each_part_that_ran_to_its_end_and_starts_none_when_the_ti
     tmp_path, monkeypatch, capsys
 ):
     results = import_module("benchmarks.results")
+    monkeypatch.setattr(results, "RUNS", tmp_path)
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.chdir(ROOT)
     parts = [results.Part("good", ("scale", "--help")), results.Part("bad", ("scale", "--no-such-option"))]
@@ -97,6 +101,71 @@ def test_results_notes_each_part_that_ran_to_its_end_and_starts_none_when_the_ti
     said = capsys.readouterr().out
     assert said.count("not started") == 2
     assert "bad: failed with exit code 2" in said
+    results.main()
+    assert "good:" not in capsys.readouterr().out, "what was measured is not measured again"
+
+
+def test_figures_of_one_machine_are_continued_on_another(tmp_path, monkeypatch):
+    results = import_module("benchmarks.results")
+    part = results.Part("some", ("scale", "--help"), figures="some/seed*.json")
+    monkeypatch.setattr(results, "PARTS", [part, results.Part("said", ("scale",))])
+
+    def on(machine, *names):
+        monkeypatch.setattr(results, "RUNS", tmp_path / machine)
+        monkeypatch.setattr(results, "ROOT", tmp_path / machine / "results")
+        for name, value in names:
+            path = tmp_path / machine / "some" / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(value))
+
+    on("first", ("seed3", {"a": 1}), ("seed4", {"a": 2}))
+    (tmp_path / "first" / "results").mkdir()
+    (tmp_path / "first" / "results" / "said.log").write_text("a line\nanother")
+    assert not results.figures()["files"], "figures of which nobody knows where they come from"
+    monkeypatch.chdir(ROOT)
+    for part in results.PARTS:
+        results.note_measured(part, hours=0.5)
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results.figures()))
+    assert sorted(json.loads(file.read_text())["files"]) == [
+        "results/said.log",
+        "some/seed3.json",
+        "some/seed4.json",
+    ]
+
+    on("second", ("seed4", {"a": 20}))
+    results.take_over(file)
+    assert json.loads((tmp_path / "second/some/seed3.json").read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "second/some/seed4.json").read_text()) == {"a": 20}
+    assert (tmp_path / "second/results/said.log").read_text() == "a line\nanother"
+    assert results.notes()["some"]["hours"] == 0.5
+
+
+def test_remembered_masks_ask_sam_once(tmp_path):
+    remembered = import_module("benchmarks.remembered_masks").RememberedMasks
+    asked = []
+
+    def masks_of(image, points):
+        return MaskCandidates(np.full((3, *image.shape[:2]), points[0, 0] > 3), points[:3, 1])
+
+    class Sam:
+        def segment(self, image, point_sets):
+            asked.append(len(point_sets))
+            return [masks_of(image, points) for points in point_sets]
+
+    image = np.arange(7 * 9 * 3, dtype=np.uint8).reshape(7, 9, 3)
+    low, high = np.float32([[1, 0.25]] * 3), np.float32([[5, 0.5]] * 3)
+    sam = remembered(tmp_path / "masks.db", "one view", Sam)
+    for sets in ([low], [low, high], [high, low]):
+        for found, points in zip(sam.segment_many([image], [sets])[0], sets, strict=True):
+            assert np.array_equal(found.masks, masks_of(image, points).masks)
+            assert np.array_equal(found.scores, points[:, 1])
+    assert asked == [1, 1]
+    remembered(tmp_path / "masks.db", "one view", Sam).segment(image, [low])
+    assert asked == [1, 1]
+    remembered(tmp_path / "masks.db", "four views", Sam).segment(image, [low])
+    sam.segment(image[::-1], [low])
+    assert asked == [1, 1, 1, 1]
 
 
 def test_the_mini_clip_knows_the_words_of_every_set_of_classes():
