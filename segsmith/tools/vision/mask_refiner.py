@@ -9,7 +9,7 @@ SAM has one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segsmith.tools.vision.point_batches import LogitsSource, MaskLogits, candidates_of, chunks_of
-from segsmith.types import Image, MaskCandidates
+from segsmith.tools.vision.point_batches import LogitsChanger, LogitsSource, MaskLogits, PointSet
+from segsmith.types import Image
 
 MARGIN = 0.2
 """Margin around the masks on each side, as a fraction of their longer side (ours)."""
@@ -28,9 +28,6 @@ LONGEST_PX = 128
 """A larger crop is shrunk to this side, since the network was trained on objects up to this size."""
 SCALE = 8.0
 """Logits are divided by it before the network sees them, and cut at twice this size."""
-
-Points = NDArray[np.float32]
-"""(N, 2) foreground points as (x, y) pixels."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ class Crop:
     columns: slice
 
 
-def crop_of(image: Image, found: MaskLogits, points: Points) -> Crop:
+def crop_of(image: Image, found: MaskLogits, points: PointSet) -> Crop:
     """The crop around all candidates and points, with a margin, inside the image."""
     logits = found.logits
     ys, xs = np.nonzero((logits > 0).any(0).numpy())
@@ -148,36 +145,23 @@ def crop_of(image: Image, found: MaskLogits, points: Points) -> Crop:
     return Crop(values[:3].transpose(1, 2, 0), values[3:-1], values[-1], rows, columns)
 
 
-class MaskRefiner:
+class MaskRefiner(LogitsChanger):
     """A `PointSegmenter` that corrects the masks of another with a `RefinerNetwork`.
 
     The predicted IoUs stay those of the other.
     """
 
     def __init__(self, sam: LogitsSource, network: RefinerNetwork) -> None:
-        self.name = sam.name
-        self._sam = sam
+        super().__init__(sam)
         self._network = network.eval().requires_grad_(False)
 
-    def segment(self, image: Image, point_sets: Sequence[Points]) -> list[MaskCandidates]:
-        """See `PointSegmenter.segment`."""
-        return self.segment_many([image], [point_sets])[0]
-
-    def segment_many(
-        self, images: Sequence[Image], point_sets: Sequence[Sequence[Points]]
-    ) -> list[list[MaskCandidates]]:
-        """See `PointSegmenter.segment_many`; images may differ in size."""
-        return [
-            [
-                candidates_of(self._refined(image, found, points))
-                for part in chunks_of(image, sets)
-                for found, points in zip(self._sam.logits_many([image], [part])[0], part, strict=True)
-            ]
-            for image, sets in zip(images, point_sets, strict=True)
-        ]
+    def _changed(self, image: Image, point_sets: Sequence[PointSet]) -> Iterator[MaskLogits]:
+        found = self._sam.logits_many([image], [point_sets])[0]
+        for logits, points in zip(found, point_sets, strict=True):
+            yield self._refined(image, logits, points)
 
     @torch.inference_mode()
-    def _refined(self, image: Image, found: MaskLogits, points: Points) -> MaskLogits:
+    def _refined(self, image: Image, found: MaskLogits, points: PointSet) -> MaskLogits:
         crop = crop_of(image, found, points)
         candidates = len(crop.logits)
         correction = self._network(

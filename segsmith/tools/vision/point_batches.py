@@ -151,7 +151,45 @@ class PointBatches(ABC):
         return [found[i] for i in range(len(point_sets))]
 
 
-def chunks_of(image: Image, point_sets: Sequence[PointSet]) -> Iterator[Sequence[PointSet]]:
+class LogitsChanger(ABC):
+    """A `LogitsSource` that changes what another one finds, image by image.
+
+    Of a large image, few sets of points are decoded together, so memory does not grow with their number.
+    """
+
+    def __init__(self, sam: LogitsSource) -> None:
+        self.name = sam.name
+        self._sam = sam
+
+    def segment(self, image: Image, point_sets: Sequence[PointSet]) -> list[MaskCandidates]:
+        """See `PointSegmenter.segment`."""
+        return self.segment_many([image], [point_sets])[0]
+
+    def segment_many(
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[PointSet]]
+    ) -> list[list[MaskCandidates]]:
+        """See `PointSegmenter.segment_many`; images may differ in size."""
+        return [
+            list(map(candidates_of, self._logits(image, sets)))
+            for image, sets in zip(images, point_sets, strict=True)
+        ]
+
+    def logits_many(
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[PointSet]]
+    ) -> list[list[MaskLogits]]:
+        """See `LogitsSource.logits_many`."""
+        return [list(self._logits(image, sets)) for image, sets in zip(images, point_sets, strict=True)]
+
+    def _logits(self, image: Image, point_sets: Sequence[PointSet]) -> Iterator[MaskLogits]:
+        for part in _chunks_of(image, point_sets):
+            yield from self._changed(image, part)
+
+    @abstractmethod
+    def _changed(self, image: Image, point_sets: Sequence[PointSet]) -> Iterator[MaskLogits]:
+        """The logits of each set; there are few of them."""
+
+
+def _chunks_of(image: Image, point_sets: Sequence[PointSet]) -> Iterator[Sequence[PointSet]]:
     """The sets in parts of so many that their logits, of four candidates each, have at most `MAX_PIXELS`."""
     fits = max(1, MAX_PIXELS // (4 * image.shape[0] * image.shape[1]))
     for start in range(0, len(point_sets), fits):

@@ -12,24 +12,21 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from segsmith.config import ComputeConfig, LabelerConfig
 from segsmith.protocols import PointSegmenter
 from segsmith.segmentation.seeds import resize_matrix
 from segsmith.tools.vision.mask_refiner import MaskRefiner
-from segsmith.tools.vision.point_batches import MaskLogits, PointBatches, candidates_of, chunks_of
+from segsmith.tools.vision.point_batches import LogitsChanger, MaskLogits, PointBatches, PointSet
 from segsmith.tools.vision.sam import SamSegmenter, load_segmenter
-from segsmith.types import Image, MaskCandidates
+from segsmith.types import Image
 
 MARGIN = 0.2
 """Margin of a crop on each side, as a fraction of the object's longer side (ours)."""
 OUTSIDE = -20.0
 """Logit of the pixels outside a crop: they are not part of the object."""
 
-Points = NDArray[np.float32]
-"""(N, 2) foreground points as (x, y) pixels."""
 Box = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in pixels, x1 and y1 exclusive."""
 
@@ -45,50 +42,27 @@ def open_segmenter(labeler: LabelerConfig, compute: ComputeConfig) -> PointSegme
     return MaskRefiner(views, refiner) if refiner else views
 
 
-class ViewAveraging:
-    """A `PointSegmenter` that averages the logits of a SAM over four views; about six times its cost.
+class ViewAveraging(LogitsChanger):
+    """A `PointSegmenter` that averages the logits of a SAM over four views; about six times its cost."""
 
-    Of a large image, few sets of points are decoded together, so memory does not grow with their number.
-    """
+    _sam: PointBatches
 
     def __init__(self, sam: PointBatches) -> None:
-        self.name = sam.name
-        self._sam = sam
+        super().__init__(sam)
 
-    def segment(self, image: Image, point_sets: Sequence[Points]) -> list[MaskCandidates]:
-        """See `PointSegmenter.segment`."""
-        return self.segment_many([image], [point_sets])[0]
-
-    def segment_many(
-        self, images: Sequence[Image], point_sets: Sequence[Sequence[Points]]
-    ) -> list[list[MaskCandidates]]:
-        """See `PointSegmenter.segment_many`; images may differ in size."""
-        return [
-            list(map(candidates_of, self._views(image, sets)))
-            for image, sets in zip(images, point_sets, strict=True)
+    def _changed(self, image: Image, point_sets: Sequence[PointSet]) -> Iterator[MaskLogits]:
+        whole = self._with_mirrored([image], [point_sets])[0]
+        boxes = [crop_box(view, points) for view, points in zip(whole, point_sets, strict=True)]
+        crops = [_crop(image, box, self._sam.side) for box in boxes]
+        moved = [
+            [_into_crop(points, box, crop)]
+            for points, box, crop in zip(point_sets, boxes, crops, strict=True)
         ]
-
-    def logits_many(
-        self, images: Sequence[Image], point_sets: Sequence[Sequence[Points]]
-    ) -> list[list[MaskLogits]]:
-        """See `LogitsSource.logits_many`."""
-        return [list(self._views(image, sets)) for image, sets in zip(images, point_sets, strict=True)]
-
-    def _views(self, image: Image, sets: Sequence[Points]) -> Iterator[MaskLogits]:
-        """The mean logits of each set."""
-        for part in chunks_of(image, sets):
-            whole = self._with_mirrored([image], [part])[0]
-            boxes = [crop_box(view, points) for view, points in zip(whole, part, strict=True)]
-            crops = [_crop(image, box, self._sam.side) for box in boxes]
-            moved = [
-                _into_crop(points, box, crop) for points, box, crop in zip(part, boxes, crops, strict=True)
-            ]
-            close = self._with_mirrored(crops, [[points] for points in moved])
-            for view, near, box in zip(whole, close, boxes, strict=True):
-                yield _average(view, near[0], box)
+        for view, near, box in zip(whole, self._with_mirrored(crops, moved), boxes, strict=True):
+            yield _average(view, near[0], box)
 
     def _with_mirrored(
-        self, images: Sequence[Image], point_sets: Sequence[Sequence[Points]]
+        self, images: Sequence[Image], point_sets: Sequence[Sequence[PointSet]]
     ) -> list[list[MaskLogits]]:
         """Mean of the logits and of the predicted IoUs of each image and of its mirror image."""
         mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in images]
@@ -107,7 +81,7 @@ class ViewAveraging:
         ]
 
 
-def crop_box(view: MaskLogits, points: Points) -> Box:
+def crop_box(view: MaskLogits, points: PointSet) -> Box:
     """The square around the points and the candidate with the highest predicted IoU, with `MARGIN`.
 
     It lies inside the image; where it does not fit, it is cut to the image's size.
@@ -136,14 +110,14 @@ def _crop(image: Image, box: Box, side: int) -> Image:
     return np.asarray(PILImage.fromarray(image[y0:y1, x0:x1]).resize(size, PILImage.Resampling.BICUBIC))
 
 
-def _into_crop(points: Points, box: Box, crop: Image) -> Points:
+def _into_crop(points: PointSet, box: Box, crop: Image) -> PointSet:
     """Points of the image as points of the crop; the centre of the first pixel is (0, 0)."""
     x0, y0, x1, y1 = box
     scale = np.array([crop.shape[1] / (x1 - x0), crop.shape[0] / (y1 - y0)])
     return ((points + 0.5 - [x0, y0]) * scale - 0.5).astype(np.float32)
 
 
-def _reflected(points: Points, width: int) -> Points:
+def _reflected(points: PointSet, width: int) -> PointSet:
     return np.stack([width - 1 - points[:, 0], points[:, 1]], axis=1).astype(np.float32)
 
 
