@@ -24,6 +24,7 @@ class Stage(StrEnum):
     TRAINING = "training"
     EVALUATING = "evaluating"
     SEEDING = "seeding"
+    TRYING_SAM = "trying_sam"
     REFINING = "refining"
 
 

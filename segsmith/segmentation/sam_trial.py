@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from segsmith.ids import seed_of
 from segsmith.protocols import PointSegmenter
 from segsmith.segmentation.masks import MaskSettings, outline
 from segsmith.segmentation.weak_refiner import plan_weak
-from segsmith.types import IGNORE
+from segsmith.types import IGNORE, Image
 
 IMAGES = 48
 """Images on which SAM is tried, spread over the training split (ours)."""
@@ -21,8 +22,12 @@ HELD_OUT = 1 / 3
 """Share of the drawn components that SAM is not shown at all (ours)."""
 SPLIT_PX = 8
 """Of other components with at least this many pixels SAM is shown one half (ours)."""
+PER_IMAGE = 8
+"""Components of an image for which SAM is asked; more of the same image would tell little more (ours)."""
 ENOUGH = 12
 """Masks that must be selected before SAM is judged at all (ours)."""
+CERTAIN = 3.0
+"""Standard errors between the agreement and the level asked for at which the trial ends early (ours)."""
 
 
 @dataclass(frozen=True)
@@ -44,36 +49,66 @@ class SamTrial:
         """Whether the agreement reaches `level`; True where there are too few masks to tell."""
         return self.agreement is None or self.agreement >= level
 
+    def certain(self, level: float) -> bool:
+        """Whether more masks would hardly change what `helps` says (Wilson's score interval)."""
+        if self.agreement is None:
+            return False
+        return abs(self.agreement - level) > CERTAIN * sqrt(level * (1 - level) / self.masks)
 
-def try_sam(data: VocFolder, segmenter: PointSegmenter, settings: MaskSettings, seed: int) -> SamTrial:
-    """Hold out drawn components, and halves of others, on some images of a split; compare SAM's masks with all."""
-    masks = crossing = partial = 0
-    for index in range(0, len(data), max(1, len(data) // IMAGES)):
+
+def try_sam(
+    data: VocFolder, segmenter: PointSegmenter, settings: MaskSettings, level: float, seed: int
+) -> SamTrial:
+    """Hold out drawn components, and halves of others, on some images of a split; compare SAM's masks with all.
+
+    It ends when more images would hardly change whether the agreement reaches `level`, in [0, 1].
+    """
+    trial = SamTrial(0, 0, 0)
+    indices = range(0, len(data), max(1, len(data) // IMAGES))
+    for index in np.random.default_rng(seed_of("sam trial", seed)).permutation(indices).tolist():
+        if trial.certain(level):
+            break
         image, drawn = data.raw(index)
         rng = np.random.default_rng(seed_of("sam trial", seed, data.ids[index]))
-        pieces = _drawn_pieces(drawn)
-        shown = drawn.copy()
-        halves = []
-        for value, piece in pieces:
-            crop = piece.crop()
-            if rng.random() < HELD_OUT:
-                shown[piece.window][crop] = IGNORE
-            elif piece.area >= SPLIT_PX:
-                hidden = _half(crop)
-                shown[piece.window][hidden] = IGNORE
-                halves.append((value, piece, crop & ~hidden, hidden))
-        (found,) = outline([image], [plan_weak(shown, rng, settings)], segmenter, settings)
-        masks += len(found.regions)
-        for region in found.regions:
-            mask, value = region.full(found.size), region.class_index + 1
-            if any(v != value and _covers(mask, piece, piece.crop()) for v, piece in pieces):
-                crossing += 1
-            elif any(
-                v == value and _covers(mask, piece, seen) and not _covers(mask, piece, hidden)
-                for v, piece, seen, hidden in halves
-            ):
-                partial += 1
-    return SamTrial(masks, crossing, partial)
+        on_image = _try_image(image, drawn, segmenter, settings, rng)
+        trial = SamTrial(
+            trial.masks + on_image.masks, trial.crossing + on_image.crossing, trial.partial + on_image.partial
+        )
+    return trial
+
+
+def _try_image(
+    image: Image,
+    drawn: NDArray[np.uint8],
+    segmenter: PointSegmenter,
+    settings: MaskSettings,
+    rng: np.random.Generator,
+) -> SamTrial:
+    pieces = _drawn_pieces(drawn)
+    shown = drawn.copy()
+    halves = []
+    for value, piece in pieces:
+        crop = piece.crop()
+        if rng.random() < HELD_OUT:
+            shown[piece.window][crop] = IGNORE
+        elif piece.area >= SPLIT_PX:
+            hidden = _half(crop)
+            shown[piece.window][hidden] = IGNORE
+            halves.append((value, piece, crop & ~hidden, hidden))
+    plan = plan_weak(shown, rng, settings)
+    asked = sorted(rng.permutation(len(plan.parts))[:PER_IMAGE])
+    (found,) = outline([image], [replace(plan, parts=[plan.parts[i] for i in asked])], segmenter, settings)
+    crossing = partial = 0
+    for region in found.regions:
+        mask, value = region.full(found.size), region.class_index + 1
+        if any(v != value and _covers(mask, piece, piece.crop()) for v, piece in pieces):
+            crossing += 1
+        elif any(
+            v == value and _covers(mask, piece, seen) and not _covers(mask, piece, hidden)
+            for v, piece, seen, hidden in halves
+        ):
+            partial += 1
+    return SamTrial(len(found.regions), crossing, partial)
 
 
 def _drawn_pieces(drawn: NDArray[np.uint8]) -> list[tuple[int, Piece]]:

@@ -53,7 +53,8 @@ STAGES = {
     Stage.TRAINING: "training the segmenter",
     Stage.EVALUATING: "evaluating the segmenter",
     Stage.SEEDING: "training the patch classifier on the image labels",
-    Stage.REFINING: "refining the masks with SAM",
+    Stage.TRYING_SAM: "trying SAM on drawn labels that it is not shown",
+    Stage.REFINING: "refining the masks",
 }
 ROUTES = {"need_prompts": "writing prompts", "draw": "drawing images, and writing the next prompts"}
 NAMED = 10

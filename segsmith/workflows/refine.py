@@ -167,7 +167,7 @@ def refine(
                 remove_leftovers(out)
             seeds = _seeds(given, out / "seeds.zip", config, seed, display.show) if kind == "image" else None
             if segmenter is not None and kind != "image" and config.labeler.min_sam_agreement:
-                tried = _tried(given, out / "sam.json", segmenter, config, seed)
+                tried = _tried(given, out / "sam.json", segmenter, config, seed, display.show)
                 display.show(tried)
                 segmenter = segmenter if tried.used else None
         refiner = _refiner(segmenter, config, seed, seeds, background)
@@ -225,13 +225,15 @@ def _unused(kind: WeakKind, train: bool, config: Config) -> dict[str, str]:
     return unused
 
 
-def _tried(given: Path, path: Path, segmenter: PointSegmenter, config: Config, seed: int) -> SamTried:
+def _tried(
+    given: Path, path: Path, segmenter: PointSegmenter, config: Config, seed: int, show: Show
+) -> SamTried:
     """Try SAM on drawn labels that it is not shown; the result is kept in ``sam.json``."""
     from segsmith.datasets.voc_folder import VocFolder
     from segsmith.segmentation.masks import MaskSettings
     from segsmith.segmentation.sam_trial import SamTrial, try_sam
 
-    trial = None
+    level, trial = config.labeler.min_sam_agreement, None
     if path.exists():
         try:
             trial = SamTrial(**json.loads(path.read_text("utf-8")))
@@ -240,10 +242,10 @@ def _tried(given: Path, path: Path, segmenter: PointSegmenter, config: Config, s
                 f"{path} is damaged.", f"Type rm {shlex.quote(str(path))} to try SAM again."
             ) from None
     if trial is None:
+        show(StageStarted(Stage.TRYING_SAM))
         data = VocFolder(given, "train")
-        trial = try_sam(data, segmenter, MaskSettings.of(config.labeler), seed)
+        trial = try_sam(data, segmenter, MaskSettings.of(config.labeler), level, seed)
         write_atomic(path, json.dumps(asdict(trial)).encode())
-    level = config.labeler.min_sam_agreement
     return SamTried(trial.masks, trial.crossing, trial.partial, level, trial.helps(level))
 
 
