@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from benchmarks.spread import spread
 from segsmith.config import Config, deep_merge, load_config
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
@@ -312,12 +313,6 @@ def results(arm: str, share: int) -> dict[int, dict[str, Any]]:
     for path in sorted(ROOT.glob(f"seed*/{arm}_{share}.json")):
         found[int(path.parent.name.removeprefix("seed"))] = json.loads(path.read_text())
     return found
-
-
-def spread(values: Sequence[float], sign: str = "") -> str:
-    if not values:
-        return "not measured"
-    return f"{np.mean(values):{sign}.3f} ({min(values):{sign}.3f} to {max(values):{sign}.3f})"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 import segsmith
-from benchmarks.sesam import mean_and_spread
+from benchmarks.spread import spread
 from segsmith.config import TrainerConfig
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.files import write_atomic
@@ -145,8 +145,7 @@ def table() -> str:
         scores = {seed: miou for seed, miou in found.items() if miou is not None}
         ratios = [miou / full for seed, miou in scores.items() if (full := load(seed, "full"))]
         if scores:
-            share = mean_and_spread(ratios) if ratios else ""
-            lines.append(f"| {part} | {mean_and_spread(list(scores.values()))} | {share} | {len(scores)} |")
+            lines.append(f"| {part} | {spread(list(scores.values()))} | {spread(ratios)} | {len(scores)} |")
     return "\n".join(lines)
 
 

@@ -24,9 +24,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.sim_quality import Trial, built
+from benchmarks.spread import spread
 from segsmith.config import load_config
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
@@ -143,10 +142,7 @@ def table(folder: Path) -> str:
         found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{variant}/seed*.json"))]
         if not found:
             continue
-        cells = []
-        for key in ("generated", "like_test", "ratio"):
-            values = [figures[key] for figures in found]
-            cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        cells = [spread([figures[key] for figures in found]) for key in ("generated", "like_test", "ratio")]
         lines.append(f"| {variant} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

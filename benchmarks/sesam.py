@@ -16,13 +16,14 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.spread import spread
 from segsmith.config import Config
 from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
@@ -216,23 +217,15 @@ def row(part: str, title: str, wanted: str) -> str:
     pairs = [(figures, full) for figures, full in found if figures and full]
     if not pairs:
         return ""
-    show = partial(spread, [figures for figures, _ in pairs])
+    show = lambda key: spread([figures[key] for figures, _ in pairs])  # noqa: E731
     ratios = [figures["miou"] / full["miou"] for figures, full in pairs]
     masks = f"{show('masks_first')} -> {show('masks_last')}" if "masks_first" in pairs[0][0] else ""
-    return f"| {title} | {show('miou')} | {mean_and_spread(ratios)} | {wanted} | {masks} |"
+    return f"| {title} | {show('miou')} | {spread(ratios)} | {wanted} | {masks} |"
 
 
 def load(seed: int, part: str) -> dict[str, Any] | None:
     path = result_file(seed, part)
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def spread(rows: list[dict[str, Any]], key: str) -> str:
-    return mean_and_spread([figures[key] for figures in rows])
-
-
-def mean_and_spread(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from benchmarks.spread import spread
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """Name of each part -> its figures, one mapping per seed."""
@@ -39,14 +39,6 @@ def tables(results: Results) -> str:
     """All tables that have figures."""
     found = [_quality(results), _ablations(results), _prompts(results), _mini_sam(results)]
     return "\n\n".join(table for table in found if table)
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean, and the lowest and highest in brackets; empty without values."""
-    if not values:
-        return ""
-    mean, low, high = (f"{value:.{digits}f}" for value in (np.mean(values), min(values), max(values)))
-    return f"{mean} ({low} to {high})" if low != high else mean
 
 
 def _figure(results: Results, part: str, key: str) -> str:
