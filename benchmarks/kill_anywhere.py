@@ -3,6 +3,7 @@
     python -m benchmarks.kill_anywhere --kills 60 --seed 0 --out kills.json     # build
     python -m benchmarks.kill_anywhere --scenario all --kills 10                # and train, refine, augment, ...
     python -m benchmarks.kill_anywhere --images 2000 --kills 5                  # a large build
+    python -m benchmarks.kill_anywhere --out kills.json --table                 # print its figures again
 
 The exit code is 1 if a killed run differs from an untouched one. Processes are forked from a server that has imported
 the heavy libraries, so a killed build costs seconds. The language model is scripted (its answer follows from its
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -313,7 +315,12 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=0, help="build: size of a run with instant models")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    parser.add_argument("--table", action="store_true", help="only print the figures of --out")
     given = parser.parse_args()
+    if given.table:
+        if not given.out:
+            parser.error("--table needs --out, the file of the figures")
+        return print(table(json.loads(given.out.read_text())))
     names = ("build", *SCENARIOS) if given.scenario == "all" else (given.scenario,)
     figures = {}
     for name in names:
@@ -325,11 +332,26 @@ def main() -> None:
                 )
             else:
                 figures[name] = kill_commands(name, Path(folder), given.kills, given.seed, say=_say)
-    text = json.dumps(figures, indent=1)
-    print(text)
     if given.out:
-        given.out.write_text(text)
+        given.out.write_text(json.dumps(figures, indent=1))
+    print(table(figures))
     sys.exit(any(found["different"] or found["half-written or unknown files"] for found in figures.values()))
+
+
+def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown of what was killed and what came of it."""
+    lines = [
+        "| command | kills | same bytes afterwards | half-written or unknown files | lost images "
+        "| images drawn again | epochs trained again |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, found in figures.items():
+        again = found.get("again", {})
+        lines.append(
+            f"| `{name}` | {found['kills']} | {found['identical']} | {found['half-written or unknown files']} "
+            f"| {found.get('lost images', '')} | {again.get('draw', '')} | {again.get('epoch', '')} |"
+        )
+    return "\n".join(lines)
 
 
 def _say(line: str) -> None:

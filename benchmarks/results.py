@@ -91,7 +91,13 @@ PARTS = (
         "ratio/gouache/run/*/seed*.json",
         phase=1,
     ),
-    Part("kills", ("kill_anywhere", "--kills", "10", "--scenario", "all"), phase=1),
+    Part(
+        "kills",
+        ("kill_anywhere", "--kills", "10", "--scenario", "all", "--out", "runs/results/kills.json"),
+        ("kill_anywhere", "--out", "runs/results/kills.json", "--table"),
+        "results/kills.json",
+        phase=1,
+    ),
     Part("online_filter", ("online_filter",), phase=2, alone=True),
     Part("peers", ("peers",), ("peers", "--table"), "peers/peers.json", phase=2, alone=True),
 )

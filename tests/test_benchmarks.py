@@ -69,7 +69,16 @@ def test_the_page_of_results_has_a_place_for_every_part(tmp_path):
     text = page.read_text("utf-8")
     assert text.startswith("# Results")
     assert "$" not in text
-    assert "`python -m benchmarks.kill_anywhere --kills 10 --scenario all`" in text
+    assert "`python -m benchmarks.kill_anywhere --kills 10 --scenario all --out" in text
+
+
+def test_the_table_of_kills_states_what_was_measured(tmp_path):
+    figures = {"kills": 10, "identical": 9, "half-written or unknown files": 2}
+    build = {**figures, "lost images": 3, "again": {"ask": 0, "draw": 4, "epoch": 5}}
+    (tmp_path / "kills.json").write_text(json.dumps({"build": build, "train": figures}))
+    said = benchmark("kill_anywhere", "--out", str(tmp_path / "kills.json"), "--table")
+    assert "| `build` | 10 | 9 | 2 | 3 | 4 | 5 |" in said
+    assert "| `train` | 10 | 9 | 2 |  |  |  |" in said
 
 
 def test_the_peers_tables_state_what_was_measured(tmp_path):
