@@ -9,9 +9,9 @@ the 5 % alone: its images serve the larger cuts, too, though it knew less of the
 is trained for the same number of steps on the real images, on the real images and copies of them (as many as there
 are generated ones, of the rarest classes first; the trainer flips, scales, crops and repaints every image of every
 arm), and on the real and the generated images. All are tested on the same openmoji images, which nothing else uses.
-*Chosen* is what `augment` keeps by default (`augment.choose_share`): of the segmenters with and without generated
-images the one with the higher mIoU on a real split val, which has a quarter as many images as split train, and at
-least eight. To save time, images are halved to 64 px for training and testing.
+*Chosen* is what `augment` keeps by default (`augment.choose_share`): the segmenter with generated images if its
+gain on a real split val exceeds the standard error, else the one without. Split val has a quarter as many images as
+split train, and at least eight. To save time, images are halved to 64 px for training and testing.
 
 Runs and results lie under ``runs/iaa``; what is there is not measured twice.
 """
@@ -38,6 +38,7 @@ from segsmith.datasets.voc_folder import VocFolder
 from segsmith.datasets.voc_layout import Pair, write_voc
 from segsmith.files import read_image, read_index_map
 from segsmith.memory.run_folder import RunFolder
+from segsmith.segmentation.comparison import compare
 from segsmith.workflows.augment import plan_enlargement
 from segsmith.workflows.build import build_run
 from segsmith.workflows.settings import own_network
@@ -72,6 +73,8 @@ def main() -> None:
             for share in arguments.shares:
                 for arm in arguments.arms:
                     measured(seed, f"{arm}_{share}", partial(trained, seed, share, arm))
+                if {"real", "iaa"} <= set(arguments.arms):
+                    measured(seed, f"chosen_{share}", partial(chosen, seed, share))
     print(tables())
 
 
@@ -227,6 +230,15 @@ def trained(seed: int, share: int, arm: str) -> dict[str, Any]:
     }
 
 
+def chosen(seed: int, share: int) -> dict[str, Any]:
+    """The comparison by which `augment` keeps one of two segmenters."""
+    with_generated, without = (
+        ROOT / f"seed{seed}" / "trainings" / f"{arm}_{share}" / "out" for arm in ("iaa", "real")
+    )
+    found = compare(with_generated, without, val_set(seed, share), "val")
+    return {"gain": found.gain, "error": found.error, "kept": found.first_is_better}
+
+
 def copies(real: Sequence[Pair], count: int, seed: int) -> list[Pair]:
     """`count` copies of real images; each is of the class that is rarest at that point."""
     rng = np.random.default_rng(seed)
@@ -268,15 +280,11 @@ def overall() -> str:
             both = mious["iaa"].keys() & mious[other].keys()
             cells.append(spread([mious["iaa"][s] - mious[other][s] for s in sorted(both)], sign="+"))
         both = mious["iaa"].keys() & mious["real"].keys()
-        gains = [mious["iaa"][s] - mious["real"][s] if is_kept(found, s) else 0.0 for s in sorted(both)]
+        kept = {seed: figures["kept"] for seed, figures in results("chosen", share).items()}
+        gains = [mious["iaa"][s] - mious["real"][s] if kept[s] else 0.0 for s in sorted(both & kept.keys())]
         cells.append(spread(gains, sign="+"))
         lines.append(f"| {count} ({share} %) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def is_kept(found: dict[str, dict[int, dict[str, Any]]], seed: int) -> bool:
-    """Whether `augment` would keep the segmenter that was trained on generated images, too."""
-    return bool(found["iaa"][seed]["val_miou"] >= found["real"][seed]["val_miou"])
 
 
 def by_class() -> str:

@@ -706,8 +706,8 @@ class AugmentConfig(Section):
     )
     choose_share: bool = Field(
         True,
-        description="also train on the real images alone, and keep the segmenter that is better on the real split "
-        "val; off: half the training time",
+        description="also train on the real images alone, and keep that segmenter unless the gain of the generated "
+        "images on the real split val exceeds its standard error; off: half the training time",
     )
     min_skill: float = Field(
         0.7,

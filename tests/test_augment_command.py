@@ -17,6 +17,7 @@ from segsmith.files import sha256_of
 from segsmith.graph.finalize import REAL_ONLY, Finalizer
 from segsmith.memory.ledger import Ledger
 from segsmith.memory.run_folder import RunFolder
+from segsmith.segmentation.comparison import Comparison
 from segsmith.testing import ScriptedChat
 from segsmith.tools.images.simulator import unseen_scenes
 from segsmith.workflows.augment import plan_enlargement, training_share
@@ -211,8 +212,8 @@ def test_the_simulator_adds_no_cartoons_to_other_images_unless_told_to(voc, tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("real_only", "kept"), [(0.9, "without"), (0.1, "with")])
-def test_the_segmenter_that_is_better_on_real_images_is_kept(
+@pytest.mark.parametrize(("real_only", "kept"), [(0.9, "without"), (0.49, "without"), (0.1, "with")])
+def test_generated_images_must_gain_on_real_ones_beyond_chance(
     voc, tmp_path, enlarge, monkeypatch, real_only, kept
 ):
     """Both trainings are replaced: what counts is which one is kept, and that the ledger knows it."""
@@ -222,9 +223,11 @@ def test_the_segmenter_that_is_better_on_real_images_is_kept(
         alone = config.real_share == 1
         for name in ("segmenter.safetensors", "segmenter.json"):
             (out / name).write_text("without" if alone else "with")
-        return {"epochs": [], "validation": {"miou": real_only if alone else 0.5}}
+        return {"epochs": []}
 
+    found = Comparison(0.5, real_only, error=0.02)
     monkeypatch.setattr(Finalizer, "_train", train)
+    monkeypatch.setattr("segsmith.segmentation.comparison.compare", lambda *paths: found)
     monkeypatch.setattr(Finalizer, "evaluate", lambda self: {})
     list(enlarge(voc, tmp_path / "run", {"trainer": {"real_passes": 0}}))
     folder = RunFolder(tmp_path / "run")
@@ -232,7 +235,7 @@ def test_the_segmenter_that_is_better_on_real_images_is_kept(
     with closing(Ledger(folder.ledger, read_only=True)) as ledger:
         (chosen,) = [detail for _, _, detail in ledger.events("share_chosen")]
         trained = [detail["sha256"] for _, _, detail in ledger.events("trained")]
-    assert chosen == {"mixed": 0.5, "real_only": real_only, "kept": kept}
+    assert chosen == {"mixed": 0.5, "real_only": real_only, "error": 0.02, "kept": kept}
     assert trained == [sha256_of(folder.segmenter)]
 
 

@@ -49,7 +49,7 @@ class Finalizer:
         """Train on ``dataset/voc``; every epoch is logged in the ledger and passed to `emit`.
 
         Beside real images, generated ones may do harm. If ``augment.choose_share`` is on, a second segmenter is
-        trained on the real images alone, and the one with the higher mIoU on the real split val is kept.
+        trained on the real images alone, and kept unless the first one is better on the real split val beyond chance.
         """
         ledger, run = self._context.ledger, self._context.run
         self._make_dataset()
@@ -68,8 +68,8 @@ class Finalizer:
         if self._generated_images_may_harm():
             emit(Notice("training on the real images alone, for comparison"))
             alone = run.checkpoints / REAL_ONLY
-            other = self._train(config.model_copy(update={"real_share": 1.0}), alone, lambda _: None)
-            self._keep_the_better(result["validation"]["miou"], other["validation"]["miou"], alone, emit)
+            self._train(config.model_copy(update={"real_share": 1.0}), alone, lambda _: None)
+            self._keep_the_better(alone, emit)
         ledger.log("trained", sha256=sha256_of(run.segmenter))
 
     def _generated_images_may_harm(self) -> bool:
@@ -84,24 +84,28 @@ class Finalizer:
         real = VocFolder(self._context.run.voc, "train", keep=False).real
         return not all(real) and real_share(self._context.config.trainer, real) < 1
 
-    def _keep_the_better(
-        self, mixed: float | None, real_only: float | None, alone: Path, emit: Callable[[Event], None]
-    ) -> None:
-        """Replace the segmenter by the one in the folder `alone` if its mIoU on split val is higher."""
+    def _keep_the_better(self, alone: Path, emit: Callable[[Event], None]) -> None:
+        """Replace the segmenter by the one in the folder `alone`, unless it is better on split val beyond chance."""
         from segsmith.segmentation.checkpoint import META, WEIGHTS
+        from segsmith.segmentation.comparison import compare
 
-        if mixed is None or real_only is None:
+        run = self._context.run
+        found = compare(run.checkpoints, alone, run.voc, "val")
+        if math.isnan(found.gain):  # no pixel of split val is labelled
             return
-        without = real_only > mixed
-        if without:
+        if not found.first_is_better:
             for name in (META, WEIGHTS):
-                write_atomic(self._context.run.checkpoints / name, (alone / name).read_bytes())
-        kept = "without" if without else "with"
-        self._context.ledger.log("share_chosen", mixed=mixed, real_only=real_only, kept=kept)
+                write_atomic(run.checkpoints / name, (alone / name).read_bytes())
+        kept = "with" if found.first_is_better else "without"
+        error = found.error if math.isfinite(found.error) else None  # JSON has no infinity
+        said = "unknown with one image" if error is None else f"{error:.3f}"
+        self._context.ledger.log(
+            "share_chosen", mixed=found.first, real_only=found.second, error=error, kept=kept
+        )
         emit(
             Notice(
-                f"mIoU on the real split val: {mixed:.3f} with generated images, {real_only:.3f} without; "
-                f"the segmenter {kept} them is kept"
+                f"mIoU on the real split val: {found.first:.3f} with generated images, {found.second:.3f} without "
+                f"(standard error of the difference: {said}); the segmenter {kept} them is kept"
             )
         )
 

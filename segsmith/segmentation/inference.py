@@ -106,6 +106,17 @@ def evaluate_on(checkpoint: Path, open_data: Callable[[SegmenterMeta], LabelledI
 
     Raises `SegsmithError` if the checkpoint cannot be read, or if the data has other classes or another order.
     """
+    pairs, meta = pairs_of_checkpoint(checkpoint, open_data)
+    return score_pairs(pairs, meta.classes, meta.background)
+
+
+def pairs_of_checkpoint(
+    checkpoint: Path, open_data: Callable[[SegmenterMeta], LabelledImages]
+) -> tuple[Iterator[tuple[Tensor, Tensor]], SegmenterMeta]:
+    """`predicted_pairs` of a checkpoint on the data that `open_data` returns for its description; the description.
+
+    Raises `SegsmithError` as `evaluate_on` does.
+    """
     model, meta = load_segmenter(checkpoint)
     data = open_data(meta)
     if meta.classes != data.classes:
@@ -114,8 +125,7 @@ def evaluate_on(checkpoint: Path, open_data: Callable[[SegmenterMeta], LabelledI
             f"{', '.join(data.classes)}.",
             "Evaluate on a dataset with the same classes in the same order.",
         )
-    pairs = predicted_pairs(model.to(Accelerator().device), data)
-    return score_pairs(pairs, data.classes, meta.background)
+    return predicted_pairs(model.to(Accelerator().device), data), meta
 
 
 def predicted_pairs(
