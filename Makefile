@@ -54,7 +54,7 @@ checkpoints: setup ## retrain the mini CLIP and the mini SAM (about two hours on
 	$(BIN)/python -m foundry.mini_clip_card --out segsmith/checkpoints/mini_clip
 	$(BIN)/python -m foundry.mini_sam --minutes 62 --seed 0 --out segsmith/checkpoints/mini_sam
 
-results: setup ## measure all of docs/results.md and write the page (three to four hours; rerun to continue)
+results: setup ## measure all of docs/results.md and write the page (three to five hours; rerun to continue)
 	$(BIN)/python -m benchmarks.results
 
 clean: ## remove .venv; run folders are kept

@@ -1,6 +1,6 @@
 """Everything that docs/results.md shows, from the code as it is.
 
-    make results                                  # three to four hours on two cores; rerun it to continue
+    make results                                  # three to five hours on two cores; rerun it to continue
     python -m benchmarks.results --hours 2        # start no further part after two hours
     python -m benchmarks.results --jobs 1         # one part after the other
     python -m benchmarks.results --page           # write the page from the results that are there
