@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from segsmith.config import ImagesConfig
 from segsmith.tools.images.diffusion import DiffusionBackend
@@ -84,19 +85,21 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         pipeline = tiny_pipelines.save(given.kind, Path(folder) / given.kind)
         number = "float64" if given.double else "float32"
         sampler = given.scheduler or "its own"
-        print(f"{given.kind}, sampler {sampler}, {given.steps} steps, batch {BATCH}, {number}")
-        print("looked at  rejected  kept, same bits  largest gap  steps  seconds")
+        print(f"{given.kind}, sampler {sampler}, {given.steps} steps, batches of {BATCH}, {number}:\n")
+        print("| looked at | rejected | kept with the same bits | largest gap | denoising steps | seconds |")
+        print("| --- | --- | --- | --- | --- | --- |")
         for at in (0.3, 0.5):
             for rejected in (0.0, 0.25, 0.5, 0.75):
                 same, kept, gap, steps, seconds = measure(
                     pipeline, given.scheduler, given.steps, given.double, at, rejected
                 )
                 print(
-                    f"{at:9.0%}  {rejected:8.0%}  {same:>6}/{kept:<8}  {gap:>8}/255  {steps:5.0%}  {seconds:7.0%}",
+                    f"| {at:.0%} | {rejected:.0%} | {same} of {kept} | {gap}/255 | {steps:.0%} | {seconds:.0%} |",
                     flush=True,
                 )
 

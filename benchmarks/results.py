@@ -48,7 +48,7 @@ class Part:
     name: str
     command: tuple[str, ...]
     table: tuple[str, ...] | None = None
-    """None if the command's own output is the table."""
+    """None if the command's own output is Markdown."""
     figures: str = ""
     """Pattern of the files below `RUNS` that hold its figures; without one, its log does."""
     phase: int = 0
@@ -233,6 +233,7 @@ def page(images: Path) -> str:
     values["chart"] = (
         f"![test-set mIoU of the pipeline and its ablations](images/{chart.name})" if chart else ""
     )
+    values["hours"] = f"{sum(origin['hours'] for origin in measured.values()):.1f}"
     values["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     return string.Template(TEMPLATE.read_text("utf-8")).substitute(values)
 
@@ -240,7 +241,7 @@ def page(images: Path) -> str:
 def shown(part: Part) -> str:
     """A part's figures as Markdown."""
     if part.table is None:
-        return f"```\n{(ROOT / f'{part.name}.log').read_text('utf-8').strip()}\n```"
+        return (ROOT / f"{part.name}.log").read_text("utf-8").strip()
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{part.table[0]}", *part.table[1:]],
         capture_output=True, text=True, check=True,
