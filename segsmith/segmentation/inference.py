@@ -113,7 +113,7 @@ def evaluate_on(checkpoint: Path, open_data: Callable[[SegmenterMeta], LabelledI
 def pairs_of_checkpoint(
     checkpoint: Path, open_data: Callable[[SegmenterMeta], LabelledImages]
 ) -> tuple[Iterator[tuple[Tensor, Tensor]], SegmenterMeta]:
-    """`predicted_pairs` of a checkpoint on the data that `open_data` returns for its description; the description.
+    """`predicted_pairs` of a checkpoint, and its description, for which `open_data` returns the data.
 
     Raises `SegsmithError` as `evaluate_on` does.
     """
